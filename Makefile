@@ -1,0 +1,108 @@
+# The two commands: `make demo` and `make test`; both install what they need into .venv first.
+# `make help` lists the rest. PYTHON=/path/to/python3 chooses the interpreter, ARGS=... goes to pytest or the demo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help install ffcv demo test check clean
+
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+CHOSEN := $(filter command environment,$(origin PYTHON))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	if $$p -c '$(SUPPORTED)' 2>/dev/null; then echo $$p; break; fi; done)
+endif
+BIN := .venv/bin
+# Constraints hold for every call; build isolation is off, so that builds use the pinned setuptools too.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt
+# What an installation depends on. The folder is part of it: an environment cannot be moved.
+STATE = $$(pwd -P; sha256sum pyproject.toml constraints.txt)
+FFCV_PACKAGES := g++ pkg-config libopencv-dev libturbojpeg0-dev
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+	echo "FFCV is built from source: it needs $(FFCV_PACKAGES), by apt where you may."
+
+demo: install ## pretrain and evaluate on the built-in images, about 5 minutes; writes runs/demo
+	@$(BIN)/fastmoco demo $(ARGS)
+
+test: install check ## all checks and all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## lint, formatting, types
+	@$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean: ## remove the environment and all caches, not runs/
+	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last: an interrupted installation is taken up again. pip writes a package's INSTALLER after
+# its files, so a package without one is incomplete and is forgotten here, which makes pip install it again.
+install: ## create .venv and install everything; quick when nothing changed
+	@exec 9< .  # a lock that pip inherits: it outlives a make that is killed
+	flock -n 9 || { echo "Waiting for another installation in this folder ..."; flock 9; }
+	version() { "$$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+	if [ "$(CHOSEN)" ] && [ -x $(BIN)/python ] && [ "$$(version "$(PYTHON)")" != "$$(version $(BIN)/python)" ]; then
+		echo "PYTHON=$(PYTHON) is not the Python $$(version $(BIN)/python) of .venv. Run: make clean" >&2; exit 1
+	fi
+	if [ -x $(BIN)/python ] && [ "$(STATE)" = "$$(cat .venv/.installed 2>/dev/null)" ]; then
+		exec $(MAKE) --no-print-directory ffcv
+	fi
+	# A working environment of this folder is kept, whoever made it; one that is broken or was moved is made anew.
+	if ! grep -qsF "$$(pwd -P)/.venv/" .venv/bin/pip || ! $(BIN)/python -m pip --version &>/dev/null; then
+		if [ -z "$(PYTHON)" ]; then
+			echo "No Python 3.11 to 3.13 found. Run: sudo apt-get install python3 python3-venv" \
+				"(or name one: make PYTHON=/path/to/python3)" >&2; exit 1
+		elif [ -z "$$(version "$(PYTHON)")" ]; then
+			echo "PYTHON=$(PYTHON) does not run; name a Python 3.11 to 3.13." >&2; exit 1
+		elif ! "$(PYTHON)" -c '$(SUPPORTED)'; then
+			echo "PYTHON=$(PYTHON) is Python $$(version "$(PYTHON)"); fastmoco needs 3.11 to 3.13." >&2; exit 1
+		elif ! "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then
+			echo "$(PYTHON) has no venv module. Run: sudo apt-get install python$$(version "$(PYTHON)")-venv" >&2; exit 1
+		fi
+		"$(PYTHON)" -m venv --clear .venv
+	fi
+	for info in .venv/lib/python3.*/site-packages/*.dist-info; do
+		[ -e "$$info/INSTALLER" ] || rm -rf "$$info"
+	done
+	rm -rf .venv/lib/python3.*/site-packages/~*
+	echo "Installing into .venv: about 5.4 GB the first time, a few minutes ..."
+	[ -t 1 ] || quiet=-q
+	$(PIP) $${quiet-} pip setuptools wheel
+	PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali]' --group dev
+	echo "$(STATE)" > .venv/.installed
+	exec $(MAKE) --no-print-directory ffcv
+
+# FFCV has no wheels and needs system packages: apt is tried once; afterwards FFCV is built as soon as they are there.
+ffcv:
+	@[ "$(STATE)" != "$$(cat .venv/.ffcv 2>/dev/null)" ] || exit 0
+	packages="$(FFCV_PACKAGES)"
+	include=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')
+	[ -e "$$include/Python.h" ] || packages="$$packages $$(basename "$$include")-dev"
+	can_build() {
+		command -v c++ >/dev/null && pkg-config --exists opencv4 libturbojpeg 2>/dev/null && [ -e "$$include/Python.h" ]
+	}
+	left_out() {
+		echo "FFCV is left out ($$1); its tests skip. To add it: sudo apt-get install $$packages && make install" >&2
+		[ -z "$${FASTMOCO_REQUIRE_ALL-}" ] || { echo "FASTMOCO_REQUIRE_ALL is set, so this is an error." >&2; exit 1; }
+		exit 0
+	}
+	if ! can_build; then
+		sudo="sudo -n"
+		[ "$$(id -u)" -ne 0 ] || sudo=
+		command -v apt-get >/dev/null || left_out "no apt here for its system packages"
+		$$sudo true 2>/dev/null || left_out "its system packages are missing, and apt needs a password"
+		[ ! -e .venv/.apt-failed ] || [ -n "$${FASTMOCO_REQUIRE_ALL-}" ] || left_out "apt could not install its system packages"
+		echo "Installing FFCV's system packages: $$packages ..."
+		{ $$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -q -y --no-install-recommends $$packages; } &> .venv/apt.log && can_build || {
+				touch .venv/.apt-failed
+				left_out "apt could not install its system packages, see .venv/apt.log"
+			}
+	fi
+	$(PIP) ffcv setuptools &> .venv/ffcv.log || left_out "building it failed, see .venv/ffcv.log"
+	$(BIN)/python -c 'import ffcv' &>> .venv/ffcv.log || left_out "its library does not load, see .venv/ffcv.log"
+	echo "$(STATE)" > .venv/.ffcv

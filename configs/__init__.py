@@ -1,0 +1,1 @@
+"""Hydra presets: data/, pipeline/, model/, optimizer/ and experiment/."""

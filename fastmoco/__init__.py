@@ -1,0 +1,28 @@
+"""Momentum Contrast (MoCo) pretraining of image encoders, as fast as one machine's GPU allows."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmoco.evaluate.features import load_encoder
+    from fastmoco.moco.loss import info_nce
+    from fastmoco.pipelines.build import build_loader
+    from fastmoco.train.loop import train as pretrain
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain"]
+
+# Loaded on first use: importing torch takes seconds, and `fastmoco --help` needs none of it.
+_LAZY = {
+    "build_loader": ("fastmoco.pipelines.build", "build_loader"),
+    "info_nce": ("fastmoco.moco.loss", "info_nce"),
+    "load_encoder": ("fastmoco.evaluate.features", "load_encoder"),
+    "pretrain": ("fastmoco.train.loop", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module fastmoco has no attribute {name}")
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,209 @@
+"""`fastmoco COMMAND [ARGS] [key=value ...]`: parse, load the configuration, call one function.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted after saving.
+"""
+
+import difflib
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+# Heavy modules are imported by the command that needs them: `fastmoco --help` answers at once.
+
+
+class Command(NamedTuple):
+    """One command of the command line."""
+
+    run: Callable[[list[str]], None]
+    usage: str
+    summary: str
+    schema: str | None = None
+
+
+class CommandError(ValueError):
+    """Wrong usage, found before any module is loaded."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        _print_overview()
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from fastmoco import __version__
+
+        print(f"fastmoco {__version__}")  # noqa: T201
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        return _fail(
+            2,
+            f"unknown command {name}"
+            + (f"; did you mean {near[0]}?" if near else "; see fastmoco --help"),
+        )
+    if "-h" in rest or "--help" in rest:
+        _print_help(name)
+        return 0
+    return _guarded(lambda: COMMANDS[name].run(rest))
+
+
+def _guarded(action: Callable[[], None]) -> int:
+    """Run a command; what a user can mend becomes one line, a bug keeps its traceback."""
+    try:
+        action()
+    except CommandError as error:
+        return _fail(2, str(error))
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except (ValueError, OSError) as error:
+        from fastmoco.config import UsageError
+
+        return _fail(2 if isinstance(error, UsageError | FileNotFoundError) else 1, _message(error))
+    except RuntimeError as error:
+        from fastmoco.train.loop import Interrupted
+
+        if not isinstance(error, Interrupted):
+            raise
+        return _fail(128 + error.signal_number, str(error))
+    return 0
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error)
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"fastmoco: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _split(arguments: list[str], positional: Sequence[str]) -> tuple[list[str], list[str], bool]:
+    """Positional arguments, ``key=value`` overrides, and whether ``--json`` was given."""
+    flags = [a for a in arguments if a.startswith("--")]
+    if unknown := [flag for flag in flags if flag != "--json"]:
+        raise CommandError(f"unknown flag {unknown[0]}; options are given as key=value")
+    places = [a for a in arguments if not a.startswith("--")][: len(positional)]
+    if len(places) < len(positional):
+        raise CommandError(f"{positional[len(places)]} is missing; see --help")
+    rest = [a for a in arguments if not a.startswith("--")][len(positional) :]
+    if stray := [a for a in rest if "=" not in a]:
+        raise CommandError(f"unexpected argument {stray[0]}; options are given as key=value")
+    return places, rest, bool(flags)
+
+
+def _load(schema_name: str, overrides: list[str]) -> Any:
+    config = importlib.import_module("fastmoco.config")
+    schema = getattr(config, schema_name)
+    return config.load_config(schema, config.quote_paths(schema, overrides))
+
+
+def _convert(arguments: list[str]) -> None:
+    (source, target), overrides, as_json = _split(arguments, ("SRC", "DST.beton"))
+    from pathlib import Path
+
+    from fastmoco.data.convert import convert
+
+    summary = convert(source, Path(target), _load("ConvertConfig", overrides))
+    print(json.dumps(summary.to_json()) if as_json else summary.to_text())  # noqa: T201
+
+
+def _info(arguments: list[str]) -> None:
+    (path,), _, as_json = _split(arguments, ("FILE.beton",))
+    from fastmoco.data.verify import describe, description_text
+
+    facts = describe(path)
+    print(json.dumps(facts) if as_json else description_text(facts))  # noqa: T201
+
+
+def _verify(arguments: list[str]) -> None:
+    (path,), _, as_json = _split(arguments, ("FILE.beton",))
+    from fastmoco.data.verify import verify
+
+    report = verify(path)
+    print(json.dumps(report.to_json()) if as_json else report.to_text())  # noqa: T201
+
+
+def _train(arguments: list[str]) -> None:
+    from fastmoco.train.application import run_application
+
+    run_application(arguments)
+
+
+def _knn(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.knn import knn
+
+    result = knn(Path(run), _load("KnnConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _demo(arguments: list[str]) -> None:
+    _, overrides, _ = _split(arguments, ())
+    from fastmoco.demo import demo
+
+    demo(overrides)
+
+
+COMMANDS = {
+    "convert": Command(
+        _convert,
+        "fastmoco convert SRC DST.beton [key=value ...] [--json]",
+        "make a dataset file from a folder of images or builtin:textures",
+        "ConvertConfig",
+    ),
+    "info": Command(_info, "fastmoco info FILE.beton [--json]", "say what a dataset file holds"),
+    "verify": Command(
+        _verify, "fastmoco verify FILE.beton [--json]", "check and decode every sample"
+    ),
+    "train": Command(
+        _train,
+        "fastmoco train [experiment=NAME] data.train=FILE.beton [key=value ...]",
+        "pretrain an encoder; the same command again resumes",
+        "TrainConfig",
+    ),
+    "knn": Command(
+        _knn,
+        "fastmoco knn RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
+        "evaluate a run by weighted k-nearest neighbors",
+        "KnnConfig",
+    ),
+    "demo": Command(
+        _demo,
+        "fastmoco demo [key=value ...]",
+        "the whole way on the built-in images, in minutes",
+        "TrainConfig",
+    ),
+}
+
+
+def _print_overview() -> None:
+    lines = [
+        "fastmoco COMMAND [ARGS] [key=value ...]",
+        "",
+        "Pretrain image encoders without labels by Momentum Contrast.",
+        "",
+    ]
+    lines += [f"  {name:<9}{command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "fastmoco COMMAND --help lists a command's options."]
+    print("\n".join(lines))  # noqa: T201
+
+
+def _print_help(name: str) -> None:
+    command = COMMANDS[name]
+    lines = [command.usage, "", command.summary]
+    if command.schema:
+        config = importlib.import_module("fastmoco.config")
+        lines += ["", *config.help_lines(getattr(config, command.schema))]
+    print("\n".join(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,416 @@
+"""The one schema: dataclasses that every command, test and benchmark reads its settings from.
+
+`load_config` is the one door: it composes presets (``configs/``) and ``key=value`` overrides by
+Hydra and returns plain dataclasses; a ``DictConfig`` never passes it. A string under a field is its
+help text on the command line.
+"""
+
+import ast
+import difflib
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum, StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fastmoco.data.convert import ConvertConfig
+from fastmoco.moco.encoders import Stem
+from fastmoco.moco.model import Head
+from fastmoco.pipelines.policies import POLICIES, Policy
+
+T = TypeVar("T")
+
+CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+# Groups of presets that `fastmoco train` chooses from.
+TRAIN_GROUPS = ("experiment", "policy")
+
+
+class UsageError(ValueError):
+    """The command line or configuration is wrong; one line says what, where and what to do."""
+
+
+class Precision(StrEnum):
+    """Number format of the forward and backward pass; weights and statistics stay float32."""
+
+    float32 = "float32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class Compile(StrEnum):
+    """Whether `torch.compile` is used."""
+
+    auto = "auto"
+    """Where it works: on the CPU that needs a C++ compiler."""
+    always = "always"
+    never = "never"
+
+
+class Features(StrEnum):
+    """Which vector of the encoder stands for an image."""
+
+    backbone = "backbone"
+    """After the global average pool."""
+    embedding = "embedding"
+    """After the projection head."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Dataset files."""
+
+    train: Path | None = None
+    """Dataset file to learn from (fastmoco convert makes one)."""
+    test: Path | None = None
+    """Dataset file to evaluate on; needed by evaluation and by the monitor."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PipelineConfig:
+    """From a file on disk to crops on the device."""
+
+    name: str = "auto"
+    """Loader: auto, beton or torchvision (the slow reference)."""
+    view_size: int = 224
+    """Side of the square views, pixels."""
+    center_crop: float = 0.875
+    """Evaluation: side of the central square, as a share of the short one (0.875 = 224/256)."""
+    num_threads: int = 0
+    """Threads that decode and crop; 0 = one per core."""
+    prefetch_batches: int = 2
+    """Batches made ahead of the one in use."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The encoder."""
+
+    encoder: str = "resnet50"
+    """resnet18, resnet34 or resnet50."""
+    stem: Stem = Stem.imagenet
+    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter of the work)."""
+    width: int = 64
+    """Channels of the first stage; 64 is the paper's."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MocoConfig:
+    """Momentum Contrast."""
+
+    head: Head = Head.mlp
+    """Projection head: linear (v1) or mlp (v2)."""
+    dim: int = 128
+    """C, length of the embedding."""
+    queue_size: int = 65536
+    """K, number of negatives."""
+    momentum: float = 0.999
+    """m of the key encoder; 0.99 for small sets."""
+    temperature: float = 0.2
+    """tau of InfoNCE."""
+    batch_norm_splits: int = 1
+    """Groups of a batch with statistics of their own, keys shuffled between; 1 = plain."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: str = "sgd"
+    """sgd, adam or adamw."""
+    learning_rate: float = 0.03
+    """Peak learning rate."""
+    scale_learning_rate: bool = False
+    """Multiply the learning rate by global_batch_size / 256."""
+    sgd_momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """On all parameters, batch norm's included, as in the official code."""
+    schedule: str = "cosine"
+    """cosine (to 0) or multistep."""
+    warmup_epochs: float = 0.0
+    """Linear warm-up from 0, in epochs, before the schedule."""
+    milestones: list[int] = field(default_factory=lambda: [120, 160])
+    """Epochs at which multistep multiplies the learning rate."""
+    milestone_factor: float = 0.1
+    """What multistep multiplies by."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoopConfig:
+    """The training loop."""
+
+    epochs: int = 200
+    """Passes over the dataset; the schedules span all of them."""
+    max_steps: int = 0
+    """Stop after this many steps, whatever the schedule still holds; 0 = no bound."""
+    log_every_steps: int = 20
+    """Steps per line of metrics.jsonl; each line is the mean since the last."""
+    compile: Compile = Compile.auto
+    """torch.compile: auto, always or never."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """Checkpoints."""
+
+    every_steps: int = 0
+    """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
+    keep: int = 2
+    """How many of the newest stay on disk."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MonitorConfig:
+    """A kNN classifier on the frozen encoder while it trains."""
+
+    every_epochs: int = 0
+    """Epochs between measurements; 0 = off. Needs data.test and labels."""
+    k: int = 200
+    """Neighbors that vote."""
+    temperature: float = 0.1
+    """Their votes weigh exp(similarity / temperature)."""
+    features: Features = Features.backbone
+    """backbone or embedding."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """Everything that `fastmoco train` reads."""
+
+    name: str = "moco"
+    """Name of the run: its folder is runs/NAME unless run_dir says otherwise."""
+    run_dir: Path | None = None
+    """Folder of the run."""
+    seed: int = 0
+    """Of all draws and of the initial weights."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    precision: Precision = Precision.float32
+    """float32, fp16 or bf16."""
+    global_batch_size: int = 256
+    """Images per step, over all devices."""
+    data: DataConfig = field(default_factory=DataConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
+    model: ModelConfig = field(default_factory=ModelConfig)
+    moco: MocoConfig = field(default_factory=MocoConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class KnnConfig:
+    """Everything that `fastmoco knn` reads."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    k: int = 200
+    """Neighbors that vote."""
+    temperature: float = 0.1
+    """Their votes weigh exp(similarity / temperature)."""
+    features: Features = Features.backbone
+    """backbone or embedding."""
+    baselines: bool = False
+    """Measure raw pixels and the untrained encoder as well."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    global_batch_size: int = 256
+    """Images per forward pass."""
+
+
+CONFIG_NAMES: dict[type, str] = {TrainConfig: "train", KnnConfig: "knn", ConvertConfig: "convert"}
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schema of each command, and the policies that Python defines."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="knn", node=KnnConfig)
+    store.store(name="convert", node=ConvertConfig)
+    for name, policy in POLICIES.items():
+        store.store(group="policy", name=name, node=policy)
+
+
+def preset_names(group: str) -> list[str]:
+    """Names that ``group=NAME`` of `fastmoco train` may take."""
+    if group == "policy":
+        return sorted(POLICIES)
+    return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+
+
+def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """Compose a command's configuration.
+
+    Args:
+        schema: `TrainConfig`, `KnnConfig` or `ConvertConfig`.
+        overrides: ``key=value`` in Hydra's grammar, later ones win.
+
+    Returns:
+        The schema's dataclass, filled.
+
+    Raises:
+        UsageError: If a key, a preset or a value is not one that the schema knows; one line.
+    """
+    check_overrides(schema, overrides)
+    register_schemas()
+    try:
+        with initialize_config_module("fastmoco.configs", version_base="1.3"):
+            composed = compose(CONFIG_NAMES[schema], list(overrides))
+        return to_dataclass(schema, composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_one_line(error)) from error
+
+
+def config_from_dict(schema: type[T], values: dict[str, Any]) -> T:
+    """The schema's dataclass from a plain dict, as a checkpoint holds it.
+
+    Raises:
+        UsageError: If a key or value is not one that the schema knows.
+    """
+    try:
+        return to_dataclass(schema, OmegaConf.create(values))
+    except OmegaConfBaseException as error:
+        raise UsageError(f"cannot read a saved configuration: {_one_line(error)}") from error
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    plain: dict[str, Any] = json.loads(json.dumps(container, default=_plain))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def to_dataclass(schema: type[T], composed: DictConfig) -> T:
+    """What Hydra composed, as the schema's own dataclass."""
+    typed = OmegaConf.structured(schema)
+    config = OmegaConf.to_object(
+        OmegaConf.merge(typed, OmegaConf.masked_copy(composed, list(typed)))
+    )
+    assert isinstance(config, schema)
+    return config
+
+
+def check_overrides(schema: type, overrides: Sequence[str]) -> None:
+    """Refuse unknown keys and presets with the nearest known name.
+
+    Raises:
+        UsageError: On the first that is unknown.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise UsageError(f"cannot read the options: {_one_line(error)}") from error
+    groups = TRAIN_GROUPS if schema is TrainConfig else ()
+    known = [key for key, _, _ in describe(schema)]
+    for override in parsed:
+        key = override.key_or_group
+        if key in groups:
+            _check_choice(key, str(override.value()), preset_names(key))
+        elif key not in known and not (schema is TrainConfig and key.startswith("hydra")):
+            raise UsageError(f"unknown option {key}{_nearest(key, [*known, *groups])}")
+
+
+def _check_choice(group: str, choice: str, allowed: list[str]) -> None:
+    unknown = [name for name in choice.split(",") if name not in [*allowed, "null", "None"]]
+    if unknown and not choice.startswith(("[", "{")):  # a sweep over choices is Hydra's to check
+        raise UsageError(f"unknown {group}={unknown[0]}{_nearest(unknown[0], allowed)}")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    # The same last part under another section is the likelier slip than a similar spelling of the
+    # whole.
+    near = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1] or near
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+
+
+def _one_line(error: BaseException) -> str:
+    if str(error).startswith("Error merging override") and error.__cause__:
+        error = error.__cause__  # OmegaConf's own words: the value, the type and the key
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next(
+        (line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None
+    )
+    return f"{key}: {lines[0]}" if key and key not in lines[0] else lines[0]
+
+
+def quote_paths(schema: Any, overrides: Sequence[str]) -> list[str]:
+    """Quote path-typed values, so that Hydra's grammar takes spaces and the like in them."""
+    path_keys = {key for key, kind, _ in describe(schema) if kind == "path"}
+    return [_quoted(override, path_keys) for override in overrides]
+
+
+def _quoted(override: str, path_keys: set[str]) -> str:
+    key, separator, value = override.partition("=")
+    if not separator or key not in path_keys or value in ("", "null") or value[0] in "'\"":
+        return override
+    # Hydra reads a backslash as one but before a quote, where each backslash is doubled.
+    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+    return f'{key}="{escaped}"'
+
+
+def describe(schema: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield ``(key, kind, help)`` of every option of a schema, nested keys joined by dots.
+
+    The help is the string literal under the field, and the kind the type as a user would say it.
+    """
+    hints, docs = get_type_hints(schema), _field_docs(schema)
+    for item in fields(schema):
+        hint = hints[item.name]
+        if is_dataclass(hint):
+            yield from describe(hint, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", _kind(hint), docs.get(item.name, "")
+
+
+def _kind(hint: Any) -> str:
+    if get_args(hint) and type(None) in get_args(hint):
+        return _kind(get_args(hint)[0])
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "|".join(member.name for member in hint)
+    return {Path: "path", bool: "true|false", str: "text"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+def _field_docs(schema: type) -> dict[str, str]:
+    """The string literals under a dataclass's fields, from its source: Python drops them."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            name, value = statement.target, following.value
+            if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
+                docs[name.id] = inspect.cleandoc(str(value.value)).replace("\n", " ")
+    return docs
+
+
+def help_lines(schema: type) -> list[str]:
+    """One line per option: key, type, default, meaning; then the groups of presets."""
+    defaults = OmegaConf.structured(schema)
+    lines = ["options (key=value: type, default, meaning):"]
+    for key, kind, text in describe(schema):
+        value = OmegaConf.select(defaults, key)
+        shown = value.name if isinstance(value, Enum) else "none" if value is None else value
+        lines.append(f"  {key:<32} {kind:<12} {shown!s:<12} {text}")
+    if schema is TrainConfig:
+        lines += [f"{group}=NAME: {', '.join(preset_names(group))}" for group in TRAIN_GROUPS]
+    return lines

@@ -1,0 +1,1 @@
+"""What a dataset is: sources of images, and the checked .beton file that training reads."""

@@ -1,0 +1,241 @@
+"""Reads the index of a .beton file and proves it before any pixel is read.
+
+All checks run over whole columns: 1.28 million samples take about a third of a second.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmoco.data.beton_format import (
+    FORMAT_VERSION,
+    HEAD,
+    IMAGE_TYPE,
+    LABEL_TYPE,
+    MAGIC,
+    METADATA,
+    MODE_JPEG,
+    MODE_RAW,
+    PAGE_BYTES_MAX,
+    PAGE_BYTES_MIN,
+    SECTION_VERSION,
+    TABLE,
+    BetonError,
+    Handle,
+    align,
+    decode_text,
+    index_digest,
+)
+from fastmoco.data.images import MAX_PIXELS, MAX_SIDE
+
+_PER_SAMPLE_BYTES = 12  # of the section: end of the name u64, checksum u32
+
+
+@dataclass(kw_only=True, slots=True)
+class Index:
+    """All that a .beton file says of its samples, proved.
+
+    Attributes:
+        page_bytes: Length of a page.
+        metadata_end: Byte after the metadata.
+        pages_end: Byte after the pages.
+        table_pointer: Where the allocation table starts.
+        names_bytes: Length of all names; 0 without a section.
+        labels: ``(n,)`` int64.
+        widths: ``(n,)`` int32, pixels.
+        heights: ``(n,)`` int32, pixels.
+        modes: ``(n,)`` uint8, MODE_JPEG or MODE_RAW.
+        pointers: Where each blob lies, ``(n,)`` int64.
+        sizes: Length of each blob in bytes, ``(n,)`` int64.
+        checksums: CRC-32 of each blob and its id, ``(n,)`` uint32; None where FFCV wrote the file.
+        classes: Class names, ``[]`` if unknown.
+        fingerprint: Hex SHA-256 of the index.
+    """
+
+    page_bytes: int
+    metadata_end: int
+    pages_end: int
+    table_pointer: int
+    names_bytes: int
+    labels: NDArray[np.int64]
+    widths: NDArray[np.int32]
+    heights: NDArray[np.int32]
+    modes: NDArray[np.uint8]
+    pointers: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    checksums: NDArray[np.uint32] | None = None
+    classes: list[str] = field(default_factory=list)
+    fingerprint: str = ""
+
+    @property
+    def names_pointer(self) -> int:
+        """Where the names start."""
+        return self.pages_end + _PER_SAMPLE_BYTES * len(self.labels)
+
+
+def read_index(handle: Handle) -> Index:
+    """Reads and proves header, descriptors, metadata, section and allocation table.
+
+    Raises:
+        BetonError: If anything in them is wrong.
+    """
+    if handle.num_bytes < HEAD.itemsize:
+        raise BetonError(
+            f"{handle.path}: is no .beton file ({handle.num_bytes} bytes, the shortest has "
+            f"{HEAD.itemsize}); name a file made by `fastmoco convert`"
+        )
+    head_raw = handle.read(0, HEAD.itemsize)
+    head = np.frombuffer(head_raw, HEAD)[0]
+    _check_header(handle, head["header"])
+    ours = _check_fields(handle, head)
+    count = int(head["header"]["num_samples"])
+    metadata_end = HEAD.itemsize + METADATA.itemsize * count
+    metadata = np.frombuffer(handle.read(HEAD.itemsize, METADATA.itemsize * count), METADATA)
+    table_pointer = int(head["header"]["table_pointer"])
+    table = np.frombuffer(handle.read(table_pointer, TABLE.itemsize * count), TABLE)
+    pages_end = int(head["image"]["arguments"]["pointer"]) if ours else table_pointer
+    index = Index(
+        page_bytes=int(head["header"]["page_bytes"]),
+        metadata_end=metadata_end,
+        pages_end=pages_end,
+        table_pointer=table_pointer,
+        names_bytes=int(head["image"]["arguments"]["names_bytes"]),
+        labels=metadata["label"].astype(np.int64),
+        widths=metadata["width"].astype(np.int32),
+        heights=metadata["height"].astype(np.int32),
+        modes=metadata["mode"].copy(),
+        pointers=_pointers(handle, metadata, pages_end),
+        sizes=_sizes(handle, metadata, table, table_pointer),
+    )
+    _check_images(handle, index)
+    _check_layout(handle, index)
+    if ours:
+        _read_section(handle, index, head["image"]["arguments"])
+    hashed = handle.chunks((HEAD.itemsize, metadata_end), (pages_end, handle.num_bytes))
+    digest = index_digest(head_raw, hashed)
+    if ours and digest != head["image"]["arguments"]["sha256"].tobytes():
+        raise handle.problem("the checksum of its index disagrees: labels or sizes changed", 0)
+    index.fingerprint = digest.hex()
+    return index
+
+
+def _check_header(handle: Handle, header: Any) -> None:
+    """Version, counts and the extents that follow from them, before anything is allocated."""
+    version, fields = int(header["version"]), int(header["num_fields"])
+    if version != FORMAT_VERSION:
+        raise BetonError(
+            f"{handle.path}: is no .beton file of version {FORMAT_VERSION} (byte 0 says version "
+            f"{version}); name a file made by `fastmoco convert`"
+        )
+    if fields != 2:
+        raise handle.problem(f"has {fields} fields, not the two `image` and `label`", 2)
+    page_bytes, count = int(header["page_bytes"]), int(header["num_samples"])
+    if page_bytes & (page_bytes - 1) or not PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX:
+        raise handle.problem(f"page size {page_bytes} is no power of two from 2 MiB to 2 GiB", 4)
+    if not count:
+        raise handle.problem("holds no samples", 8)
+    table_pointer = int(header["table_pointer"])
+    expected = table_pointer + TABLE.itemsize * count
+    pages_start = align(HEAD.itemsize + METADATA.itemsize * count, page_bytes)
+    if table_pointer < pages_start or expected != handle.num_bytes:
+        raise handle.problem(
+            f"is cut, unfinished or foreign: {count} samples and a table at byte {table_pointer} "
+            f"make {expected} bytes, the file has {handle.num_bytes}",
+            8,
+        )
+
+
+def _check_fields(handle: Handle, head: Any) -> bool:
+    """The two field descriptors; True where the arguments lead to our section."""
+    for name, kind in (("image", IMAGE_TYPE), ("label", LABEL_TYPE)):
+        found = head[name]["name"].decode("ascii", "replace"), int(head[name]["type"])
+        if found != (name, kind):
+            raise handle.problem(
+                f"expected field `{name}` of type {kind}, found `{found[0]}` of type {found[1]}", 24
+            )
+    if any(head["label"]["arguments"].tobytes()):
+        raise handle.problem("the label field has arguments, which the format forbids", 1082)
+    arguments = head["image"]["arguments"]
+    if not any(arguments.tobytes()):
+        return False
+    if arguments["magic"] != MAGIC or int(arguments["version"]) != SECTION_VERSION:
+        raise handle.problem("the image field's arguments are damaged or of a newer fastmoco", 41)
+    return True
+
+
+def _pointers(handle: Handle, metadata: NDArray[np.void], pages_end: int) -> NDArray[np.int64]:
+    """The blobs' places, which are below ``pages_end``."""
+    good = metadata["pointer"] < np.uint64(pages_end)
+    _require(handle, good, "its image lies beyond the pages", column_offset=5)
+    return metadata["pointer"].astype(np.int64)
+
+
+def _sizes(
+    handle: Handle, metadata: NDArray[np.void], table: NDArray[np.void], table_pointer: int
+) -> NDArray[np.int64]:
+    """The blobs' sizes by sample; FFCV's table is in the order in which its workers finished."""
+    wanted = np.arange(len(table), dtype=np.uint64)
+    if not np.array_equal(table["sample_id"], wanted):
+        table = table[np.argsort(table["sample_id"], kind="stable")]
+        if not np.array_equal(table["sample_id"], wanted):
+            sample = int(np.argmin(table["sample_id"] == wanted))
+            what = "the allocation table does not have it exactly once"
+            raise handle.problem(what, table_pointer, f"sample {sample}")
+    agrees = table["pointer"] == metadata["pointer"]
+    _require(handle, agrees, "metadata and allocation table disagree on its place", column_offset=5)
+    good = (table["size"] > 0) & (table["size"] <= np.uint64(PAGE_BYTES_MAX))
+    _require(handle, good, "the size of its image is impossible", column_offset=5)
+    return table["size"].astype(np.int64)
+
+
+def _check_images(handle: Handle, index: Index) -> None:
+    """Modes, dimensions and their caps; the size of a raw image follows from its dimensions."""
+    known = (index.modes == MODE_JPEG) | (index.modes == MODE_RAW)
+    _require(handle, known, "its storage mode is unknown", column_offset=0)
+    pixels = index.widths.astype(np.int64) * index.heights
+    sane = (pixels > 0) & (pixels <= MAX_PIXELS)
+    sane &= (index.widths <= MAX_SIDE) & (index.heights <= MAX_SIDE)
+    _require(handle, sane, "its width and height are absurd", column_offset=1)
+    fits = (index.modes != MODE_RAW) | (index.sizes == 3 * pixels)
+    _require(handle, fits, "its size is not that of its width and height", column_offset=1)
+
+
+def _check_layout(handle: Handle, index: Index) -> None:
+    """Whole pages; each blob within one of them, none over another."""
+    pages_start = align(index.metadata_end, index.page_bytes)
+    if index.pages_end % index.page_bytes or not pages_start < index.pages_end <= (
+        index.table_pointer
+    ):
+        raise handle.problem("its pages do not end where a page ends", index.pages_end)
+    ends = index.pointers + index.sizes
+    within = (index.pointers >= pages_start) & (ends <= index.pages_end)
+    _require(handle, within, "its image lies outside of the pages", column_offset=5)
+    whole = index.pointers // index.page_bytes == (ends - 1) // index.page_bytes
+    _require(handle, whole, "its image straddles two pages", column_offset=5)
+    order: Any = slice(None)
+    if not (index.pointers[1:] > index.pointers[:-1]).all():
+        order = np.argsort(index.pointers, kind="stable")
+    apart = np.ones(len(ends), bool)
+    apart[order] = np.append(index.pointers[order][1:] >= ends[order][:-1], True)
+    _require(handle, apart, "its image overlaps the next", column_offset=5)
+
+
+def _read_section(handle: Handle, index: Index, arguments: Any) -> None:
+    """Checksums and class names into ``index``; names stay in the file until asked for."""
+    count = len(index.labels)
+    names_end = index.names_pointer + index.names_bytes
+    if names_end + int(arguments["classes_bytes"]) != index.table_pointer:
+        raise handle.problem("the section of checksums and names has a wrong size", 65)
+    index.checksums = np.frombuffer(handle.read(index.pages_end + 8 * count, 4 * count), "<u4")
+    classes = decode_text(handle.read(names_end, index.table_pointer - names_end))
+    index.classes = classes.split("\0") if classes else []
+
+
+def _require(handle: Handle, good: NDArray[np.bool_], what: str, *, column_offset: int) -> None:
+    """Raises for the first sample that is not ``good``, at its entry in the metadata."""
+    if not good.all():
+        sample = int(np.argmin(good))
+        byte = HEAD.itemsize + METADATA.itemsize * sample + column_offset
+        raise handle.problem(what, byte, f"sample {sample}")

@@ -1,0 +1,167 @@
+"""One source image to one stored blob; a JPEG keeps its own bytes where it may."""
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW
+from fastmoco.data.images import (
+    ImageError,
+    JpegInfo,
+    check_size,
+    decode_jpeg,
+    encode_jpeg,
+    inspect_jpeg,
+    is_jpeg,
+    load_image,
+    prove_jpeg,
+    resize,
+)
+from fastmoco.data.sources import Loaded
+
+MAX_COPIED_SCANS = 32  # a common progressive file has ten; each costs a pass at every read
+
+
+@dataclass(kw_only=True, slots=True)
+class EncodeOptions:
+    """How images are stored; `ConvertConfig` has the same fields and their meaning."""
+
+    max_size: int
+    quality: int
+    raw: bool
+    prove: bool
+    page_bytes: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Encoded:
+    """A stored image and what is known of it; ``digest`` is 64 bits of its SHA-256."""
+
+    blob: bytes
+    mode: int
+    width: int
+    height: int
+    crc32: int
+    digest: int
+
+
+@dataclass(kw_only=True, slots=True)
+class EncodedBatch:
+    """The images of a batch, in order.
+
+    Attributes:
+        images: Each stored image, or the reason why there is none.
+        histogram: How often each level occurs in each channel of the measured ones, ``(3, 256)``
+            int64: integers, so that sums over batches are exact in any order.
+        source_bytes: What was read.
+    """
+
+    images: list[Encoded | str] = field(default_factory=list)
+    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+    source_bytes: int = 0
+
+
+def encode_batch(
+    load: Callable[[str], Loaded],
+    names: Sequence[str],
+    measured: Sequence[bool],
+    options: EncodeOptions,
+) -> EncodedBatch:
+    """Loads and encodes some samples; a bad one becomes its reason, never an exception.
+
+    Args:
+        load: As of `SampleSet`.
+        names: The samples.
+        measured: Whether each one's pixels count in the histogram.
+        options: How they are stored.
+    """
+    batch = EncodedBatch()
+    for name, measure in zip(names, measured, strict=True):
+        try:
+            loaded = load(name)
+            batch.source_bytes += len(loaded) if isinstance(loaded, bytes) else loaded.nbytes
+            image, pixels = encode_image(loaded, options, want_pixels=measure)
+        except ImageError as error:
+            batch.images.append(str(error))
+        except OSError as error:
+            batch.images.append(error.strerror or str(error))
+        else:
+            batch.images.append(image)
+            if pixels is not None:
+                counts = Image.fromarray(pixels).histogram()
+                batch.histogram += np.asarray(counts, np.int64).reshape(3, 256)
+    return batch
+
+
+def encode_image(
+    loaded: Loaded, options: EncodeOptions, *, want_pixels: bool
+) -> tuple[Encoded, NDArray[np.uint8] | None]:
+    """Stores one image.
+
+    Args:
+        loaded: An encoded image's bytes, or ``(H, W, 3)`` uint8 RGB.
+        options: How it is stored.
+        want_pixels: Also return the pixels as a reader will decode them.
+
+    Raises:
+        ImageError: If it is damaged, of no supported format, or too large.
+    """
+    if isinstance(loaded, bytes) and not options.raw and is_jpeg(loaded):
+        info = inspect_jpeg(loaded)
+        check_size(info.width, info.height)
+        if may_copy(info, options):
+            return _copy(loaded[: info.end], info, options, want_pixels=want_pixels)
+    if isinstance(loaded, bytes):
+        pixels = load_image(loaded, options.max_size)
+    else:
+        check_size(loaded.shape[1], loaded.shape[0])
+        pixels = resize(loaded, options.max_size)
+    if options.raw:
+        return _stored(pixels.tobytes(), MODE_RAW, pixels.shape, options), pixels
+    blob = encode_jpeg(pixels, options.quality)
+    stored = _stored(blob, MODE_JPEG, pixels.shape, options)
+    return stored, decode_jpeg(blob) if want_pixels else None
+
+
+def may_copy(info: JpegInfo, options: EncodeOptions) -> bool:
+    """Whether every reader decodes these bytes to the same upright pixels, and soon.
+
+    Bytes beyond those of the raw pixels are a thumbnail or a stowaway: such a file is encoded anew.
+    """
+    raw_bytes = 3 * info.width * info.height
+    return (
+        info.turbo_decodes
+        and info.color in ("gray", "ycbcr")
+        and info.orientation == 1
+        and info.scans <= MAX_COPIED_SCANS
+        and max(info.width, info.height) <= options.max_size
+        and info.end <= min(raw_bytes + (1 << 16), options.page_bytes)
+    )
+
+
+def _copy(
+    blob: bytes, info: JpegInfo, options: EncodeOptions, *, want_pixels: bool
+) -> tuple[Encoded, NDArray[np.uint8] | None]:
+    """The JPEG as it is, proved by a decode at full scale, at 1/8, or not at all."""
+    pixels = decode_jpeg(blob) if want_pixels else None
+    if options.prove and pixels is None:
+        prove_jpeg(blob, info)
+    return _stored(blob, MODE_JPEG, (info.height, info.width), options), pixels
+
+
+def _stored(blob: bytes, mode: int, shape: tuple[int, ...], options: EncodeOptions) -> Encoded:
+    if len(blob) > options.page_bytes:
+        raise ImageError(f"its {len(blob)} bytes exceed page_bytes={options.page_bytes}")
+    return Encoded(
+        blob=blob,
+        mode=mode,
+        width=shape[1],
+        height=shape[0],
+        crc32=zlib.crc32(blob),
+        digest=int.from_bytes(hashlib.sha256(blob).digest()[:8]),
+    )

@@ -1,0 +1,81 @@
+"""What a dataset file holds, as plain JSON values."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FACTS_VERSION = 1
+
+
+def describe_contents(
+    labels: NDArray[np.int64],
+    widths: NDArray[np.integer[Any]],
+    heights: NDArray[np.integer[Any]],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """Counts and sizes.
+
+    Args:
+        labels: Class of each sample, ``(n,)``, -1 where unlabeled; n > 0.
+        widths: In pixels, ``(n,)``.
+        heights: In pixels, ``(n,)``.
+        classes: Class names; labels beyond them count under their number.
+    """
+    values, counts = np.unique(labels, return_counts=True)
+    by_label = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    num_unlabeled = by_label.pop(-1, 0)
+    class_counts = {name: by_label.pop(label, 0) for label, name in enumerate(classes)}
+    class_counts |= {str(label): count for label, count in by_label.items()}
+    return {
+        "facts_version": FACTS_VERSION,
+        "num_samples": len(labels),
+        "num_unlabeled": num_unlabeled,
+        "classes": list(classes),
+        "class_counts": class_counts,
+        "width_range": [int(widths.min()), int(widths.max())],
+        "height_range": [int(heights.min()), int(heights.max())],
+    }
+
+
+def channel_statistics(histogram: NDArray[np.int64]) -> dict[str, Any]:
+    """Mean and standard deviation over all pixels, RGB, levels 0..255 scaled to 0..1.
+
+    Args:
+        histogram: How often each level occurs in each channel, ``(3, 256)``. Empty where no image
+            was measured: then there are none.
+    """
+    num_pixels = int(histogram[0].sum())
+    if not num_pixels:
+        return {}
+    levels = np.arange(256)
+    means = (histogram @ levels) / num_pixels / 255
+    squares = (histogram @ levels**2) / num_pixels / 255**2
+    return {
+        "channel_mean": [round(value, 6) for value in means.tolist()],
+        "channel_std": [round(value, 6) for value in np.sqrt(squares - means**2).tolist()],
+        "num_measured_pixels": num_pixels,
+    }
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with each path as text, ready for JSON."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def description_text(facts: Mapping[str, Any]) -> str:
+    """Facts as lines of a name and a value, for people; an empty value is left out."""
+    width = max(len(key) for key in facts)
+    return "\n".join(
+        f"{key:<{width}}  {_value_text(value)}" for key, value in facts.items() if value != {}
+    )
+
+
+def _value_text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_value_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return " ".join(_value_text(item) for item in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,194 @@
+"""Image bytes to upright RGB pixels, and back.
+
+JPEG goes through libjpeg-turbo (simplejpeg; it releases the GIL), where a warning of the decoder is
+an error: half a picture is no picture. Everything else goes through Pillow. Left out: color
+profiles (pixels are taken as sRGB) and all frames but the first.
+"""
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
+
+__all__ = ["ImageError", "JpegInfo", "inspect_jpeg"]
+
+MAX_SIDE = 32_768
+MAX_PIXELS = 1 << 27  # 134 megapixels, 0.4 GB decoded; camera files end at 102
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+# From EXIF orientation (TIFF 6.0, tag 274) to what turns the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuses decompression bombs and sizes that no picture has.
+
+    Raises:
+        ImageError: If a side is not in 1..MAX_SIDE, or there are over MAX_PIXELS pixels.
+    """
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        raise ImageError(
+            f"{width} x {height} pixels are refused (sides 1 to {MAX_SIDE}, at most "
+            f"{MAX_PIXELS / 1e6:.0f} megapixels)"
+        )
+
+
+def jpeg_shape(blob: bytes | memoryview) -> tuple[int, int]:
+    """Height and width that a JPEG's header declares.
+
+    Raises:
+        ImageError: If there is no such header.
+    """
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(blob)
+    except ValueError as error:
+        raise ImageError(f"is no readable JPEG ({error})") from error
+    return int(height), int(width)
+
+
+def decode_jpeg(
+    blob: bytes | memoryview, *, at_least: tuple[int, int] = (0, 0)
+) -> NDArray[np.uint8]:
+    """Decodes a gray, YCbCr or RGB JPEG as stored, warnings being errors.
+
+    Args:
+        blob: The JPEG. Its size is for the caller to check first.
+        at_least: Height and width that suffice: decodes at the smallest of the scales 1/8 to 8/8
+            that has them. (0, 0) decodes at full scale.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB, contiguous.
+
+    Raises:
+        ImageError: If the decoder fails or only warns.
+    """
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            blob, "RGB", min_height=at_least[0], min_width=at_least[1]
+        )
+    except ValueError as error:
+        raise ImageError(f"damaged JPEG ({error})") from error
+    return pixels
+
+
+def prove_jpeg(blob: bytes | memoryview, info: JpegInfo) -> None:
+    """Decodes all of a JPEG's codes, at 1/8 scale (twice as fast as in full), warnings as errors.
+
+    Raises:
+        ImageError: If the decoder fails or only warns.
+    """
+    try:
+        color = "CMYK" if info.color == "cmyk" else "RGB"
+        simplejpeg.decode_jpeg(blob, color, min_height=1, min_width=1)
+    except ValueError as error:
+        raise ImageError(f"damaged JPEG ({error})") from error
+
+
+def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """Encodes ``(H, W, 3)`` uint8 RGB as a baseline JPEG.
+
+    Photographs get half the color resolution (4:2:0), as cameras and FFCV do: a third fewer bytes
+    to read and decode. Below 128 pixels it stays full (4:4:4), for little would be left of it.
+    """
+    sampling = "420" if max(pixels.shape[:2]) >= 128 else "444"
+    pixels = np.ascontiguousarray(pixels)
+    return bytes(simplejpeg.encode_jpeg(pixels, quality, "RGB", sampling))
+
+
+def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
+    """Decodes an image file of any supported format, upright, its long side at most ``max_size``.
+
+    Alpha is laid over white; palette, gray, CMYK and 16-bit become 8-bit RGB.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB, contiguous.
+
+    Raises:
+        ImageError: If the file is damaged, of no supported format, or absurdly large.
+    """
+    info = inspect_jpeg(blob) if is_jpeg(blob) else None
+    try:
+        if info is not None and info.turbo_decodes:
+            image = _decode_upright(blob, info, max_size)
+        else:
+            image = _decode_with_pillow(blob, info)
+        return resize(np.asarray(image), max_size)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders let out whatever a damaged file provokes
+        raise ImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+
+
+def is_jpeg(blob: bytes) -> bool:
+    """Whether the bytes start as a JPEG does, whatever the file is called."""
+    return blob[:3] == b"\xff\xd8\xff"
+
+
+def resize(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
+    """Shrinks so that the long side is ``max_size`` (bicubic, antialiased); smaller ones stay."""
+    width, height = fitted_size(pixels.shape[1], pixels.shape[0], max_size)
+    if (height, width) == pixels.shape[:2]:
+        return np.ascontiguousarray(pixels)
+    image = Image.fromarray(pixels)
+    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(small))
+
+
+def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
+    """Width and height of an image shrunk to a long side of ``max_size``; each at least 1."""
+    scale = min(1.0, max_size / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _decode_upright(blob: bytes, info: JpegInfo, max_size: int) -> Image.Image:
+    """By libjpeg-turbo; far too large ones at the smallest scale of at least twice the size."""
+    check_size(info.width, info.height)
+    at_least = (0, 0)
+    if max(info.width, info.height) >= 4 * max_size:
+        width, height = fitted_size(info.width, info.height, 2 * max_size)
+        at_least = height, width
+    image = Image.fromarray(decode_jpeg(blob, at_least=at_least))
+    turn = _UPRIGHT.get(info.orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Image.Image:
+    """By Pillow; a JPEG is proved first, because Pillow passes over most damage."""
+    if info is not None:
+        check_size(info.width, info.height)
+        if info.color == "cmyk" and info.bits == 8:
+            prove_jpeg(blob, info)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd metadata; size limits are our own
+        with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+            check_size(*image.size)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode of Pillow as 8-bit RGB."""
+    if image.mode == "F":
+        raise ImageError("has floating-point pixels, whose range is unknown")
+    if image.mode in _SIXTEEN_BIT:
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ImageError("has pixels of more than 16 bits, whose range is unknown")
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")

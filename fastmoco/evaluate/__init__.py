@@ -1,0 +1,1 @@
+"""What was learned: features of a frozen encoder and what a classifier makes of them."""

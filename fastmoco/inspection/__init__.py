@@ -1,0 +1,1 @@
+"""Pictures of what goes into a run and of how it went."""

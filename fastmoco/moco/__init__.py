@@ -1,0 +1,1 @@
+"""The method: encoders, dictionary, loss and momentum update."""

@@ -1,0 +1,139 @@
+"""MoCo: query encoder, momentum-updated key encoder, queue (arXiv:1911.05722, Algorithm 1)."""
+
+import copy
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.loss import info_nce
+from fastmoco.moco.queue import Queue
+
+
+class Head(StrEnum):
+    """The projection head after the backbone."""
+
+    linear = "linear"
+    """One linear layer, MoCo v1."""
+    mlp = "mlp"
+    """Linear, ReLU, linear, as wide as the feature: MoCo v2 (arXiv:2003.04297)."""
+
+
+def build_head(head: Head, feature_dim: int, dim: int) -> nn.Module:
+    """Map features ``(N, feature_dim)`` to embeddings ``(N, dim)``."""
+    if head is Head.linear:
+        return nn.Linear(feature_dim, dim)
+    return nn.Sequential(
+        nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, dim)
+    )
+
+
+def _unit_norm(embedding: Tensor) -> Tensor:
+    return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+
+
+@dataclass(slots=True)
+class Contrast:
+    """What one forward pass gives; tensors on the device, nothing read by the host."""
+
+    loss: Tensor
+    """Scalar, nats; gradients flow to the query encoder."""
+    query: Tensor
+    """Unit-norm ``(N, C)``, detached."""
+    key: Tensor
+    """Unit-norm ``(N, C)``, detached: to be enqueued after the optimizer's step."""
+    rank: Tensor
+    """Number of negatives above the positive, ``(N,)``."""
+
+
+class Encoder(nn.Module):
+    """Backbone and projection head: images to embeddings."""
+
+    def __init__(self, backbone: ResNet, head: nn.Module) -> None:
+        """Take the parts."""
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` to ``(N, C)``, not normalized."""
+        embedding: Tensor = self.head(self.backbone(images))
+        return embedding
+
+
+class MoCo(nn.Module):
+    """Query encoder, key encoder and queue.
+
+    Attributes:
+        query_encoder: ``backbone`` and ``head``; trained by gradients.
+        key_encoder: Starts as a copy; moves by `update_key_encoder` alone. Its batch norm runs in
+            training mode and its buffers are its own, as in the official code.
+        queue: The negatives.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        head: nn.Module,
+        *,
+        dim: int,
+        queue_size: int,
+        momentum: float,
+        temperature: float,
+        shuffle_keys: bool,
+    ) -> None:
+        """Take the encoder's two parts and make its momentum copy.
+
+        Args:
+            backbone: Images to features.
+            head: Features to embeddings.
+            dim: C, the embedding's length.
+            queue_size: K.
+            momentum: m of the key encoder, in [0, 1).
+            temperature: tau > 0.
+            shuffle_keys: Permute the keys' batch before the key encoder, so that groups of a split
+                batch norm differ between queries and keys.
+        """
+        super().__init__()
+        self.query_encoder = Encoder(backbone, head)
+        self.key_encoder = copy.deepcopy(self.query_encoder).requires_grad_(False)
+        self.queue = Queue(queue_size, dim)
+        self.momentum = momentum
+        self.temperature = temperature
+        self.shuffle_keys = shuffle_keys
+
+    def forward(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
+        """Contrast two views of each image; changes nothing but batch norm's running statistics.
+
+        Args:
+            query_view: ``(N, 3, H, W)``, normalized, channels_last.
+            key_view: The same images, augmented anew.
+            permutation: ``(N,)`` int64; the order in which the key encoder sees its batch where
+                keys are shuffled.
+        """
+        query = _unit_norm(self.query_encoder(query_view))
+        with torch.no_grad():
+            key = self._embed_keys(key_view, permutation)
+        loss, rank = info_nce(query, key, self.queue.keys, self.temperature)
+        return Contrast(loss, query.detach(), key, rank)
+
+    def _embed_keys(self, key_view: Tensor, permutation: Tensor) -> Tensor:
+        if not self.shuffle_keys:
+            return _unit_norm(self.key_encoder(key_view))
+        key = _unit_norm(self.key_encoder(key_view[permutation]))
+        return torch.empty_like(key).index_copy_(0, permutation, key)
+
+    @torch.no_grad()
+    def update_key_encoder(self) -> None:
+        """``k <- m k + (1 - m) q`` over the parameters, in place (Eq. 2).
+
+        The official code does it at the start of the next forward pass, Algorithm 1 after the
+        optimizer's step, as here: the encoders start equal, so queries and keys are the same at
+        every step.
+        """
+        query: list[Tensor] = list(self.query_encoder.parameters())
+        key: list[Tensor] = list(self.key_encoder.parameters())
+        torch._foreach_lerp_(key, query, 1 - self.momentum)

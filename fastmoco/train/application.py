@@ -1,0 +1,73 @@
+"""`fastmoco train` as a Hydra application, with ``--cfg job``, ``--multirun`` and launchers."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fastmoco.config import (
+    TrainConfig,
+    check_overrides,
+    load_config,
+    quote_paths,
+    register_schemas,
+    to_dataclass,
+)
+from fastmoco.train.loop import train
+from fastmoco.train.run_folder import run_path
+
+
+def run_application(arguments: Sequence[str]) -> None:
+    """Validate by compose, then let Hydra run the job or jobs.
+
+    Args:
+        arguments: Of the command line, after ``train``: overrides and Hydra's own flags.
+
+    Raises:
+        UsageError: If an option is unknown or wrong.
+        Exception: The first that a job raised.
+    """
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = quote_paths(
+        TrainConfig, [argument for argument in arguments if argument not in flags]
+    )
+    sweeping = bool({"-m", "--multirun"} & set(flags))
+    check_overrides(TrainConfig, overrides)
+    if not sweeping:
+        load_config(
+            TrainConfig, [override for override in overrides if not override.startswith("hydra")]
+        )
+    register_schemas()
+    failures: list[BaseException] = []
+
+    def job(composed: DictConfig) -> None:
+        # Hydra would print a traceback and exit 1 for anything raised here.
+        try:
+            train(_job_config(composed))
+        except BaseException as error:
+            failures.append(error)
+
+    application = hydra.main(
+        version_base="1.3", config_path="pkg://fastmoco.configs", config_name="train"
+    )(job)
+    saved_argv, sys.argv = sys.argv, ["fastmoco train", *flags, *overrides]
+    try:
+        application()
+    finally:
+        sys.argv = saved_argv
+    if failures:
+        raise failures[0]
+
+
+def _job_config(composed: DictConfig) -> TrainConfig:
+    """The job's configuration; each job of a sweep has a run folder named by what it varies."""
+    cfg = to_dataclass(TrainConfig, composed)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN and cfg.run_dir is None:
+        name = hydra_config.job.override_dirname.replace("/", "-") or str(hydra_config.job.num)
+        cfg = replace(cfg, run_dir=run_path(cfg) / name)
+    return cfg

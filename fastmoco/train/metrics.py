@@ -1,0 +1,118 @@
+"""What a step reports, summed on the device and read by the host only when a log line is due."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmoco.files import atomic_write_text
+from fastmoco.moco.model import Contrast
+
+STEP_METRICS = (
+    "loss",
+    "accuracy_top1",
+    "accuracy_top5",
+    "positive_similarity",
+    "negative_similarity",
+    "alignment",
+    "uniformity",
+    "feature_deviation",
+)
+
+
+def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
+    """The values of `STEP_METRICS` for one batch, ``(8,)`` float32 on the device.
+
+    Accuracies are percentages of the (K+1)-way look-up. Alignment is the mean ``|q - k|^2`` and
+    uniformity ``log mean exp(-2 |q_i - q_j|^2)`` over pairs i != j (arXiv:2005.10242). Feature
+    deviation is the standard deviation of the query's components over the batch, times sqrt(C):
+    about 1 for features spread over the sphere, 0 at collapse.
+
+    Args:
+        contrast: Of the batch.
+        queue: ``(K, C)``, the negatives it saw.
+    """
+    query, key = contrast.query.float(), contrast.key.float()
+    count, dim = query.shape
+    positive = (query * key).sum(dim=1)
+    similarities = query @ query.T
+    kernel = torch.exp(4 * similarities - 4)  # exp(-2 |qi - qj|^2) for unit vectors
+    pairs = max(1, count * (count - 1))
+    return torch.stack(
+        [
+            contrast.loss.detach().float(),
+            100 * (contrast.rank < 1).float().mean(),
+            100 * (contrast.rank < 5).float().mean(),
+            positive.mean(),
+            (query.mean(dim=0) * queue.float().mean(dim=0)).sum(),
+            (2 - 2 * positive).mean(),
+            ((kernel.sum() - kernel.diagonal().sum()) / pairs).log(),
+            query.std(dim=0).mean() * math.sqrt(dim),
+        ]
+    )
+
+
+class MetricsSum:
+    """Running sum of `step_metrics` between two log lines.
+
+    Attributes:
+        total: ``(8,)`` float32, on the device.
+        count: Steps summed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Start empty."""
+        self.total = torch.zeros(len(STEP_METRICS), device=device)
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add one step's values, in place, without a host read."""
+        self.total += values
+        self.count += 1
+
+    def flush(self) -> dict[str, float]:
+        """Read the means (this waits for the device) and start anew."""
+        means = (self.total / max(1, self.count)).tolist()
+        self.total.zero_()
+        self.count = 0
+        return dict(zip(STEP_METRICS, means, strict=True))
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line, flushed line by line."""
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        """Open for appending, after cutting the file, atomically, to lines up to `resume_step`."""
+        rows = (
+            [row for row in read_metrics(path) if row["step"] <= resume_step]
+            if path.exists()
+            else []
+        )
+        atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Bring all rows to the disk: before a checkpoint that they must not trail."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows of a ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows

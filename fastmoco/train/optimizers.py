@@ -1,0 +1,54 @@
+"""Optimizers by name; torch's own, in their fused form."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from fastmoco.config import OptimizerConfig, UsageError
+
+
+def _sgd(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters,
+        lr=cfg.learning_rate,
+        momentum=cfg.sgd_momentum,
+        weight_decay=cfg.weight_decay,
+        fused=True,
+    )
+
+
+def _adam(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(
+        parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
+    )
+
+
+def _adamw(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
+    )
+
+
+OPTIMIZERS: dict[
+    str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch.optim.Optimizer]
+] = {
+    "sgd": _sgd,
+    "adam": _adam,
+    "adamw": _adamw,
+}
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], cfg: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Build the optimizer over `parameters`: one group, weight decay on all as in the official code.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    if cfg.name not in OPTIMIZERS:
+        raise UsageError(
+            f"optimizer.name={cfg.name} is unknown; set it to one of {', '.join(OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[cfg.name](parameters, cfg)

@@ -1,0 +1,167 @@
+"""What a run prints and logs: header, progress line, metrics rows."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastmoco.train.metrics import MetricsFile
+from fastmoco.train.run_folder import RunFolder
+from fastmoco.train.trainer import Trainer
+
+
+@contextmanager
+def run_logger(run: RunFolder) -> Iterator[logging.Logger]:
+    """A logger that writes to ``train.log`` and to stderr."""
+    logger = logging.Logger("fastmoco.train", logging.INFO)
+    file = logging.FileHandler(run.log, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    screen = logging.StreamHandler(sys.stderr)
+    logger.addHandler(file)
+    logger.addHandler(screen)
+    try:
+        yield logger
+    finally:
+        file.close()
+
+
+class StepClock:
+    """Times the steps between two log lines, without saving, measuring and compiling.
+
+    Attributes:
+        steps: Steps timed since the last reading.
+        data_wait_seconds: Of them, time spent waiting for the loader.
+    """
+
+    def __init__(self) -> None:
+        """Start at now."""
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was timed; the next step starts now."""
+        self._start = time.perf_counter()
+        self.steps = 0
+        self.data_wait_seconds = 0.0
+
+    def add(self, data_wait_seconds: float) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.data_wait_seconds += data_wait_seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time within the block out."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def read(self, batch_size: int) -> dict[str, float | None]:
+        """Speeds since the last reading; None where no step was timed. Starts anew."""
+        seconds, steps = time.perf_counter() - self._start, self.steps
+        wait = self.data_wait_seconds
+        self.restart()
+        if not steps:
+            return {"images_per_second": None, "data_wait_fraction": None, "step_seconds": None}
+        return {
+            "images_per_second": batch_size * steps / seconds,
+            "data_wait_fraction": wait / seconds,
+            "step_seconds": seconds / steps,
+        }
+
+
+class Reporter:
+    """Writes a row to ``metrics.jsonl``, TensorBoard and the progress line."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        logger: logging.Logger,
+        *,
+        resume_step: int,
+        total_steps: int,
+        epochs: int,
+    ) -> None:
+        """Open the files; rows after `resume_step` of an earlier try are cut.
+
+        Args:
+            run: Where to write.
+            logger: For a plain line per row where stderr is no terminal.
+            resume_step: Steps done before.
+            total_steps: Steps of the whole run.
+            epochs: Epochs of the whole run.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # 1 s to import
+
+        self.file = MetricsFile(run.metrics, resume_step=resume_step)
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=resume_step + 1)
+        self._logger = logger
+        self._epochs = epochs
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), disable=not sys.stderr.isatty()
+        )
+        self._task = self._progress.add_task("starting", total=total_steps, completed=resume_step)
+        self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar; reads nothing from the device."""
+        self._progress.update(self._task, completed=step)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Write one row everywhere."""
+        self.file.write(row)
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._board.add_scalar(name, value, row["step"])
+        line = progress_line(row, self._epochs)
+        self._progress.update(self._task, description=line)
+        if self._progress.disable:
+            self._logger.info(line)
+
+    def sync(self) -> None:
+        """Bring all rows to the disk."""
+        self.file.sync()
+        self._board.flush()
+
+    def close(self) -> None:
+        """End the progress line and close the files."""
+        self._progress.stop()
+        self.file.close()
+        self._board.close()
+
+
+def progress_line(row: dict[str, Any], epochs: int) -> str:
+    """One line for people: where the run is, how well, how fast, how long it waits for data."""
+    parts = [f"epoch {row['epoch']:.2f}/{epochs}", f"step {row['step']}", f"loss {row['loss']:.3f}"]
+    parts.append(f"top-1 {row['accuracy_top1']:.1f}%")
+    if row["images_per_second"] is not None:
+        parts.append(f"{row['images_per_second']:.0f} images/s")
+        parts.append(f"data wait {100 * row['data_wait_fraction']:.0f}%")
+    if row.get("knn_top1") is not None:
+        parts.append(f"kNN {row['knn_top1']:.1f}%")
+    return "  ".join(parts)
+
+
+def make_row(
+    trainer: Trainer, clock: StepClock, learning_rate: float, knn_top1: float | None
+) -> dict[str, Any]:
+    """A row of ``metrics.jsonl``: means since the last row; reads the device."""
+    device, queue_size = trainer.device, trainer.cfg.moco.queue_size
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {
+        "step": trainer.steps_done,
+        "epoch": trainer.steps_done / trainer.steps_per_epoch,
+        **trainer.metrics.flush(),
+        "loss_floor_ln_k1": math.log(queue_size + 1),
+        "learning_rate": learning_rate,
+        **clock.read(trainer.cfg.global_batch_size),
+        "device_memory_peak_bytes": memory,
+        "knn_top1": knn_top1,
+    }

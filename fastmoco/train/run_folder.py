@@ -1,0 +1,114 @@
+"""``runs/NAME/``: what a run writes, and what may go on in it."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fastmoco.config import TrainConfig, UsageError, config_to_dict
+from fastmoco.files import atomic_write_text
+
+# Keys that do not change what is learned: a run may go on with other values.
+FREE_KEYS = frozenset(
+    {
+        "run_dir",
+        "data.train",  # the dataset's fingerprint decides, wherever the file lies
+        "data.test",
+        "pipeline.num_threads",
+        "pipeline.prefetch_batches",
+        "train.max_steps",
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+    }
+)
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class RunFolder:
+    """Paths in a run folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What was printed."""
+        return self.path / "train.log"
+
+    @property
+    def views(self) -> Path:
+        """Picture of the first views."""
+        return self.path / "views.png"
+
+    @property
+    def curves(self) -> Path:
+        """Picture of the metrics."""
+        return self.path / "curves.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+
+def run_path(cfg: TrainConfig) -> Path:
+    """Where the run lives: ``run_dir``, or ``runs/NAME``."""
+    return cfg.run_dir or Path("runs") / cfg.name
+
+
+def open_run_folder(cfg: TrainConfig) -> RunFolder:
+    """Make the run's folder, or take up the one that is there.
+
+    Raises:
+        UsageError: If the folder holds a run of another configuration, naming the keys that differ,
+            or something else.
+    """
+    run = RunFolder(run_path(cfg))
+    config = config_to_dict(cfg)
+    if run.config.exists():
+        saved = OmegaConf.to_container(OmegaConf.load(run.config))
+        differing = [
+            line for line in _differences(saved, config) if line.split(":")[0] not in FREE_KEYS
+        ]
+        if differing:
+            raise UsageError(
+                f"{run.path} holds a run of another configuration ({'; '.join(differing)}); "
+                "give the same options to resume it, or another run_dir or name for a new run"
+            )
+    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise UsageError(
+            f"{run.path} exists and is no run folder; set run_dir to a new or empty folder"
+        )
+    atomic_write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(config)))
+    return run
+
+
+def _differences(saved: Any, given: dict[str, Any]) -> Iterator[str]:
+    old, new = dict(_flat(saved)), dict(_flat(given))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield f"{key}: {old.get(key)} there, {new.get(key)} now"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

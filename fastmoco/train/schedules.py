@@ -1,0 +1,52 @@
+"""The learning rate as a pure function of the step, so that resuming needs no state."""
+
+import math
+
+from fastmoco.config import OptimizerConfig, UsageError
+
+
+def base_learning_rate(cfg: OptimizerConfig, global_batch_size: int) -> float:
+    """The peak: ``learning_rate``, times ``global_batch_size / 256`` where that is asked for."""
+    return cfg.learning_rate * (global_batch_size / 256 if cfg.scale_learning_rate else 1.0)
+
+
+def _cosine(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
+    del cfg
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, epoch / epochs)))
+
+
+def _multistep(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
+    del epochs
+    return cfg.milestone_factor ** sum(epoch >= milestone for milestone in cfg.milestones)
+
+
+SCHEDULES = {"cosine": _cosine, "multistep": _multistep}
+
+
+def learning_rate(
+    cfg: OptimizerConfig, step: int, *, peak: float, steps_per_epoch: int, epochs: int
+) -> float:
+    """Learning rate of a step.
+
+    Linear warm-up from ``peak / warmup steps``, then the schedule. The cosine falls step by step
+    (the official code: once an epoch) and spans all epochs, warm-up included, as in SimCLR and MoCo
+    v3 (arXiv:2104.02057).
+
+    Args:
+        cfg: Which schedule, and its parameters.
+        step: The step, counted from 0.
+        peak: From `base_learning_rate`.
+        steps_per_epoch: Steps in one pass over the dataset.
+        epochs: Passes that the schedule spans.
+
+    Raises:
+        UsageError: If the schedule is unknown.
+    """
+    if cfg.schedule not in SCHEDULES:
+        raise UsageError(
+            f"optimizer.schedule={cfg.schedule} is unknown; set it to one of {', '.join(SCHEDULES)}"
+        )
+    warmup_steps = cfg.warmup_epochs * steps_per_epoch
+    if step < warmup_steps:
+        return peak * min(1.0, (step + 1) / warmup_steps)
+    return peak * SCHEDULES[cfg.schedule](step / steps_per_epoch, epochs, cfg)

@@ -1,0 +1,170 @@
+"""The parts of one run: model, optimizer, data, and how far it is."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastmoco.config import TrainConfig, config_to_dict
+from fastmoco.data.beton import BetonFile
+from fastmoco.moco.build import build_model
+from fastmoco.pipelines.build import LoaderSpec, build_loader
+from fastmoco.pipelines.contract import EpochPlan, ViewLoader
+from fastmoco.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    flatten_optimizer,
+    restore_module,
+    restore_optimizer,
+    save_checkpoint,
+    under_prefix,
+    with_prefix,
+)
+from fastmoco.train.metrics import MetricsSum
+from fastmoco.train.optimizers import build_optimizer
+from fastmoco.train.run_folder import RunFolder
+from fastmoco.train.schedules import base_learning_rate, learning_rate
+from fastmoco.train.step import TrainStep
+
+# Of ImageNet, for dataset files without measured statistics.
+DEFAULT_MEAN, DEFAULT_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+@dataclass(slots=True)
+class Trainer:
+    """The parts of one run and how far it is."""
+
+    cfg: TrainConfig
+    run: RunFolder
+    dataset: BetonFile
+    step: TrainStep
+    metrics: MetricsSum
+    device: torch.device
+    channel_mean: list[float]
+    channel_std: list[float]
+    steps_per_epoch: int
+    steps_done: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        steps = self.cfg.train.epochs * self.steps_per_epoch
+        return min(steps, self.cfg.train.max_steps or steps)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return learning_rate(
+            self.cfg.optimizer,
+            self.steps_done,
+            peak=base_learning_rate(self.cfg.optimizer, self.cfg.global_batch_size),
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=self.cfg.train.epochs,
+        )
+
+    @property
+    def epoch_ends(self) -> bool:
+        """Whether the last step was the last of its epoch."""
+        return self.steps_done % self.steps_per_epoch == 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.steps_done >= self.total_steps
+
+    def plan(self, *, epoch: int, start_batch: int = 0) -> EpochPlan:
+        """The order of an epoch."""
+        return EpochPlan(
+            seed=self.cfg.seed,
+            epoch=epoch,
+            num_samples=len(self.dataset),
+            global_batch_size=self.cfg.global_batch_size,
+            start_batch=start_batch,
+        )
+
+    def open_loader(self, plan: EpochPlan | None = None) -> ViewLoader:
+        """Batches from the next step (or from `plan`) to the end of the last epoch."""
+        epoch, batch = divmod(self.steps_done, self.steps_per_epoch)
+        pipeline = self.cfg.pipeline
+        return build_loader(
+            self.dataset,
+            plan or self.plan(epoch=epoch, start_batch=batch),
+            spec=LoaderSpec(
+                view_size=pipeline.view_size,
+                policy=self.cfg.policy,
+                num_threads=pipeline.num_threads,
+                prefetch_batches=pipeline.prefetch_batches,
+            ),
+            stop_epoch=self.cfg.train.epochs,
+            device=self.device,
+            name=pipeline.name,
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """The whole state, as it is now."""
+        tensors = {
+            **with_prefix("model", self.step.model.state_dict()),
+            **with_prefix("optimizer", flatten_optimizer(self.step.optimizer)),
+            "metrics.total": self.metrics.total,
+        }
+        facts = {
+            "config": config_to_dict(self.cfg),
+            "dataset_fingerprint": self.dataset.fingerprint,
+            "channel_mean": self.channel_mean,
+            "channel_std": self.channel_std,
+            "metrics_count": self.metrics.count,
+            "scaler": self.step.state(),
+            "torch_version": torch.__version__,
+        }
+        return Checkpoint(step=self.steps_done, tensors=tensors, facts=facts)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: If it is of another dataset or model.
+        """
+        if checkpoint.facts["dataset_fingerprint"] != self.dataset.fingerprint:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained on another dataset than {self.dataset.path}; "
+                "give that dataset as data.train, or another run_dir"
+            )
+        restore_module(self.step.model, under_prefix("model", checkpoint.tensors), checkpoint)
+        restore_optimizer(self.step.optimizer, under_prefix("optimizer", checkpoint.tensors))
+        self.metrics.total.copy_(checkpoint.tensors["metrics.total"])
+        self.metrics.count = checkpoint.facts["metrics_count"]
+        self.step.restore(checkpoint.facts["scaler"])
+        self.steps_done = checkpoint.step
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(self.run.checkpoints, self.checkpoint(), keep=self.cfg.checkpoint.keep)
+
+
+def build_trainer(
+    cfg: TrainConfig, run: RunFolder, dataset: BetonFile, device: torch.device, compiled: bool
+) -> Trainer:
+    """Build model, optimizer and step on the device, from the seed.
+
+    Raises:
+        ValueError: If the dataset is smaller than a batch.
+    """
+    mean = dataset.facts.get("channel_mean", DEFAULT_MEAN)
+    # A constant channel would divide by zero.
+    std = [max(value, 1e-3) for value in dataset.facts.get("channel_std", DEFAULT_STD)]
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg.model, cfg.moco).to(device).to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        model.queue.half()  # eight times finer than bfloat16 for unit vectors
+    step = TrainStep(
+        model,
+        build_optimizer(model.query_encoder.parameters(), cfg.optimizer),
+        policy=cfg.policy,
+        mean=torch.tensor(mean, device=device),
+        std=torch.tensor(std, device=device),
+        precision=cfg.precision,
+        compiled=compiled,
+    )
+    plan = EpochPlan(
+        seed=cfg.seed, epoch=0, num_samples=len(dataset), global_batch_size=cfg.global_batch_size
+    )
+    return Trainer(cfg, run, dataset, step, MetricsSum(device), device, mean, std, plan.num_batches)

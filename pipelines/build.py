@@ -1,0 +1,88 @@
+"""One door to every loader: a name, a dataset, a plan."""
+
+import importlib
+from dataclasses import dataclass
+
+import torch
+
+from fastmoco.data.beton import BetonFile
+from fastmoco.pipelines.contract import EpochPlan, ViewLoader
+from fastmoco.pipelines.policies import Policy
+
+LOADERS = {
+    "auto": "fastmoco.pipelines.beton_loader",
+    "beton": "fastmoco.pipelines.beton_loader",
+    "torchvision": "fastmoco.pipelines.torchvision_loader",
+}
+"""Imported when chosen; each has ``build(dataset, plan, spec, stop_epoch, device)``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSpec:
+    """What a loader needs to know besides the dataset and the plan.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    view_size: int
+    """Side of the square views, pixels."""
+    policy: Policy | None
+    """Draws two crops an image, by ``crop_scale`` and ``crop_ratio``; None: one central crop."""
+    center_crop: float = 0.875
+    """Evaluation: side of the central square as a share of the short side (0.875 = 224 / 256)."""
+    num_threads: int = 0
+    """Threads that decode; 0: one for each core that this process may use."""
+    prefetch_batches: int = 2
+    """Batches made ahead of the one handed out."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no loader can serve."""
+        if self.view_size < 1:
+            raise ValueError(f"view_size={self.view_size} is no image side; set it to 1 or more")
+        if not 0 < self.center_crop <= 1:
+            raise ValueError(
+                f"center_crop={self.center_crop} is no share; set it above 0, at most 1"
+            )
+        if self.num_threads < 0:
+            raise ValueError(f"num_threads={self.num_threads} is negative; set 0 for one per core")
+        if self.prefetch_batches < 1:
+            raise ValueError(f"prefetch_batches={self.prefetch_batches} leaves none; set 1 or more")
+
+    @property
+    def num_views(self) -> int:
+        """V: 2 in training, 1 in evaluation."""
+        return 1 if self.policy is None else 2
+
+
+def build_loader(
+    dataset: BetonFile,
+    plan: EpochPlan,
+    *,
+    spec: LoaderSpec,
+    stop_epoch: int,
+    device: torch.device,
+    name: str = "auto",
+) -> ViewLoader:
+    """A loader from the plan's epoch and start batch to the end of epoch ``stop_epoch - 1``.
+
+    Args:
+        dataset: An open file; it must stay open until the loader is closed.
+        plan: Order, batch size, rank and starting point.
+        spec: Views, threads, prefetching.
+        stop_epoch: The first epoch that is not loaded.
+        device: Where batches are handed out.
+        name: A key of `LOADERS`; ``auto`` is ``beton``.
+
+    Raises:
+        ValueError: If the name is unknown, or the plan asks for more samples than there are.
+    """
+    if name not in LOADERS:
+        raise ValueError(f"pipeline={name} is unknown; choose one of {', '.join(sorted(LOADERS))}")
+    if plan.num_samples > len(dataset):
+        raise ValueError(
+            f"the plan has {plan.num_samples} samples, {dataset.path} only {len(dataset)}"
+        )
+    module = importlib.import_module(LOADERS[name])
+    loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
+    return loader

@@ -1,0 +1,126 @@
+"""What every loader promises: the order of an epoch, the batch, the iterator.
+
+images --convert--> beton --loader--> crops (uint8) --augment--> views --step--> loss
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import numpy as np
+from torch import Tensor
+
+from fastmoco.pipelines.draws import INT64, epoch_order
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochPlan:
+    """The sample ids of each batch of one epoch, for one rank: a pure function of its fields.
+
+    Training visits a permutation and drops the last partial batch; evaluation goes in file order
+    and keeps it. A rank takes a contiguous slice of each global batch, so W ranks together see what
+    one rank would.
+
+    Raises:
+        ValueError: If sizes do not fit, naming the option to change.
+    """
+
+    seed: int
+    epoch: int
+    num_samples: int
+    global_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    start_batch: int = 0
+    training: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot make a batch."""
+        if self.global_batch_size < 1 or self.global_batch_size % self.world_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a positive multiple of the "
+                f"{self.world_size} devices; set global_batch_size to one"
+            )
+        if self.training and self.num_samples < self.global_batch_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is larger than the dataset of "
+                f"{self.num_samples} images; set global_batch_size={self.num_samples} or less"
+            )
+        if not 0 <= self.start_batch <= self.num_batches:
+            raise ValueError(
+                f"start_batch={self.start_batch} lies outside the {self.num_batches} batches of an "
+                "epoch; does the checkpoint belong to another dataset or global_batch_size?"
+            )
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a whole epoch, from batch 0."""
+        partial = 0 if self.training else self.global_batch_size - 1
+        return (self.num_samples + partial) // self.global_batch_size
+
+    def order(self) -> INT64:
+        """Sample ids in the order of visit, ``(num_samples,)`` int64."""
+        if self.training:
+            return epoch_order(self.seed, self.epoch, self.num_samples)
+        return np.arange(self.num_samples, dtype=np.int64)
+
+    def batches(self) -> Iterator[INT64]:
+        """This rank's sample ids, batch by batch from `start_batch`.
+
+        Yields:
+            ``(global_batch_size / world_size,)`` int64; of a last partial batch, fewer.
+        """
+        order = self.order()
+        for batch in range(self.start_batch, self.num_batches):
+            ids = order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
+            per_rank = -(-len(ids) // self.world_size)
+            yield ids[self.rank * per_rank : (self.rank + 1) * per_rank]
+
+    def next_epoch(self) -> Self:
+        """The plan of the following epoch, from its first batch."""
+        return replace(self, epoch=self.epoch + 1, start_batch=0)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Crops of N images, on the device; valid until the next ``next()`` of their loader.
+
+    V is 2 in training (two random crops) and 1 in evaluation (resize and center crop).
+    """
+
+    crops: Tensor
+    """uint8 ``(N, V, H, W, 3)``, RGB."""
+    boxes: Tensor
+    """int32 ``(N, V, 4)``: top, left, height, width of each crop in its source image, pixels."""
+    sample_id: Tensor
+    """int64 ``(N,)``."""
+    draw_key: Tensor
+    """int64 ``(N,)``: `draws.draw_keys` of the sample, for draws on the device."""
+    label: Tensor
+    """int64 ``(N,)``, -1 where unlabeled."""
+    data_wait_seconds: float
+    """How long ``next()`` waited for this batch; near 0 where the loader keeps up."""
+
+
+class ViewLoader(Protocol):
+    """Batches of one or more epochs, one after the other without a pause between epochs.
+
+    Iterates from the plan's epoch and start batch to the end of the last epoch asked for. A
+    worker's exception is raised by ``next()``; ``close()`` ends all threads at once, also in the
+    middle of an epoch, and may be called twice.
+    """
+
+    decode_device: str
+    """Where JPEGs are decoded: ``cpu`` or ``gpu``."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Return self: a loader is consumed once."""
+        ...
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        ...
+
+    def close(self) -> None:
+        """Stop workers, free buffers."""
+        ...

@@ -1,0 +1,68 @@
+"""Which samples, and which box of each, make the batches: drawn once, for every loader alike."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmoco.data.beton import BetonFile
+from fastmoco.pipelines.build import LoaderSpec
+from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.pipelines.draws import INT64, draw_keys, random_resized_crop_boxes
+
+INT32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """All of a batch but its pixels; fields as in `contract.Batch`."""
+
+    sample_id: INT64
+    draw_key: INT64
+    label: INT64
+    boxes: INT32
+
+
+def central_boxes(heights: INT64, widths: INT64, share: float) -> INT32:
+    """Central squares with sides of ``share`` times the short side: resize and center crop in one.
+
+    Args:
+        heights: ``(N,)`` of the images, pixels.
+        widths: ``(N,)`` of the images, pixels.
+        share: In (0, 1]; 0.875 is resize to 256, center crop of 224.
+
+    Returns:
+        ``(N, 1, 4)`` int32: top, left, height, width, in pixels, inside the image.
+    """
+    side = np.maximum(np.rint(share * np.minimum(heights, widths)).astype(np.int64), 1)
+    boxes = np.stack([(heights - side) // 2, (widths - side) // 2, side, side], axis=1)
+    return boxes[:, None].astype(np.int32)
+
+
+def batch_requests(
+    dataset: BetonFile, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
+) -> Iterator[BatchRequest]:
+    """Every batch from the plan's start to the end of epoch ``stop_epoch - 1``."""
+    while plan.epoch < stop_epoch:
+        for sample_id in plan.batches():
+            yield _draw(dataset, plan, spec, sample_id)
+        plan = plan.next_epoch()
+
+
+def _draw(dataset: BetonFile, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:
+    keys = draw_keys(plan.seed, plan.epoch, sample_id)
+    heights = dataset.heights[sample_id].astype(np.int64)
+    widths = dataset.widths[sample_id].astype(np.int64)
+    if spec.policy is None:
+        boxes = central_boxes(heights, widths, spec.center_crop)
+    else:
+        boxes = random_resized_crop_boxes(
+            keys,
+            heights,
+            widths,
+            scale=spec.policy.crop_scale,
+            ratio=spec.policy.crop_ratio,
+            num_views=spec.num_views,
+        )
+    return BatchRequest(sample_id, keys, dataset.labels[sample_id], boxes)

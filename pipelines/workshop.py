@@ -1,0 +1,181 @@
+"""Threads that fill batches ahead of the one who asks for them, in order, in a ring of slots.
+
+Trade-off: threads take a few rows at a time under one lock, so any number of them serves any
+batch size, and a thread that finds a batch taken goes on with the next. Whoever draws the boxes
+of a batch holds that lock: 0.1 ms for 256 images, but 0.2 s at the start of an epoch of 1.28
+million.
+"""
+
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastmoco.pipelines.buffers import FACTS
+from fastmoco.pipelines.contract import Batch
+from fastmoco.pipelines.crops import BatchRequest
+
+CHUNK_ROWS = 8
+"""Rows that a thread takes at once: at 32 pixels 0.4 ms of work, against 10 us for the taking."""
+STOP_SECONDS = 5.0
+"""How long stopping waits for a thread that is stuck."""
+
+Box = list[int]
+FillRow = Callable[[int, list[Box], list[Tensor]], None]
+"""Fills a row: sample id, boxes of its views, their places: ``(1, 3, H, W)``, channels_last."""
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """The buffers of one batch, and how far it has come."""
+
+    host: Batch
+    targets: list[list[Tensor]] = field(init=False)  # by row and view: (1, 3, H, W), channels_last
+    sample_ids: list[int] = field(default_factory=list)
+    boxes: list[list[Box]] = field(default_factory=list)
+    taken: int = 0
+    finished: int = 0
+    failure: tuple[int, BaseException] | None = None  # the lowest row's: the same for any threads
+
+    def __post_init__(self) -> None:
+        rows = self.host.crops.unsqueeze(2).permute(0, 1, 2, 5, 3, 4)
+        self.targets = [list(row) for row in rows]
+
+    def start(self, request: BatchRequest) -> None:
+        """Begin another batch."""
+        self.sample_ids, self.boxes = request.sample_id.tolist(), request.boxes.tolist()
+        self.taken, self.finished, self.failure = 0, 0, None
+        for name in FACTS:
+            tensor: Tensor = getattr(self.host, name)
+            tensor[: len(self.sample_ids)] = torch.from_numpy(getattr(request, name))
+
+    def take(self) -> range:
+        """The next rows to fill; empty if all are taken."""
+        stop = min(self.taken + CHUNK_ROWS, len(self.sample_ids))
+        rows, self.taken = range(self.taken, stop), stop
+        return rows
+
+    def fail(self, row: int, error: BaseException) -> None:
+        """Remember what went wrong with a row."""
+        if self.failure is None or row < self.failure[0]:
+            self.failure = row, error
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows are filled, or failed."""
+        return self.finished == len(self.sample_ids)
+
+
+class Workshop:
+    """What threads and consumer share: batches being made, in order, and free slots.
+
+    It does not know its loader, so that one that is dropped unclosed can be collected. Whatever
+    happens to a thread reaches the consumer, who else would wait forever.
+    """
+
+    def __init__(
+        self, fill_row: FillRow, requests: Iterator[BatchRequest], slots: list[Slot]
+    ) -> None:
+        """Lay out the work; threads that run `work` do it."""
+        self._fill_row = fill_row
+        self._requests = requests
+        self._free = deque(slots)
+        self._making: deque[Slot] = deque()  # only the last can have rows that nobody has taken
+        self._changed = threading.Condition()
+        self._drawn_all = False
+        self._stopped = False
+        self._broken: BaseException | None = None
+
+    def work(self) -> None:
+        """Fill rows until nothing is left or `stop`; what each thread runs."""
+        try:
+            while job := self._take():
+                self._fill(*job)
+        except BaseException as error:  # in the drawing of a batch, or a fault of this class
+            with self._changed:
+                self._broken = error
+                self._changed.notify_all()
+
+    def _take(self) -> tuple[Slot, range] | None:
+        with self._changed:
+            while not self._stopped:
+                if self._making and (rows := self._making[-1].take()):
+                    return self._making[-1], rows
+                if self._drawn_all:
+                    return None
+                if self._free:
+                    self._begin_batch()
+                else:
+                    self._changed.wait()
+        return None
+
+    def _begin_batch(self) -> None:
+        request = next(self._requests, None)
+        if request is None:
+            self._drawn_all = True
+        else:
+            self._making.append(self._free.popleft())
+            self._making[-1].start(request)
+        self._changed.notify_all()
+
+    def _fill(self, slot: Slot, rows: range) -> None:
+        for row in rows:
+            if self._stopped:
+                return
+            try:
+                self._fill_row(slot.sample_ids[row], slot.boxes[row], slot.targets[row])
+            except BaseException as error:
+                with self._changed:
+                    slot.fail(row, error)
+        with self._changed:
+            slot.finished += len(rows)
+            if slot.done:
+                self._changed.notify_all()
+
+    def release(self, slot: Slot) -> None:
+        """Give back a slot whose batch nobody uses any more."""
+        with self._changed:
+            self._free.append(slot)
+            self._changed.notify_all()
+
+    def next_batch(self) -> Slot | None:
+        """Wait for the oldest batch; None at the end or after `stop`.
+
+        Raises:
+            BaseException: What went wrong with one of its samples.
+        """
+        with self._changed:
+            self._changed.wait_for(self._can_answer)
+            if self._broken is not None:
+                raise self._broken
+            if self._stopped or not self._making:
+                return None
+            slot = self._making.popleft()
+        if slot.failure is not None:
+            raise slot.failure[1]
+        return slot
+
+    def _can_answer(self) -> bool:
+        if self._stopped or self._broken is not None:
+            return True
+        return self._making[0].done if self._making else self._drawn_all
+
+    def stop(self, threads: list[threading.Thread]) -> None:
+        """End the threads, and wait for them but not for one that is stuck."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if threading.current_thread() in threads:  # the garbage collector can call from anywhere
+            return
+        deadline = time.monotonic() + STOP_SECONDS
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._free.clear()
+        self._making.clear()
+        if stuck := sum(thread.is_alive() for thread in threads):
+            warnings.warn(f"{stuck} loader threads are stuck and left behind", stacklevel=3)

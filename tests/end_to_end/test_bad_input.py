@@ -1,0 +1,135 @@
+"""What a user gets for bad input: one line on stderr that says what, where and what to do."""
+
+import shutil
+
+import pytest
+
+from fastmoco import cli
+from fastmoco.train.checkpoint import load_checkpoint
+from tests.end_to_end.test_training import dataset, eager_run, train_arguments  # noqa: F401
+from tests.pictures import encoded, picture, write_class_folders
+
+
+def fails(capsys, arguments, code, *words):
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("fastmoco: ")
+    for word in words:
+        assert str(word) in lines[0]
+
+
+def test_wrong_words(capsys):
+    fails(capsys, ["trian"], 2, "unknown command trian; did you mean train?")
+    fails(capsys, ["convert", "x"], 2, "DST.beton is missing")
+    fails(capsys, ["info", "x", "--jsn"], 2, "unknown flag --jsn")
+    fails(capsys, ["knn", "run", "extra"], 2, "unexpected argument extra")
+    fails(capsys, ["convert", "a", "b.beton", "qualty=3"], 2, "did you mean quality?")
+
+
+def test_missing_path(capsys, tmp_path):
+    fails(capsys, ["convert", tmp_path / "none", tmp_path / "x.beton"], 2, tmp_path / "none")
+    fails(capsys, ["info", tmp_path / "none.beton"], 2, tmp_path / "none.beton")
+    fails(capsys, ["train", f"data.train={tmp_path / 'none.beton'}"], 2, tmp_path / "none.beton")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_without_data_prints_the_convert_line(capsys):
+    fails(capsys, ["train"], 2, "data.train is not set", "fastmoco convert")
+
+
+def test_folder_without_images(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    fails(capsys, ["convert", tmp_path / "empty", tmp_path / "x.beton"], 1, tmp_path / "empty")
+    assert not (tmp_path / "x.beton").exists()
+
+
+def test_broken_image(capsys, tmp_path):
+    write_class_folders(tmp_path / "images", classes=2, per_class=2)
+    (tmp_path / "images/class_0/cut.jpg").write_bytes(encoded(picture(1))[:-200])
+    target = tmp_path / "x.beton"
+    fails(capsys, ["convert", tmp_path / "images", target, "on_error=fail"], 1, "class_0/cut.jpg")
+    assert not target.exists()
+    assert cli.main(["convert", str(tmp_path / "images"), str(target)]) == 0
+    assert "class_0/cut.jpg" in (tmp_path / "x.quarantine.csv").read_text()
+    assert cli.main(["verify", str(target)]) == 0
+
+
+def test_cut_or_foreign_beton(capsys, tmp_path, dataset):  # noqa: F811
+    for name, content in (
+        ("cut.beton", dataset.read_bytes()[:-500]),
+        ("foreign.beton", b"PK\x03\x04" + bytes(5000)),
+        ("empty.beton", b""),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        for arguments in (["info", path], ["verify", path], ["train", f"data.train={path}"]):
+            fails(capsys, arguments, 1, path)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("moco.queue_size=7", ["queue_size=7 is smaller than global_batch_size=8", "set moco.queue_size=8"]),
+        ("moco.queue_sise=64", ["unknown option moco.queue_sise; did you mean moco.queue_size?"]),
+        ("global_batch_size=64", ["dataset of 48 images", "set global_batch_size=48 or less"]),
+        ("moco.batch_norm_splits=3", ["moco.batch_norm_splits=3", "set it to a divisor"]),
+        ("moco.temperature=0", ["moco.temperature=0"]),
+        ("model.encoder=resnet19", ["model.encoder=resnet19 is unknown"]),
+        ("pipeline.name=fast", ["fast is unknown"]),
+        ("device=tpu", ["device=tpu"]),
+        ("optimizer.name=lamb", ["optimizer.name=lamb is unknown"]),
+        ("data.test=null", ["monitor.every_epochs is set but data.test is not"]),
+    ],
+)
+def test_settings_that_do_not_fit(capsys, tmp_path, dataset, option, words):  # noqa: F811
+    run = tmp_path / "run"
+    arguments = train_arguments(dataset, run, "moco.queue_size=64", "train.compile=never", option)
+    capsys.readouterr()
+    assert cli.main(arguments) in (1, 2)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    for word in words:
+        assert word in line
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_folder_that_is_no_run(capsys, tmp_path, dataset):  # noqa: F811
+    (tmp_path / "thesis.txt").write_text("precious")
+    fails(capsys, train_arguments(dataset, tmp_path, "train.compile=never"), 2, "is no run folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_checkpoint_of_another_model(capsys, tmp_path, dataset, eager_run):  # noqa: F811
+    run = tmp_path / "run"
+    more = ["model.width=8", "train.compile=never"]
+    assert cli.main(train_arguments(dataset, run, *more, "train.max_steps=2")) == 0
+    for file in (run / "checkpoints").iterdir():
+        file.unlink()
+    for file in (eager_run / "checkpoints").iterdir():
+        shutil.copy(file, run / "checkpoints")
+    fails_last(capsys, train_arguments(dataset, run, *more), "is of another model", "conv1.weight")
+    assert load_checkpoint(run).step == 20
+
+
+def test_checkpoint_of_another_dataset(capsys, tmp_path, eager_run):  # noqa: F811
+    write_class_folders(tmp_path / "images", classes=4, per_class=13)
+    other = tmp_path / "other.beton"
+    assert cli.main(["convert", str(tmp_path / "images"), str(other)]) == 0
+    arguments = train_arguments(other, eager_run, "train.compile=never")
+    fails_last(capsys, arguments, "was trained on another dataset")
+
+
+def fails_last(capsys, arguments, *words):
+    capsys.readouterr()
+    assert cli.main(arguments) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    for word in words:
+        assert word in line
+
+
+def test_no_checkpoint(capsys, tmp_path, dataset):  # noqa: F811
+    data = [f"data.train={dataset}", f"data.test={dataset}"]
+    fails(capsys, ["knn", tmp_path, *data], 1, "holds no checkpoint")
+    fails(capsys, ["knn", tmp_path / "none", *data], 1, "does not exist")

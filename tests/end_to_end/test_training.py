@@ -1,0 +1,239 @@
+"""Convert, train, kill, resume, evaluate: through the command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastmoco
+from fastmoco import cli
+from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.train.metrics import read_metrics
+from tests.pictures import write_class_folders
+
+OPTIONS = [
+    "global_batch_size=8",
+    "pipeline.view_size=16",
+    "pipeline.center_crop=1.0",
+    "model.encoder=resnet18",
+    "model.stem=small_stride2",
+    "model.width=4",
+    "moco.dim=8",
+    "moco.queue_size=36",
+    "moco.batch_norm_splits=2",
+    "optimizer.name=adamw",
+    "optimizer.learning_rate=0.002",
+    "train.epochs=10",
+    "train.max_steps=20",
+    "train.log_every_steps=2",
+    "checkpoint.every_steps=5",
+    "monitor.every_epochs=1",
+    "monitor.k=5",
+]
+TIMES = {"images_per_second", "data_wait_fraction", "step_seconds", "device_memory_peak_bytes"}
+
+# Runs the command line, and kills its own process with SIGKILL at a chosen place.
+KILLER = """
+import os, signal, sys
+from fastmoco import cli
+from fastmoco.train import checkpoint, step
+
+place, count = sys.argv[1], int(sys.argv[2])
+
+def killing(function):
+    calls = 0
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return wrapped
+
+if place == "step":
+    step.TrainStep.__call__ = killing(step.TrainStep.__call__)
+else:
+    checkpoint.atomic_write_text = killing(checkpoint.atomic_write_text)
+sys.exit(cli.main(sys.argv[3:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_class_folders(folder / "images", classes=4, per_class=12)  # 6 steps an epoch
+    target = folder / "with space.beton"
+    assert cli.main(["convert", str(folder / "images"), str(target)]) == 0
+    return target
+
+
+def train_arguments(dataset: Path, run: Path, *more: str) -> list[str]:
+    data = [f"data.train={dataset}", f"data.test={dataset}", f"run_dir={run}"]
+    return ["train", *data, *OPTIONS, *more]
+
+
+def run_killer(place: str, count: int, arguments: list[str]) -> int:
+    root = str(Path(fastmoco.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    command = [sys.executable, "-c", KILLER, place, str(count), *arguments]
+    return subprocess.run(command, env=environment, timeout=240, capture_output=True).returncode
+
+
+def state_of(run: Path):
+    checkpoint = load_checkpoint(run)
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(run / "metrics.jsonl")]
+    return checkpoint, rows
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    (ours, our_rows), (theirs, their_rows) = state_of(run), state_of(other)
+    assert ours.step == theirs.step == 20
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    differing = [n for n, t in theirs.tensors.items() if not torch.equal(ours.tensors[n], t)]
+    assert differing == []
+    assert our_rows == their_rows
+    assert len({row["step"] for row in our_rows}) == len(our_rows) >= 10
+
+
+@pytest.fixture(scope="module")
+def eager_run(dataset, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert cli.main(train_arguments(dataset, run, "train.compile=never")) == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [("step", 13), ("step", 1), ("checkpoint", 3)],
+    ids=["in step 13", "in the first step", "between a checkpoint's two files"],
+)
+def test_killed_and_resumed_equals_uninterrupted(dataset, eager_run, tmp_path, place, count):
+    run = tmp_path / "killed"
+    arguments = train_arguments(dataset, run, "train.compile=never")
+    assert run_killer(place, count, arguments) == -signal.SIGKILL
+    assert cli.main(arguments) == 0
+    assert_same_run(run, eager_run)
+
+
+@pytest.mark.timeout(600)
+def test_killed_and_resumed_equals_uninterrupted_compiled(dataset, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    always = "train.compile=always"
+    assert cli.main(train_arguments(dataset, whole, always)) == 0
+    assert run_killer("step", 13, train_arguments(dataset, killed, always)) == -signal.SIGKILL
+    assert cli.main(train_arguments(dataset, killed, always)) == 0
+    assert_same_run(killed, whole)
+
+
+def test_run_folder_holds_what_it_should(eager_run):
+    names = {path.name for path in eager_run.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "train.log",
+        "tensorboard",
+        "checkpoints",
+        "views.png",
+        "curves.png",
+    }
+    rows = read_metrics(eager_run / "metrics.jsonl")
+    assert rows[-1]["step"] == 20
+    assert [row["step"] for row in rows if row["knn_top1"] is not None] == [6, 12, 18]
+    assert {"loss", "learning_rate", "uniformity", "epoch", *TIMES} <= rows[0].keys()
+    assert any((eager_run / "tensorboard").iterdir())
+    assert not list(eager_run.rglob("*.partial"))
+
+
+def test_a_finished_run_says_so(dataset, eager_run, capsys):
+    before = sorted((p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir())
+    assert cli.main(train_arguments(dataset, eager_run, "train.compile=never")) == 0
+    assert "is finished (step 20)" in capsys.readouterr().err
+    assert before == sorted((p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir())
+
+
+def test_more_steps_go_on_from_the_end(dataset, eager_run, tmp_path):
+    short, run = "train.max_steps=8", tmp_path / "run"
+    assert cli.main(train_arguments(dataset, run, "train.compile=never", short)) == 0
+    assert load_checkpoint(run).step == 8
+    assert cli.main(train_arguments(dataset, run, "train.compile=never")) == 0
+    ours, theirs = load_checkpoint(run), load_checkpoint(eager_run)
+    assert all(torch.equal(ours.tensors[name], t) for name, t in theirs.tensors.items() if "metrics" not in name)
+
+
+def test_another_configuration_is_refused(dataset, eager_run, capsys):
+    assert cli.main(train_arguments(dataset, eager_run, "train.compile=never", "moco.momentum=0.5")) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "moco.momentum: 0.999 there, 0.5 now" in error[0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_saves_and_the_run_goes_on(dataset, eager_run, tmp_path, monkeypatch, capsys, number, code):
+    from fastmoco.train.step import TrainStep
+
+    plain, steps = TrainStep.__call__, []
+
+    def signalling(self, batch, rate):
+        steps.append(rate)
+        if len(steps) == 7:
+            os.kill(os.getpid(), number)
+        return plain(self, batch, rate)
+
+    run = tmp_path / "run"
+    arguments = train_arguments(dataset, run, "train.compile=never")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", signalling)
+        assert cli.main(arguments) == code
+    assert "stopped after step 7, saved" in capsys.readouterr().err
+    assert load_checkpoint(run).step == 7
+    assert cli.main(arguments) == 0
+    assert_same_run(run, eager_run)
+
+
+def test_knn_prints_table_and_json(dataset, eager_run, capsys):
+    data = [f"data.train={dataset}", f"data.test={dataset}", "k=3", "temperature=0.2"]
+    assert cli.main(["knn", str(eager_run), *data, "baselines=true"]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"trained +\d", table)
+    assert re.search(r"untrained +\d", table)
+    assert "k=3, T=0.2, backbone features, 48 training and 48 test images" in table
+    assert cli.main(["knn", str(eager_run), *data, "features=embedding", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["top1"] <= result["top5"] <= 100
+    assert (result["k"], result["temperature"], result["features"]) == (3, 0.2, "embedding")
+    assert (result["num_train"], result["num_test"]) == (48, 48)
+
+
+def test_a_sweep_has_a_run_folder_for_each_job(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [option for option in OPTIONS if "max_steps" not in option and "momentum" not in option]
+    arguments = [f"data.train={dataset}", f"data.test={dataset}", *options, "train.compile=never"]
+    sweep = ["train.max_steps=1", "name=sweep", "moco.momentum=0.5,0.9", "--multirun"]
+    assert cli.main(["train", *arguments, *sweep]) == 0
+    runs = sorted(path.parent for path in tmp_path.rglob("metrics.jsonl"))
+    assert len(runs) == 2
+    assert [load_checkpoint(run).facts["config"]["moco"]["momentum"] for run in runs] == [0.5, 0.9]
+
+
+def test_hydra_prints_the_job(dataset, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", f"data.train={dataset}", "moco.dim=77", "--cfg", "job"]) == 0
+    assert "dim: 77" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_trains(dataset, tmp_path, precision):
+    run = tmp_path / precision
+    more = ["train.compile=never", f"precision={precision}", "train.max_steps=4", "monitor.every_epochs=0"]
+    assert cli.main(train_arguments(dataset, run, *more)) == 0
+    saved = load_checkpoint(run)
+    weights = [t for name, t in saved.tensors.items() if "query_encoder" in name]
+    assert all(torch.isfinite(t).all() for t in weights)
+    assert all(t.dtype == torch.float32 for t in weights if t.is_floating_point())

@@ -1,0 +1,104 @@
+"""MoCo against Algorithm 1 of arXiv:1911.05722, written out as a plain loop."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastmoco.config import MocoConfig, ModelConfig, OptimizerConfig
+from fastmoco.moco.build import build_model
+from fastmoco.moco.encoders import Stem
+from fastmoco.pipelines.augment import augment_views
+from fastmoco.pipelines.contract import Batch
+from fastmoco.pipelines.draws import draw_keys, permutation
+from fastmoco.pipelines.policies import POLICIES
+from fastmoco.train.optimizers import build_optimizer
+from fastmoco.train.step import TrainStep
+
+STEPS, BATCH, QUEUE, DIM = 20, 8, 28, 16  # the queue wraps: 28 is no multiple of 8
+MOMENTUM, TEMPERATURE, LEARNING_RATE, SGD_MOMENTUM, WEIGHT_DECAY = 0.9, 0.1, 0.05, 0.9, 1e-4
+MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.25])
+
+
+def batches() -> list[Batch]:
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for step in range(STEPS):
+        ids = torch.arange(BATCH) + BATCH * step
+        keys = torch.from_numpy(draw_keys(3, 0, ids.numpy()))
+        crops = torch.randint(256, (BATCH, 2, 16, 16, 3), generator=generator).to(torch.uint8)
+        boxes = torch.zeros(BATCH, 2, 4, dtype=torch.int32)
+        made.append(Batch(crops, boxes, ids, keys, torch.full((BATCH,), -1), 0.0))
+    return made
+
+
+def brute_force(model, dtype):
+    """Algorithm 1, line by line; the dictionary is a list, the optimizer three lines."""
+    f_q, f_k = copy.deepcopy(model.query_encoder), copy.deepcopy(model.key_encoder)
+    queue = [row.clone() for row in model.queue.keys]
+    oldest = 0
+    velocity = [torch.zeros_like(p) for p in f_q.parameters()]
+    losses = []
+    for batch in batches():
+        views = augment_views(batch.crops, batch.draw_key, POLICIES["moco_v2"], MEAN, STD, dtype)
+        q = F.normalize(f_q(views[0]), dim=1)
+        order = permutation(batch.draw_key) if model.shuffle_keys else torch.arange(BATCH)
+        with torch.no_grad():
+            shuffled = F.normalize(f_k(views[1][order]), dim=1)
+        k = torch.empty_like(shuffled)
+        for position, source in enumerate(order.tolist()):
+            k[source] = shuffled[position]
+        per_query = []
+        for n in range(BATCH):
+            logits = torch.stack([q[n] @ k[n], *(q[n] @ key for key in queue)]) / TEMPERATURE
+            per_query.append(F.cross_entropy(logits[None], torch.tensor([0])))
+        loss = torch.stack(per_query).mean()
+        grads = torch.autograd.grad(loss, list(f_q.parameters()))
+        with torch.no_grad():
+            for p, v, g in zip(f_q.parameters(), velocity, grads, strict=True):
+                v.mul_(SGD_MOMENTUM).add_(g + WEIGHT_DECAY * p)
+                p.sub_(LEARNING_RATE * v)
+            for p_k, p_q in zip(f_k.parameters(), f_q.parameters(), strict=True):
+                p_k.copy_(MOMENTUM * p_k + (1 - MOMENTUM) * p_q)
+        for n in range(BATCH):
+            queue[oldest] = k[n]
+            oldest = (oldest + 1) % QUEUE
+        losses.append(loss.item())
+    return losses, f_q, f_k, torch.stack(queue)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
+def test_twenty_steps_equal_algorithm_1(dtype, tolerance, splits):
+    torch.manual_seed(0)
+    moco = MocoConfig(
+        dim=DIM,
+        queue_size=QUEUE,
+        momentum=MOMENTUM,
+        temperature=TEMPERATURE,
+        batch_norm_splits=splits,
+    )
+    model = build_model(ModelConfig(encoder="resnet18", stem=Stem.small, width=4), moco)
+    model = model.to(dtype=dtype, memory_format=torch.channels_last)
+    losses, f_q, f_k, queue = brute_force(model, dtype)
+
+    settings = OptimizerConfig(
+        learning_rate=LEARNING_RATE, sgd_momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY
+    )
+    optimizer = build_optimizer(model.query_encoder.parameters(), settings)
+    step = TrainStep(model, optimizer, policy=POLICIES["moco_v2"], mean=MEAN, std=STD)
+    ours = [step(batch, LEARNING_RATE)[0].item() for batch in batches()]
+
+    # The step reports its loss in float32.
+    assert ours == pytest.approx(losses, abs=max(tolerance, 1e-6))
+    torch.testing.assert_close(model.queue.keys, queue, rtol=0, atol=tolerance)
+    for mine, plain in ((model.query_encoder, f_q), (model.key_encoder, f_k)):
+        for (name, value), expected in zip(
+            mine.state_dict().items(), plain.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance, msg=name)
+    moved = [abs(a - b).max() for a, b in zip(f_q.parameters(), f_k.parameters(), strict=True)]
+    assert max(moved) > 1e-3  # the encoders went apart: equality above says something

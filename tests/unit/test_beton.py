@@ -1,0 +1,177 @@
+"""What BetonWriter writes, BetonFile reads; index, names, checksums and pages are as documented."""
+
+import json
+import threading
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmoco.data.beton import BetonError, BetonFile
+from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW, sidecar_path
+from fastmoco.data.beton_writer import BetonWriter
+from fastmoco.data.images import decode_jpeg
+from tests.pictures import encoded, picture
+
+PAGE_BYTES = 1 << 21
+
+
+def write(path: Path, count: int = 5, classes: tuple[str, ...] = ("cat", "dog")) -> list[bytes]:
+    """A file of JPEG and raw samples in turn."""
+    blobs = []
+    with BetonWriter(path, capacity=count + 3, page_bytes=PAGE_BYTES) as writer:
+        for sample in range(count):
+            pixels = picture(sample)
+            raw = sample % 2 == 1
+            blob = pixels.tobytes() if raw else encoded(pixels)
+            blobs.append(blob)
+            writer.add(
+                blob,
+                mode=MODE_RAW if raw else MODE_JPEG,
+                width=56,
+                height=40,
+                label=sample % 3 - 1,
+                name=f"dir/ü{sample}\udcff.png",
+                crc32=zlib.crc32(blob),
+            )
+        writer.finish(classes)
+        writer.commit()
+    return blobs
+
+
+def test_reads_back_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "a file.beton"
+    blobs = write(path)
+    with BetonFile.open(path) as beton:
+        assert len(beton) == 5
+        assert beton.labels.tolist() == [-1, 0, 1, -1, 0]
+        assert set(beton.widths) == {56}
+        assert set(beton.heights) == {40}
+        assert beton.has_checksums
+        assert beton.classes == ["cat", "dog"]
+        assert beton.facts == {}
+        assert [beton.name(i) for i in range(5)] == [f"dir/ü{i}\udcff.png" for i in range(5)]
+        assert [bytes(beton.blob(i)) for i in range(5)] == blobs
+        assert np.array_equal(beton.decode(1), picture(1))
+        assert np.array_equal(beton.decode(np.int64(2)), decode_jpeg(blobs[2]))
+        assert beton.decode(0).flags.c_contiguous
+        for outside in (-1, 5):
+            with pytest.raises(IndexError, match="no sample"):
+                beton.decode(outside)
+    with pytest.raises(BetonError, match="closed"):
+        beton.blob(0)
+
+
+def test_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
+    for name, count in (("a", 3), ("b", 3), ("c", 4)):
+        write(tmp_path / f"{name}.beton", count)
+    found = {name: BetonFile.open(tmp_path / f"{name}.beton") for name in "abc"}
+    assert found["a"].fingerprint == found["b"].fingerprint != found["c"].fingerprint
+    assert len(found["a"].fingerprint) == 64
+    for beton in found.values():
+        beton.close()
+
+
+def test_no_blob_straddles_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "pages.beton"
+    blob = np.random.default_rng(0).integers(0, 256, 3 * 400 * 700, dtype=np.uint8).tobytes()
+    with BetonWriter(path, capacity=7, page_bytes=PAGE_BYTES) as writer:
+        for sample in range(7):
+            writer.add(
+                blob,
+                mode=MODE_RAW,
+                width=700,
+                height=400,
+                label=0,
+                name=str(sample),
+                crc32=zlib.crc32(blob),
+            )
+        with pytest.raises(ValueError, match="page_bytes"):
+            writer.add(bytes(PAGE_BYTES + 1), mode=0, width=1, height=1, label=0, name="", crc32=0)
+        writer.finish([])
+        writer.commit()
+    with BetonFile.open(path) as beton:
+        assert all(bytes(beton.blob(i)) == blob for i in range(7))
+        assert beton.num_bytes > 5 * PAGE_BYTES  # two a page, and the head
+        assert all(not any(gap) for _, gap in beton.gaps())
+        assert sum(len(gap) for _, gap in beton.gaps()) > 4 * (PAGE_BYTES - 2 * len(blob)) - 999
+
+
+def test_without_commit_the_old_file_stays_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    write(path)
+    before = path.read_bytes()
+    with BetonWriter(path, capacity=1, page_bytes=PAGE_BYTES) as writer:
+        writer.add(b"abc", mode=MODE_RAW, width=1, height=1, label=0, name="a", crc32=0)
+        writer.finish([])
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.beton"]
+
+
+def test_two_writers_of_one_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    with (
+        BetonWriter(path, capacity=1),
+        pytest.raises(OSError, match="another process is writing it"),
+    ):
+        BetonWriter(path, capacity=1)
+
+
+@pytest.mark.parametrize("page_bytes", [0, 1 << 20, 3 << 20, 1 << 32])
+def test_refuses_odd_page_sizes(tmp_path: Path, page_bytes: int) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        BetonWriter(tmp_path / "x.beton", capacity=1, page_bytes=page_bytes)
+
+
+def test_facts_are_read_only_with_their_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    write(path)
+    with BetonFile.open(path) as beton:
+        facts = {"fingerprint": beton.fingerprint, "channel_mean": [0.5, 0.4, 0.3]}
+    sidecar_path(path).write_text(json.dumps(facts))
+    with BetonFile.open(path) as beton:
+        assert beton.facts == facts
+    for text in (json.dumps(facts | {"fingerprint": "0"}), "{", "[]"):
+        sidecar_path(path).write_text(text)
+        with pytest.warns(UserWarning, match="is ignored"), BetonFile.open(path) as beton:
+            assert beton.facts == {}
+
+
+def test_many_threads_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    blobs = write(path, 40)
+    wrong: list[int] = []
+    with BetonFile.open(path) as beton:
+
+        def read(seed: int) -> None:
+            for sample in np.random.default_rng(seed).integers(0, 40, 200):
+                if bytes(beton.blob(sample)) != blobs[sample] or beton.name(sample)[5:-5] != str(
+                    sample
+                ):
+                    wrong.append(int(sample))
+
+        threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_opens_a_million_samples_fast(tmp_path: Path) -> None:
+    """A tenth of ImageNet here; the whole took 0.5 to 0.8 s and 165 MB on 2 shared cores."""
+    path = tmp_path / "big.beton"
+    count = 128_000
+    crc32 = zlib.crc32(bytes(3))
+    with BetonWriter(path, capacity=count, page_bytes=PAGE_BYTES) as writer:
+        for sample in range(count):
+            writer.add(
+                bytes(3), mode=MODE_RAW, width=1, height=1, label=0, name=str(sample), crc32=crc32
+            )
+        writer.finish([])
+        writer.commit()
+    with BetonFile.open(path) as beton:
+        assert len(beton) == count
+        assert beton.name(count - 1) == str(count - 1)
+        assert beton.decode(count - 1).tolist() == [[[0, 0, 0]]]

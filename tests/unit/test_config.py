@@ -1,0 +1,103 @@
+import dataclasses
+
+import pytest
+
+from fastmoco.config import (
+    ConvertConfig,
+    KnnConfig,
+    Precision,
+    TrainConfig,
+    UsageError,
+    config_from_dict,
+    config_to_dict,
+    describe,
+    help_lines,
+    load_config,
+    preset_names,
+    quote_paths,
+)
+from fastmoco.moco.model import Head
+
+
+@pytest.mark.parametrize("schema", [TrainConfig, KnnConfig, ConvertConfig])
+def test_without_options_it_is_the_schema(schema):
+    def lists(value):
+        return [*value] if isinstance(value, tuple) else value
+
+    composed = dataclasses.asdict(load_config(schema))
+    expected = dataclasses.asdict(schema())
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            assert {k: lists(v) for k, v in composed[key].items()} == {
+                k: lists(v) for k, v in value.items()
+            }
+        else:
+            assert composed[key] == value
+
+
+def test_options_win_over_presets_and_presets_over_defaults():
+    cfg = load_config(TrainConfig, ["experiment=moco_v1", "moco.temperature=0.5"])
+    assert (cfg.name, cfg.moco.head, cfg.moco.temperature) == ("moco_v1", Head.linear, 0.5)
+    assert cfg.optimizer.schedule == "multistep"
+    assert cfg.policy.grayscale_first
+    assert load_config(TrainConfig, ["policy=moco_v1"]).policy.hue == 0.4
+
+
+def test_published_settings():
+    v1 = load_config(TrainConfig, ["experiment=moco_v1"])
+    v2 = load_config(TrainConfig, ["experiment=moco_v2"])
+    for cfg in (v1, v2):
+        assert (cfg.global_batch_size, cfg.train.epochs, cfg.model.encoder) == (256, 200, "resnet50")
+        assert (cfg.moco.queue_size, cfg.moco.momentum, cfg.moco.dim) == (65536, 0.999, 128)
+        optimizer = cfg.optimizer
+        assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("sgd", 0.03, 1e-4)
+    assert (v1.moco.temperature, v1.optimizer.milestones) == (0.07, [120, 160])
+    assert (v2.moco.temperature, v2.optimizer.schedule) == (0.2, "cosine")
+    assert (v2.moco.head, v2.policy.blur_probability) == (Head.mlp, 0.5)
+
+
+@pytest.mark.parametrize("name", preset_names("experiment"))
+def test_every_preset_composes(name):
+    assert load_config(TrainConfig, [f"experiment={name}"]).name == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["moco.queue_sise=5"], "unknown option moco.queue_sise; did you mean moco.queue_size?"),
+        (["queue_size=5"], "unknown option queue_size; did you mean moco.queue_size?"),
+        (["experiment=moco_v4"], "unknown experiment=moco_v4; did you mean moco_v"),
+        (["policy=moco"], "unknown policy=moco; did you mean moco_v"),
+        (["moco.dim=many"], "moco.dim: Value 'many' of type 'str' could not be converted to Int"),
+        (["precision=fp8"], "precision: Invalid value 'fp8', expected one of [float32, fp16, bf16]"),
+        (["seed"], "cannot read the options"),
+    ],
+)
+def test_wrong_options_get_one_line(options, message):
+    with pytest.raises(UsageError) as caught:
+        load_config(TrainConfig, options)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["a b", "x=1,[y]{z}", 'quo"te', "back\\slash", 'both\"', "end\\", "ü"]
+)
+def test_paths_of_any_spelling(path):
+    options = quote_paths(TrainConfig, [f"data.train={path}", "seed=3"])
+    cfg = load_config(TrainConfig, options)
+    assert str(cfg.data.train) == path
+    assert cfg.seed == 3
+
+
+def test_a_configuration_survives_json():
+    cfg = load_config(TrainConfig, ["experiment=demo", "precision=bf16", "data.train=a b"])
+    again = config_from_dict(TrainConfig, config_to_dict(cfg))
+    assert again == cfg
+    assert again.precision is Precision.bf16
+
+
+@pytest.mark.parametrize("schema", [TrainConfig, KnnConfig, ConvertConfig])
+def test_every_option_says_what_it_means(schema):
+    assert [key for key, _, text in describe(schema) if not text] == []
+    assert any("moco.queue_size" in line and "65536" in line for line in help_lines(TrainConfig))

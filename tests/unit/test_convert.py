@@ -1,0 +1,301 @@
+"""Folders and the built-in set become files: order, labels, copied bytes, bad images, facts."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_format import MODE_RAW, sidecar_path
+from fastmoco.data.convert import Check, ConvertConfig, Encoding, OnError, convert
+from fastmoco.data.sources import open_source
+from fastmoco.data.verify import describe, description_text, verify
+from tests.pictures import encoded, picture, write_class_folders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "a folder"
+    write_class_folders(root)
+    return root
+
+
+def test_class_folders(folder: Path, tmp_path: Path) -> None:
+    (folder / "class_1" / "notes.txt").write_text("no image")
+    (folder / "class_1" / ".hidden.jpg").write_bytes(b"no image")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "x.jpg").write_bytes(b"no image")
+    summary = convert(str(folder), tmp_path / "x.beton", ConvertConfig())
+    assert (summary.num_samples, summary.num_quarantined, summary.num_ignored) == (12, 0, 2)
+    assert summary.classes == ["class_0", "class_1", "class_2"]
+    with BetonFile.open(tmp_path / "x.beton") as beton:
+        names = [beton.name(i) for i in range(12)]
+        assert names == [f"class_{label}/{i}.jpg" for label in range(3) for i in range(4)]
+        assert beton.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        assert beton.classes == summary.classes
+        for i, name in enumerate(names):
+            assert bytes(beton.blob(i)) == (folder / name).read_bytes()
+    assert "12 images" in summary.to_text()
+    assert json.loads(json.dumps(summary.to_json()))["num_samples"] == 12
+
+
+def test_images_directly_in_the_folder_are_unlabeled(folder: Path, tmp_path: Path) -> None:
+    (folder / "z.png").write_bytes(encoded(picture(1), "PNG"))
+    summary = convert(str(folder), tmp_path / "x.beton", ConvertConfig())
+    assert summary.classes == []
+    with BetonFile.open(tmp_path / "x.beton") as beton:
+        assert set(beton.labels) == {-1}
+        assert beton.name(12) == "z.png"
+
+
+def test_what_may_not_be_copied_is_encoded_upright_and_small(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    root.mkdir()
+    pixels = picture(1, 60, 90)
+    exif = Image.Exif()
+    exif[274] = 6
+    sources = {
+        "a_turned.jpg": encoded(pixels, quality=95, exif=exif),
+        "b_large.jpg": encoded(picture(2, 300, 600), quality=95),
+        "c_cmyk.jpg": b"",
+        "d_wrong_extension.jpg": encoded(pixels, "PNG"),
+        "e_stowaway.jpg": encoded(pixels, quality=95) + b"PK\x03\x04",
+    }
+    Image.fromarray(pixels).convert("CMYK").save(root / "c_cmyk.jpg", "JPEG")
+    for name, blob in sources.items():
+        if blob:
+            (root / name).write_bytes(blob)
+    convert(str(root), tmp_path / "x.beton", ConvertConfig(max_size=200))
+    expected = [np.rot90(pixels, -1), None, pixels, pixels, pixels]
+    with BetonFile.open(tmp_path / "x.beton") as beton:
+        assert beton.widths.tolist() == [60, 200, 90, 90, 90]
+        assert beton.heights.tolist() == [90, 100, 60, 60, 60]
+        for i, want in enumerate(expected):
+            got = beton.decode(i)
+            assert bytes(beton.blob(i)[:2]) == b"\xff\xd8"
+            assert want is None or np.abs(got.astype(int) - want).mean() < 4
+        assert bytes(beton.blob(4)) == sources["e_stowaway.jpg"][:-4]
+
+
+def test_raw_keeps_lossless_pixels(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    root.mkdir()
+    for i in range(3):
+        (root / f"{i}.png").write_bytes(encoded(picture(i), "PNG"))
+    convert(str(root), tmp_path / "x.beton", ConvertConfig(encoding=Encoding.raw))
+    with BetonFile.open(tmp_path / "x.beton") as beton:
+        assert set(beton.modes) == {MODE_RAW}
+        assert all(np.array_equal(beton.decode(i), picture(i)) for i in range(3))
+
+
+def test_bad_images_are_left_out_and_listed(folder: Path, tmp_path: Path) -> None:
+    good = (folder / "class_0" / "0.jpg").read_bytes()
+    bad = {
+        "class_0/b_cut.jpg": good[:-300],
+        "class_0/c_empty.jpg": b"",
+        "class_1/odd, \udcff name.png": b"no image",
+        "class_2/e_wiped.jpg": good[:700] + bytes(60) + good[760:],
+    }
+    for name, blob in bad.items():
+        (folder / name).write_bytes(blob)
+    target = tmp_path / "x.beton"
+    summary = convert(str(folder), target, ConvertConfig())
+    assert (summary.num_samples, summary.num_quarantined) == (12, len(bad))
+    assert summary.quarantine_path == tmp_path / "x.quarantine.csv"
+    with summary.quarantine_path.open(encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == sorted(bad)
+    assert all(row["reason"] for row in rows)
+    verify(target)
+    with pytest.raises(ValueError, match=r"class_0/b_cut\.jpg: .*JPEG.*on_error=quarantine"):
+        convert(str(folder), tmp_path / "y.beton", ConvertConfig(on_error=OnError.fail))
+    assert not list(tmp_path.glob("y.*"))
+    for name in bad:
+        (folder / name).unlink()
+    assert convert(str(folder), target, ConvertConfig()).quarantine_path is None
+    assert not (tmp_path / "x.quarantine.csv").exists()
+
+
+def test_header_check_reads_markers_only(folder: Path, tmp_path: Path) -> None:
+    blob = (folder / "class_0" / "0.jpg").read_bytes()
+    (folder / "class_0" / "cut.jpg").write_bytes(blob[:-300])
+    convert(str(folder), tmp_path / "x.beton", ConvertConfig(check=Check.header))
+    with (tmp_path / "x.quarantine.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["class_0/cut.jpg"]
+
+
+def test_bytes_do_not_depend_on_workers(folder: Path, tmp_path: Path) -> None:
+    (folder / "class_1" / "bad.jpg").write_bytes(b"no image")
+    files = []
+    for workers in (1, 2, 3):
+        path = tmp_path / str(workers) / "x.beton"
+        convert(str(folder), path, ConvertConfig(workers=workers))
+        files.append(
+            (path.read_bytes(), sidecar_path(path).read_bytes(), sorted(os.listdir(path.parent)))
+        )
+    assert files[0] == files[1] == files[2]
+
+
+def test_facts(folder: Path, tmp_path: Path) -> None:
+    (folder / "class_2" / "twin.jpg").write_bytes((folder / "class_0" / "0.jpg").read_bytes())
+    path = tmp_path / "x.beton"
+    summary = convert(str(folder), path, ConvertConfig())
+    with BetonFile.open(path) as beton:
+        pixels = np.concatenate([beton.decode(i).reshape(-1, 3) for i in range(13)]) / 255
+        facts = beton.facts
+        assert facts["fingerprint"] == beton.fingerprint == summary.fingerprint
+    assert np.allclose(facts["channel_mean"], pixels.mean(0), atol=1e-6)
+    assert np.allclose(facts["channel_std"], pixels.std(0), atol=1e-6)
+    assert facts["num_duplicates"] == summary.num_duplicates == 1
+    assert facts["class_counts"] == {"class_0": 4, "class_1": 4, "class_2": 5}
+    assert facts["width_range"] == [40, 49]
+    assert facts["height_range"] == [30, 34]
+    assert facts["options"]["quality"] == 90
+    described = describe(path)
+    assert described["num_jpeg"] == 13
+    assert "class_0 4, class_1 4, class_2 5" in description_text(described)
+    sidecar_path(path).unlink()
+    assert describe(path)["class_counts"] == facts["class_counts"]
+
+
+def test_builtin_textures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmoco.data import textures
+
+    monkeypatch.setattr(textures, "SPLIT_SIZES", {"train": 6000, "test": 20})
+    path = tmp_path / "t.beton"
+    convert("builtin:textures", path, ConvertConfig(split="test", encoding=Encoding.raw))
+    with BetonFile.open(path) as beton:
+        assert beton.classes == list(textures.CLASS_NAMES)
+        for i in range(20):
+            assert beton.labels[i] == textures.label_of("test", i)
+        assert np.array_equal(beton.decode(7), textures.render("test", 7))
+        assert beton.name(7) == "test/00007"
+
+
+def _missing(root: Path) -> str:
+    return str(root / "missing")
+
+
+def _empty(root: Path) -> str:
+    (root / "empty" / "below").mkdir(parents=True)
+    (root / "empty" / "x.txt").write_text("")
+    return str(root / "empty")
+
+
+def _splits(root: Path) -> str:
+    write_class_folders(root / "sets" / "train", 1, 1)
+    return str(root / "sets")
+
+
+def _all_bad(root: Path) -> str:
+    (root / "bad").mkdir()
+    (root / "bad" / "x.jpg").write_bytes(b"no image")
+    return str(root / "bad")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (_missing, "no such folder"),
+        (_empty, r"holds no images; looked in it .*\.jpg .*1 other file"),
+        (_splits, "holds the splits train"),
+        (_all_bad, r"none of its 1 images can be used; the first, x\.jpg"),
+        (lambda _: "builtin:other", "there is builtin:textures"),
+        (lambda _: "builtin:textures", "no split=val; it has train, test"),
+    ],
+)
+def test_bad_sources_get_one_line(
+    tmp_path: Path, source: Callable[[Path], str], message: str
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        convert(source(tmp_path), tmp_path / "out" / "x.beton", ConvertConfig(split="val"))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 0}, {"quality": 101}, {"max_size": 0}, {"workers": -1}]
+)
+def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ConvertConfig(**options)
+
+
+def test_names_of_other_files_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ends in \.beton"):
+        convert(str(folder), tmp_path / "x.bin", ConvertConfig())
+
+
+def test_links_in_circles_end(folder: Path) -> None:
+    (folder / "class_0" / "up").symlink_to(folder)
+    (folder / "class_1" / "again.jpg").symlink_to(folder / "class_0" / "0.jpg")
+    (folder / "class_1" / "nowhere.jpg").symlink_to(folder / "nothing")
+    os.mkfifo(folder / "class_1" / "pipe.jpg")
+    names = open_source(str(folder), "train").names
+    assert len(names) == 13
+    assert "class_1/again.jpg" in names
+
+
+@pytest.mark.parametrize("failing_call", range(1, 6))
+def test_full_disk_leaves_the_old_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
+) -> None:
+    """Fails the n-th write or sync: page, table, head, sync of the file, sync of the facts."""
+    path = tmp_path / "out" / "x.beton"
+    convert(str(folder), path, ConvertConfig(quality=80))
+    before = {entry.name: entry.read_bytes() for entry in path.parent.iterdir()}
+    calls = []
+
+    def fail_late(real: Callable[..., int]) -> Callable[..., int]:
+        def call(*args: object) -> int:
+            calls.append(args)
+            if len(calls) == failing_call:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(os, "pwrite", fail_late(os.pwrite))
+    monkeypatch.setattr(os, "fsync", fail_late(os.fsync))
+    with pytest.raises(OSError, match=r"x\.beton: cannot be written \(No space left") as caught:
+        convert(str(folder), path, ConvertConfig(quality=90))
+    assert caught.value.errno == errno.ENOSPC
+    assert {entry.name: entry.read_bytes() for entry in path.parent.iterdir()} == before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from fastmoco.data import convert as module
+def kill(*args, **options):
+    os.kill(os.getpid(), 9)
+if __name__ == "__main__":
+    module.BetonWriter.add = kill
+    module.convert(sys.argv[1], Path(sys.argv[2]), module.ConvertConfig(workers=2))
+"""
+
+
+def test_killed_run_leaves_the_old_file_and_no_process(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.beton"
+    convert(str(folder), path, ConvertConfig())
+    before = path.read_bytes()
+    (folder / "class_0" / "new.jpg").write_bytes(encoded(picture(99)))
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    # Workers inherit stdout: it ends only when the last of them has.
+    process = subprocess.run(
+        [sys.executable, str(script), str(folder), str(path)], stdout=subprocess.PIPE, timeout=60
+    )
+    assert process.returncode == -9
+    assert path.read_bytes() == before
+    assert (tmp_path / "x.beton.partial").exists()
+    assert convert(str(folder), path, ConvertConfig()).num_samples == 13
+    assert not (tmp_path / "x.beton.partial").exists()

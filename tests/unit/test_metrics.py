@@ -1,0 +1,63 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastmoco.moco.model import Contrast
+from fastmoco.train.metrics import (
+    STEP_METRICS,
+    MetricsFile,
+    MetricsSum,
+    read_metrics,
+    step_metrics,
+)
+
+
+def metrics(query, key, queue, rank):
+    contrast = Contrast(torch.tensor(1.5), query, key, torch.tensor(rank))
+    return dict(zip(STEP_METRICS, step_metrics(contrast, queue).tolist(), strict=True))
+
+
+def test_step_metrics_are_what_their_names_say():
+    torch.manual_seed(0)
+    query, key, queue = (F.normalize(torch.randn(n, 6), dim=1) for n in (4, 4, 10))
+    found = metrics(query, key, queue, [0, 3, 5, 0])
+    assert found["loss"] == 1.5
+    assert (found["accuracy_top1"], found["accuracy_top5"]) == (50, 75)
+    assert found["positive_similarity"] == pytest.approx((query * key).sum(1).mean().item())
+    assert found["negative_similarity"] == pytest.approx((query @ queue.T).mean().item(), abs=1e-6)
+    assert found["alignment"] == pytest.approx((query - key).pow(2).sum(1).mean().item(), rel=1e-5)
+    pairs = [
+        math.exp(-2 * (query[i] - query[j]).pow(2).sum()) for i in range(4) for j in range(4) if i != j
+    ]
+    assert found["uniformity"] == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-4)
+
+
+def test_feature_deviation_tells_spread_from_collapse():
+    torch.manual_seed(0)
+    spread = F.normalize(torch.randn(512, 64), dim=1)
+    collapsed = F.normalize(torch.ones(512, 64) + 1e-3 * torch.randn(512, 64), dim=1)
+    queue, rank = spread[:8], [0] * 512
+    assert metrics(spread, spread, queue, rank)["feature_deviation"] == pytest.approx(1, abs=0.03)
+    assert metrics(collapsed, collapsed, queue, rank)["feature_deviation"] < 0.01
+
+
+def test_sum_gives_means_and_starts_anew():
+    total = MetricsSum(torch.device("cpu"))
+    total.add(torch.arange(8.0))
+    total.add(torch.arange(8.0) + 2)
+    assert total.flush()["accuracy_top1"] == 2.0
+    assert total.count == 0
+    assert total.flush()["accuracy_top1"] == 0.0
+
+
+def test_resuming_cuts_later_rows_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4, "lo')
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    file = MetricsFile(path, resume_step=2)
+    file.write({"step": 3, "again": True})
+    file.close()
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
