@@ -71,8 +71,10 @@ install: ## create .venv and install everything; quick when nothing changed
 	rm -rf .venv/lib/python3.*/site-packages/~*
 	echo "Installing into .venv: about 5.4 GB the first time, a few minutes ..."
 	[ -t 1 ] || quiet=-q
-	$(PIP) $${quiet-} pip setuptools wheel
-	PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali]' --group dev
+	{
+		$(PIP) $${quiet-} pip setuptools wheel &&
+		PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali]' --group dev
+	} || { echo "pip failed, see above. Once the cause is mended, the next make goes on from here." >&2; exit 1; }
 	echo "$(STATE)" > .venv/.installed
 	exec $(MAKE) --no-print-directory ffcv
 
@@ -90,7 +92,7 @@ ffcv:
 		[ -z "$${FASTMOCO_REQUIRE_ALL-}" ] || { echo "FASTMOCO_REQUIRE_ALL is set, so this is an error." >&2; exit 1; }
 		exit 0
 	}
-	if ! can_build; then
+	if ! $(BIN)/python -c 'import ffcv' 2>/dev/null && ! can_build; then
 		sudo="sudo -n"
 		[ "$$(id -u)" -ne 0 ] || sudo=
 		command -v apt-get >/dev/null || left_out "no apt here for its system packages"
@@ -103,6 +105,7 @@ ffcv:
 				left_out "apt could not install its system packages, see .venv/apt.log"
 			}
 	fi
+	echo "Installing FFCV ..."
 	$(PIP) ffcv setuptools &> .venv/ffcv.log || left_out "building it failed, see .venv/ffcv.log"
 	$(BIN)/python -c 'import ffcv' &>> .venv/ffcv.log || left_out "its library does not load, see .venv/ffcv.log"
 	echo "$(STATE)" > .venv/.ffcv

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -100,7 +101,7 @@ class ModelConfig:
     encoder: str = "resnet50"
     """resnet18, resnet34 or resnet50."""
     stem: Stem = Stem.imagenet
-    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter of the work)."""
+    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work)."""
     width: int = 64
     """Channels of the first stage; 64 is the paper's."""
 
@@ -307,8 +308,8 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     return config
 
 
-def check_overrides(schema: type, overrides: Sequence[str]) -> None:
-    """Refuse unknown keys and presets with the nearest known name.
+def check_overrides(schema: type, overrides: Sequence[str]) -> list[Override]:
+    """Refuse unknown keys and presets with the nearest known name; give what Hydra parsed.
 
     Raises:
         UsageError: On the first that is unknown.
@@ -325,6 +326,7 @@ def check_overrides(schema: type, overrides: Sequence[str]) -> None:
             _check_choice(key, str(override.value()), preset_names(key))
         elif key not in known and not (schema is TrainConfig and key.startswith("hydra")):
             raise UsageError(f"unknown option {key}{_nearest(key, [*known, *groups])}")
+    return parsed
 
 
 def _check_choice(group: str, choice: str, allowed: list[str]) -> None:

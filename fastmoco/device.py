@@ -63,5 +63,5 @@ def resolve_compile(choice: Compile, device: torch.device) -> tuple[bool, str]:
         raise UsageError(f"torch.compile fails here: {failure}; set train.compile=auto or never")
     return (
         False,
-        f"eager, torch.compile fails here ({failure}); with a C++ compiler (g++) training is faster",
+        f"eager, torch.compile fails here ({failure}); a C++ compiler (g++) makes it faster",
     )

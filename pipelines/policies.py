@@ -20,12 +20,15 @@ class Policy:
     jitter_probability: float = 0.0
     """Color jitter as a whole; its four operations come in an order drawn per image."""
     brightness: float = 0.0
-    """Brightness factor in [1 - x, 1 + x], as torchvision's ColorJitter; likewise the next two."""
+    """Brightness factor in [1 - x, 1 + x], as in torchvision's ColorJitter."""
     contrast: float = 0.0
+    """Contrast factor, likewise."""
     saturation: float = 0.0
+    """Saturation factor, likewise."""
     hue: float = 0.0
     """Hue shift in [-x, x], in turns; x at most 0.5."""
     grayscale_probability: float = 0.0
+    """Gray in all three channels."""
     grayscale_first: bool = False
     """Grayscale before the jitter, whose hue and saturation then change nothing, not after it."""
     blur_probability: float = 0.0

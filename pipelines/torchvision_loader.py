@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import pil_to_tensor, resized_crop
+from torchvision.transforms.functional import resized_crop
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_RAW
@@ -49,14 +49,12 @@ class TorchvisionLoader:
         """Return the next batch."""
         start = time.perf_counter()
         request = next(self._requests)
-        crops = [
-            self._views(*sample) for sample in zip(request.sample_id, request.boxes, strict=True)
-        ]
         shape = (*request.boxes.shape[:2], self._view_size, self._view_size, 3)
+        crops = np.empty(shape, np.uint8)
+        for row, sample_id in enumerate(request.sample_id.tolist()):
+            crops[row] = self._views(sample_id, request.boxes[row])
         return Batch(
-            crops=torch.stack(crops).to(self._device)
-            if crops
-            else torch.empty(shape, dtype=torch.uint8),
+            crops=torch.from_numpy(crops).to(self._device),
             boxes=torch.from_numpy(request.boxes).to(self._device),
             sample_id=torch.from_numpy(request.sample_id).to(self._device),
             draw_key=torch.from_numpy(request.draw_key).to(self._device),
@@ -68,15 +66,15 @@ class TorchvisionLoader:
         """End the iteration."""
         self._requests = iter(())
 
-    def _views(self, sample_id: int, boxes: INT32) -> Tensor:
+    def _views(self, sample_id: int, boxes: INT32) -> npt.NDArray[np.uint8]:
         """The crops of one image, ``(V, H, W, 3)`` uint8."""
-        image = self._decode(int(sample_id))
+        image = self._decode(sample_id)
         size = [self._view_size, self._view_size]
         views = [
             resized_crop(image, *box, size, InterpolationMode.BILINEAR, antialias=True)
             for box in boxes.tolist()
         ]
-        return torch.stack([pil_to_tensor(view).permute(1, 2, 0) for view in views])
+        return np.stack([np.asarray(view) for view in views])
 
     def _decode(self, sample_id: int) -> Image.Image:
         """The image as PIL sees it, RGB."""

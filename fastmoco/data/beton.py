@@ -1,7 +1,7 @@
 """Reads .beton files and trusts nothing in them (`beton_format` has the layout).
 
-Opening proves the whole index, every read proves its blob's checksum. What that costs: about 0.4 s
-for 1.28 million samples at open, and 2 to 5% of a JPEG's decoding at each read.
+Opening proves the whole index, every read proves its blob's checksum. What that costs: 0.5 to 0.8 s
+and 165 MB at open for 1.28 million samples (2 busy cores), and 2% of a photograph's decoding.
 """
 
 import json
@@ -27,7 +27,8 @@ from fastmoco.data.beton_format import (
     sidecar_path,
 )
 from fastmoco.data.beton_index import read_index
-from fastmoco.data.images import ImageError, decode_jpeg, jpeg_shape
+from fastmoco.data.images import decode_jpeg, jpeg_shape
+from fastmoco.data.jpeg_markers import ImageError
 
 __all__ = ["BetonError", "BetonFile"]
 

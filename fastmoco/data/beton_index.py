@@ -1,6 +1,6 @@
 """Reads the index of a .beton file and proves it before any pixel is read.
 
-All checks run over whole columns: 1.28 million samples take about a third of a second.
+All checks run over whole columns: 1.28 million samples took 0.5 to 0.8 s on a busy 2-core machine.
 """
 
 from dataclasses import dataclass, field

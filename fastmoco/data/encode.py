@@ -11,17 +11,15 @@ from PIL import Image
 
 from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW
 from fastmoco.data.images import (
-    ImageError,
-    JpegInfo,
     check_size,
     decode_jpeg,
     encode_jpeg,
-    inspect_jpeg,
     is_jpeg,
     load_image,
     prove_jpeg,
     resize,
 )
+from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
 from fastmoco.data.sources import Loaded
 
 MAX_COPIED_SCANS = 32  # a common progressive file has ten; each costs a pass at every read

@@ -15,8 +15,6 @@ from PIL import Image, ImageOps
 
 from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
 
-__all__ = ["ImageError", "JpegInfo", "inspect_jpeg"]
-
 MAX_SIDE = 32_768
 MAX_PIXELS = 1 << 27  # 134 megapixels, 0.4 GB decoded; camera files end at 102
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")

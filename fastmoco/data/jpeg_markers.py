@@ -1,7 +1,7 @@
 """What a JPEG's markers say, read without decoding (ITU-T T.81, annex B).
 
 One pass over the segments, and one regular expression over the codes between them, which costs
-about 60 us for 190 KB. It finds cut files, scans without end, and where the picture really ends.
+about 80 us for 119 KB. It finds cut files, scans without end, and where the picture really ends.
 """
 
 import re
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 MAX_SEGMENTS = 10_000
 MAX_SCANS = 500  # libjpeg-turbo's own tests stop there; a common progressive file has ten
-_SOI, _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
+_EOI, _SOS, _APP0, _APP1, _APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
-_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # past stuffed bytes and restarts
+# Past stuffed bytes, restarts and fill. `\xff+` instead would be 10 times slower: no literal start.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # Horizontal and vertical factors of the first component that every libjpeg-turbo (and FFCV) takes.
 _COMMON_SAMPLINGS = ((1, 1), (2, 1), (2, 2), (1, 2), (4, 1))
 
@@ -127,7 +128,7 @@ def _after_codes(blob: bytes, place: int) -> int:
     found = _NEXT_MARKER.search(blob, place)
     if found is None:
         raise ImageError(f"cut JPEG (its codes end at byte {len(blob)} without an end marker)")
-    return found.end() - 2
+    return found.start()
 
 
 def _color(identifiers: list[int], jfif: bool, adobe_transform: int) -> str:

@@ -1,15 +1,17 @@
 """The built-in image set: ten classes of gray textures, made by code.
 
 It serves the demo and the tests, so it needs no download and must not be easy: the class is the
-structure of a two-tone pattern and nothing else. Angle, period, phase, mean tone, contrast, which
-of the two tones is the darker, light and noise are drawn alike for every class. So raw pixels
-and untrained encoders tell little, while crops, flips and jitter leave the class intact. (What was
-tried before, colored shapes on clutter, stays at chance under MoCo: clutter and color tell the
-instances apart.)
+structure of a two-tone pattern and nothing else. Angle, period, phase, bend, mean tone, contrast,
+which tone is the darker, light and noise are drawn alike for every class. So raw pixels and
+untrained encoders tell little (kNN, k = 20: 23% and 10 to 14%), while crops, flips and jitter leave
+the class intact (supervised, 8 epochs: 97%). With straight lines and longer periods, pixels
+alone reach 36%. Colored shapes on clutter, tried before, stay at chance under MoCo, which tells
+instances by the clutter.
 
 A pattern maps coordinates ``(u, v)``, in periods and already rotated and shifted, to a boolean
-mask of the same shape. Each fills near half of the plane and has its strongest spatial frequency
-near one cycle per unit, so that neither tone nor frequency gives it away.
+mask of the same shape. Each fills 39 to 59% of the plane and has its strongest spatial frequency
+at 0.7 to 1.3 cycles per unit, a spread like that of the periods drawn, so that neither tone nor
+frequency gives it away.
 """
 
 import math

@@ -59,7 +59,7 @@ class FrozenEncoder(nn.Module):
         return features
 
     def encode_crops(self, crops: Tensor, features: Features) -> Tensor:
-        """Features ``(N, D)`` of evaluation crops ``(N, 1, H, W, 3)`` uint8, backbone's or head's."""
+        """Backbone features or embeddings of evaluation crops, ``(N, 1, H, W, 3)`` uint8."""
         vectors: Tensor = self.backbone(normalized(crops, self.mean, self.std, torch.float32))
         return self.head(vectors) if features is Features.embedding else vectors
 

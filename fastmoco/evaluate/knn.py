@@ -57,11 +57,12 @@ class KnnResult:
         return "\n".join(lines)
 
 
-def check_knn_labels(train: FeatureSet | BetonFile, test: FeatureSet | BetonFile) -> None:
+def check_knn_labels(train: BetonFile, test: BetonFile) -> None:
     """Refuse sets that a classifier cannot learn from or be measured on.
 
     Raises:
-        UsageError: If a set is unlabeled, or the test set has a class that the training set lacks.
+        UsageError: If a set is unlabeled, its classes have other names, or the test set has one
+            that the training set lacks.
     """
     classes = []
     for which, labels in (("train", train.labels), ("test", test.labels)):
@@ -71,6 +72,13 @@ def check_knn_labels(train: FeatureSet | BetonFile, test: FeatureSet | BetonFile
                 f"data.{which} has images without a label; kNN needs a dataset of class folders"
             )
         classes.append(set(values.tolist()))
+    names = [train.classes, test.classes]
+    if all(names) and names[0] != names[1]:
+        odd = sorted(set(names[0]) ^ set(names[1])) or names[0]
+        raise UsageError(
+            f"data.train and data.test have different classes (such as {odd[0]}); "
+            "convert both from folders of the same classes"
+        )
     if missing := classes[1] - classes[0]:
         raise UsageError(
             f"class {min(missing)} of data.test has no image in data.train; "

@@ -30,8 +30,8 @@ def info_nce(
         )
     if query.shape != key.shape or query.shape[1:] != queue.shape[1:]:
         raise ValueError(
-            f"query {tuple(query.shape)}, key {tuple(key.shape)} and queue {tuple(queue.shape)} do not fit: "
-            "they must be (N, C), (N, C) and (K, C)"
+            f"query {tuple(query.shape)}, key {tuple(key.shape)} and queue {tuple(queue.shape)} "
+            "do not fit: they must be (N, C), (N, C) and (K, C)"
         )
     # float32 at least: bfloat16 logits near 14 would be quantized to 0.0625.
     dtype = torch.promote_types(query.dtype, torch.float32)

@@ -1,7 +1,7 @@
 """`fastmoco train` as a Hydra application, with ``--cfg job``, ``--multirun`` and launchers."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import hydra
@@ -36,7 +36,8 @@ def run_application(arguments: Sequence[str]) -> None:
         TrainConfig, [argument for argument in arguments if argument not in flags]
     )
     sweeping = bool({"-m", "--multirun"} & set(flags))
-    check_overrides(TrainConfig, overrides)
+    parsed = check_overrides(TrainConfig, overrides)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     if not sweeping:
         load_config(
             TrainConfig, [override for override in overrides if not override.startswith("hydra")]
@@ -47,7 +48,7 @@ def run_application(arguments: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit 1 for anything raised here.
         try:
-            train(_job_config(composed))
+            train(_job_config(composed, swept))
         except BaseException as error:
             failures.append(error)
 
@@ -63,11 +64,12 @@ def run_application(arguments: Sequence[str]) -> None:
         raise failures[0]
 
 
-def _job_config(composed: DictConfig) -> TrainConfig:
+def _job_config(composed: DictConfig, swept: Collection[str]) -> TrainConfig:
     """The job's configuration; each job of a sweep has a run folder named by what it varies."""
     cfg = to_dataclass(TrainConfig, composed)
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN and cfg.run_dir is None:
-        name = hydra_config.job.override_dirname.replace("/", "-") or str(hydra_config.job.num)
+        varied = [item for item in hydra_config.overrides.task if item.split("=")[0] in swept]
+        name = ",".join(varied).replace("/", "-") or str(hydra_config.job.num)
         cfg = replace(cfg, run_dir=run_path(cfg) / name)
     return cfg

@@ -121,7 +121,8 @@ def _read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged or no checkpoint; {advice}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {version}, not {FORMAT_VERSION}; use the fastmoco that wrote it"
+            f"{path} has format version {version}, not {FORMAT_VERSION}; "
+            "use the fastmoco that wrote it"
         )
     if not weights.exists() or _sha256(weights) != digest:
         raise CheckpointError(
@@ -197,7 +198,7 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Ch
         ]
         if shapes[0] != shapes[1]:
             raise CheckpointError(
-                f"{checkpoint.path} is of another model: {name} is {shapes[0] or 'absent'} there and "
+                f"{checkpoint.path} is of another model: {name} is {shapes[0] or 'absent'} there, "
                 f"{shapes[1] or 'absent'} in the configuration; set model.* and moco.* as that "
                 "run had them, or give another run_dir"
             )

@@ -59,8 +59,8 @@ def check_config(cfg: TrainConfig) -> None:
         or batch // moco.batch_norm_splits < 2
     ):
         raise UsageError(
-            f"moco.batch_norm_splits={moco.batch_norm_splits} does not split global_batch_size={batch} "
-            "into equal groups of 2 or more; set it to a divisor"
+            f"moco.batch_norm_splits={moco.batch_norm_splits} does not split "
+            f"global_batch_size={batch} into equal groups of 2 or more; set it to a divisor"
         )
     if not 0 <= moco.momentum <= 1:
         raise UsageError(

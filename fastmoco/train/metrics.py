@@ -40,7 +40,9 @@ def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
     count, dim = query.shape
     positive = (query * key).sum(dim=1)
     similarities = query @ query.T
-    kernel = torch.exp(4 * similarities - 4)  # exp(-2 |qi - qj|^2) for unit vectors
+    kernel = torch.exp(
+        4 * similarities - 4
+    )  # exp(-2 |qi - qj|^2) for unit vectors: 1 on the diagonal
     pairs = max(1, count * (count - 1))
     return torch.stack(
         [
@@ -50,7 +52,7 @@ def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
             positive.mean(),
             (query.mean(dim=0) * queue.float().mean(dim=0)).sum(),
             (2 - 2 * positive).mean(),
-            ((kernel.sum() - kernel.diagonal().sum()) / pairs).log(),
+            ((kernel.sum() - count) / pairs).log(),
             query.std(dim=0).mean() * math.sqrt(dim),
         ]
     )

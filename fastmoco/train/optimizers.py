@@ -42,7 +42,7 @@ OPTIMIZERS: dict[
 def build_optimizer(
     parameters: Iterable[nn.Parameter], cfg: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Build the optimizer over `parameters`: one group, weight decay on all as in the official code.
+    """Build the optimizer: one group, weight decay on all of it, as in the official code.
 
     Raises:
         UsageError: If the name is unknown.

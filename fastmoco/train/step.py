@@ -27,9 +27,9 @@ AUTOCAST_DTYPES = {
 class TrainStep:
     """Turns a batch of crops into one update of the model.
 
-    Views have the weights' dtype (autocast casts them at the first convolution) and weights are channels_last.
-    Nothing is read back to the host, but for fp16: its loss scaler reads one flag a step, to skip
-    the momentum update and the enqueue together with an overflown optimizer step.
+    Views have the weights' dtype (autocast casts them at the first convolution); weights are
+    channels_last. Nothing is read back to the host, but for fp16: its loss scaler reads one flag a
+    step, to skip momentum update and enqueue together with an overflown optimizer step.
     """
 
     def __init__(

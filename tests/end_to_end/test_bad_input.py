@@ -72,7 +72,10 @@ def test_cut_or_foreign_beton(capsys, tmp_path, dataset):  # noqa: F811
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("moco.queue_size=7", ["queue_size=7 is smaller than global_batch_size=8", "set moco.queue_size=8"]),
+        (
+            "moco.queue_size=7",
+            ["queue_size=7 is smaller than global_batch_size=8", "set moco.queue_size=8"],
+        ),
         ("moco.queue_sise=64", ["unknown option moco.queue_sise; did you mean moco.queue_size?"]),
         ("global_batch_size=64", ["dataset of 48 images", "set global_batch_size=48 or less"]),
         ("moco.batch_norm_splits=3", ["moco.batch_norm_splits=3", "set it to a divisor"]),

@@ -87,7 +87,10 @@ def run_killer(place: str, count: int, arguments: list[str]) -> int:
 
 def state_of(run: Path):
     checkpoint = load_checkpoint(run)
-    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(run / "metrics.jsonl")]
+    rows = [
+        {k: v for k, v in row.items() if k not in TIMES}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
     return checkpoint, rows
 
 
@@ -154,7 +157,9 @@ def test_a_finished_run_says_so(dataset, eager_run, capsys):
     before = sorted((p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir())
     assert cli.main(train_arguments(dataset, eager_run, "train.compile=never")) == 0
     assert "is finished (step 20)" in capsys.readouterr().err
-    assert before == sorted((p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir())
+    assert before == sorted(
+        (p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir()
+    )
 
 
 def test_more_steps_go_on_from_the_end(dataset, eager_run, tmp_path):
@@ -163,18 +168,27 @@ def test_more_steps_go_on_from_the_end(dataset, eager_run, tmp_path):
     assert load_checkpoint(run).step == 8
     assert cli.main(train_arguments(dataset, run, "train.compile=never")) == 0
     ours, theirs = load_checkpoint(run), load_checkpoint(eager_run)
-    assert all(torch.equal(ours.tensors[name], t) for name, t in theirs.tensors.items() if "metrics" not in name)
+    assert all(
+        torch.equal(ours.tensors[name], t)
+        for name, t in theirs.tensors.items()
+        if "metrics" not in name
+    )
 
 
 def test_another_configuration_is_refused(dataset, eager_run, capsys):
-    assert cli.main(train_arguments(dataset, eager_run, "train.compile=never", "moco.momentum=0.5")) == 2
+    assert (
+        cli.main(train_arguments(dataset, eager_run, "train.compile=never", "moco.momentum=0.5"))
+        == 2
+    )
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert "moco.momentum: 0.999 there, 0.5 now" in error[0]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_signal_saves_and_the_run_goes_on(dataset, eager_run, tmp_path, monkeypatch, capsys, number, code):
+def test_a_stop_signal_saves_and_the_run_goes_on(
+    dataset, eager_run, tmp_path, monkeypatch, capsys, number, code
+):
     from fastmoco.train.step import TrainStep
 
     plain, steps = TrainStep.__call__, []
@@ -212,7 +226,9 @@ def test_knn_prints_table_and_json(dataset, eager_run, capsys):
 
 def test_a_sweep_has_a_run_folder_for_each_job(dataset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = [option for option in OPTIONS if "max_steps" not in option and "momentum" not in option]
+    options = [
+        option for option in OPTIONS if "max_steps" not in option and "momentum" not in option
+    ]
     arguments = [f"data.train={dataset}", f"data.test={dataset}", *options, "train.compile=never"]
     sweep = ["train.max_steps=1", "name=sweep", "moco.momentum=0.5,0.9", "--multirun"]
     assert cli.main(["train", *arguments, *sweep]) == 0
@@ -231,7 +247,12 @@ def test_hydra_prints_the_job(dataset, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_autocast_trains(dataset, tmp_path, precision):
     run = tmp_path / precision
-    more = ["train.compile=never", f"precision={precision}", "train.max_steps=4", "monitor.every_epochs=0"]
+    more = [
+        "train.compile=never",
+        f"precision={precision}",
+        "train.max_steps=4",
+        "monitor.every_epochs=0",
+    ]
     assert cli.main(train_arguments(dataset, run, *more)) == 0
     saved = load_checkpoint(run)
     weights = [t for name, t in saved.tensors.items() if "query_encoder" in name]

@@ -17,7 +17,8 @@ from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import TrainStep
 
 STEPS, BATCH, QUEUE, DIM = 20, 8, 28, 16  # the queue wraps: 28 is no multiple of 8
-MOMENTUM, TEMPERATURE, LEARNING_RATE, SGD_MOMENTUM, WEIGHT_DECAY = 0.9, 0.1, 0.05, 0.9, 1e-4
+# Mild: a harsh setting amplifies the rounding of float32 from step to step.
+MOMENTUM, TEMPERATURE, LEARNING_RATE, SGD_MOMENTUM, WEIGHT_DECAY = 0.9, 0.2, 0.01, 0.9, 1e-4
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.25])
 
 
@@ -70,7 +71,9 @@ def brute_force(model, dtype):
 
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["float64", "float32"]
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-10), (torch.float32, 1e-5)],
+    ids=["float64", "float32"],
 )
 def test_twenty_steps_equal_algorithm_1(dtype, tolerance, splits):
     torch.manual_seed(0)

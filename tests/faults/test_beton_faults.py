@@ -127,7 +127,7 @@ def test_random_damage_is_refused(
             assert "padding" in kind or "blobs" not in kind, (number, kind)
         except BetonError:
             pass
-    assert sum(counts.values()) > MUTATIONS // 2 - 40
+    assert sum(counts.values()) > 0.9 * MUTATIONS / 2  # some change nothing
     assert len(counts) > 30, counts
 
 

@@ -47,10 +47,18 @@ def test_published_settings():
     v1 = load_config(TrainConfig, ["experiment=moco_v1"])
     v2 = load_config(TrainConfig, ["experiment=moco_v2"])
     for cfg in (v1, v2):
-        assert (cfg.global_batch_size, cfg.train.epochs, cfg.model.encoder) == (256, 200, "resnet50")
+        assert (cfg.global_batch_size, cfg.train.epochs, cfg.model.encoder) == (
+            256,
+            200,
+            "resnet50",
+        )
         assert (cfg.moco.queue_size, cfg.moco.momentum, cfg.moco.dim) == (65536, 0.999, 128)
         optimizer = cfg.optimizer
-        assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("sgd", 0.03, 1e-4)
+        assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == (
+            "sgd",
+            0.03,
+            1e-4,
+        )
     assert (v1.moco.temperature, v1.optimizer.milestones) == (0.07, [120, 160])
     assert (v2.moco.temperature, v2.optimizer.schedule) == (0.2, "cosine")
     assert (v2.moco.head, v2.policy.blur_probability) == (Head.mlp, 0.5)
@@ -69,7 +77,10 @@ def test_every_preset_composes(name):
         (["experiment=moco_v4"], "unknown experiment=moco_v4; did you mean moco_v"),
         (["policy=moco"], "unknown policy=moco; did you mean moco_v"),
         (["moco.dim=many"], "moco.dim: Value 'many' of type 'str' could not be converted to Int"),
-        (["precision=fp8"], "precision: Invalid value 'fp8', expected one of [float32, fp16, bf16]"),
+        (
+            ["precision=fp8"],
+            "precision: Invalid value 'fp8', expected one of [float32, fp16, bf16]",
+        ),
         (["seed"], "cannot read the options"),
     ],
 )
@@ -81,7 +92,7 @@ def test_wrong_options_get_one_line(options, message):
 
 
 @pytest.mark.parametrize(
-    "path", ["a b", "x=1,[y]{z}", 'quo"te', "back\\slash", 'both\"', "end\\", "ü"]
+    "path", ["a b", "x=1,[y]{z}", 'quo"te', "back\\slash", 'both"', "end\\", "ü"]
 )
 def test_paths_of_any_spelling(path):
     options = quote_paths(TrainConfig, [f"data.train={path}", "seed=3"])

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from fastmoco.data.images import (
-    ImageError,
     decode_jpeg,
     encode_jpeg,
     fitted_size,
@@ -15,7 +14,7 @@ from fastmoco.data.images import (
     prove_jpeg,
     resize,
 )
-from fastmoco.data.jpeg_markers import inspect_jpeg
+from fastmoco.data.jpeg_markers import ImageError, inspect_jpeg
 from tests.pictures import encoded, picture
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,10 @@ def test_equals_scikit_learn(monkeypatch, k, temperature):
     monkeypatch.setattr(knn, "CHUNK_ELEMENTS", 300 * 32)  # several chunks, the last one partial
     scores = knn.knn_votes(train, test.vectors, k=k, temperature=temperature)
     torch.testing.assert_close(
-        scores / scores.sum(1, keepdim=True), torch.from_numpy(probability).float(), atol=1e-5, rtol=1e-4
+        scores / scores.sum(1, keepdim=True),
+        torch.from_numpy(probability).float(),
+        atol=1e-5,
+        rtol=1e-4,
     )
     top1, top5 = knn.knn_accuracy(train, test, k=k, temperature=temperature)
     assert top1 == pytest.approx(100 * (expected[:, 0] == test.labels.numpy()).mean(), abs=1e-4)
@@ -51,9 +56,14 @@ def test_k_is_cut_to_the_training_set():
 
 
 def test_sets_that_cannot_serve_are_refused():
-    train, test = clusters(40, 1), clusters(20, 2)
+    def labeled(labels, classes):
+        return SimpleNamespace(labels=np.array(labels), classes=classes)
+
+    train = labeled([0, 1, 1], ["cat", "dog"])
     with pytest.raises(UsageError, match=r"data\.test has images without a label"):
-        knn.check_knn_labels(train, FeatureSet(test.vectors, test.labels - 3))
-    with pytest.raises(UsageError, match=r"class 9 of data\.test has no image in data\.train"):
-        knn.check_knn_labels(train, FeatureSet(test.vectors, torch.full_like(test.labels, 9)))
-    knn.check_knn_labels(train, test)
+        knn.check_knn_labels(train, labeled([0, -1], []))
+    with pytest.raises(UsageError, match=r"class 2 of data\.test has no image in data\.train"):
+        knn.check_knn_labels(train, labeled([0, 2], []))
+    with pytest.raises(UsageError, match=r"different classes \(such as cow\)"):
+        knn.check_knn_labels(train, labeled([0, 1], ["cat", "cow"]))
+    knn.check_knn_labels(train, labeled([1], ["cat", "dog"]))

@@ -155,10 +155,18 @@ def test_memory_is_flat_over_many_epochs(dataset: BetonFile) -> None:
     assert resident_bytes() - before < 4 << 20
 
 
-def test_loading_leaves_the_thread_count_of_torch_alone(dataset: BetonFile) -> None:
+@pytest.fixture
+def _five_torch_threads() -> Iterator[None]:
     before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_five_torch_threads")
+def test_loading_leaves_the_thread_count_of_torch_alone(dataset: BetonFile) -> None:
     assert len(list(open_loader(dataset, training(num_threads=3)))) == 5
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 5
 
 
 def test_waiting_is_measured(dataset: BetonFile) -> None:

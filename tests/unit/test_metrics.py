@@ -30,7 +30,10 @@ def test_step_metrics_are_what_their_names_say():
     assert found["negative_similarity"] == pytest.approx((query @ queue.T).mean().item(), abs=1e-6)
     assert found["alignment"] == pytest.approx((query - key).pow(2).sum(1).mean().item(), rel=1e-5)
     pairs = [
-        math.exp(-2 * (query[i] - query[j]).pow(2).sum()) for i in range(4) for j in range(4) if i != j
+        math.exp(-2 * (query[i] - query[j]).pow(2).sum())
+        for i in range(4)
+        for j in range(4)
+        if i != j
     ]
     assert found["uniformity"] == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-4)
 

@@ -111,7 +111,9 @@ def test_info_nce_is_cross_entropy_over_k_plus_1():
     logits = torch.cat([(query * key).sum(1, keepdim=True), query @ queue.T], dim=1) / 0.3
     expected = F.cross_entropy(logits, torch.zeros(7, dtype=torch.int64))
     torch.testing.assert_close(loss, expected)
-    gradients = [torch.autograd.grad(value, query, retain_graph=True)[0] for value in (loss, expected)]
+    gradients = [
+        torch.autograd.grad(value, query, retain_graph=True)[0] for value in (loss, expected)
+    ]
     torch.testing.assert_close(*gradients)
     order = logits.argsort(dim=1, descending=True)
     assert rank.tolist() == (order == 0).nonzero()[:, 1].tolist()

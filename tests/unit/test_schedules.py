@@ -10,7 +10,8 @@ from fastmoco.train.schedules import base_learning_rate, learning_rate
 
 def rates(cfg, steps, *, steps_per_epoch=10, epochs=20):
     return [
-        learning_rate(cfg, s, peak=1.0, steps_per_epoch=steps_per_epoch, epochs=epochs) for s in steps
+        learning_rate(cfg, s, peak=1.0, steps_per_epoch=steps_per_epoch, epochs=epochs)
+        for s in steps
     ]
 
 

@@ -1,0 +1,14 @@
+"""Skips what needs torch.compile where it does not work."""
+
+import pytest
+import torch
+
+from fastmoco.config import Compile
+from fastmoco.device import resolve_compile
+
+
+def require_compiler() -> None:
+    """Skips the test, with the reason, where torch.compile fails on the CPU."""
+    works, why = resolve_compile(Compile.auto, torch.device("cpu"))
+    if not works:
+        pytest.skip(why)
