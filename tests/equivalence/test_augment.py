@@ -23,15 +23,15 @@ from kornia.enhance import (
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
+from fastmoco.pipelines import augment
 from fastmoco.pipelines.augment import (
-    Jitter,
     ViewParameters,
     apply_view,
     augment_views,
     draw_parameters,
-    jitter_places,
     normalized,
 )
+from fastmoco.pipelines.color import Jitter, jitter_places
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES, Policy
 from tests.compiling import require_compiler
@@ -142,6 +142,14 @@ def test_blur(size: int):
     assert torch.equal(ours[0], images[0])
 
 
+def test_what_is_not_blurred_never_meets_the_convolution(monkeypatch: pytest.MonkeyPatch):
+    """A GPU may round it to TF32."""
+    monkeypatch.setattr(augment, "filter2d_separable", lambda images, *_: images + 1)
+    images, sigma = random_images(2), torch.tensor([0.0, 1.0])
+    ours = apply_view(images, NOTHING._replace(blur_sigma=sigma))
+    assert torch.equal(ours, images + sigma[:, None, None, None])
+
+
 def test_blur_kernel_reaches_far_enough():
     """What 3 sigma leave out is under half a level of 255 even at an edge of black and white."""
     edge = (torch.arange(33) > 16).float().expand(1, 3, 33, 33)
@@ -174,19 +182,21 @@ def test_every_order_equals_a_plain_loop(order: int):
     assert_close(ours, torch.stack(expected), 3 * GRAY_WEIGHTS)
 
 
-@pytest.mark.parametrize("policy", [V1, V2], ids=["moco_v1", "moco_v2"])
-def test_views_equal_the_official_chain(policy: Policy):
+@pytest.mark.parametrize(
+    ("policy", "gray_first"), [(V1, True), (V2, False)], ids=["moco_v1", "moco_v2"]
+)
+def test_views_equal_the_official_chain(policy: Policy, gray_first: bool):
     """Image by image, by Kornia's functions, in the order of the official code; normalized."""
     crops, num_samples = random_crops(24), 24
     views = augment_views(crops, keys(num_samples), policy, MEAN, STD, torch.float32)
     for view, ours in enumerate(views):
         parameters = draw_parameters(keys(num_samples), [view], policy)
-        images = [official(crops[i, view], parameters, i) for i in range(num_samples)]
+        images = [official(crops[i, view], parameters, i, gray_first) for i in range(num_samples)]
         expected = tvf.normalize(torch.cat(images), MEAN.tolist(), STD.tolist())
         assert_close(ours, expected, EQUAL / STD.min().item())
 
 
-def official(crop: Tensor, parameters: ViewParameters, i: int) -> Tensor:
+def official(crop: Tensor, parameters: ViewParameters, i: int, gray_first: bool) -> Tensor:
     image = crop.permute(2, 0, 1)[None] / 255
     jitter, sigma = parameters.jitter, parameters.blur_sigma
     assert jitter is not None
@@ -201,7 +211,7 @@ def official(crop: Tensor, parameters: ViewParameters, i: int) -> Tensor:
     }
     names = names_in_order(int(jitter.order[i]))
     if parameters.grayscale[i]:
-        names = ["grayscale", *names] if parameters.grayscale_first else [*names, "grayscale"]
+        names = ["grayscale", *names] if gray_first else [*names, "grayscale"]
     for name in names:
         image = operations[name](image)
     if sigma is not None and sigma[i] > 0:
@@ -290,6 +300,15 @@ def test_parameters_are_distributed_as_torchvisions():
     assert (counts - 100_000 / 24).abs().max() < 5 * math.sqrt(100_000 / 24)
 
 
+def test_parameters_are_drawn_apart():
+    drawn = draw_parameters(
+        keys(20_000), [0], Policy(jitter_probability=1, **dict.fromkeys(NAMES, 0.4))
+    )
+    assert drawn.jitter is not None
+    correlation = torch.corrcoef(torch.stack([field.double() for field in drawn.jitter]))
+    assert (correlation - torch.eye(5)).abs().max() < 5 / math.sqrt(20_000)
+
+
 def test_strengths_above_1_do_not_go_below_0():
     """torchvision bounds factors at 0."""
     drawn = draw_parameters(keys(4000), [0], Policy(jitter_probability=1, contrast=1.5)).jitter
@@ -304,8 +323,8 @@ def test_shares_are_the_policys():
     assert drawn.grayscale is not None
     assert drawn.blur_sigma is not None
     jittered = drawn.jitter.brightness != 1
-    for name in ("contrast", "saturation"):
-        assert ((getattr(drawn.jitter, name) != 1) == jittered).float().mean() > 0.9999
+    for name, neutral in (("contrast", 1), ("saturation", 1), ("hue", 0)):
+        assert ((getattr(drawn.jitter, name) != neutral) == jittered).float().mean() > 0.9999
     shares = {0.5: drawn.flip, 0.8: jittered, 0.2: drawn.grayscale}
     for share, chosen in (*shares.items(), (0.5, drawn.blur_sigma > 0)):
         assert abs(chosen.float().mean().item() - share) < 5 * 0.5 / math.sqrt(100_000)
