@@ -88,6 +88,8 @@ class PipelineConfig:
     """Side of the square views, pixels."""
     center_crop: float = 0.875
     """Evaluation: side of the central square, as a share of the short one (0.875 = 224/256)."""
+    eval_size: int = 0
+    """Evaluation: side of the crops, pixels; 0 = view_size."""
     num_threads: int = 0
     """Threads that decode and crop; 0 = one per core."""
     prefetch_batches: int = 2

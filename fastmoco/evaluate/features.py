@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastmoco.config import Features, TrainConfig, config_from_dict
+from fastmoco.config import Features, PipelineConfig, TrainConfig, config_from_dict
 from fastmoco.data.beton import BetonFile
 from fastmoco.moco.build import build_model
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.model import Encoder
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
@@ -26,7 +26,7 @@ class FrozenEncoder(nn.Module):
         head: The projection head.
         mean: Buffer ``(3,)``, channel mean in 0..1.
         std: Buffer ``(3,)``, channel standard deviation in 0..1.
-        view_size: Side of the views it was trained on, pixels.
+        eval_size: Side of the crops that evaluation gives it, pixels.
         center_crop: Central share of an image that evaluation looks at.
     """
 
@@ -34,21 +34,22 @@ class FrozenEncoder(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        backbone: ResNet,
-        head: nn.Module,
-        *,
-        mean: list[float],
-        std: list[float],
-        view_size: int,
-        center_crop: float,
+        self, encoder: Encoder, pipeline: PipelineConfig, *, mean: list[float], std: list[float]
     ) -> None:
-        """Take the parts; puts them into evaluation mode without gradients."""
+        """Take a trained encoder's parts; puts them into evaluation mode without gradients.
+
+        Args:
+            encoder: Changed in place: copy it first where it goes on training.
+            pipeline: Of the run; its sizes for evaluation.
+            mean: Channel mean in 0..1.
+            std: Channel standard deviation in 0..1.
+        """
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head = encoder.backbone, encoder.head
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
-        self.view_size, self.center_crop = view_size, center_crop
+        self.eval_size = pipeline.eval_size or pipeline.view_size
+        self.center_crop = pipeline.center_crop
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -80,13 +81,9 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
     encoder = build_model(cfg.model, cfg.moco).query_encoder
     if not untrained:
         restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
+    facts = checkpoint.facts
     return FrozenEncoder(
-        encoder.backbone,
-        encoder.head,
-        mean=checkpoint.facts["channel_mean"],
-        std=checkpoint.facts["channel_std"],
-        view_size=cfg.pipeline.view_size,
-        center_crop=cfg.pipeline.center_crop,
+        encoder, cfg.pipeline, mean=facts["channel_mean"], std=facts["channel_std"]
     )
 
 

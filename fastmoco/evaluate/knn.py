@@ -154,7 +154,7 @@ def encoder_accuracy(
             return ((crops / 255 - encoder.mean) / encoder.std).flatten(1)
         return encoder.encode_crops(crops, Features(features))
 
-    spec = LoaderSpec(view_size=encoder.view_size, center_crop=encoder.center_crop, policy=None)
+    spec = LoaderSpec(view_size=encoder.eval_size, center_crop=encoder.center_crop, policy=None)
     sets = [
         extract_features(encode, dataset, spec=spec, batch_size=batch_size, device=device)
         for dataset in (train, test)

@@ -44,14 +44,11 @@ class KnnMonitor:
 
     def measure(self, trainer: Trainer) -> float:
         """Top-1 in percent, by the protocol of ``monitor.*``."""
-        encoder = copy.deepcopy(trainer.step.model.query_encoder)
         frozen = FrozenEncoder(
-            encoder.backbone,
-            encoder.head,
+            copy.deepcopy(trainer.step.model.query_encoder),
+            self._cfg.pipeline,
             mean=trainer.channel_mean,
             std=trainer.channel_std,
-            view_size=self._cfg.pipeline.view_size,
-            center_crop=self._cfg.pipeline.center_crop,
         ).to(self._device)
         train, test = self._sets
         monitor = self._cfg.monitor

@@ -136,28 +136,23 @@ def run_steps(
         total_steps=trainer.total_steps,
         epochs=cfg.train.epochs,
     )
-    clock, first_step = StepClock(), True
+    clock, compiling = StepClock(), True
     with closing(reporter):
         while not trainer.finished:
             batch = next(loader)
             rate = trainer.learning_rate
-            trainer.metrics.add(trainer.step(batch, rate))
-            trainer.steps_done += 1
+            trainer.take(batch, rate)
             reporter.advance(trainer.steps_done)
-            clock.restart() if first_step else clock.add(
-                batch.data_wait_seconds
-            )  # the first step compiles
-            first_step = False
+            clock.restart() if compiling else clock.add(batch.data_wait_seconds)
+            compiling = False  # the first step did
             with clock.paused():
                 knn_top1 = monitor.measure(trainer) if monitor.is_due(trainer) else None
-            if (
-                knn_top1 is not None
-                or trainer.finished
-                or trainer.steps_done % cfg.train.log_every_steps == 0
-            ):
+            if knn_top1 is not None or _log_is_due(trainer):
+                trainer.check_finite()
                 reporter.row(make_row(trainer, clock, rate, knn_top1))
-            with clock.paused():
-                if _save_is_due(trainer) or stop.signal_number:
+            if _save_is_due(trainer) or stop.signal_number:
+                with clock.paused():
+                    trainer.check_finite()
                     reporter.sync()
                     trainer.save()
             if stop.signal_number and not trainer.finished:
@@ -165,6 +160,10 @@ def run_steps(
                     stop.signal_number,
                     f"stopped after step {trainer.steps_done}, saved; the same command resumes",
                 )
+
+
+def _log_is_due(trainer: Trainer) -> bool:
+    return trainer.finished or trainer.steps_done % trainer.cfg.train.log_every_steps == 0
 
 
 def _save_is_due(trainer: Trainer) -> bool:

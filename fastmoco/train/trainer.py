@@ -1,5 +1,6 @@
 """The parts of one run: model, optimizer, data, and how far it is."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from fastmoco.config import TrainConfig, config_to_dict
 from fastmoco.data.beton import BetonFile
 from fastmoco.moco.build import build_model
 from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import EpochPlan, ViewLoader
+from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.train.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -27,6 +28,10 @@ from fastmoco.train.step import TrainStep
 
 # Of ImageNet, for dataset files without measured statistics.
 DEFAULT_MEAN, DEFAULT_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class DivergedError(ValueError):
+    """Training left the finite numbers."""
 
 
 @dataclass(slots=True)
@@ -98,6 +103,24 @@ class Trainer:
             device=self.device,
             name=pipeline.name,
         )
+
+    def take(self, batch: Batch, learning_rate: float) -> None:
+        """Do one step."""
+        self.metrics.add(self.step(batch, learning_rate))
+        self.steps_done += 1
+
+    def check_finite(self) -> None:
+        """Stop a run whose loss is no number any more, before it is logged or saved.
+
+        Raises:
+            DivergedError: If it is.
+        """
+        if not math.isfinite(self.metrics.total[0].item()):
+            raise DivergedError(
+                f"the loss is no finite number at step {self.steps_done}; lower "
+                f"optimizer.learning_rate (now {self.learning_rate:g}) or use another precision; "
+                "earlier checkpoints stay"
+            )
 
     def checkpoint(self) -> Checkpoint:
         """The whole state, as it is now."""

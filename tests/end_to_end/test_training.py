@@ -258,3 +258,11 @@ def test_autocast_trains(dataset, tmp_path, precision):
     weights = [t for name, t in saved.tensors.items() if "query_encoder" in name]
     assert all(torch.isfinite(t).all() for t in weights)
     assert all(t.dtype == torch.float32 for t in weights if t.is_floating_point())
+
+
+def test_a_diverged_run_stops_and_saves_nothing(dataset, tmp_path, capsys):
+    run = tmp_path / "run"
+    more = ["train.compile=never", "optimizer.name=sgd", "optimizer.learning_rate=1e30"]
+    assert cli.main(train_arguments(dataset, run, *more)) == 1
+    assert "the loss is no finite number at step" in capsys.readouterr().err.splitlines()[-1]
+    assert not (run / "checkpoints").exists()

@@ -1,0 +1,31 @@
+"""The demo, shortened; what it learns in full stands in the README."""
+
+import json
+
+from fastmoco import cli
+
+
+def test_demo_makes_everything(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["train.max_steps=30", "monitor.every_epochs=0", "train.compile=never"]
+    assert cli.main(["demo", *options]) == 0
+    table = capsys.readouterr().out
+    for row in ("trained encoder", "the same encoder, untrained", "raw pixels"):
+        assert row in table
+    result = json.loads((tmp_path / "runs/demo/result.json").read_text())
+    for figure in ("knn_top1", "knn_top1_untrained", "knn_top1_pixels"):
+        assert 8 < result[figure] < 60  # chance is 10
+    assert result["knn_top1"] != result["knn_top1_untrained"]
+    assert result["seconds"] > 0
+    assert (tmp_path / "runs/demo/views.png").stat().st_size > 10_000
+    files = (tmp_path / "runs/demo-data/train.beton", tmp_path / "runs/demo-data/test.beton")
+    written = [path.stat().st_mtime_ns for path in files]
+    assert cli.main(["demo", *options]) == 0  # finished: evaluates again, converts nothing
+    assert written == [path.stat().st_mtime_ns for path in files]
+    again = json.loads((tmp_path / "runs/demo/result.json").read_text())
+    assert again["knn_top1"] == result["knn_top1"]
+
+
+def test_the_demo_names_what_it_sets_itself(capsys):
+    assert cli.main(["demo", "data.train=x.beton"]) == 2
+    assert "the demo sets data.train itself" in capsys.readouterr().err
