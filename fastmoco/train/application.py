@@ -20,6 +20,22 @@ from fastmoco.config import (
 from fastmoco.train.loop import train
 from fastmoco.train.run_folder import run_path
 
+# Of Hydra's flags, those that a value follows.
+VALUE_FLAGS = frozenset(
+    {
+        "--cfg",
+        "-c",
+        "--info",
+        "-i",
+        "--package",
+        "-p",
+        "--config-dir",
+        "-cd",
+        "--config-name",
+        "-cn",
+    }
+)
+
 
 def run_application(arguments: Sequence[str]) -> None:
     """Validate by compose, then let Hydra run the job or jobs.
@@ -31,10 +47,8 @@ def run_application(arguments: Sequence[str]) -> None:
         UsageError: If an option is unknown or wrong.
         Exception: The first that a job raised.
     """
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    overrides = quote_paths(
-        TrainConfig, [argument for argument in arguments if argument not in flags]
-    )
+    flags, overrides = _split_flags(arguments)
+    overrides = quote_paths(TrainConfig, overrides)
     sweeping = bool({"-m", "--multirun"} & set(flags))
     parsed = check_overrides(TrainConfig, overrides)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
@@ -62,6 +76,16 @@ def run_application(arguments: Sequence[str]) -> None:
         sys.argv = saved_argv
     if failures:
         raise failures[0]
+
+
+def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the overrides."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_value = bool(flags) and flags[-1] in VALUE_FLAGS and "=" not in argument
+        (flags if argument.startswith("-") or is_value else overrides).append(argument)
+    return flags, overrides
 
 
 def _job_config(composed: DictConfig, swept: Collection[str]) -> TrainConfig:

@@ -120,9 +120,7 @@ def test_optimizer_state_comes_back_in_its_memory_format(kind):
 def test_weights_of_another_model_are_refused():
     saved = checkpoint(1)
     module = torch.nn.Linear(2, 2)
-    with pytest.raises(
-        CheckpointError, match=r"another model: weight is \(3, 2\) there and \(2, 2\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"another model: weight is \(3, 2\) there, \(2, 2\)"):
         restore_module(module, torch.nn.Linear(2, 3).state_dict(), saved)
     with pytest.raises(CheckpointError, match="bias is absent there"):
         restore_module(module, torch.nn.Linear(2, 2, bias=False).state_dict(), saved)
