@@ -1,6 +1,7 @@
 """Which device a run uses, and whether torch.compile works there."""
 
 import os
+import warnings
 from functools import cache
 
 import torch
@@ -42,7 +43,10 @@ def describe_device(device: torch.device) -> str:
 def _compile_failure(device: torch.device) -> str | None:
     """Compile one addition: nothing else proves compiler, headers and cache folder together."""
     try:
-        torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+        with warnings.catch_warnings():
+            # torch warns of its own old parts while it loads the compiler (2.11 does).
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except Exception as error:  # the toolchain fails in more ways than torch names
         return str(error).strip().splitlines()[0]
     return None
