@@ -1,7 +1,6 @@
 """Seeds for every test, and the `gpu` marker's reason where there is no CUDA device."""
 
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -24,11 +23,3 @@ def seed() -> int:
     np.random.seed(0)
     torch.manual_seed(0)
     return 0
-
-
-@pytest.fixture(autouse=True)
-def torch_threads() -> Iterator[None]:
-    """Gives torch's thread count back: importing FFCV sets it to 1, which changes float sums."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)

@@ -1,22 +1,25 @@
-"""Imports what only some machines have: skips the test without it, or fails where it must run."""
+"""Asks for what only some machines have: skips without it, or fails where all is required."""
 
-import importlib
 import os
-from types import ModuleType
+import subprocess
+import sys
 
 import pytest
 
 
-def require(module_name: str) -> ModuleType:
-    """The imported module.
+def require(module_name: str) -> None:
+    """Make sure that a module can be imported, in a process of its own.
 
-    Without it the test, or the whole module when called at its top, is skipped with the reason;
-    with ``FASTMOCO_REQUIRE_ALL=1`` in the environment it fails instead.
+    Importing FFCV sets torch's thread count to 1, and with it the order of float sums: it must not
+    happen in the process of the tests. Without the module the test, or the whole file when called
+    at its top, is skipped with the reason; with ``FASTMOCO_REQUIRE_ALL=1`` it fails instead.
     """
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        reason = f"{module_name} cannot be imported ({error}); `make help` says what it needs"
-        if os.environ.get("FASTMOCO_REQUIRE_ALL") == "1":
-            raise RuntimeError(f"FASTMOCO_REQUIRE_ALL=1, but {reason}") from error
-        pytest.skip(reason, allow_module_level=True)
+    command = [sys.executable, "-c", f"import {module_name}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 0:
+        return
+    cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    reason = f"{module_name} cannot be imported ({cause}); `make help` says what it needs"
+    if os.environ.get("FASTMOCO_REQUIRE_ALL") == "1":
+        raise RuntimeError(f"FASTMOCO_REQUIRE_ALL=1, but {reason}")
+    pytest.skip(reason, allow_module_level=True)
