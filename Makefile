@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install ffcv demo test check clean
+.PHONY: help install ffcv demo test faults check clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 CHOSEN := $(filter command environment,$(origin PYTHON))
@@ -29,6 +29,9 @@ demo: install ## pretrain and evaluate on the built-in images, about 5 minutes; 
 
 test: install check ## all checks and all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+faults: install ## thousands of damaged files, kills and full disks, about 10 minutes
+	@$(BIN)/python -m pytest tests/faults --full-faults -s $(ARGS)
 
 check: install ## lint, formatting, types
 	@$(BIN)/ruff check

@@ -7,8 +7,9 @@ import difflib
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 # Heavy modules are imported by the command that needs them: `fastmoco --help` answers at once.
 
@@ -53,12 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(action: Callable[[], None]) -> int:
     """Run a command; what a user can mend becomes one line, a bug keeps its traceback."""
+    warnings.showwarning = _show_warning
     try:
         action()
     except CommandError as error:
         return _fail(2, str(error))
-    except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+    except KeyboardInterrupt as error:
+        return _fail(130, str(error) or "interrupted")
     except (ValueError, OSError) as error:
         from fastmoco.config import UsageError
 
@@ -70,6 +72,22 @@ def _guarded(action: Callable[[], None]) -> int:
             raise
         return _fail(128 + error.signal_number, str(error))
     return 0
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Our own warnings are one line for people; others keep Python's form."""
+    if category is UserWarning and not file:
+        print(f"fastmoco: {message}", file=sys.stderr)  # noqa: T201
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        print(text, file=file or sys.stderr, end="")
 
 
 def _message(error: Exception) -> str:
@@ -156,7 +174,7 @@ COMMANDS = {
     "convert": Command(
         _convert,
         "fastmoco convert SRC DST.beton [key=value ...] [--json]",
-        "make a dataset file from a folder of images or builtin:textures",
+        "make a dataset file of a folder, manifest, tar shards, arrays, torchvision:NAME",
         "ConvertConfig",
     ),
     "info": Command(_info, "fastmoco info FILE.beton [--json]", "say what a dataset file holds"),

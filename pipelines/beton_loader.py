@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.buffers import CudaUploader, empty_batch, first
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
@@ -51,7 +51,7 @@ def crop_and_resize(image: npt.NDArray[np.uint8], box: Box, out: Tensor) -> None
         _resize(source, out.shape[2:], False, None, None, out=out)
 
 
-def _fill_row(dataset: BetonFile, sample_id: int, boxes: list[Box], targets: list[Tensor]) -> None:
+def _fill_row(dataset: Dataset, sample_id: int, boxes: list[Box], targets: list[Tensor]) -> None:
     """All views of one image, from one decode."""
     try:
         image = dataset.decode(sample_id)
@@ -115,7 +115,7 @@ class BetonLoader:
 
 
 def build(
-    dataset: BetonFile, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> BetonLoader:
     """The loader of `build_loader`'s arguments."""
     on_cuda = device.type == "cuda"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from fastmoco.pipelines.policies import Policy
 
@@ -56,7 +56,7 @@ class LoaderSpec:
 
 
 def build_loader(
-    dataset: BetonFile,
+    dataset: Dataset,
     plan: EpochPlan,
     *,
     spec: LoaderSpec,

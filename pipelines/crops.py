@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.draws import INT64, draw_keys, random_resized_crop_boxes
@@ -41,7 +41,7 @@ def central_boxes(heights: INT64, widths: INT64, share: float) -> INT32:
 
 
 def batch_requests(
-    dataset: BetonFile, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
 ) -> Iterator[BatchRequest]:
     """Every batch from the plan's start to the end of epoch ``stop_epoch - 1``."""
     while plan.epoch < stop_epoch:
@@ -50,7 +50,7 @@ def batch_requests(
         plan = plan.next_epoch()
 
 
-def _draw(dataset: BetonFile, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:
+def _draw(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:
     keys = draw_keys(plan.seed, plan.epoch, sample_id)
     heights = dataset.heights[sample_id].astype(np.int64)
     widths = dataset.widths[sample_id].astype(np.int64)

@@ -7,6 +7,20 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full-faults",
+        action="store_true",
+        help="try all faults (thousands of damaged files, every instant of a kill), not a few",
+    )
+
+
+@pytest.fixture(scope="session")
+def full_faults(request: pytest.FixtureRequest) -> bool:
+    """Whether all faults are tried; else a quick subset."""
+    return bool(request.config.getoption("--full-faults"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return

@@ -4,7 +4,6 @@ Opening proves the whole index, every read proves its blob's checksum. What that
 and 165 MB at open for 1.28 million samples (2 busy cores), and 2% of a photograph's decoding.
 """
 
-import json
 import os
 import stat
 import struct
@@ -13,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,6 @@ from fastmoco.data.beton_format import (
     Handle,
     bind_checksum,
     decode_text,
-    sidecar_path,
 )
 from fastmoco.data.beton_index import read_index
 from fastmoco.data.images import decode_jpeg, jpeg_shape
@@ -49,7 +47,7 @@ class BetonFile:
         fingerprint: Hex SHA-256 of the index; where there are checksums, equal ones mean equal
             samples.
         classes: Class names, ``[]`` if unknown.
-        facts: Contents of ``NAME.beton.json``; ``{}`` if absent or of another file.
+        facts: Channel statistics and counts that `convert` gathered; ``{}`` for files of FFCV.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -67,7 +65,7 @@ class BetonFile:
         self.has_checksums = index.checksums is not None
         self.fingerprint = index.fingerprint
         self.classes = index.classes
-        self.facts = _read_facts(self.path, self.fingerprint)
+        self.facts = index.facts
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -189,23 +187,3 @@ class BetonFile:
         name = f" ({self.name(sample_id)})" if self.has_checksums else ""
         sample = f"sample {sample_id}{name}"
         return self._handle.problem(what, self._pointer(sample_id), sample)
-
-
-def _read_facts(path: Path, fingerprint: str) -> dict[str, Any]:
-    """The facts beside the file, where they are readable and meant for this very file."""
-    sidecar = sidecar_path(path)
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        warnings.warn(f"{sidecar}: is ignored, it cannot be read ({error})", stacklevel=4)
-        return {}
-    if not isinstance(facts, dict) or facts.get("fingerprint") != fingerprint:
-        warnings.warn(
-            f"{sidecar}: is ignored, it describes another file than {path.name} is now; "
-            "`fastmoco convert` writes both",
-            stacklevel=4,
-        )
-        return {}
-    return facts

@@ -6,7 +6,8 @@ Layout, little-endian, in the order of the file::
     descriptors       2 x 1,041 bytes, `image` (type 2) and `label` (type 1): type, name, arguments
     metadata          24 bytes a sample: mode, width, height, blob's place; label
     pages             from a multiple of the page size on; no blob straddles two pages
-    section           (ours) ends of the names u64, CRC-32 of the blobs u32, names, class names
+    section           (ours) ends of the names u64, CRC-32 of the blobs u32, names, class names,
+                      facts (JSON: channel statistics and counts)
     allocation table  24 bytes a sample, to the end of the file: sample, place, size
 
 FFCV never reads the image field's arguments, so they lead to the section and hold the SHA-256 of
@@ -32,7 +33,7 @@ PAGE_BYTES_MAX = 1 << 31
 IMAGE_TYPE = 2
 LABEL_TYPE = 1
 MAGIC = b"fastmoco"
-SECTION_VERSION = 1
+SECTION_VERSION = 2
 
 HEADER = np.dtype(
     [
@@ -51,7 +52,8 @@ SECTION = np.dtype(
         ("names_bytes", "<u8"),
         ("classes_bytes", "<u8"),
         ("sha256", "V32"),
-        ("unused", "V952"),
+        ("facts_bytes", "<u8"),
+        ("unused", "V944"),
     ]
 )
 HEAD = np.dtype(

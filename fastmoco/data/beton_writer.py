@@ -2,15 +2,16 @@
 
 Memory holds one page, and 60 bytes and the name of each sample. All goes into ``NAME.partial``
 beside the target, which takes the target's place, in one step, only when it is whole and on disk.
-What a killed run leaves is overwritten by the next.
 """
 
 import fcntl
+import json
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,34 +36,48 @@ from fastmoco.files import sync_folder
 
 
 class BetonWriter:
-    """A context in which a .beton file comes to be; without `commit` nothing is left of it.
+    """A context in which a .beton file comes to be; without `commit` the target stays as it was.
+
+    Attributes:
+        path: The target.
+        page_bytes: Page size.
+        num_samples: Samples added so far.
+        keep_partial: Leave the unfinished file when the context ends without `commit`, so that
+            another writer can `recall` what it holds. False at first.
 
     Args:
         path: The target; a file that stands there stays as it is until `commit`.
         capacity: The most samples that `add` will be called for; room for their metadata precedes
             the pages.
         page_bytes: Page size, a power of two from 2 MiB to 2 GiB; the longest possible blob.
+        resume: Keep what an earlier writer left, for `recall`.
 
     Raises:
         ValueError: If ``page_bytes`` is no such number.
         OSError: If the temporary file cannot be made, or another process is writing it.
     """
 
-    def __init__(self, path: Path, *, capacity: int, page_bytes: int = 1 << 23) -> None:
+    def __init__(
+        self, path: Path, *, capacity: int, page_bytes: int = 1 << 23, resume: bool = False
+    ) -> None:
         if page_bytes & (page_bytes - 1) or not PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX:
             raise ValueError(f"page_bytes={page_bytes} is no power of two from 2 MiB to 2 GiB")
         self.path = path
         self.page_bytes = page_bytes
         self.num_samples = 0
+        self.keep_partial = False
         self._metadata = np.zeros(capacity, METADATA)
         self._table = np.zeros(capacity, TABLE)
         self._checksums = np.zeros(capacity, "<u4")
         self._name_ends = np.zeros(capacity, "<u8")
         self._names = bytearray()
-        self._page = bytearray()
-        self._page_start = align(HEAD.itemsize + METADATA.itemsize * capacity, page_bytes)
+        self._pending = bytearray()
+        self._pages_start = align(HEAD.itemsize + METADATA.itemsize * capacity, page_bytes)
+        self._pending_start = self._pages_start
         self._temporary = path.with_name(path.name + ".partial")
         self._descriptor = _open_alone(self._temporary)
+        if not resume:
+            self.restart()
 
     def __enter__(self) -> Self:
         return self
@@ -74,7 +89,8 @@ class BetonWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._descriptor >= 0:
-            self._temporary.unlink(missing_ok=True)
+            if not self.keep_partial:
+                self._temporary.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -98,23 +114,66 @@ class BetonWriter:
             crc32: CRC-32 of ``blob``.
 
         Raises:
+            ValueError: If the blob fits no page.
             OSError: If it cannot be written.
         """
         if not 0 < len(blob) <= self.page_bytes:
             raise ValueError(f"{name}: {len(blob)} bytes do not fit page_bytes={self.page_bytes}")
-        if len(self._page) + len(blob) > self.page_bytes:
-            self._flush_page()
-        sample, pointer = self.num_samples, self._page_start + len(self._page)
-        self._metadata[sample] = (mode, width, height, pointer, label)
-        self._table[sample] = (sample, pointer, len(blob))
-        self._checksums[sample] = bind_checksum(sample, crc32)
-        self._names += encode_text(name)
-        self._name_ends[sample] = len(self._names)
-        self._page += blob
-        self.num_samples += 1
+        pointer = self._place(len(blob))
+        if len(self._pending) > self.page_bytes:
+            self.flush()
+        self._pending += bytes(pointer - self._pending_start - len(self._pending)) + blob
+        self._register(pointer, len(blob), mode, width, height, label, name, crc32)
 
-    def finish(self, classes: Sequence[str]) -> str:
+    def recall(
+        self, size: int, *, mode: int, width: int, height: int, label: int, name: str, crc32: int
+    ) -> bool:
+        """Takes up the next sample from the unfinished file, as if it were added now.
+
+        Args:
+            size: Length of the blob in bytes.
+            mode: As of `add`.
+            width: As of `add`.
+            height: As of `add`.
+            label: As of `add`.
+            name: As of `add`.
+            crc32: Of the blob; the bytes in the file are read and must agree.
+
+        Returns:
+            Whether the file holds this blob at its place; if not, nothing has changed.
+        """
+        pointer = self._place(size)
+        if zlib.crc32(os.pread(self._descriptor, size, pointer)) != crc32:
+            return False
+        self._pending_start = pointer + size
+        self._register(pointer, size, mode, width, height, label, name, crc32)
+        return True
+
+    def rewind(self, num_samples: int) -> None:
+        """Takes back all but the first ``num_samples`` of what was recalled."""
+        self.num_samples = num_samples
+        last = num_samples - 1
+        self._pending_start = self._pages_start
+        if num_samples:
+            self._pending_start = int(self._table["pointer"][last] + self._table["size"][last])
+        del self._names[int(self._name_ends[last]) if num_samples else 0 :]
+
+    def flush(self) -> None:
+        """Hands all samples so far to the operating system; they outlive a killed process.
+
+        Raises:
+            OSError: If they cannot be written.
+        """
+        self._write(self._pending, self._pending_start)
+        self._pending_start += len(self._pending)
+        self._pending.clear()
+
+    def finish(self, classes: Sequence[str], facts: Mapping[str, Any] | None = None) -> str:
         """Writes the index around the pages and brings all to the disk.
+
+        Args:
+            classes: Class names.
+            facts: JSON values to store with the samples.
 
         Returns:
             The fingerprint, hex.
@@ -122,15 +181,17 @@ class BetonWriter:
         Raises:
             OSError: If it cannot be written.
         """
-        self._flush_page()
-        count, pages_end = self.num_samples, self._page_start
+        self.flush()
+        count, pages_end = self.num_samples, align(self._pending_start, self.page_bytes)
         class_names = encode_text("\0".join(classes))
+        facts_text = json.dumps(facts).encode() if facts else b""
         section = b"".join(
             [
                 self._name_ends[:count].tobytes(),
                 self._checksums[:count].tobytes(),
                 bytes(self._names),
                 class_names,
+                facts_text,
             ]
         )
         head = np.zeros((), HEAD)
@@ -142,9 +203,12 @@ class BetonWriter:
         arguments["pointer"] = pages_end
         arguments["names_bytes"] = len(self._names)
         arguments["classes_bytes"] = len(class_names)
+        arguments["facts_bytes"] = len(facts_text)
         metadata, table = self._metadata[:count].tobytes(), self._table[:count].tobytes()
         digest = index_digest(head.tobytes(), (metadata, section, table))
         arguments["sha256"] = np.void(digest)
+        # What an interrupted run left beyond the last sample goes; the gap reads as zeros.
+        os.ftruncate(self._descriptor, self._pending_start)
         self._write(section + table, pages_end)
         self._write(head.tobytes() + metadata, 0)
         os.fsync(self._descriptor)
@@ -161,29 +225,50 @@ class BetonWriter:
         self._descriptor = -1
         sync_folder(self.path.parent)
 
-    def _flush_page(self) -> None:
-        """Writes the page that is being filled, padded with zeros, and starts the next."""
-        if self._page:
-            self._write(self._page.ljust(self.page_bytes, b"\0"), self._page_start)
-            self._page_start += self.page_bytes
-            self._page.clear()
+    def restart(self) -> None:
+        """Empties the unfinished file, before anything is added or recalled."""
+        os.ftruncate(self._descriptor, 0)
+
+    def _place(self, size: int) -> int:
+        """Where a blob of this size goes next: behind the last, or on the next page."""
+        end = self._pending_start + len(self._pending)
+        within = end % self.page_bytes + size <= self.page_bytes
+        return end if within else align(end, self.page_bytes)
+
+    def _register(
+        self,
+        pointer: int,
+        size: int,
+        mode: int,
+        width: int,
+        height: int,
+        label: int,
+        name: str,
+        crc32: int,
+    ) -> None:
+        sample = self.num_samples
+        self._metadata[sample] = (mode, width, height, pointer, label)
+        self._table[sample] = (sample, pointer, size)
+        self._checksums[sample] = bind_checksum(sample, crc32)
+        self._names += encode_text(name)
+        self._name_ends[sample] = len(self._names)
+        self.num_samples += 1
 
     def _write(self, data: bytes | bytearray, offset: int) -> None:
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(self._descriptor, view, offset)
-            view, offset = view[done:], offset + done
+        done = 0
+        while done < len(data):
+            with memoryview(data) as view, view[done:] as rest:  # pinned, `clear` would fail
+                done += os.pwrite(self._descriptor, rest, offset + done)
 
 
 def _open_alone(path: Path) -> int:
-    """Opens the temporary file empty, unless another process holds it."""
+    """Opens the temporary file, unless another process holds it; its contents stay."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The other one may have put the file in place between the two calls above.
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             raise BlockingIOError
-        os.ftruncate(descriptor, 0)
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError | FileNotFoundError):

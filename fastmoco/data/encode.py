@@ -4,6 +4,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from fastmoco.data.images import (
     decode_jpeg,
     encode_jpeg,
     is_jpeg,
+    is_lossless,
     load_image,
     prove_jpeg,
     resize,
@@ -32,6 +34,7 @@ class EncodeOptions:
     max_size: int
     quality: int
     raw: bool
+    lossless: bool
     prove: bool
     page_bytes: int
 
@@ -65,8 +68,8 @@ class EncodedBatch:
 
 
 def encode_batch(
-    load: Callable[[str], Loaded],
-    names: Sequence[str],
+    load: Callable[[Any], Loaded],
+    keys: Sequence[Any],
     measured: Sequence[bool],
     options: EncodeOptions,
 ) -> EncodedBatch:
@@ -74,14 +77,14 @@ def encode_batch(
 
     Args:
         load: As of `SampleSet`.
-        names: The samples.
+        keys: The samples, as ``load`` takes them.
         measured: Whether each one's pixels count in the histogram.
         options: How they are stored.
     """
     batch = EncodedBatch()
-    for name, measure in zip(names, measured, strict=True):
+    for key, measure in zip(keys, measured, strict=True):
         try:
-            loaded = load(name)
+            loaded = load(key)
             batch.source_bytes += len(loaded) if isinstance(loaded, bytes) else loaded.nbytes
             image, pixels = encode_image(loaded, options, want_pixels=measure)
         except ImageError as error:
@@ -116,10 +119,12 @@ def encode_image(
             return _copy(loaded[: info.end], info, options, want_pixels=want_pixels)
     if isinstance(loaded, bytes):
         pixels = load_image(loaded, options.max_size)
+        raw = options.raw or (options.lossless and is_lossless(loaded))
     else:
         check_size(loaded.shape[1], loaded.shape[0])
         pixels = resize(loaded, options.max_size)
-    if options.raw:
+        raw = options.raw or options.lossless
+    if raw:
         return _stored(pixels.tobytes(), MODE_RAW, pixels.shape, options), pixels
     blob = encode_jpeg(pixels, options.quality)
     stored = _stored(blob, MODE_JPEG, pixels.shape, options)
@@ -134,6 +139,7 @@ def may_copy(info: JpegInfo, options: EncodeOptions) -> bool:
     raw_bytes = 3 * info.width * info.height
     return (
         info.turbo_decodes
+        and info.huffman
         and info.color in ("gray", "ycbcr")
         and info.orientation == 1
         and info.scans <= MAX_COPIED_SCANS

@@ -60,6 +60,30 @@ def channel_statistics(histogram: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
+def merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Channel statistics over several files: means of levels and of their squares, by pixels.
+
+    Args:
+        facts: Of each file.
+
+    Returns:
+        As `channel_statistics`; ``{}`` where none of them has any.
+    """
+    measured = [fact for fact in facts if fact.get("num_measured_pixels")]
+    if not measured:
+        return {}
+    pixels = np.array([fact["num_measured_pixels"] for fact in measured], np.float64)
+    means = np.array([fact["channel_mean"] for fact in measured])
+    squares = np.array([fact["channel_std"] for fact in measured]) ** 2 + means**2
+    mean = pixels @ means / pixels.sum()
+    std = np.sqrt(pixels @ squares / pixels.sum() - mean**2)
+    return {
+        "channel_mean": [round(value, 6) for value in mean.tolist()],
+        "channel_std": [round(value, 6) for value in std.tolist()],
+        "num_measured_pixels": int(pixels.sum()),
+    }
+
+
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same with each path as text, ready for JSON."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
 
@@ -118,6 +118,8 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
         ImageError: If the file is damaged, of no supported format, or absurdly large.
     """
     info = inspect_jpeg(blob) if is_jpeg(blob) else None
+    if info is not None and info.bits != 8:
+        raise ImageError(f"JPEG of {info.bits} bits a channel; only 8 are supported")
     try:
         if info is not None and info.turbo_decodes:
             image = _decode_upright(blob, info, max_size)
@@ -126,6 +128,10 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
         return resize(np.asarray(image), max_size)
     except (ImageError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("is refused: its header claims far too many pixels") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("is no image of a known format, or its header is damaged") from error
     except Exception as error:  # Pillow's decoders let out whatever a damaged file provokes
         raise ImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
 
@@ -133,6 +139,11 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
 def is_jpeg(blob: bytes) -> bool:
     """Whether the bytes start as a JPEG does, whatever the file is called."""
     return blob[:3] == b"\xff\xd8\xff"
+
+
+def is_lossless(blob: bytes) -> bool:
+    """Whether the file is of a format that keeps pixels as they are: PNG, BMP, GIF, PPM."""
+    return blob.startswith((b"\x89PNG", b"BM", b"GIF8", b"P5", b"P6"))
 
 
 def resize(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
@@ -167,7 +178,7 @@ def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Image.Image:
     """By Pillow; a JPEG is proved first, because Pillow passes over most damage."""
     if info is not None:
         check_size(info.width, info.height)
-        if info.color == "cmyk" and info.bits == 8:
+        if info.color == "cmyk":
             prove_jpeg(blob, info)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd metadata; size limits are our own

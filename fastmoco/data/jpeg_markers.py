@@ -14,6 +14,7 @@ MAX_SCANS = 500  # libjpeg-turbo's own tests stop there; a common progressive fi
 _EOI, _SOS, _APP0, _APP1, _APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
+_ARITHMETIC_FRAMES = (0xC9, 0xCA)
 # Past stuffed bytes, restarts and fill. `\xff+` instead would be 10 times slower: no literal start.
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # Horizontal and vertical factors of the first component that every libjpeg-turbo (and FFCV) takes.
@@ -32,7 +33,8 @@ class JpegInfo:
         width: Stored width in pixels, before any turning.
         height: Stored height in pixels.
         bits: Bits per component, 8 or 12.
-        huffman: Baseline, extended or progressive with Huffman codes (no arithmetic, no lossless).
+        huffman: Baseline, extended or progressive with Huffman codes.
+        arithmetic: Extended or progressive with arithmetic codes, which not every reader knows.
         color: ``gray``, ``ycbcr``, ``rgb`` or ``cmyk`` (any of four components).
         common_sampling: Every decoder knows its color subsampling.
         scans: Number of scans.
@@ -44,6 +46,7 @@ class JpegInfo:
     height: int
     bits: int
     huffman: bool
+    arithmetic: bool
     color: str
     common_sampling: bool
     scans: int
@@ -53,8 +56,8 @@ class JpegInfo:
     @property
     def turbo_decodes(self) -> bool:
         """Whether libjpeg-turbo's simple interface decodes it to RGB."""
-        plain = self.bits == 8 and self.huffman and self.common_sampling
-        return plain and self.color != "cmyk"
+        coded = self.bits == 8 and (self.huffman or self.arithmetic)
+        return coded and self.common_sampling and self.color != "cmyk"
 
 
 def inspect_jpeg(blob: bytes) -> JpegInfo:
@@ -89,6 +92,7 @@ def inspect_jpeg(blob: bytes) -> JpegInfo:
         height=height,
         bits=bits,
         huffman=frame_marker in _HUFFMAN_FRAMES,
+        arithmetic=frame_marker in _ARITHMETIC_FRAMES,
         color=_color([identifier for identifier, _, _ in components], jfif, adobe_transform),
         common_sampling=factors[0] in _COMMON_SAMPLINGS and set(factors[1:]) <= {(1, 1)},
         scans=scans,

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import MODE_RAW
+from fastmoco.data.beton_set import Dataset, open_dataset
 from fastmoco.data.facts import describe_contents, description_text, plain_values
 
 __all__ = ["VerifyReport", "describe", "description_text", "verify"]
@@ -55,55 +56,71 @@ class VerifyReport:
 def verify(path: str | Path) -> VerifyReport:
     """Reads all of a file: index, every checksum, every image decoded, zeros between them.
 
+    Args:
+        path: A file, or the pattern of shards, each of which is verified.
+
     Raises:
         BetonError: If anything is wrong; it names the first bad sample and counts the rest.
+        ValueError: If shards are missing.
         OSError: If there is no such file, or it may not be read.
     """
     start = time.monotonic()
-    with BetonFile.open(path) as beton:
-        problems = [problem for problem in _decode_all(beton) if problem is not None]
-        if problems:
-            more = f"; {len(problems) - 1} more bad samples" if len(problems) > 1 else ""
-            raise BetonError(f"{problems[0]}{more}")
-        for place, gap in beton.gaps():
-            if gap.count(0) != len(gap):
-                byte = place + len(gap) - len(gap.lstrip(b"\0"))
-                raise BetonError(
-                    f"{path}: byte {byte}: is not zero though it belongs to no sample; the images "
-                    "are sound, but something has written into this file"
-                )
+    with open_dataset(path) as dataset:
+        for beton in _files(dataset):
+            _verify_file(beton)
         seconds = time.monotonic() - start
         return VerifyReport(
-            path=beton.path,
-            num_samples=len(beton),
-            num_bytes=beton.num_bytes,
-            has_checksums=beton.has_checksums,
+            path=dataset.path,
+            num_samples=len(dataset),
+            num_bytes=sum(beton.num_bytes for beton in _files(dataset)),
+            has_checksums=dataset.has_checksums,
             seconds=seconds,
-            images_per_second=len(beton) / seconds,
+            images_per_second=len(dataset) / seconds,
         )
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a file holds, as JSON values: its own index, and its facts where they are beside it.
+    """What a file holds, or the shards of a pattern, as JSON values, by its own index.
 
     Raises:
         BetonError: If the index is wrong; images are not read.
+        ValueError: If shards are missing.
         OSError: If there is no such file, or it may not be read.
     """
-    with BetonFile.open(path) as beton:
-        raw = int(np.count_nonzero(beton.modes == MODE_RAW))
+    with open_dataset(path) as dataset:
+        raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
+        files = _files(dataset)
         return {
-            "path": str(beton.path),
-            "num_bytes": beton.num_bytes,
-            "page_bytes": beton.page_bytes,
-            "has_checksums": beton.has_checksums,
-            "num_jpeg": len(beton) - raw,
+            "path": str(dataset.path),
+            "num_files": len(files),
+            "num_bytes": sum(beton.num_bytes for beton in files),
+            "page_bytes": files[0].page_bytes,
+            "has_checksums": dataset.has_checksums,
+            "num_jpeg": len(dataset) - raw,
             "num_raw": raw,
-            "image_bytes": int(beton.sizes.sum()),
-            **beton.facts,
-            "fingerprint": beton.fingerprint,
-            **describe_contents(beton.labels, beton.widths, beton.heights, beton.classes),
+            "image_bytes": int(dataset.sizes.sum()),
+            **dataset.facts,
+            "fingerprint": dataset.fingerprint,
+            **describe_contents(dataset.labels, dataset.widths, dataset.heights, dataset.classes),
         }
+
+
+def _files(dataset: Dataset) -> tuple[BetonFile, ...]:
+    return (dataset,) if isinstance(dataset, BetonFile) else dataset.files
+
+
+def _verify_file(beton: BetonFile) -> None:
+    problems = [problem for problem in _decode_all(beton) if problem is not None]
+    if problems:
+        more = f"; {len(problems) - 1} more bad samples" if len(problems) > 1 else ""
+        raise BetonError(f"{problems[0]}{more}")
+    for place, gap in beton.gaps():
+        if gap.count(0) != len(gap):
+            byte = place + len(gap) - len(gap.lstrip(b"\0"))
+            raise BetonError(
+                f"{beton.path}: byte {byte}: is not zero though it belongs to no sample; the "
+                "images are sound, but something has written into this file"
+            )
 
 
 def _decode_all(beton: BetonFile) -> Iterator[BetonError | None]:

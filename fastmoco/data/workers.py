@@ -29,7 +29,11 @@ IN_PROCESS_SAMPLES = 1_000  # below, starting processes (about a second) costs m
 
 
 def encoded_batches(
-    samples: SampleSet, measured: NDArray[np.bool_], options: EncodeOptions, workers: int
+    samples: SampleSet,
+    measured: NDArray[np.bool_],
+    options: EncodeOptions,
+    workers: int,
+    start: int = 0,
 ) -> Generator[EncodedBatch, None, None]:
     """Encodes a source's samples in batches, in order; memory holds four batches more than workers.
 
@@ -38,17 +42,18 @@ def encoded_batches(
         measured: Which samples' pixels count in the batches' histograms, ``(n,)``.
         options: How images are stored.
         workers: Number of processes; 0 means one for each usable CPU, or none for a small set.
+        start: The first sample.
 
     Raises:
         ChildProcessError: If a worker process dies.
     """
     jobs = (
-        (samples.load, samples.names[start:stop], measured[start:stop].tolist(), options)
-        for start in range(0, len(samples.names), BATCH_SAMPLES)
-        for stop in [start + BATCH_SAMPLES]
+        (samples.load, samples.keys[first:last], measured[first:last].tolist(), options)
+        for first in range(start, len(samples.names), BATCH_SAMPLES)
+        for last in [first + BATCH_SAMPLES]
     )
     count = workers or len(os.sched_getaffinity(0))
-    if count == 1 or (workers == 0 and len(samples.names) < IN_PROCESS_SAMPLES):
+    if count == 1 or (workers == 0 and len(samples.names) - start < IN_PROCESS_SAMPLES):
         for job in jobs:
             yield encode_batch(*job)
         return
@@ -71,11 +76,12 @@ def encoded_batches(
 
 
 @contextmanager
-def show_progress(total: int) -> Iterator[Callable[[int, int], None]]:
+def show_progress(total: int, done: int = 0) -> Iterator[Callable[[int, int], None]]:
     """A progress line on stderr, if that is a terminal.
 
     Args:
         total: Number of images.
+        done: How many of them an earlier run has dealt with.
 
     Yields:
         A function to call with the number of images done and of bytes read since the last call.
@@ -89,7 +95,7 @@ def show_progress(total: int) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     start, images, size = time.monotonic(), 0, 0
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=total, rate="")
+        task = progress.add_task("", total=total, completed=done, rate="")
 
         def advance(new_images: int, new_bytes: int) -> None:
             nonlocal images, size

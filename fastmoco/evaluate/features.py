@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.config import Features, PipelineConfig, TrainConfig, config_from_dict
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import Dataset
 from fastmoco.moco.build import build_model
 from fastmoco.moco.model import Encoder
 from fastmoco.pipelines.augment import normalized
@@ -100,7 +100,7 @@ class FeatureSet:
 @torch.no_grad()
 def extract_features(
     encode: Callable[[Tensor], Tensor],
-    dataset: BetonFile,
+    dataset: Dataset,
     *,
     spec: LoaderSpec,
     batch_size: int,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmoco.config import Features, KnnConfig, UsageError
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import Dataset, open_dataset
 from fastmoco.device import resolve_device
 from fastmoco.evaluate.features import FeatureSet, FrozenEncoder, extract_features, load_encoder
 from fastmoco.pipelines.build import LoaderSpec
@@ -57,7 +57,7 @@ class KnnResult:
         return "\n".join(lines)
 
 
-def check_knn_labels(train: BetonFile, test: BetonFile) -> None:
+def check_knn_labels(train: Dataset, test: Dataset) -> None:
     """Refuse sets that a classifier cannot learn from or be measured on.
 
     Raises:
@@ -127,8 +127,8 @@ def knn_accuracy(
 def encoder_accuracy(
     encoder: FrozenEncoder,
     features: str,
-    train: BetonFile,
-    test: BetonFile,
+    train: Dataset,
+    test: Dataset,
     *,
     k: int,
     temperature: float,
@@ -182,7 +182,7 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
     assert cfg.data.test
     device = resolve_device(cfg.device)
     trained = load_encoder(run).to(device)
-    with BetonFile.open(cfg.data.train) as train, BetonFile.open(cfg.data.test) as test:
+    with open_dataset(cfg.data.train) as train, open_dataset(cfg.data.test) as test:
         check_knn_labels(train, test)
         result = _measure(trained, cfg.features.value, train, test, cfg, device)
         if cfg.baselines:
@@ -200,8 +200,8 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
 def _measure(
     encoder: FrozenEncoder,
     features: str,
-    train: BetonFile,
-    test: BetonFile,
+    train: Dataset,
+    test: Dataset,
     cfg: KnnConfig,
     device: torch.device,
 ) -> KnnResult:

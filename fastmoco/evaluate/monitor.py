@@ -7,7 +7,7 @@ from typing import Self
 import torch
 
 from fastmoco.config import TrainConfig
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import Dataset, open_dataset
 from fastmoco.evaluate.features import FrozenEncoder
 from fastmoco.evaluate.knn import check_knn_labels, encoder_accuracy
 from fastmoco.train.trainer import Trainer
@@ -26,11 +26,11 @@ class KnnMonitor:
             UsageError: If a dataset is unlabeled, or the classes differ.
         """
         self._cfg, self._device = cfg, device
-        self._sets: list[BetonFile] = []
+        self._sets: list[Dataset] = []
         if cfg.monitor.every_epochs:
             for path in (cfg.data.train, cfg.data.test):
                 assert path is not None  # check_config refused it
-                self._sets.append(BetonFile.open(path))
+                self._sets.append(open_dataset(path))
             check_knn_labels(*self._sets)
 
     def is_due(self, trainer: Trainer) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from fastmoco.config import TrainConfig, UsageError
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import open_dataset
 from fastmoco.device import describe_device, resolve_compile, resolve_device
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.inspection.first_views import write_first_views
@@ -97,7 +97,7 @@ def train(cfg: TrainConfig) -> Path:
     check_config(cfg)
     assert cfg.data.train is not None
     device = resolve_device(cfg.device)
-    with BetonFile.open(cfg.data.train) as dataset, KnnMonitor(cfg, device) as monitor:
+    with open_dataset(cfg.data.train) as dataset, KnnMonitor(cfg, device) as monitor:
         run = open_run_folder(cfg)
         with run_logger(run) as logger, stop_signals() as stop:
             compiled, how = resolve_compile(cfg.train.compile, device)

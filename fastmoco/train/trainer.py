@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fastmoco.config import TrainConfig, config_to_dict
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import Dataset
 from fastmoco.moco.build import build_model
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
@@ -40,7 +40,7 @@ class Trainer:
 
     cfg: TrainConfig
     run: RunFolder
-    dataset: BetonFile
+    dataset: Dataset
     step: TrainStep
     metrics: MetricsSum
     device: torch.device
@@ -164,7 +164,7 @@ class Trainer:
 
 
 def build_trainer(
-    cfg: TrainConfig, run: RunFolder, dataset: BetonFile, device: torch.device, compiled: bool
+    cfg: TrainConfig, run: RunFolder, dataset: Dataset, device: torch.device, compiled: bool
 ) -> Trainer:
     """Build model, optimizer and step on the device, from the seed.
 

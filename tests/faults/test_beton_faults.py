@@ -25,7 +25,7 @@ from fastmoco.data.verify import verify
 from tests.pictures import write_class_folders
 
 PAGE_BYTES = 1 << 21
-MUTATIONS = 400
+MUTATIONS, FULL_MUTATIONS = 400, 10_000
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,8 @@ def mutate(data: bytes, random: np.random.Generator) -> tuple[str, bytes]:
     region = str(random.choice(list(places)))
     start, end = places[region]
     changed = bytearray(data)
-    kind = str(random.choice(["flip", "overwrite", "wipe", "cut", "grow", "swap blobs"]))
+    kinds = ["flip", "overwrite", "wipe", "cut", "grow", "swap blobs", "splice size", "label"]
+    kind = str(random.choice(kinds))
     place = int(random.integers(start, end))
     if kind == "flip":
         changed[place] ^= 1 << int(random.integers(8))
@@ -92,6 +93,14 @@ def mutate(data: bytes, random: np.random.Generator) -> tuple[str, bytes]:
         del changed[place:]
     elif kind == "grow":
         changed[place:place] = random.bytes(int(random.integers(1, 99)))
+    elif kind == "label":
+        label = places["metadata"][0] + 24 * int(random.integers(12)) + 16
+        changed[label : label + 8] = int(random.integers(-1, 5)).to_bytes(8, "little", signed=True)
+        return kind, bytes(changed)
+    elif kind == "splice size":
+        size, other = (places["table"][0] + 24 * int(i) + 16 for i in random.integers(12, size=2))
+        changed[size : size + 8] = data[other : other + 8]
+        return kind, bytes(changed)
     else:
         table = np.frombuffer(data, TABLE, offset=places["table"][0])
         first, second = random.choice(len(table), 2, replace=False)
@@ -104,7 +113,7 @@ def mutate(data: bytes, random: np.random.Generator) -> tuple[str, bytes]:
 
 @pytest.mark.parametrize("encoding", ["good", "good_raw"])
 def test_random_damage_is_refused(
-    encoding: str, request: pytest.FixtureRequest, tmp_path: Path
+    encoding: str, request: pytest.FixtureRequest, tmp_path: Path, full_faults: bool
 ) -> None:
     data = request.getfixturevalue(encoding)
     path = tmp_path / "x.beton"
@@ -113,7 +122,8 @@ def test_random_damage_is_refused(
     whole = read_all(path)
     random = np.random.default_rng(7)
     counts: Counter[str] = Counter()
-    for number in range(MUTATIONS // 2):
+    wanted = (FULL_MUTATIONS if full_faults else MUTATIONS) // 2
+    while (number := sum(counts.values())) < wanted:
         kind, changed = mutate(data, random)
         if changed == data:
             continue
@@ -127,8 +137,8 @@ def test_random_damage_is_refused(
             assert "padding" in kind or "blobs" not in kind, (number, kind)
         except BetonError:
             pass
-    assert sum(counts.values()) > 0.9 * MUTATIONS / 2  # some change nothing
     assert len(counts) > 30, counts
+    print(f"{wanted} damaged files, {encoding}: all refused; {dict(counts)}")
 
 
 def test_every_byte_of_the_head_counts(good: bytes, tmp_path: Path) -> None:

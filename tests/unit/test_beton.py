@@ -1,15 +1,15 @@
 """What BetonWriter writes, BetonFile reads; index, names, checksums and pages are as documented."""
 
-import json
 import threading
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW, sidecar_path
+from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW
 from fastmoco.data.beton_writer import BetonWriter
 from fastmoco.data.images import decode_jpeg
 from tests.pictures import encoded, picture
@@ -17,25 +17,28 @@ from tests.pictures import encoded, picture
 PAGE_BYTES = 1 << 21
 
 
-def write(path: Path, count: int = 5, classes: tuple[str, ...] = ("cat", "dog")) -> list[bytes]:
+def about(sample: int, blob: bytes) -> dict[str, Any]:
+    """What the tests say of a sample: JPEG and raw in turn."""
+    return {
+        "mode": MODE_RAW if sample % 2 else MODE_JPEG,
+        "width": 56,
+        "height": 40,
+        "label": sample % 3 - 1,
+        "name": f"dir/ü{sample}\udcff.png",
+        "crc32": zlib.crc32(blob),
+    }
+
+
+def write(path: Path, count: int = 5, facts: dict[str, Any] | None = None) -> list[bytes]:
     """A file of JPEG and raw samples in turn."""
     blobs = []
     with BetonWriter(path, capacity=count + 3, page_bytes=PAGE_BYTES) as writer:
         for sample in range(count):
             pixels = picture(sample)
-            raw = sample % 2 == 1
-            blob = pixels.tobytes() if raw else encoded(pixels)
+            blob = pixels.tobytes() if sample % 2 else encoded(pixels)
             blobs.append(blob)
-            writer.add(
-                blob,
-                mode=MODE_RAW if raw else MODE_JPEG,
-                width=56,
-                height=40,
-                label=sample % 3 - 1,
-                name=f"dir/ü{sample}\udcff.png",
-                crc32=zlib.crc32(blob),
-            )
-        writer.finish(classes)
+            writer.add(blob, **about(sample, blob))
+        writer.finish(("cat", "dog"), facts)
         writer.commit()
     return blobs
 
@@ -124,18 +127,41 @@ def test_refuses_odd_page_sizes(tmp_path: Path, page_bytes: int) -> None:
         BetonWriter(tmp_path / "x.beton", capacity=1, page_bytes=page_bytes)
 
 
-def test_facts_are_read_only_with_their_own_file(tmp_path: Path) -> None:
+def test_facts_travel_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.beton"
-    write(path)
-    with BetonFile.open(path) as beton:
-        facts = {"fingerprint": beton.fingerprint, "channel_mean": [0.5, 0.4, 0.3]}
-    sidecar_path(path).write_text(json.dumps(facts))
+    facts = {"channel_mean": [0.5, 0.4, 0.3], "num_duplicates": 2}
+    write(path, facts=facts)
+    path = path.rename(tmp_path / "elsewhere.beton")
     with BetonFile.open(path) as beton:
         assert beton.facts == facts
-    for text in (json.dumps(facts | {"fingerprint": "0"}), "{", "[]"):
-        sidecar_path(path).write_text(text)
-        with pytest.warns(UserWarning, match="is ignored"), BetonFile.open(path) as beton:
-            assert beton.facts == {}
+
+
+@pytest.mark.parametrize("mean", [[0.5, 0.5], [0.5, 0.5, 2.0], [0.5, 0.5, float("nan")], ["a"] * 3])
+def test_absurd_statistics_are_refused(tmp_path: Path, mean: list[float]) -> None:
+    path = tmp_path / "x.beton"
+    write(path, facts={"channel_mean": mean})
+    with pytest.raises(BetonError, match="its facts are damaged"):
+        BetonFile.open(path)
+
+
+def test_recall_takes_up_what_an_unfinished_file_holds(tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.beton", tmp_path / "x.beton"
+    blobs = write(whole)
+    with BetonWriter(path, capacity=8, page_bytes=PAGE_BYTES) as writer:
+        writer.add(blobs[0], **about(0, blobs[0]))
+        writer.add(blobs[1], **about(1, blobs[1]))
+        writer.flush()
+        writer.add(blobs[2], **about(2, blobs[2]))
+        writer.keep_partial = True
+    with BetonWriter(path, capacity=8, page_bytes=PAGE_BYTES, resume=True) as writer:
+        assert writer.recall(len(blobs[0]), **about(0, blobs[0]))
+        assert writer.recall(len(blobs[1]), **about(1, blobs[1]))
+        assert not writer.recall(len(blobs[2]), **about(2, blobs[2]))  # it was never flushed
+        for sample in (2, 3, 4):
+            writer.add(blobs[sample], **about(sample, blobs[sample]))
+        writer.finish(("cat", "dog"))
+        writer.commit()
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def test_many_threads_read_at_once(tmp_path: Path) -> None:

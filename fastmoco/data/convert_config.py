@@ -1,0 +1,123 @@
+"""The options of `convert`."""
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from fastmoco.data.shards import MAX_SHARDS
+
+
+class Encoding(StrEnum):
+    """How images are stored."""
+
+    jpeg = "jpeg"
+    raw = "raw"
+
+
+class Check(StrEnum):
+    """How a JPEG that is copied is checked."""
+
+    decode = "decode"
+    header = "header"
+
+
+class OnError(StrEnum):
+    """What a bad image leads to."""
+
+    quarantine = "quarantine"
+    fail = "fail"
+
+
+class Statistics(StrEnum):
+    """Which images the channels' mean and standard deviation come from."""
+
+    auto = "auto"
+    exact = "exact"
+    sample = "sample"
+    none = "none"
+
+
+@dataclass(kw_only=True, slots=True)
+class ConvertConfig:
+    """Options of `convert`."""
+
+    split: str = "train"
+    """Which part of a source that has splits (builtin:textures: train, test)."""
+
+    labels: str = ""
+    """Labels of numbered images: a text file of one a line, .npy or .pt; or FILE.csv:COLUMN."""
+
+    root: str = ""
+    """Folder in which torchvision's sets lie; by default data/ in the current one."""
+
+    max_size: int = 512
+    """Longest side in pixels; larger images are shrunk to it, antialiased."""
+
+    quality: int = 90
+    """JPEG quality, 1 to 100, of images that are not copied as they are."""
+
+    encoding: Encoding = Encoding.jpeg
+    """jpeg, or raw: pixels as they are, faster to read and larger; for images up to about 64."""
+
+    lossless: bool = False
+    """Keep the pixels of PNG, BMP, GIF and PPM sources, and of arrays, by storing those raw."""
+
+    workers: int = 0
+    """Processes; 0 means one for each usable CPU. The file's bytes do not depend on it."""
+
+    check: Check = Check.decode
+    """decode: a copied JPEG is decoded once; header: only its markers are read, which is faster."""
+
+    statistics: Statistics = Statistics.auto
+    """Channel mean and deviation: exact from all images, sample from 10,000, auto exact up to
+    50,000 images, or none: a copied JPEG is then decoded at 1/8 scale, twice as fast."""
+
+    on_error: OnError = OnError.quarantine
+    """quarantine: leave a bad image out and list it in NAME.quarantine.csv; fail: stop at it."""
+
+    shards: int = 1
+    """Number of files, NAME-00000-of-00004.beton and so on, which a loader takes together."""
+
+    shard: str = ""
+    """I/N (I from 0): make only this one of N files, as when N machines make one each."""
+
+    page_bytes: int = 1 << 23
+    """Page size of the file, a power of two from 2 MiB to 2 GiB; no stored image can be larger."""
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        limits = {
+            "max_size": (1, 32_768),
+            "quality": (1, 100),
+            "workers": (0, 1024),
+            "shards": (1, MAX_SHARDS),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is not in {low}..{high}")
+        if self.shard:
+            self.shards_to_make()
+
+    def shards_to_make(self) -> tuple[list[int], int]:
+        """Numbers of the shards to make, and of how many.
+
+        Raises:
+            ValueError: If ``shard`` is not such as 0/4, or disagrees with ``shards``.
+        """
+        if not self.shard:
+            return list(range(self.shards)), self.shards
+        number, _, count = self.shard.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 0 <= int(number) < int(count)):
+            raise ValueError(f"shard={self.shard} is not such as 0/4 (the first of four) or 3/4")
+        if int(count) > MAX_SHARDS or self.shards not in (1, int(count)):
+            raise ValueError(f"shard={self.shard} disagrees with shards={self.shards}")
+        return [int(number)], int(count)
+
+    def choices(self) -> dict[str, Any]:
+        """All that decides the file's bytes, as JSON values."""
+        left_out = ("workers", "on_error", "shards", "shard", "root", "labels")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}

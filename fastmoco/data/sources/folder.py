@@ -1,0 +1,87 @@
+"""A folder of images: class folders, a flat one, or one of the layouts that are known."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from fastmoco.data.sources.imagenet import imagenet_labels
+from fastmoco.data.sources.labels import (
+    Labels,
+    relabel_by_number,
+    relabel_by_path,
+    split_table_name,
+)
+from fastmoco.data.sources.listing import Listing, list_images
+from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file
+from fastmoco.data.sources.tiny_imagenet import tiny_imagenet_labels
+
+_SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+
+
+def open_folder(root: Path, options: SourceOptions) -> SampleSet:
+    """The images of a folder, labeled by ``options.labels``, by their layout, or not at all.
+
+    Raises:
+        ValueError: If it holds no images, only splits, or images that the labels do not fit.
+    """
+    listing = list_images(root)
+    if not options.labels:
+        return _samples(listing, _labels_by_layout(listing))
+    table = split_table_name(options.labels)
+    samples = _samples(listing, _class_folder_labels(listing) or _unlabeled(listing))
+    if table:
+        relabel_by_path(samples, root.absolute(), *table)
+    else:
+        relabel_by_number(samples, Path(options.labels).expanduser())
+    return samples
+
+
+def _class_folder_labels(listing: Listing) -> Labels | None:
+    """The names of the first level, where every image lies below it."""
+    if not all("/" in name for name in listing.names):
+        return None
+    firsts = [name.partition("/")[0] for name in listing.names]
+    classes = sorted(set(firsts))
+    _refuse_splits(listing.root, classes)
+    number = {name: label for label, name in enumerate(classes)}
+    return np.array([number[first] for first in firsts], np.int64), classes
+
+
+def _unlabeled(listing: Listing) -> Labels:
+    return np.full(len(listing.names), -1, np.int64), []
+
+
+_LAYOUTS: tuple[Callable[[Listing], Labels | None], ...] = (
+    imagenet_labels,
+    tiny_imagenet_labels,
+    _class_folder_labels,
+    _unlabeled,
+)
+
+
+def _labels_by_layout(listing: Listing) -> Labels:
+    """Those of the first layout that the folder has."""
+    found = (layout(listing) for layout in _LAYOUTS)
+    return next(labels for labels in found if labels is not None)
+
+
+def _samples(listing: Listing, labels: Labels) -> SampleSet:
+    return SampleSet(
+        names=listing.names,
+        labels=labels[0],
+        classes=labels[1],
+        load=partial(read_image_file, str(listing.root.absolute())),
+        stamps=listing.stamps,
+        num_ignored=listing.num_ignored,
+    )
+
+
+def _refuse_splits(root: Path, classes: list[str]) -> None:
+    """Splits are no classes; taking them for such would teach which split an image is of."""
+    if _SPLIT_FOLDERS.issuperset(classes):
+        raise ValueError(
+            f"{root}: holds the splits {', '.join(classes)}, not classes; convert each by itself, "
+            f"such as {root / classes[0]}"
+        )

@@ -1,0 +1,63 @@
+"""A CSV, TSV or Parquet table of image files: ``path``, and if wanted ``label`` and ``split``."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from fastmoco.data.sources.labels import labels_of_texts
+from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file, stamps_of
+from fastmoco.data.sources.tables import Table, read_table
+
+
+def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
+    """The images of a table, in its order; paths are relative to its folder.
+
+    Classes are those of all its rows, so that they count alike in each of its splits. A file that
+    is missing is a bad image, found when it is loaded.
+
+    Raises:
+        ValueError: If it has no column ``path``, no rows of the split, a path twice, or labels of
+            two kinds.
+    """
+    table = read_table(path, ["path", "label", "split"])
+    paths = table.column("path")
+    texts = table.columns.get("label", [""] * len(paths))
+    labels, classes = labels_of_texts(texts, path, table.place)
+    rows = _rows_of_split(table, options.split)
+    names = [paths[row] for row in rows]
+    _refuse_repeats(table, rows, names)
+    return SampleSet(
+        names=names,
+        labels=labels[rows],
+        classes=classes,
+        load=partial(read_image_file, str(path.parent.absolute())),
+        stamps=stamps_of(path.parent / name for name in names),
+    )
+
+
+def _rows_of_split(table: Table, split: str) -> list[int]:
+    """The rows to take: all where there is no column ``split``."""
+    count = len(table.column("path"))
+    if not count:
+        raise ValueError(f"{table.path}: lists no images")
+    if "split" not in table.columns:
+        return list(range(count))
+    splits = [cell.strip() for cell in table.columns["split"]]
+    rows = [row for row, cell in enumerate(splits) if cell == split]
+    if not rows:
+        known = ", ".join(sorted(set(splits) - {""})) or "none"
+        raise ValueError(f"{table.path}: has no split={split}; its splits are {known}")
+    return rows
+
+
+def _refuse_repeats(table: Table, rows: list[int], names: list[str]) -> None:
+    """An image that is listed twice would be trained on twice, and in two classes perhaps."""
+    seen: dict[str, int] = {}
+    for row, name in zip(rows, names, strict=True):
+        if not name:
+            raise ValueError(f"{table.path}: {table.place(row)} has no path")
+        first = seen.setdefault(os.path.normpath(name), row)
+        if first != row:
+            raise ValueError(
+                f"{table.path}: {table.place(row)} repeats {name} of {table.place(first)}"
+            )

@@ -1,0 +1,137 @@
+"""From a source's name to its samples: a prefix, a pattern, a folder, or a file by its suffix."""
+
+import glob
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from fastmoco.data.sources.arrays import open_arrays
+from fastmoco.data.sources.builtin import open_builtin
+from fastmoco.data.sources.folder import open_folder
+from fastmoco.data.sources.manifest import open_manifest
+from fastmoco.data.sources.samples import EXTENSIONS, SampleSet, SourceOptions
+from fastmoco.data.sources.tar_shards import open_shards
+from fastmoco.data.sources.torchvision_sets import SETS, open_torchvision
+
+_TAR_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+_MAX_SHARDS = 100_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+
+_Opener = Callable[[Path, SourceOptions], SampleSet]
+
+PREFIXES: dict[str, Callable[[str, SourceOptions], SampleSet]] = {
+    "builtin": open_builtin,
+    "torchvision": open_torchvision,
+}
+SUFFIXES: dict[str, _Opener] = {
+    **dict.fromkeys((".csv", ".tsv", ".parquet"), open_manifest),
+    **dict.fromkeys((".npy", ".npz", ".pt", ".pth"), open_arrays),
+    **dict.fromkeys(_TAR_SUFFIXES, lambda path, _: open_shards([path])),
+}
+_TAKES_LABELS = (open_folder, open_arrays, open_torchvision)
+_KINDS = (
+    "a folder of images, a .csv or .parquet manifest with a column path, .tar shards "
+    "('train-{0000..0009}.tar'), a .npy, .npz or .pt array, builtin:textures, or torchvision:NAME "
+    f"with NAME of {', '.join(SETS)}"
+)
+
+
+def open_source(source: str, options: SourceOptions) -> SampleSet:
+    """Lists a source's samples.
+
+    Args:
+        source: A folder, a manifest, tar shards, an array file, or ``PREFIX:NAME``.
+        options: What else is said of it.
+
+    Raises:
+        ValueError: If it holds no images, is of no known kind, or an option does not fit it.
+        FileNotFoundError: If it, or a file that it needs, is missing.
+    """
+    prefix, colon, name = source.partition(":")
+    if colon and prefix in PREFIXES:
+        _refuse_unused(source, options, PREFIXES[prefix])
+        return PREFIXES[prefix](name, options)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(path, options)
+    if path.exists():
+        kind = SUFFIXES.get(path.suffix.lower())
+        if kind is None:
+            raise ValueError(f"{source}: is of no known kind; name {_KINDS}")
+        _refuse_unused(source, options, kind)
+        return kind(path, options)
+    if re.search(r"[*?\[{]", source):
+        _refuse_unused(source, options, open_shards)
+        return open_shards(expand_pattern(str(path)))
+    raise FileNotFoundError(f"{source}: no such folder or file{_guess(source)}; name {_KINDS}")
+
+
+def expand_pattern(pattern: str) -> list[Path]:
+    """The files of ``train-{0000..0009}.tar``, ``{a,b}.tar`` or ``*.tar``, in this order.
+
+    Raises:
+        ValueError: If they are too many, or no tar files.
+        FileNotFoundError: If one that is named does not exist, or none fits.
+    """
+    found: dict[str, None] = {}
+    for part in _expand_braces(pattern):
+        fitting = sorted(glob.glob(part)) if re.search(r"[*?\[]", part) else [part]
+        if not fitting or not Path(fitting[0]).exists():
+            raise FileNotFoundError(f"{part}: no such shard (of {pattern})")
+        other = next((name for name in fitting if not name.lower().endswith(_TAR_SUFFIXES)), None)
+        if other:
+            raise ValueError(f"{pattern}: names {other}, which is no .tar file; give its folder")
+        found |= dict.fromkeys(fitting)
+    return [Path(name) for name in found]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """As a shell does: ``{08..10}`` keeps the width, ``{a,b}`` takes each."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    limits = _RANGE.fullmatch(match[1])
+    middles = match[1].split(",")
+    if limits:
+        first, last = int(limits[1]), int(limits[2])
+        if abs(last - first) >= _MAX_SHARDS:
+            raise ValueError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
+        step = 1 if first <= last else -1
+        width = max(map(len, limits.groups())) if match[1].startswith("0") else 0
+        middles = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    tails = _expand_braces(pattern[match.end() :])
+    if len(middles) * len(tails) > _MAX_SHARDS:
+        raise ValueError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
+    return [pattern[: match.start()] + middle + tail for middle in middles for tail in tails]
+
+
+def _open_folder(folder: Path, options: SourceOptions) -> SampleSet:
+    """Its tar shards where there are some and neither images nor folders; else its images."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    shards = [entry for entry in entries if entry.suffix == ".tar"]
+    others = (entry for entry in entries if entry.suffix != ".tar")
+    if shards and not any(e.suffix.lower() in EXTENSIONS or e.is_dir() for e in others):
+        _refuse_unused(str(folder), options, open_shards)
+        return open_shards(shards)
+    _refuse_unused(str(folder), options, open_folder)
+    return open_folder(folder, options)
+
+
+def _refuse_unused(source: str, options: SourceOptions, kind: Callable[..., SampleSet]) -> None:
+    if options.labels and kind not in _TAKES_LABELS:
+        raise ValueError(
+            f"{source}: takes no labels={options.labels}; that is for folders and array files"
+        )
+    if options.root and kind is not open_torchvision:
+        raise ValueError(f"{source}: takes no root={options.root}; that is for torchvision:NAME")
+
+
+def _guess(source: str) -> str:
+    """``; did you mean ...?`` where the source is nearly a known ``PREFIX:NAME`` or NAME."""
+    known = ["builtin:textures", *(f"torchvision:{name}" for name in SETS)]
+    spelled = {name.lower(): name for name in known}
+    spelled |= {name.partition(":")[2].lower(): name for name in known}
+    near = get_close_matches(source.lower(), spelled, 1, cutoff=0.8)
+    return f"; did you mean {spelled[near[0]]}?" if near else ""

@@ -1,0 +1,166 @@
+"""The sets that torchvision reads, from files that lie there: nothing is downloaded unasked."""
+
+import json
+import shlex
+import warnings
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmoco.data.sources.arrays import array_samples, as_hwc
+from fastmoco.data.sources.folder import open_folder
+from fastmoco.data.sources.labels import Labels, labels_of_array
+from fastmoco.data.sources.samples import SampleSet, SourceOptions, stamps_of
+
+_File = tuple[str, str | None]
+_TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
+
+
+def _by_name(*splits: str) -> dict[str, dict[str, Any]]:
+    return {split: {"split": split} for split in splits}
+
+
+# Of each set its splits, and of each split what torchvision's class is called with.
+SETS: dict[str, dict[str, dict[str, Any]]] = {
+    "CIFAR10": _TRAIN_TEST,
+    "CIFAR100": _TRAIN_TEST,
+    "FashionMNIST": _TRAIN_TEST,
+    "Imagenette": _by_name("train", "val"),
+    "MNIST": _TRAIN_TEST,
+    "STL10": _by_name("train", "test", "unlabeled", "train+unlabeled"),
+    "SVHN": _by_name("train", "test", "extra"),
+}
+_IMAGENETTE_FOLDERS = {
+    "imagenette2": "full",
+    "imagenette2-320": "320px",
+    "imagenette2-160": "160px",
+}
+
+
+def open_torchvision(name: str, options: SourceOptions) -> SampleSet:
+    """A set by the name of torchvision's class, from below ``options.root``.
+
+    Raises:
+        ValueError: If there is no such set or split, or a file is damaged.
+        FileNotFoundError: If a file is missing; the message says which, and how to get it.
+    """
+    if name not in SETS:
+        spelled = {known.lower(): known for known in SETS}
+        near = get_close_matches(name.lower(), spelled, 1)
+        guess = f"; did you mean {spelled[near[0]]}?" if near else ""
+        raise ValueError(f"torchvision:{name} is unknown; there are {', '.join(SETS)}{guess}")
+    if options.split not in SETS[name]:
+        known = ", ".join(SETS[name])
+        raise ValueError(f"torchvision:{name} has no split={options.split}; it has {known}")
+    root = Path(options.root or "data").expanduser()
+    if name == "Imagenette":
+        return _open_imagenette(root, options)
+    if options.labels:
+        raise ValueError(f"torchvision:{name} has labels of its own; leave labels= away")
+    return _open_arrays(name, root, options.split)
+
+
+def _open_arrays(name: str, root: Path, split: str) -> SampleSet:
+    from torchvision import datasets
+
+    kind = getattr(datasets, name)
+    arguments = SETS[name][split]
+    files = _files(kind, arguments)
+    for file, md5 in files:
+        if not (root / file).is_file():
+            raise FileNotFoundError(_missing(kind, root, file, md5, arguments))
+    dataset = _build(kind, root, arguments, files)
+    pixels = as_hwc(np.asarray(dataset.data), f"torchvision:{name}")
+    names = [f"{split}/{index:05d}" for index in range(len(pixels))]
+    stamps = stamps_of(root / file for file, _ in files)
+    return array_samples(names, pixels, _labels(dataset), stamps)
+
+
+def _build(kind: Any, root: Path, arguments: dict[str, Any], files: list[_File]) -> Any:
+    """Torchvision's dataset, which checks the MD5 of most."""
+    from torchvision.datasets.utils import check_integrity
+
+    try:
+        with warnings.catch_warnings():
+            # NumPy 2.4.0 to 2.4.4 warn of how old pickles, CIFAR's too, spell a dtype (PR 31177).
+            warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
+            return kind(root, download=False, **arguments)
+    except ImportError as error:
+        raise ValueError(f"torchvision:{kind.__name__} needs scipy (pip install scipy)") from error
+    except (RuntimeError, AssertionError, ValueError) as error:
+        for file, md5 in files:
+            if not check_integrity(root / file, md5):
+                raise ValueError(
+                    f"{root / file}: is damaged, its md5 is not {md5}; remove it and get it again"
+                ) from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"torchvision:{kind.__name__}: the files in {root} cannot be read ({reason})"
+        ) from error
+
+
+def _labels(dataset: Any) -> Labels:
+    """Labels, and the class names where the set has them."""
+    array: NDArray[Any] = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
+    labels, numbers = labels_of_array(array.astype(np.int64), type(dataset).__name__)
+    names = list(getattr(dataset, "classes", []))
+    return labels, names if len(names) >= len(numbers) > 0 else numbers
+
+
+def _files(kind: Any, arguments: dict[str, Any]) -> list[_File]:
+    """The files that torchvision's class asks for, below its root, with the MD5 it knows."""
+    if hasattr(kind, "resources"):
+        folder = f"{kind.__name__}/raw"
+        return [(f"{folder}/{Path(file).stem}", None) for file, _ in kind.resources]
+    if hasattr(kind, "split_list"):
+        _, file, md5 = kind.split_list[arguments["split"]]
+        return [(file, md5)]
+    listed: Iterable[tuple[str, str]] = [*kind.train_list, *kind.test_list]
+    files: list[_File] = [(f"{kind.base_folder}/{file}", md5) for file, md5 in listed]
+    if hasattr(kind, "meta"):
+        files.append((f"{kind.base_folder}/{kind.meta['filename']}", kind.meta["md5"]))
+    return files
+
+
+def _missing(kind: Any, root: Path, file: str, md5: str | None, arguments: dict[str, Any]) -> str:
+    """What to put where, and the line that downloads it."""
+    if hasattr(kind, "resources"):
+        packed = dict(kind.resources)[f"{Path(file).name}.gz"]
+        remedy = f"gunzip {Path(file).name}.gz (md5 {packed}) to it"
+    elif hasattr(kind, "tgz_md5"):
+        remedy = f"unpack {kind.filename} (md5 {kind.tgz_md5}) in {root}"
+    else:
+        remedy = f"put it there (md5 {md5})"
+    code = _download_code(kind.__name__, root, arguments if hasattr(kind, "split_list") else {})
+    return f"{root / file}: no such file; {remedy}, or set root=, or download it: {code}"
+
+
+def _download_code(name: str, root: Path, arguments: dict[str, Any]) -> str:
+    given = "".join(f", {key}={json.dumps(value)}" for key, value in arguments.items())
+    code = (
+        f"from torchvision.datasets import {name}; "
+        f"{name}({json.dumps(str(root))}{given}, download=True)"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def _open_imagenette(root: Path, options: SourceOptions) -> SampleSet:
+    """The largest of its three sizes that lies there; classes by their first English name."""
+    from torchvision.datasets import Imagenette
+
+    folder = next((f for f in _IMAGENETTE_FOLDERS if (root / f / options.split).is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"{root / 'imagenette2' / options.split}: no such folder; unpack imagenette2.tgz (or "
+            f"-320, -160) in {root}, or set root=, or download it: "
+            f"{_download_code('Imagenette', root, {})}"
+        )
+    dataset = Imagenette(root, split=options.split, size=_IMAGENETTE_FOLDERS[folder])
+    samples = open_folder(root / folder / options.split, options)
+    english = {wnid: names[0] for wnid, names in zip(dataset.wnids, dataset.classes, strict=True)}
+    samples.classes = [english.get(name, name) for name in samples.classes]
+    return samples
