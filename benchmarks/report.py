@@ -1,0 +1,257 @@
+"""What a benchmark found: rows of figures, and the JSON, table and plot that are made of them."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from benchmarks.harness import Summary, again, is_shown, speedup
+from fastmoco.device import describe_device, resolve_device
+from fastmoco.files import atomic_write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A figure beside a peer's; above 1 is in favor of the row that has it.
+
+    Attributes:
+        peer: The name of the row that it is compared with.
+        summary: The ratio over all rounds.
+        shown: False where equal code differs as much.
+    """
+
+    peer: str
+    summary: Summary
+    shown: bool
+
+
+def beside(
+    costs: Mapping[str, Sequence[float]], name: str, peer: str, repeated: str
+) -> Ratio | None:
+    """The ratio of a peer's cost to a contender's, if both are there.
+
+    Args:
+        costs: Of each contender, in each round: seconds or bytes, the less the better.
+        name: The contender.
+        peer: What it is compared with; may be "".
+        repeated: The contender that ran twice, for the noise floor.
+    """
+    if not {name, peer, repeated, again(repeated)} <= costs.keys():
+        return None
+    ratio = speedup(costs[peer], costs[name])
+    same = speedup(costs[repeated], costs[again(repeated)])
+    return Ratio(peer, ratio, is_shown(ratio, same))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One figure, or the reason why there is none.
+
+    Attributes:
+        what: What was measured.
+        unit: Of the figure.
+        value: The figure; None where it is absent.
+        ratio: Beside a peer.
+        limit: What bounds the figure, such as a disk.
+        share_of_limit: How much of that is reached, 1 at the most in theory.
+        goal: What is aimed at, in words.
+        decode_device: Where images are decoded, if they are.
+        note: A remark, or the reason.
+    """
+
+    what: str
+    unit: str
+    value: Summary | None = None
+    ratio: Ratio | None = None
+    limit: str = ""
+    share_of_limit: float | None = None
+    goal: str = ""
+    decode_device: str = ""
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """The rows of one benchmark.
+
+    Attributes:
+        name: Of the files that are written.
+        scale: ``small`` or ``full``.
+        subject: What all of its rows are about, such as how many images of which kind.
+        device: On which all of it ran, as torch names it; ``auto`` is CUDA where there is one.
+        peers: The packages whose versions belong to the figures.
+        rows: In the order in which they are shown.
+    """
+
+    name: str
+    scale: str
+    subject: str = ""
+    device: str = "auto"
+    peers: Sequence[str] = ()
+    rows: list[Row] = field(default_factory=list)
+
+    def write(self, folder: Path) -> None:
+        """Writes ``NAME.json``: a list with an object for each row."""
+        about = {"subject": self.subject, "scale": self.scale}
+        about |= describe_run(self.device, self.peers)
+        rows = [_to_json(row) | about for row in self.rows]
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(folder / f"{self.name}.json", json.dumps(rows, indent=1) + "\n")
+
+    def plot(self, folder: Path) -> None:
+        """Writes ``NAME.svg``: the figures as bars, with their spreads, a chart for each unit."""
+        units = list(dict.fromkeys(row.unit for row in self.rows if row.value))
+        if not units:
+            return
+        figure = Figure(figsize=(9, 1 + 0.3 * (len(self.rows) + 2 * len(units))))
+        heights = [sum(row.unit == unit for row in self.rows) + 1 for unit in units]
+        charts = figure.subplots(len(units), 1, squeeze=False, height_ratios=heights)
+        for axes, unit in zip(charts[:, 0], units, strict=True):
+            _draw_bars(axes, unit, [row for row in self.rows if row.unit == unit])
+        figure.suptitle(f"{self.name}, {self.scale}\n{self.subject}")
+        figure.tight_layout()
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
+
+
+def show(reports: Iterable[Report], console: Console) -> None:
+    """One table of all figures."""
+    names = ("value", "unit", "spread", "n", "ratio", "beside", "of the limit", "goal", "note")
+    table = Table("what", *names)
+    for report in reports:
+        table.add_section()
+        table.add_row(f"[bold]{report.name}, {report.scale}\n{report.subject}")
+        for row in report.rows:
+            table.add_row(*map(escape, _cells(row)))
+    console.print(table)
+    console.print(
+        "value: median; spread: least and greatest below 8 repeats, else quartiles; ratio: of the "
+        "cost of what it is beside to its own, round by round, above 1 is better"
+    )
+
+
+def describe_run(device: str, peers: Sequence[str]) -> dict[str, Any]:
+    """Device, clocks, versions and commit, as JSON values."""
+    return {
+        "device": describe_device(resolve_device(device)),
+        "clocks": _clocks(),
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in ("torch", "numpy", "fastmoco", *peers)},
+        "commit": _commit(),
+    }
+
+
+def _clocks() -> dict[str, Any]:
+    """The CPU's model, its governor and speed, and the GPU's, where they can be read."""
+    first_cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    fields = {
+        name.strip(): value.strip()
+        for name, _, value in (line.partition(":") for line in first_cpu.splitlines())
+    }
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    clocks: dict[str, Any] = {
+        "cpu": fields.get("model name", platform.machine()),
+        "cpu_count": len(os.sched_getaffinity(0)),
+        "cpu_mhz": fields.get("cpu MHz"),
+        "cpu_governor": governor.read_text().strip() if governor.exists() else None,
+    }
+    if torch.cuda.is_available():
+        try:
+            clocks["gpu_mhz"] = torch.cuda.clock_rate()
+        except (ImportError, RuntimeError):  # torch asks NVML through a package of its own
+            clocks["gpu_mhz"] = None
+    return clocks
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the working tree, and ``+ dirty`` where files differ from it."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return f"{commit} + dirty" if _git("status", "--porcelain") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _to_json(row: Row) -> dict[str, Any]:
+    values = asdict(row)
+    summary = values.pop("value")
+    ratio = values.pop("ratio")
+    return {
+        "what": values.pop("what"),
+        "value": summary and summary["median"],
+        "unit": values.pop("unit"),
+        "repeats": summary["repeats"] if summary else 0,
+        "spread": _spread(summary) if summary else None,
+        "ratio": ratio
+        and {
+            "peer": ratio["peer"],
+            "value": ratio["summary"]["median"],
+            "spread": _spread(ratio["summary"]),
+            "shown": ratio["shown"],
+        },
+        **values,
+    }
+
+
+def _spread(summary: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": summary["spread"], "low": summary["low"], "high": summary["high"]}
+
+
+def _cells(row: Row) -> list[str]:
+    value, ratio = row.value, row.ratio
+    return [
+        row.what,
+        _number(value.median) if value else "absent",
+        row.unit,
+        f"{_number(value.low)} to {_number(value.high)}" if value else "",
+        str(value.repeats) if value else "",
+        _ratio_text(ratio) if ratio else "",
+        ratio.peer if ratio else "",
+        "" if row.share_of_limit is None else f"{row.share_of_limit:.0%} {row.limit}",
+        row.goal,
+        row.note,
+    ]
+
+
+def _ratio_text(ratio: Ratio) -> str:
+    found = ratio.summary
+    text = f"{found.median:.2f}x ({found.low:.2f} to {found.high:.2f})"
+    return text if ratio.shown else f"{text}\nwithin noise: not shown"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _draw_bars(axes: Any, unit: str, rows: list[Row]) -> None:
+    found = [(row.what, row.value) for row in reversed(rows) if row.value]
+    medians = [value.median for _, value in found]
+    below = [value.median - value.low for _, value in found]
+    above = [value.high - value.median for _, value in found]
+    axes.barh([what for what, _ in found], medians, xerr=[below, above], capsize=2)
+    axes.set_xlabel(unit)
