@@ -62,7 +62,7 @@ def _guarded(action: Callable[[], None]) -> int:
     except KeyboardInterrupt as error:
         return _fail(130, str(error) or "interrupted")
     except (ValueError, OSError) as error:
-        from fastmoco.config import UsageError
+        from fastmoco.schema import UsageError
 
         return _fail(2 if isinstance(error, UsageError | FileNotFoundError) else 1, _message(error))
     except RuntimeError as error:

@@ -1,8 +1,7 @@
-"""The one schema: dataclasses that every command, test and benchmark reads its settings from.
+"""From presets (``configs/``) and ``key=value`` overrides to the schema's dataclasses.
 
-`load_config` is the one door: it composes presets (``configs/``) and ``key=value`` overrides by
-Hydra and returns plain dataclasses; a ``DictConfig`` never passes it. A string under a field is its
-help text on the command line.
+`load_config` is the one door: it composes by Hydra and returns plain dataclasses; a ``DictConfig``
+never passes it.
 """
 
 import ast
@@ -12,8 +11,8 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from enum import Enum, StrEnum
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -25,10 +24,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fastmoco.data.convert import ConvertConfig
-from fastmoco.moco.encoders import Stem
-from fastmoco.moco.model import Head
-from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.data.convert_config import ConvertConfig
+from fastmoco.pipelines.policies import POLICIES
+from fastmoco.schema import KnnConfig, TrainConfig, UsageError
 
 T = TypeVar("T")
 
@@ -36,203 +34,6 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 # Groups of presets that `fastmoco train` chooses from.
 TRAIN_GROUPS = ("experiment", "policy")
-
-
-class UsageError(ValueError):
-    """The command line or configuration is wrong; one line says what, where and what to do."""
-
-
-class Precision(StrEnum):
-    """Number format of the forward and backward pass; weights and statistics stay float32."""
-
-    float32 = "float32"
-    fp16 = "fp16"
-    bf16 = "bf16"
-
-
-class Compile(StrEnum):
-    """Whether `torch.compile` is used."""
-
-    auto = "auto"
-    """Where it works: on the CPU that needs a C++ compiler."""
-    always = "always"
-    never = "never"
-
-
-class Features(StrEnum):
-    """Which vector of the encoder stands for an image."""
-
-    backbone = "backbone"
-    """After the global average pool."""
-    embedding = "embedding"
-    """After the projection head."""
-
-
-@dataclass(kw_only=True, slots=True)
-class DataConfig:
-    """Dataset files."""
-
-    train: Path | None = None
-    """Dataset file to learn from (fastmoco convert makes one)."""
-    test: Path | None = None
-    """Dataset file to evaluate on; needed by evaluation and by the monitor."""
-
-
-@dataclass(kw_only=True, slots=True)
-class PipelineConfig:
-    """From a file on disk to crops on the device."""
-
-    name: str = "auto"
-    """Loader: auto, beton or torchvision (the slow reference)."""
-    view_size: int = 224
-    """Side of the square views, pixels."""
-    center_crop: float = 0.875
-    """Evaluation: side of the central square, as a share of the short one (0.875 = 224/256)."""
-    eval_size: int = 0
-    """Evaluation: side of the crops, pixels; 0 = view_size."""
-    num_threads: int = 0
-    """Threads that decode and crop; 0 = one per core."""
-    prefetch_batches: int = 2
-    """Batches made ahead of the one in use."""
-
-
-@dataclass(kw_only=True, slots=True)
-class ModelConfig:
-    """The encoder."""
-
-    encoder: str = "resnet50"
-    """resnet18, resnet34 or resnet50."""
-    stem: Stem = Stem.imagenet
-    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work)."""
-    width: int = 64
-    """Channels of the first stage; 64 is the paper's."""
-
-
-@dataclass(kw_only=True, slots=True)
-class MocoConfig:
-    """Momentum Contrast."""
-
-    head: Head = Head.mlp
-    """Projection head: linear (v1) or mlp (v2)."""
-    dim: int = 128
-    """C, length of the embedding."""
-    queue_size: int = 65536
-    """K, number of negatives."""
-    momentum: float = 0.999
-    """m of the key encoder; 0.99 for small sets."""
-    temperature: float = 0.2
-    """tau of InfoNCE."""
-    batch_norm_splits: int = 1
-    """Groups of a batch with statistics of their own, keys shuffled between; 1 = plain."""
-
-
-@dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
-    """Optimizer and learning-rate schedule."""
-
-    name: str = "sgd"
-    """sgd, adam or adamw."""
-    learning_rate: float = 0.03
-    """Peak learning rate."""
-    scale_learning_rate: bool = False
-    """Multiply the learning rate by global_batch_size / 256."""
-    sgd_momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 1e-4
-    """On all parameters, batch norm's included, as in the official code."""
-    schedule: str = "cosine"
-    """cosine (to 0) or multistep."""
-    warmup_epochs: float = 0.0
-    """Linear warm-up from 0, in epochs, before the schedule."""
-    milestones: list[int] = field(default_factory=lambda: [120, 160])
-    """Epochs at which multistep multiplies the learning rate."""
-    milestone_factor: float = 0.1
-    """What multistep multiplies by."""
-
-
-@dataclass(kw_only=True, slots=True)
-class LoopConfig:
-    """The training loop."""
-
-    epochs: int = 200
-    """Passes over the dataset; the schedules span all of them."""
-    max_steps: int = 0
-    """Stop after this many steps, whatever the schedule still holds; 0 = no bound."""
-    log_every_steps: int = 20
-    """Steps per line of metrics.jsonl; each line is the mean since the last."""
-    compile: Compile = Compile.auto
-    """torch.compile: auto, always or never."""
-
-
-@dataclass(kw_only=True, slots=True)
-class CheckpointConfig:
-    """Checkpoints."""
-
-    every_steps: int = 0
-    """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
-    keep: int = 2
-    """How many of the newest stay on disk."""
-
-
-@dataclass(kw_only=True, slots=True)
-class MonitorConfig:
-    """A kNN classifier on the frozen encoder while it trains."""
-
-    every_epochs: int = 0
-    """Epochs between measurements; 0 = off. Needs data.test and labels."""
-    k: int = 200
-    """Neighbors that vote."""
-    temperature: float = 0.1
-    """Their votes weigh exp(similarity / temperature)."""
-    features: Features = Features.backbone
-    """backbone or embedding."""
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainConfig:
-    """Everything that `fastmoco train` reads."""
-
-    name: str = "moco"
-    """Name of the run: its folder is runs/NAME unless run_dir says otherwise."""
-    run_dir: Path | None = None
-    """Folder of the run."""
-    seed: int = 0
-    """Of all draws and of the initial weights."""
-    device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
-    precision: Precision = Precision.float32
-    """float32, fp16 or bf16."""
-    global_batch_size: int = 256
-    """Images per step, over all devices."""
-    data: DataConfig = field(default_factory=DataConfig)
-    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
-    policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
-    model: ModelConfig = field(default_factory=ModelConfig)
-    moco: MocoConfig = field(default_factory=MocoConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    train: LoopConfig = field(default_factory=LoopConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
-
-
-@dataclass(kw_only=True, slots=True)
-class KnnConfig:
-    """Everything that `fastmoco knn` reads."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    k: int = 200
-    """Neighbors that vote."""
-    temperature: float = 0.1
-    """Their votes weigh exp(similarity / temperature)."""
-    features: Features = Features.backbone
-    """backbone or embedding."""
-    baselines: bool = False
-    """Measure raw pixels and the untrained encoder as well."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    global_batch_size: int = 256
-    """Images per forward pass."""
-
 
 CONFIG_NAMES: dict[type, str] = {TrainConfig: "train", KnnConfig: "knn", ConvertConfig: "convert"}
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from fastmoco.config import Compile, UsageError
+from fastmoco.schema import Compile, UsageError
 
 
 def resolve_device(name: str) -> torch.device:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastmoco.config import Compile
 from fastmoco.device import resolve_compile
+from fastmoco.schema import Compile
 
 
 def require_compiler() -> None:

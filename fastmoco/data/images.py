@@ -122,10 +122,9 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
         raise ImageError(f"JPEG of {info.bits} bits a channel; only 8 are supported")
     try:
         if info is not None and info.turbo_decodes:
-            image = _decode_upright(blob, info, max_size)
+            pixels = _decode_upright(blob, info, max_size)
         else:
-            image = _decode_with_pillow(blob, info)
-        return resize(np.asarray(image), max_size)
+            pixels = np.asarray(_decode_with_pillow(blob, info))
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -134,6 +133,7 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
         raise ImageError("is no image of a known format, or its header is damaged") from error
     except Exception as error:  # Pillow's decoders let out whatever a damaged file provokes
         raise ImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
+    return resize(pixels, max_size)
 
 
 def is_jpeg(blob: bytes) -> bool:
@@ -147,13 +147,21 @@ def is_lossless(blob: bytes) -> bool:
 
 
 def resize(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
-    """Shrinks so that the long side is ``max_size`` (bicubic, antialiased); smaller ones stay."""
+    """Shrinks so that the long side is ``max_size`` (bicubic, antialiased); smaller ones stay.
+
+    torch's kernel for uint8 is within a level of Pillow's and takes 0.55 ms where Pillow takes 2.0
+    (500 x 375 to 400 x 300, one thread). torch is imported at the first image that needs it.
+    """
     width, height = fitted_size(pixels.shape[1], pixels.shape[0], max_size)
     if (height, width) == pixels.shape[:2]:
         return np.ascontiguousarray(pixels)
-    image = Image.fromarray(pixels)
-    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(small))
+    import torch
+
+    source = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(
+        source, size=(height, width), mode="bicubic", antialias=True
+    )
+    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
 
 
 def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
@@ -162,16 +170,16 @@ def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _decode_upright(blob: bytes, info: JpegInfo, max_size: int) -> Image.Image:
+def _decode_upright(blob: bytes, info: JpegInfo, max_size: int) -> NDArray[np.uint8]:
     """By libjpeg-turbo; far too large ones at the smallest scale of at least twice the size."""
     check_size(info.width, info.height)
     at_least = (0, 0)
     if max(info.width, info.height) >= 4 * max_size:
         width, height = fitted_size(info.width, info.height, 2 * max_size)
         at_least = height, width
-    image = Image.fromarray(decode_jpeg(blob, at_least=at_least))
+    pixels = decode_jpeg(blob, at_least=at_least)
     turn = _UPRIGHT.get(info.orientation)
-    return image if turn is None else image.transpose(turn)
+    return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
 
 
 def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Image.Image:

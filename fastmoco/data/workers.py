@@ -108,7 +108,8 @@ def show_progress(total: int, done: int = 0) -> Iterator[Callable[[int, int], No
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it even where it is killed."""
+    """Leaves Ctrl-C to the parent, ends with it even where it is killed, and is one thread."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when an image to shrink imports torch
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastmoco.config import Features, PipelineConfig, TrainConfig, config_from_dict
+from fastmoco.config import config_from_dict
 from fastmoco.data.beton_set import Dataset
 from fastmoco.moco.build import build_model
 from fastmoco.moco.model import Encoder
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.schema import Features, PipelineConfig, TrainConfig
 from fastmoco.train.checkpoint import load_checkpoint, restore_module, under_prefix
 
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmoco.config import Features, KnnConfig, UsageError
 from fastmoco.data.beton_set import Dataset, open_dataset
 from fastmoco.device import resolve_device
 from fastmoco.evaluate.features import FeatureSet, FrozenEncoder, extract_features, load_encoder
 from fastmoco.pipelines.build import LoaderSpec
+from fastmoco.schema import Features, KnnConfig, UsageError
 
 CHUNK_ELEMENTS = 1 << 26  # similarities per chunk: 256 MB of float32
 

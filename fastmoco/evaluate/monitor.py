@@ -6,10 +6,10 @@ from typing import Self
 
 import torch
 
-from fastmoco.config import TrainConfig
 from fastmoco.data.beton_set import Dataset, open_dataset
 from fastmoco.evaluate.features import FrozenEncoder
 from fastmoco.evaluate.knn import check_knn_labels, encoder_accuracy
+from fastmoco.schema import TrainConfig
 from fastmoco.train.trainer import Trainer
 
 

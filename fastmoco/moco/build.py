@@ -4,10 +4,10 @@ from functools import partial
 
 from torch import nn
 
-from fastmoco.config import MocoConfig, ModelConfig
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.encoders import NormLayer, build_encoder
 from fastmoco.moco.model import MoCo, build_head
+from fastmoco.schema import MocoConfig, ModelConfig
 
 
 def build_model(model: ModelConfig, moco: MocoConfig) -> MoCo:

@@ -5,22 +5,11 @@ a key map.
 """
 
 from collections.abc import Callable
-from enum import StrEnum
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-
-class Stem(StrEnum):
-    """What stands before the first residual stage."""
-
-    imagenet = "imagenet"
-    """7 x 7 convolution of stride 2 and a max-pool of stride 2: for views of 224 pixels."""
-    small = "small"
-    """3 x 3 convolution of stride 1, no pool: for views of 32 pixels."""
-    small_stride2 = "small_stride2"
-    """3 x 3 convolution of stride 2, no pool: a quarter of the work of `small`."""
-
+from fastmoco.schema import Stem
 
 Block = type[BasicBlock] | type[Bottleneck]
 NormLayer = Callable[[int], nn.Module]

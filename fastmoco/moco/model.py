@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +10,7 @@ from torch.nn import functional as F
 from fastmoco.moco.encoders import ResNet
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.queue import Queue
-
-
-class Head(StrEnum):
-    """The projection head after the backbone."""
-
-    linear = "linear"
-    """One linear layer, MoCo v1."""
-    mlp = "mlp"
-    """Linear, ReLU, linear, as wide as the feature: MoCo v2 (arXiv:2003.04297)."""
+from fastmoco.schema import Head
 
 
 def build_head(head: Head, feature_dim: int, dim: int) -> nn.Module:

@@ -10,13 +10,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fastmoco.config import (
-    TrainConfig,
     check_overrides,
     load_config,
     quote_paths,
     register_schemas,
     to_dataclass,
 )
+from fastmoco.schema import TrainConfig
 from fastmoco.train.loop import train
 from fastmoco.train.run_folder import run_path
 

@@ -8,13 +8,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fastmoco.config import TrainConfig, UsageError
 from fastmoco.data.beton_set import open_dataset
 from fastmoco.device import describe_device, resolve_compile, resolve_device
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.inspection.first_views import write_first_views
 from fastmoco.inspection.pictures import draw_curves
 from fastmoco.pipelines.contract import ViewLoader
+from fastmoco.schema import TrainConfig, UsageError
 from fastmoco.train.checkpoint import newest_checkpoint
 from fastmoco.train.metrics import read_metrics
 from fastmoco.train.report import Reporter, StepClock, make_row, run_logger

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from fastmoco.config import OptimizerConfig, UsageError
+from fastmoco.schema import OptimizerConfig, UsageError
 
 
 def _sgd(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:

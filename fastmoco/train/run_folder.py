@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fastmoco.config import TrainConfig, UsageError, config_to_dict
+from fastmoco.config import config_to_dict
 from fastmoco.files import atomic_write_text
+from fastmoco.schema import TrainConfig, UsageError
 
 # Keys that do not change what is learned: a run may go on with other values.
 FREE_KEYS = frozenset(

@@ -2,7 +2,7 @@
 
 import math
 
-from fastmoco.config import OptimizerConfig, UsageError
+from fastmoco.schema import OptimizerConfig, UsageError
 
 
 def base_learning_rate(cfg: OptimizerConfig, global_batch_size: int) -> float:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmoco.config import Precision
 from fastmoco.moco.model import Contrast, MoCo
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import permutation
 from fastmoco.pipelines.policies import Policy
+from fastmoco.schema import Precision
 from fastmoco.train.metrics import step_metrics
 
 AUTOCAST_DTYPES = {

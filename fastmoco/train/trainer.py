@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmoco.config import TrainConfig, config_to_dict
+from fastmoco.config import config_to_dict
 from fastmoco.data.beton_set import Dataset
 from fastmoco.moco.build import build_model
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
+from fastmoco.schema import TrainConfig
 from fastmoco.train.checkpoint import (
     Checkpoint,
     CheckpointError,

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmoco.config import MocoConfig, ModelConfig, OptimizerConfig
 from fastmoco.moco.build import build_model
-from fastmoco.moco.encoders import Stem
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys, permutation
 from fastmoco.pipelines.policies import POLICIES
+from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
 from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import TrainStep
 

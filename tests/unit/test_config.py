@@ -4,10 +4,6 @@ import pytest
 
 from fastmoco.config import (
     ConvertConfig,
-    KnnConfig,
-    Precision,
-    TrainConfig,
-    UsageError,
     config_from_dict,
     config_to_dict,
     describe,
@@ -16,7 +12,7 @@ from fastmoco.config import (
     preset_names,
     quote_paths,
 )
-from fastmoco.moco.model import Head
+from fastmoco.schema import Head, KnnConfig, Precision, TrainConfig, UsageError
 
 
 @pytest.mark.parametrize("schema", [TrainConfig, KnnConfig, ConvertConfig])

@@ -24,6 +24,17 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(int) - b.astype(int)).mean())
 
 
+@pytest.mark.parametrize("size", [(375, 500, 400), (700, 300, 64), (90, 61, 40), (300, 2, 100)])
+def test_resizes_as_pillow_does(size: tuple[int, int, int]) -> None:
+    height, width, max_size = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    small = resize(pixels, max_size)
+    expected = Image.fromarray(pixels).resize(small.shape[1::-1], Image.Resampling.BICUBIC)
+    assert max(small.shape) == max_size
+    assert small.flags.c_contiguous
+    assert np.abs(small.astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
 def test_decodes_jpeg_exactly_as_pillow_does() -> None:
     blob = encoded(picture(1, 100, 150), quality=90)
     assert np.array_equal(decode_jpeg(blob), np.asarray(Image.open(io.BytesIO(blob))))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from fastmoco.config import UsageError
 from fastmoco.evaluate import knn
 from fastmoco.evaluate.features import FeatureSet
+from fastmoco.schema import UsageError
 
 
 def clusters(count, seed):

@@ -8,12 +8,12 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from fastmoco.config import MocoConfig, ModelConfig
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
-from fastmoco.moco.encoders import Stem, build_encoder
+from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.queue import Queue
+from fastmoco.schema import MocoConfig, ModelConfig, Stem
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])

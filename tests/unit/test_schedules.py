@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fastmoco.config import OptimizerConfig, UsageError
+from fastmoco.schema import OptimizerConfig, UsageError
 from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.schedules import base_learning_rate, learning_rate
 
