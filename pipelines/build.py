@@ -12,6 +12,7 @@ from fastmoco.pipelines.policies import Policy
 LOADERS = {
     "auto": "fastmoco.pipelines.beton_loader",
     "beton": "fastmoco.pipelines.beton_loader",
+    "resident": "fastmoco.pipelines.resident_loader",
     "torchvision": "fastmoco.pipelines.torchvision_loader",
 }
 """Imported when chosen; each has ``build(dataset, plan, spec, stop_epoch, device)``."""

@@ -72,9 +72,21 @@ class EpochPlan:
         """
         order = self.order()
         for batch in range(self.start_batch, self.num_batches):
-            ids = order[batch * self.global_batch_size : (batch + 1) * self.global_batch_size]
-            per_rank = -(-len(ids) // self.world_size)
-            yield ids[self.rank * per_rank : (self.rank + 1) * per_rank]
+            yield order[self._rows(batch)]
+
+    def batch_sizes(self) -> Iterator[int]:
+        """How many samples each of `batches` has."""
+        for batch in range(self.start_batch, self.num_batches):
+            rows = self._rows(batch)
+            yield rows.stop - rows.start
+
+    def _rows(self, batch: int) -> slice:
+        """This rank's part of a global batch, in places of the order."""
+        start = batch * self.global_batch_size
+        stop = min(start + self.global_batch_size, self.num_samples)
+        per_rank = -(-(stop - start) // self.world_size)
+        first = min(start + self.rank * per_rank, stop)
+        return slice(first, min(first + per_rank, stop))
 
     def next_epoch(self) -> Self:
         """The plan of the following epoch, from its first batch."""

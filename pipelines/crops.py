@@ -50,6 +50,11 @@ def batch_requests(
         plan = plan.next_epoch()
 
 
+def epoch_request(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec) -> BatchRequest:
+    """The rest of the plan's epoch, from its start batch, as one long batch."""
+    return _draw(dataset, plan, spec, np.concatenate([*plan.batches(), np.empty(0, np.int64)]))
+
+
 def _draw(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:
     keys = draw_keys(plan.seed, plan.epoch, sample_id)
     heights = dataset.heights[sample_id].astype(np.int64)

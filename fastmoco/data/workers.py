@@ -68,8 +68,9 @@ def encoded_batches(
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a worker process died, most likely for lack of memory; fewer may do: workers="
-            f"{max(1, count // 2)}"
+            "a worker process died, most likely for lack of memory: fewer may do, workers="
+            f"{max(1, count // 2)}; a script that calls convert() needs `if __name__ == "
+            "'__main__':` around it, or workers=1"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The beton loader against the reference, against itself, and against the draws."""
+"""The beton and resident loaders against the reference, themselves, and the draws."""
 
 from collections.abc import Iterator
 
@@ -60,7 +60,7 @@ def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a.int() - b.int()).abs().float().mean().item()
 
 
-@pytest.mark.parametrize("name", ["beton", "torchvision"])
+@pytest.mark.parametrize("name", ["beton", "resident", "torchvision"])
 def test_order_keys_and_boxes_are_those_of_the_draws(dataset: BetonFile, name: str) -> None:
     batches = load(dataset, training(), name=name, epoch=2, stop_epoch=3)
     ids = epoch_order(SEED, 2, NUM_SAMPLES)[: NUM_SAMPLES // BATCH * BATCH]
@@ -74,10 +74,14 @@ def test_order_keys_and_boxes_are_those_of_the_draws(dataset: BetonFile, name: s
     assert np.array_equal(torch.cat([b.label for b in batches]), dataset.labels[ids])
 
 
+FAST = pytest.mark.parametrize("name", ["beton", "resident"])
+
+
+@FAST
 @pytest.mark.parametrize("spec", [training(), evaluation()], ids=["training", "evaluation"])
-def test_pixels_are_those_of_pil(dataset: BetonFile, spec: LoaderSpec) -> None:
+def test_pixels_are_those_of_pil(dataset: BetonFile, spec: LoaderSpec, name: str) -> None:
     is_training = spec.policy is not None
-    ours = load(dataset, spec, training=is_training)
+    ours = load(dataset, spec, training=is_training, name=name)
     reference = load(dataset, spec, training=is_training, name="torchvision")
     assert_equal(ours, reference, ("boxes", "sample_id", "draw_key", "label"))
     a, b = (torch.cat([batch.crops for batch in x]).int() for x in (ours, reference))
@@ -97,28 +101,38 @@ def test_evaluation_is_resize_and_center_crop(dataset: BetonFile) -> None:
     assert mean_difference(torch.roll(crops, 1, 1), expected) > 16
 
 
+@FAST
 @pytest.mark.parametrize("num_threads", [2, 8])
-def test_any_number_of_threads_gives_the_same_bits(dataset: BetonFile, num_threads: int) -> None:
-    one = load(dataset, training(num_threads=1), stop_epoch=3)
-    assert_equal(load(dataset, training(num_threads=num_threads), stop_epoch=3), one)
+def test_any_number_of_threads_gives_the_same_bits(
+    dataset: BetonFile, name: str, num_threads: int
+) -> None:
+    one = load(dataset, training(num_threads=1), name=name, stop_epoch=3)
+    assert_equal(load(dataset, training(num_threads=num_threads), name=name, stop_epoch=3), one)
 
 
-def test_restart_in_the_middle_of_an_epoch_gives_the_same_bits(dataset: BetonFile) -> None:
-    whole = load(dataset, training(), stop_epoch=2)
+@FAST
+def test_restart_in_the_middle_of_an_epoch_gives_the_same_bits(
+    dataset: BetonFile, name: str
+) -> None:
+    whole = load(dataset, training(), name=name, stop_epoch=2)
     assert len(whole) == 10
-    assert_equal(load(dataset, training(), stop_epoch=2, start_batch=3), whole[3:])
-    assert_equal(load(dataset, training(), stop_epoch=2, start_batch=5), whole[5:])
+    assert_equal(load(dataset, training(), name=name, stop_epoch=2, start_batch=3), whole[3:])
+    assert_equal(load(dataset, training(), name=name, stop_epoch=2, start_batch=5), whole[5:])
 
 
-def test_epochs_in_one_go_are_the_epochs_one_by_one(dataset: BetonFile) -> None:
-    single = [b for e in range(3) for b in load(dataset, training(), epoch=e, stop_epoch=e + 1)]
-    assert_equal(load(dataset, training(), stop_epoch=3), single)
+@FAST
+def test_epochs_in_one_go_are_the_epochs_one_by_one(dataset: BetonFile, name: str) -> None:
+    single = [
+        b for e in range(3) for b in load(dataset, training(), name=name, epoch=e, stop_epoch=e + 1)
+    ]
+    assert_equal(load(dataset, training(), name=name, stop_epoch=3), single)
     assert not torch.equal(single[0].crops, single[5].crops)
 
 
-def test_two_ranks_together_give_the_same_bits(dataset: BetonFile) -> None:
-    whole = load(dataset, training())
-    ranks = [load(dataset, training(), rank=rank, world_size=2) for rank in range(2)]
+@FAST
+def test_two_ranks_together_give_the_same_bits(dataset: BetonFile, name: str) -> None:
+    whole = load(dataset, training(), name=name)
+    ranks = [load(dataset, training(), name=name, rank=rank, world_size=2) for rank in range(2)]
     for batch, *parts in zip(whole, *ranks, strict=True):
         for field in TENSORS:
             together = torch.cat([getattr(part, field) for part in parts])
