@@ -6,16 +6,19 @@ quality 90, chunks of 100, as many workers as there are CPUs. Imports are not ti
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
+from ffcv.transforms import ToTensor
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from benchmarks.memory import own_peak_bytes, reset_own_peak
+from benchmarks.rates import measure_rate
 
 
 class ClassFolders:
@@ -68,6 +71,33 @@ def write_folder(
     _sync(destination)  # the same finish line: FFCV itself leaves the file to the page cache
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "num_bytes": Path(destination).stat().st_size}
+
+
+def read_crops(path: str, view_size: int, seconds: float) -> dict[str, float]:
+    """Random crops, each from a decode of its own; two of them count as one image.
+
+    Args:
+        path: A file, also one of ours.
+        view_size: Side of the crops in pixels.
+        seconds: How long.
+    """
+    decoder = RandomResizedCropRGBImageDecoder((view_size, view_size), scale=(0.2, 1.0))
+    loader = Loader(
+        path,
+        batch_size=64,
+        num_workers=len(os.sched_getaffinity(0)),
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        drop_last=True,
+        pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
+    )
+
+    def images() -> Iterator[float]:
+        while True:
+            for crops, _ in loader:
+                yield len(crops) / 2
+
+    return measure_rate(images(), seconds)
 
 
 def open_file(path: str) -> dict[str, float]:

@@ -1,0 +1,116 @@
+"""fastmoco's loaders and what bounds them, as child processes call them; imports are not timed."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.rates import measure_rate
+from fastmoco.data.beton import BetonFile
+from fastmoco.data.convert import ConvertConfig, Encoding, convert
+from fastmoco.pipelines.augment import augment_views
+from fastmoco.pipelines.beton_loader import crop_and_resize
+from fastmoco.pipelines.build import LoaderSpec, build_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
+from fastmoco.pipelines.policies import POLICIES
+
+BATCH = 64
+POLICY = POLICIES["moco_v2"]
+CPU = torch.device("cpu")
+
+
+def make_file(source: str, destination: str, options: dict[str, Any]) -> dict[str, float]:
+    """Converts the benchmark's images; gives ``num_samples``."""
+    if "encoding" in options:
+        options["encoding"] = Encoding(options["encoding"])
+    summary = convert(source, Path(destination), ConvertConfig(**options))
+    return {"num_samples": summary.num_samples}
+
+
+def crops(path: str, loader: str, view_size: int, seconds: float) -> dict[str, float]:
+    """Two crops of each image by one of our loaders."""
+    with BetonFile.open(path) as beton:
+        return measure_rate(map(_count, _batches(beton, loader, view_size)), seconds)
+
+
+def views(path: str, loader: str, view_size: int, seconds: float) -> dict[str, float]:
+    """Two whole MoCo v2 views of each image: crops by a loader, the rest compiled on the CPU."""
+    mean, std = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.23, 0.22, 0.23])
+    augment = torch.compile(augment_views, dynamic=False)
+
+    def augmented() -> Iterator[int]:
+        for batch in _batches(beton, loader, view_size):
+            query, _ = augment(batch.crops, batch.draw_key, POLICY, mean, std, torch.float32)
+            yield len(query)
+
+    with BetonFile.open(path) as beton, torch.no_grad():
+        return measure_rate(augmented(), seconds)
+
+
+def decode_alone(path: str, seconds: float) -> dict[str, float]:
+    """libjpeg-turbo on all CPUs, checksums proved, nothing done with the pixels."""
+    with BetonFile.open(path) as beton:
+        return measure_rate(_on_all_cpus(beton, beton.decode), seconds)
+
+
+def crop_alone(path: str, view_size: int, seconds: float) -> dict[str, float]:
+    """Both crops cut from images that are decoded already, on all CPUs."""
+    with BetonFile.open(path) as beton:
+        images = [beton.decode(i) for i in range(min(256, len(beton)))]
+        ids = np.arange(len(images))
+        boxes = random_resized_crop_boxes(
+            draw_keys(0, 0, ids),
+            beton.heights[ids].astype(np.int64),
+            beton.widths[ids].astype(np.int64),
+            scale=POLICY.crop_scale,
+            ratio=POLICY.crop_ratio,
+            num_views=2,
+        ).tolist()
+
+        def crop(sample: int) -> None:
+            place = sample % len(images)
+            for box in boxes[place]:
+                # A place in a batch, as the loader has it: (1, 3, H, W) in channels_last order.
+                out = torch.empty(1, view_size, view_size, 3, dtype=torch.uint8)
+                crop_and_resize(images[place], box, out.permute(0, 3, 1, 2))
+
+        return measure_rate(_on_all_cpus(beton, crop), seconds)
+
+
+def _batches(beton: BetonFile, loader: str, view_size: int) -> Iterator[Batch]:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=BATCH)
+    spec = LoaderSpec(view_size=view_size, policy=POLICY)
+    opened = build_loader(beton, plan, spec=spec, stop_epoch=10_000, device=CPU, name=loader)
+    try:
+        yield from opened
+    finally:
+        opened.close()
+
+
+def _count(batch: Batch) -> int:
+    return len(batch.crops)
+
+
+def _on_all_cpus(beton: BetonFile, work: Callable[[int], object]) -> Iterator[int]:
+    """Batches of work, a chunk of eight at a time on each thread, as in the loader."""
+
+    def chunk(start: int) -> None:
+        for sample in range(start, start + 8):
+            work(sample % len(beton))
+
+    threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        start = 0
+        ahead = [pool.submit(chunk, start + 8 * i) for i in range(4 * threads)]
+        start = 8 * len(ahead)
+        while True:
+            ahead.pop(0).result()
+            ahead.append(pool.submit(chunk, start))
+            start += 8
+            yield 8
