@@ -1,11 +1,10 @@
 """The default loader: one decode an image, both crops cut from it, on a pool of threads.
 
 Trade-off: a full decode serves two views, so no view can use a cheaper, DCT-scaled decode of its
-own. Crops are resized by torch's antialiased bilinear kernel for uint8 channels_last images,
-straight into the batch: it is vectorized and runs on the calling thread alone, without the GIL
-(torch 2.15, 2 cores, 300 x 280 to 224 x 224: 0.12 ms; by `torch.nn.functional.interpolate` and a
-copy, which allocate, 0.36 ms). A 32-pixel image costs 75 us, of which only 20 are its decode: there
-the calls bound the speed.
+own. Crops of up to 64 pixels are resized by loops that Numba compiles (`resize`), larger ones by
+torch's antialiased bilinear kernel for uint8 channels_last images, straight into the batch: it is
+vectorized and runs on the calling thread alone, without the GIL (torch 2.15, 2 cores, 300 x 280 to
+224 x 224: 0.12 ms; by `torch.nn.functional.interpolate` and a copy, which allocate, 0.36 ms).
 
 Left out: decoding on a GPU (dali_loader), small sets kept on the device (resident_loader).
 """
@@ -15,50 +14,70 @@ import threading
 import time
 import weakref
 from functools import partial
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.buffers import CudaUploader, empty_batch, first
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import batch_requests
-from fastmoco.pipelines.workshop import Box, Slot, Workshop
+from fastmoco.pipelines.resize import crop_and_resize_views
+from fastmoco.pipelines.workshop import Slot, Workshop
 
 # What `torch.nn.functional.interpolate` calls, which cannot pass `out`.
 _resize: Any = torch._C._nn._upsample_bilinear2d_aa
+NUMBA_SIZE = 64
+"""Views up to this many pixels are faster by Numba; measured in `resize`."""
 
 
-def crop_and_resize(image: npt.NDArray[np.uint8], box: Box, out: Tensor) -> None:
-    """Cut a box out of an image and resize it, antialiased bilinear, as PIL does it within 1 level.
+def crop_and_resize(
+    image: npt.NDArray[np.uint8], boxes: npt.NDArray[np.int32], out: npt.NDArray[np.uint8]
+) -> None:
+    """Cut boxes out of an image and resize each, antialiased bilinear, within 1 level of PIL.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
-        box: Top, left, height, width, inside the image.
-        out: ``(1, 3, size, size)`` uint8, channels_last; overwritten.
+        image: ``(H, W, 3)``, contiguous.
+        boxes: ``(V, 4)``: top, left, height, width in pixels, inside the image.
+        out: ``(V, size, size, 3)``, contiguous; overwritten.
     """
-    top, left, height, width = box
-    # The copy is what makes the kernel fast: rows of a wider image take it 3 to 60 times as long.
-    crop = torch.from_numpy(np.array(image[None, top : top + height, left : left + width]))
-    source = crop.permute(0, 3, 1, 2)
-    if source.shape == out.shape:
-        out.copy_(source)
-    else:
-        _resize(source, out.shape[2:], False, None, None, out=out)
+    if out.shape[1] <= NUMBA_SIZE:
+        crop_and_resize_views(image, boxes, out)
+        return
+    for (top, left, height, width), view in zip(boxes.tolist(), out, strict=True):
+        # The copy is what makes the kernel fast: rows of a wider image take it 3 to 60 times as
+        # long.
+        crop = torch.from_numpy(image[None, top : top + height, left : left + width].copy())
+        target = torch.from_numpy(view[None]).permute(0, 3, 1, 2)
+        source = crop.permute(0, 3, 1, 2)
+        if source.shape == target.shape:
+            target.copy_(source)
+        else:
+            _resize(source, target.shape[2:], False, None, None, out=target)
 
 
-def _fill_row(dataset: Dataset, sample_id: int, boxes: list[Box], targets: list[Tensor]) -> None:
+class ImageSource(Protocol):
+    """What images are read from: a dataset, or one that is decoded already."""
+
+    def decode(self, sample_id: int) -> npt.NDArray[np.uint8]:
+        """The pixels of an image, ``(H, W, 3)``."""
+        ...
+
+    def name(self, sample_id: int) -> str:
+        """What to call it in an error."""
+        ...
+
+
+def _fill_row(source: ImageSource, slot: Slot, row: int) -> None:
     """All views of one image, from one decode."""
+    sample_id = slot.sample_ids[row]
     try:
-        image = dataset.decode(sample_id)
-        for box, target in zip(boxes, targets, strict=True):
-            crop_and_resize(image, box, target)
+        crop_and_resize(source.decode(sample_id), slot.boxes[row], slot.pixels[row])
     except Exception as error:
-        error.add_note(f"while loading {dataset.name(sample_id)}")
+        error.add_note(f"while loading {source.name(sample_id)}")
         raise
 
 
@@ -118,6 +137,18 @@ def build(
     dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> BetonLoader:
     """The loader of `build_loader`'s arguments."""
+    return build_threads(dataset, dataset, plan, spec, stop_epoch, device)
+
+
+def build_threads(
+    source: ImageSource,
+    dataset: Dataset,
+    plan: EpochPlan,
+    spec: LoaderSpec,
+    stop_epoch: int,
+    device: torch.device,
+) -> BetonLoader:
+    """The loader of a dataset whose pixels come from ``source``."""
     on_cuda = device.type == "cuda"
     count = -(-min(plan.num_samples, plan.global_batch_size) // plan.world_size)
     slots = [
@@ -127,6 +158,4 @@ def build(
     requests = batch_requests(dataset, plan, spec, stop_epoch)
     uploader = CudaUploader(slots[0].host, device) if on_cuda else None
     num_threads = spec.num_threads or len(os.sched_getaffinity(0))
-    return BetonLoader(
-        Workshop(partial(_fill_row, dataset), requests, slots), num_threads, uploader
-    )
+    return BetonLoader(Workshop(partial(_fill_row, source), requests, slots), num_threads, uploader)

@@ -10,12 +10,13 @@ from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from fastmoco.pipelines.policies import Policy
 
 LOADERS = {
-    "auto": "fastmoco.pipelines.beton_loader",
     "beton": "fastmoco.pipelines.beton_loader",
     "resident": "fastmoco.pipelines.resident_loader",
     "torchvision": "fastmoco.pipelines.torchvision_loader",
 }
 """Imported when chosen; each has ``build(dataset, plan, spec, stop_epoch, device)``."""
+AUTO = "auto"
+"""Chosen by `choose.choose_loader`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +64,7 @@ def build_loader(
     spec: LoaderSpec,
     stop_epoch: int,
     device: torch.device,
-    name: str = "auto",
+    name: str = AUTO,
 ) -> ViewLoader:
     """A loader from the plan's epoch and start batch to the end of epoch ``stop_epoch - 1``.
 
@@ -73,13 +74,14 @@ def build_loader(
         spec: Views, threads, prefetching.
         stop_epoch: The first epoch that is not loaded.
         device: Where batches are handed out.
-        name: A key of `LOADERS`; ``auto`` is ``beton``.
+        name: ``auto`` or a key of `LOADERS`.
 
     Raises:
         ValueError: If the name is unknown, or the plan asks for more samples than there are.
     """
-    if name not in LOADERS:
-        raise ValueError(f"pipeline={name} is unknown; choose one of {', '.join(sorted(LOADERS))}")
+    if name == AUTO:
+        name, _ = resolve_loader(dataset, plan, spec=spec, device=device)
+    _check_name(name)
     if plan.num_samples > len(dataset):
         raise ValueError(
             f"the plan has {plan.num_samples} samples, {dataset.path} only {len(dataset)}"
@@ -87,3 +89,47 @@ def build_loader(
     module = importlib.import_module(LOADERS[name])
     loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
     return loader
+
+
+def resolve_loader(
+    dataset: Dataset,
+    plan: EpochPlan,
+    *,
+    spec: LoaderSpec,
+    device: torch.device,
+    name: str = AUTO,
+) -> tuple[str, str]:
+    """Which loader `build_loader` takes, and why.
+
+    On a GPU the choice can take some seconds and differ from run to run: resolve once.
+
+    Args:
+        dataset: As of `build_loader`; likewise the others.
+        plan: The order of a trial.
+        spec: Of the loader.
+        device: Of the batches.
+        name: ``auto`` or a key of `LOADERS`.
+
+    Returns:
+        A key of `LOADERS`, and the reason in a few words.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if name != AUTO:
+        _check_name(name)
+        return name, "as asked"
+    from fastmoco.pipelines.choose import choose_loader
+
+    def open_loader(name: str) -> ViewLoader:
+        return build_loader(
+            dataset, plan, spec=spec, stop_epoch=plan.epoch + 1, device=device, name=name
+        )
+
+    return choose_loader(dataset, device, open_loader)
+
+
+def _check_name(name: str) -> None:
+    if name not in LOADERS:
+        allowed = ", ".join((AUTO, *sorted(LOADERS)))
+        raise ValueError(f"pipeline={name} is unknown; choose one of {allowed}")

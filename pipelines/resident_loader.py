@@ -2,13 +2,13 @@
 
 Trade-off: the set must fit in the device's memory, decoded and at the size of its largest image; in
 return a batch costs the host nothing but the launch of a dozen kernels. The host draws the boxes of
-a whole epoch at once, one epoch ahead, on a thread of its own.
+a whole epoch at once, one epoch ahead, on a thread of its own. Where the device is the CPU, the
+threads of `beton_loader` cut the crops, with the same bits as from the file.
 
-Crops are resized as PIL does it: an antialiased triangle filter, first along one axis, then along
-the other, rounded to 8 bits in between. Each axis is a batched matrix product. Its weights are
-multiples of 1/2048, so that products and sums are integers that float32 (also by way of TF32) holds
-exactly: the same bits on any device, for any batch size and number of threads, and within one level
-of PIL.
+On a device crops are resized as PIL does it: an antialiased triangle filter, first along one axis,
+then along the other, rounded to 8 bits in between. Each axis is a batched matrix product. Its
+weights are multiples of 1/2048, so that products and sums are integers that float32 (also by way of
+TF32) holds exactly: the same bits for any batch size, and within one level of PIL.
 
 Left out: images of many sizes are padded to the largest; a set with a few large ones is better
 served by `beton_loader`.
@@ -18,15 +18,18 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fastmoco.data.beton_set import Dataset
+from fastmoco.pipelines.beton_loader import build_threads
 from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, epoch_request
 
 WEIGHT_UNIT = 2048
@@ -187,8 +190,30 @@ def free_bytes(device: torch.device) -> int:
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
-def _decode_set(dataset: Dataset, num_threads: int) -> Tensor:
-    """``(S, H, W, 3)`` uint8 on the host; smaller images lie in the upper left corner."""
+@dataclass(frozen=True, slots=True)
+class DecodedSet:
+    """A set in the host's memory, for `beton_loader.fill_row`.
+
+    Attributes:
+        images: ``(S, H, W, 3)``; smaller images lie in the upper left corner.
+        dataset: Where they come from.
+    """
+
+    images: npt.NDArray[np.uint8]
+    dataset: Dataset
+
+    def decode(self, sample_id: int) -> npt.NDArray[np.uint8]:
+        """The pixels of an image and what pads it; boxes lie inside the image."""
+        pixels: npt.NDArray[np.uint8] = self.images[sample_id]
+        return pixels
+
+    def name(self, sample_id: int) -> str:
+        """As of the dataset."""
+        return self.dataset.name(sample_id)
+
+
+def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
+    """``(S, H, W, 3)`` on the host; smaller images lie in the upper left corner."""
     height, width = int(dataset.heights.max()), int(dataset.widths.max())
     images = np.zeros((len(dataset), height, width, 3), np.uint8)
 
@@ -200,12 +225,12 @@ def _decode_set(dataset: Dataset, num_threads: int) -> Tensor:
     with ThreadPoolExecutor(num_threads) as pool:
         for _ in pool.map(fill, range(0, len(dataset), _DECODE_CHUNK)):
             pass
-    return torch.from_numpy(images)
+    return images
 
 
 def build(
     dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
-) -> ResidentLoader:
+) -> ViewLoader:
     """The loader of `build_loader`'s arguments.
 
     Raises:
@@ -218,10 +243,24 @@ def build(
             f"pipeline=resident would keep {needed / 1e9:,.1f} GB on {device}, more than half of "
             f"the {free / 1e9:,.1f} GB that are free; set pipeline=beton"
         )
-    num_threads = spec.num_threads or len(os.sched_getaffinity(0))
-    images = _decode_set(dataset, num_threads).to(device)
+    images = _decode_set(dataset, spec.num_threads or len(os.sched_getaffinity(0)))
+    if device.type == "cpu":
+        source = DecodedSet(images, dataset)
+        return build_threads(source, dataset, plan, spec, stop_epoch, device)
+    return build_on_device(images, dataset, plan, spec, stop_epoch, device)
+
+
+def build_on_device(
+    images: npt.NDArray[np.uint8],
+    dataset: Dataset,
+    plan: EpochPlan,
+    spec: LoaderSpec,
+    stop_epoch: int,
+    device: torch.device,
+) -> ResidentLoader:
+    """The loader that crops on the device, of a decoded set ``(S, H, W, 3)``."""
     requests = _epochs(dataset, plan, spec, stop_epoch)
-    return ResidentLoader(images, requests, spec.view_size)
+    return ResidentLoader(torch.from_numpy(images).to(device), requests, spec.view_size)
 
 
 def _epochs(

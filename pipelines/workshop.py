@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,9 +27,8 @@ CHUNK_ROWS = 8
 STOP_SECONDS = 5.0
 """How long stopping waits for a thread that is stuck."""
 
-Box = list[int]
-FillRow = Callable[[int, list[Box], list[Tensor]], None]
-"""Fills a row: sample id, boxes of its views, their places: ``(1, 3, H, W)``, channels_last."""
+FillRow = Callable[["Slot", int], None]
+"""Fills a row of a slot with the pixels of all its views."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,20 +36,19 @@ class Slot:
     """The buffers of one batch, and how far it has come."""
 
     host: Batch
-    targets: list[list[Tensor]] = field(init=False)  # by row and view: (1, 3, H, W), channels_last
+    pixels: npt.NDArray[np.uint8] = field(init=False)  # the crops, (N, V, H, W, 3)
+    boxes: npt.NDArray[np.int32] = field(init=False)  # (N, V, 4)
     sample_ids: list[int] = field(default_factory=list)
-    boxes: list[list[Box]] = field(default_factory=list)
     taken: int = 0
     finished: int = 0
     failure: tuple[int, BaseException] | None = None  # the lowest row's: the same for any threads
 
     def __post_init__(self) -> None:
-        rows = self.host.crops.unsqueeze(2).permute(0, 1, 2, 5, 3, 4)
-        self.targets = [list(row) for row in rows]
+        self.pixels, self.boxes = self.host.crops.numpy(), self.host.boxes.numpy()
 
     def start(self, request: BatchRequest) -> None:
         """Begin another batch."""
-        self.sample_ids, self.boxes = request.sample_id.tolist(), request.boxes.tolist()
+        self.sample_ids = request.sample_id.tolist()
         self.taken, self.finished, self.failure = 0, 0, None
         for name in FACTS:
             tensor: Tensor = getattr(self.host, name)
@@ -128,7 +128,7 @@ class Workshop:
             if self._stopped:
                 return
             try:
-                self._fill_row(slot.sample_ids[row], slot.boxes[row], slot.targets[row])
+                self._fill_row(slot, row)
             except BaseException as error:
                 with self._changed:
                     slot.fail(row, error)

@@ -216,10 +216,12 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         "device    %s, %s, %s", describe_device(trainer.device), cfg.precision.value, compiled
     )
     logger.info(
-        "data      %s, %d images, decoded on the %s",
+        "data      %s, %d images, decoded on the %s by the loader %s (%s)",
         dataset.path,
         len(dataset),
         loader.decode_device,
+        trainer.loader_name,
+        trainer.loader_reason,
     )
     logger.info(
         "model     %s width %d, %s stem, %.2fM parameters; queue %d, chance loss ln(K+1) = %.2f",

@@ -8,7 +8,7 @@ import torch
 from fastmoco.config import config_to_dict
 from fastmoco.data.beton_set import Dataset
 from fastmoco.moco.build import build_model
-from fastmoco.pipelines.build import LoaderSpec, build_loader
+from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.schema import TrainConfig
 from fastmoco.train.checkpoint import (
@@ -49,6 +49,8 @@ class Trainer:
     channel_std: list[float]
     steps_per_epoch: int
     steps_done: int = 0
+    loader_name: str = ""
+    loader_reason: str = ""
 
     @property
     def total_steps(self) -> int:
@@ -90,19 +92,25 @@ class Trainer:
     def open_loader(self, plan: EpochPlan | None = None) -> ViewLoader:
         """Batches from the next step (or from `plan`) to the end of the last epoch."""
         epoch, batch = divmod(self.steps_done, self.steps_per_epoch)
-        pipeline = self.cfg.pipeline
+        plan = plan or self.plan(epoch=epoch, start_batch=batch)
+        pipeline, device = self.cfg.pipeline, self.device
+        spec = LoaderSpec(
+            view_size=pipeline.view_size,
+            policy=self.cfg.policy,
+            num_threads=pipeline.num_threads,
+            prefetch_batches=pipeline.prefetch_batches,
+        )
+        if not self.loader_name:
+            self.loader_name, self.loader_reason = resolve_loader(
+                self.dataset, plan, spec=spec, device=device, name=pipeline.name
+            )
         return build_loader(
             self.dataset,
-            plan or self.plan(epoch=epoch, start_batch=batch),
-            spec=LoaderSpec(
-                view_size=pipeline.view_size,
-                policy=self.cfg.policy,
-                num_threads=pipeline.num_threads,
-                prefetch_batches=pipeline.prefetch_batches,
-            ),
+            plan,
+            spec=spec,
             stop_epoch=self.cfg.train.epochs,
-            device=self.device,
-            name=pipeline.name,
+            device=device,
+            name=self.loader_name,
         )
 
     def take(self, batch: Batch, learning_rate: float) -> None:
@@ -137,6 +145,7 @@ class Trainer:
             "channel_std": self.channel_std,
             "metrics_count": self.metrics.count,
             "scaler": self.step.state(),
+            "loader": self.loader_name,  # on a GPU `auto` need not choose the same one again
             "torch_version": torch.__version__,
         }
         return Checkpoint(step=self.steps_done, tensors=tensors, facts=facts)
@@ -158,6 +167,8 @@ class Trainer:
         self.metrics.count = checkpoint.facts["metrics_count"]
         self.step.restore(checkpoint.facts["scaler"])
         self.steps_done = checkpoint.step
+        if self.cfg.pipeline.name == AUTO:
+            self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
 
     def save(self) -> None:
         """Write a checkpoint."""

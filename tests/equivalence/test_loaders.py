@@ -10,6 +10,7 @@ from torchvision.transforms.functional import center_crop, resize
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import Encoding
+from fastmoco.pipelines import resident_loader
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.draws import draw_keys, epoch_order, random_resized_crop_boxes
@@ -18,6 +19,7 @@ from tests.loader_data import evaluation, training, write_beton
 
 CPU = torch.device("cpu")
 NUM_SAMPLES, BATCH, SEED = 44, 8, 5
+ON_DEVICE = "resident, cropped on the device"  # as it would be on a GPU
 TENSORS = ("crops", "boxes", "sample_id", "draw_key", "label")
 
 
@@ -42,7 +44,13 @@ def load(
     """All batches, copied out of the loader's buffers."""
     settings = {"seed": SEED, "epoch": 0, "num_samples": NUM_SAMPLES, "global_batch_size": BATCH}
     plan = EpochPlan(**settings | values)
-    loader = build_loader(dataset, plan, spec=spec, stop_epoch=stop_epoch, device=device, name=name)
+    if name == ON_DEVICE:
+        images = resident_loader._decode_set(dataset, 1)
+        loader = resident_loader.build_on_device(images, dataset, plan, spec, stop_epoch, device)
+    else:
+        loader = build_loader(
+            dataset, plan, spec=spec, stop_epoch=stop_epoch, device=device, name=name
+        )
     return [
         Batch(**{field: getattr(batch, field).clone() for field in TENSORS}, data_wait_seconds=0)
         for batch in loader
@@ -60,7 +68,7 @@ def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a.int() - b.int()).abs().float().mean().item()
 
 
-@pytest.mark.parametrize("name", ["beton", "resident", "torchvision"])
+@pytest.mark.parametrize("name", ["beton", "resident", ON_DEVICE, "torchvision"])
 def test_order_keys_and_boxes_are_those_of_the_draws(dataset: BetonFile, name: str) -> None:
     batches = load(dataset, training(), name=name, epoch=2, stop_epoch=3)
     ids = epoch_order(SEED, 2, NUM_SAMPLES)[: NUM_SAMPLES // BATCH * BATCH]
@@ -74,7 +82,7 @@ def test_order_keys_and_boxes_are_those_of_the_draws(dataset: BetonFile, name: s
     assert np.array_equal(torch.cat([b.label for b in batches]), dataset.labels[ids])
 
 
-FAST = pytest.mark.parametrize("name", ["beton", "resident"])
+FAST = pytest.mark.parametrize("name", ["beton", "resident", ON_DEVICE])
 
 
 @FAST
@@ -88,6 +96,10 @@ def test_pixels_are_those_of_pil(dataset: BetonFile, spec: LoaderSpec, name: str
     difference = (a - b).abs().float()
     assert difference.mean() < 0.5  # the contract allows 1
     assert torch.quantile(difference.flatten()[: 2**24], 0.999) <= 2  # the contract allows 16
+
+
+def test_resident_on_the_cpu_gives_the_bits_of_beton(dataset: BetonFile) -> None:
+    assert_equal(load(dataset, training(), name="resident"), load(dataset, training()))
 
 
 def test_evaluation_is_resize_and_center_crop(dataset: BetonFile) -> None:

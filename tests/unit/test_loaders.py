@@ -28,7 +28,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BetonFile]:
 def open_loader(dataset: BetonFile, spec: LoaderSpec, stop_epoch: int = 1, **values) -> ViewLoader:
     settings = {"seed": 3, "epoch": 0, "num_samples": NUM_SAMPLES, "global_batch_size": BATCH}
     plan = EpochPlan(**settings | values)
-    return build_loader(dataset, plan, spec=spec, stop_epoch=stop_epoch, device=CPU)
+    return build_loader(dataset, plan, spec=spec, stop_epoch=stop_epoch, device=CPU, name="beton")
 
 
 class CountedDecode:

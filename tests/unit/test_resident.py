@@ -13,7 +13,7 @@ from PIL import Image
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.pipelines import resident_loader
 from fastmoco.pipelines.build import build_loader
-from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from fastmoco.pipelines.resident_loader import crop_and_resize
 from tests.loader_data import evaluation, loader_threads, training, write_beton
 
@@ -97,12 +97,18 @@ def test_a_damaged_image_is_named(dataset: BetonFile, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_nothing_is_left_behind(dataset: BetonFile) -> None:
+@pytest.mark.parametrize("on_device", [False, True])
+def test_nothing_is_left_behind(dataset: BetonFile, on_device: bool) -> None:
     before = threading.active_count()
+    images = resident_loader._decode_set(dataset, 1)
     for number in range(100):
-        loader = build_loader(
-            dataset, PLAN, spec=training(), stop_epoch=50, device=CPU, name="resident"
-        )
+        loader: ViewLoader
+        if on_device:
+            loader = resident_loader.build_on_device(images, dataset, PLAN, training(), 50, CPU)
+        else:
+            loader = build_loader(
+                dataset, PLAN, spec=training(), stop_epoch=50, device=CPU, name="resident"
+            )
         batches = list(islice(loader, number % 3))
         loader.close()
         loader.close()

@@ -16,16 +16,16 @@ COUNT = PER_CLASS * len(CLASS_NAMES)
 # The first image of each class of the training split: mean gray level, and the mean weighted by
 # the pixel's position in row-major order, which moving or turning the pattern changes.
 GOLDEN = {
-    "stripes": (118.761, 119.470),
-    "checker": (112.832, 113.045),
-    "dots": (147.497, 151.500),
-    "rings": (121.975, 119.458),
-    "bricks": (139.421, 141.169),
-    "zigzag": (118.530, 120.677),
-    "grid": (108.205, 103.994),
-    "scales": (127.541, 130.627),
-    "blobs": (110.815, 114.428),
-    "crosses": (126.087, 126.226),
+    "stripes": (117.419, 118.645),
+    "checker": (103.550, 95.974),
+    "dots": (111.656, 110.356),
+    "rings": (130.667, 135.143),
+    "bricks": (107.806, 104.347),
+    "zigzag": (132.835, 138.216),
+    "grid": (109.616, 108.880),
+    "scales": (122.614, 121.400),
+    "blobs": (138.690, 133.019),
+    "crosses": (148.207, 154.698),
 }
 
 
