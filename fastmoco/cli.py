@@ -153,6 +153,13 @@ def _train(arguments: list[str]) -> None:
     run_application(arguments)
 
 
+def _views(arguments: list[str]) -> None:
+    (path,), overrides, _ = _split(arguments, ("FILE.beton",))
+    from fastmoco.inspection.views import write_views
+
+    print(write_views(path, _load("ViewsConfig", overrides)))  # noqa: T201
+
+
 def _knn(arguments: list[str]) -> None:
     (run,), overrides, as_json = _split(arguments, ("RUN",))
     from pathlib import Path
@@ -180,6 +187,12 @@ COMMANDS = {
     "info": Command(_info, "fastmoco info FILE.beton [--json]", "say what a dataset file holds"),
     "verify": Command(
         _verify, "fastmoco verify FILE.beton [--json]", "check and decode every sample"
+    ),
+    "views": Command(
+        _views,
+        "fastmoco views FILE.beton [policy=NAME] [key=value ...]",
+        "write a picture of what a policy makes of the first images",
+        "ViewsConfig",
     ),
     "train": Command(
         _train,

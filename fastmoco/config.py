@@ -5,7 +5,6 @@ never passes it.
 """
 
 import ast
-import difflib
 import inspect
 import json
 import re
@@ -19,29 +18,40 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.data.convert_config import ConvertConfig
+from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import KnnConfig, TrainConfig, UsageError
+from fastmoco.policy_files import take_policy_files
+from fastmoco.schema import KnnConfig, TrainConfig, UsageError, ViewsConfig
 
 T = TypeVar("T")
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
-# Groups of presets that `fastmoco train` chooses from.
-TRAIN_GROUPS = ("experiment", "policy")
+# Groups of presets that a command chooses from.
+GROUPS: dict[type, tuple[str, ...]] = {
+    TrainConfig: ("experiment", "policy"),
+    ViewsConfig: ("policy",),
+}
 
-CONFIG_NAMES: dict[type, str] = {TrainConfig: "train", KnnConfig: "knn", ConvertConfig: "convert"}
+CONFIG_NAMES: dict[type, str] = {
+    TrainConfig: "train",
+    ViewsConfig: "views",
+    KnnConfig: "knn",
+    ConvertConfig: "convert",
+}
 
 
 def register_schemas() -> None:
     """Tell Hydra the schema of each command, and the policies that Python defines."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
+    store.store(name="views_schema", node=ViewsConfig)
     store.store(name="knn", node=KnnConfig)
     store.store(name="convert", node=ConvertConfig)
     for name, policy in POLICIES.items():
@@ -49,7 +59,7 @@ def register_schemas() -> None:
 
 
 def preset_names(group: str) -> list[str]:
-    """Names that ``group=NAME`` of `fastmoco train` may take."""
+    """Names that ``group=NAME`` may take."""
     if group == "policy":
         return sorted(POLICIES)
     return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
@@ -59,7 +69,7 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Compose a command's configuration.
 
     Args:
-        schema: `TrainConfig`, `KnnConfig` or `ConvertConfig`.
+        schema: `TrainConfig`, `ViewsConfig`, `KnnConfig` or `ConvertConfig`.
         overrides: ``key=value`` in Hydra's grammar, later ones win.
 
     Returns:
@@ -68,6 +78,7 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     Raises:
         UsageError: If a key, a preset or a value is not one that the schema knows; one line.
     """
+    overrides = take_policy_files(overrides)
     check_overrides(schema, overrides)
     register_schemas()
     try:
@@ -102,11 +113,19 @@ def _plain(value: Any) -> Any:
 
 
 def to_dataclass(schema: type[T], composed: DictConfig) -> T:
-    """What Hydra composed, as the schema's own dataclass."""
+    """What Hydra composed, as the schema's own dataclass.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
     typed = OmegaConf.structured(schema)
-    config = OmegaConf.to_object(
-        OmegaConf.merge(typed, OmegaConf.masked_copy(composed, list(typed)))
-    )
+    merged = OmegaConf.merge(typed, OmegaConf.masked_copy(composed, list(typed)))
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:  # of a dataclass's own check
+        raise UsageError(str(error)) from error
     assert isinstance(config, schema)
     return config
 
@@ -121,29 +140,30 @@ def check_overrides(schema: type, overrides: Sequence[str]) -> list[Override]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UsageError(f"cannot read the options: {_one_line(error)}") from error
-    groups = TRAIN_GROUPS if schema is TrainConfig else ()
+    groups = GROUPS.get(schema, ())
     known = [key for key, _, _ in describe(schema)]
     for override in parsed:
         key = override.key_or_group
         if key in groups:
-            _check_choice(key, str(override.value()), preset_names(key))
+            for choice in _choices(override):
+                _check_choice(key, choice, preset_names(key))
         elif key not in known and not (schema is TrainConfig and key.startswith("hydra")):
-            raise UsageError(f"unknown option {key}{_nearest(key, [*known, *groups])}")
+            raise UsageError(f"unknown option {key}{nearest_name(key, [*known, *groups])}")
     return parsed
 
 
+def _choices(override: Override) -> list[str]:
+    """The presets that an override names: one, those of a sweep, or none where it is a pattern."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return [str(choice) for choice in value.list]
+    return [] if override.is_sweep_override() else [str(value)]
+
+
 def _check_choice(group: str, choice: str, allowed: list[str]) -> None:
-    unknown = [name for name in choice.split(",") if name not in [*allowed, "null", "None"]]
-    if unknown and not choice.startswith(("[", "{")):  # a sweep over choices is Hydra's to check
-        raise UsageError(f"unknown {group}={unknown[0]}{_nearest(unknown[0], allowed)}")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    # The same last part under another section is the likelier slip than a similar spelling of the
-    # whole.
-    near = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1] or near
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    registered = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
+    if choice not in [*allowed, *registered, "null", "None"]:  # registered: also policy files
+        raise UsageError(f"unknown {group}={choice}{nearest_name(choice, allowed)}")
 
 
 def _one_line(error: BaseException) -> str:
@@ -157,9 +177,13 @@ def _one_line(error: BaseException) -> str:
 
 
 def quote_paths(schema: Any, overrides: Sequence[str]) -> list[str]:
-    """Quote path-typed values, so that Hydra's grammar takes spaces and the like in them."""
+    """Put paths as a shell gives them into Hydra's grammar, whatever spaces and the like they hold.
+
+    Raises:
+        UsageError: If a policy file is missing or is no policy.
+    """
     path_keys = {key for key, kind, _ in describe(schema) if kind == "path"}
-    return [_quoted(override, path_keys) for override in overrides]
+    return [_quoted(override, path_keys) for override in take_policy_files(overrides)]
 
 
 def _quoted(override: str, path_keys: set[str]) -> str:
@@ -216,6 +240,11 @@ def help_lines(schema: type) -> list[str]:
         value = OmegaConf.select(defaults, key)
         shown = value.name if isinstance(value, Enum) else "none" if value is None else value
         lines.append(f"  {key:<32} {kind:<12} {shown!s:<12} {text}")
-    if schema is TrainConfig:
-        lines += [f"{group}=NAME: {', '.join(preset_names(group))}" for group in TRAIN_GROUPS]
+    for group in GROUPS.get(schema, ()):
+        lines.append(f"{group}=NAME: {', '.join(preset_names(group))}")
+        if group == "policy":
+            lines.append(
+                "policy=FILE.yaml: your own, `key: value` lines of the keys above without policy.; "
+                "`base: NAME` takes the rest from that one"
+            )
     return lines

@@ -35,6 +35,19 @@ class Head(StrEnum):
     """Linear, ReLU, linear, as wide as the feature: MoCo v2 (arXiv:2003.04297)."""
 
 
+class Loss(StrEnum):
+    """How InfoNCE is computed; all give the same numbers."""
+
+    auto = "auto"
+    """fused on a GPU, chunked on a CPU."""
+    plain = "plain"
+    """The textbook form: all N x (K + 1) logits at once."""
+    chunked = "chunked"
+    """One pass over chunks of the queue."""
+    fused = "fused"
+    """The same as one Triton kernel, on a GPU."""
+
+
 class Precision(StrEnum):
     """Number format of the forward and backward pass; weights and statistics stay float32."""
 
@@ -115,6 +128,8 @@ class MocoConfig:
     """m of the key encoder; 0.99 for small sets."""
     temperature: float = 0.2
     """tau of InfoNCE."""
+    loss: Loss = Loss.auto
+    """How it is computed: plain, chunked (less memory), fused (one GPU kernel), or auto."""
     batch_norm_splits: int = 1
     """Groups of a batch with statistics of their own, keys shuffled between; 1 = plain."""
 
@@ -225,3 +240,20 @@ class KnnConfig:
     """auto, cpu, cuda or cuda:N."""
     global_batch_size: int = 256
     """Images per forward pass."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ViewsConfig:
+    """Everything that `fastmoco views` reads."""
+
+    policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
+    count: int = 8
+    """How many images: the first that a run of this seed and batch order would see."""
+    view_size: int = 224
+    """Side of the square views, pixels."""
+    out: Path = Path("views.png")
+    """PNG file to write."""
+    seed: int = 0
+    """Of all draws: the run's, to see its views."""
+    epoch: int = 0
+    """Which epoch's draws."""

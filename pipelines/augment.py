@@ -5,7 +5,8 @@ crops (uint8) --flip, jitter, grayscale, blur, normalize--> views (training dtyp
 Every image draws its own parameters, also its own order of the four jitter operations, and yet all
 shapes are fixed: what an image does not draw gets a neutral value (factor 1, shift 0, sigma 0), so
 nothing is read back to the host and ``torch.compile`` captures one graph. The price: every image
-pays for operations that only some draw (blur at p = 0.5 costs as much as at p = 1).
+pays for operations that only some draw (blur at p = 0.5 costs as much as at p = 1). A policy's
+pool is the exception: `pool`, which runs eagerly.
 
 Colors are computed on three separate planes, for speed: `color`.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 from fastmoco.pipelines.color import Jitter, Planes, color_jitter, each, grayscale, per_image
 from fastmoco.pipelines.draws import Draw, uniform
 from fastmoco.pipelines.policies import Policy
+from fastmoco.pipelines.pool import apply_pool
 
 
 class ViewParameters(NamedTuple):
@@ -47,7 +49,7 @@ def augment_views(
     Args:
         crops: ``(N, V, H, W, 3)`` uint8, RGB.
         draw_key: ``(N,)`` int64, from `draws.draw_keys`.
-        policy: What to draw; a static value under ``torch.compile``.
+        policy: What to draw; a static value under ``torch.compile``, which a pool forbids.
         mean: ``(3,)`` float32 of the 0..1 range, on the device.
         std: ``(3,)`` float32, likewise.
         dtype: Of the views; all color work is float32, also under autocast.
@@ -58,6 +60,9 @@ def augment_views(
     parameters = draw_parameters(draw_key, range(crops.shape[1]), policy)
     with torch.autocast(crops.device.type, enabled=False):
         planes = _augmented(_planes(crops), parameters)
+        if policy.pool:
+            pooled = apply_pool(torch.stack(planes, 1), draw_key, range(crops.shape[1]), policy)
+            planes = pooled[:, 0], pooled[:, 1], pooled[:, 2]
         views = _normalized(planes, mean, std, dtype)
     return torch.split(views, len(crops))
 

@@ -45,7 +45,7 @@ def choose_loader(
     needed, free = resident_bytes(dataset), free_bytes(device)
     if max(dataset.heights.max(), dataset.widths.max()) <= SMALL_SIDE:
         if needed <= RESIDENT_SHARE * free:
-            return Choice("resident", f"{needed / 1e6:,.0f} MB fit on {device}")
+            return Choice("resident", f"{needed / 1e6:,.1f} MB fit on {device}")
         return Choice("beton", f"{needed / 1e9:,.1f} GB decoded are too much for {device}")
     if device.type == "cpu":
         return Choice("beton", "images are large and the device is the CPU")

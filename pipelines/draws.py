@@ -46,6 +46,7 @@ class Draw(IntEnum):
     BLUR_APPLY = 13
     BLUR_SIGMA = 14
     SHUFFLE = 15
+    POOL = 16
 
 
 # ---------------------------------------------------------------- host (Numba)
@@ -209,7 +210,10 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
 
 
 def _absorb_tensor(state: Tensor, word: int) -> Tensor:
-    z = state + _signed(_GOLDEN * (word + 1) & (2**64 - 1))
+    return _mix_tensor(state + _signed(_GOLDEN * (word + 1) & (2**64 - 1)))
+
+
+def _mix_tensor(z: Tensor) -> Tensor:
     z = (z ^ _shift_right(z, 30)) * _signed(_MIX_1)
     z = (z ^ _shift_right(z, 27)) * _signed(_MIX_2)
     return z ^ _shift_right(z, 31)
@@ -227,6 +231,31 @@ def uniform(draw_key: Tensor, what: Draw, view: int) -> Tensor:
         ``(N,)`` float32, multiples of 2^-24.
     """
     bits = _shift_right(_absorb_tensor(draw_key, (int(what) << 32) | (view << 16)), 40)
+    return bits.to(torch.float32) * 2.0**-24
+
+
+def fork(draw_key: Tensor, what: Draw, view: int) -> Tensor:
+    """The key of a stream of its own, for what needs more than one draw: see `stream_uniforms`.
+
+    Returns:
+        ``(N,)`` int64.
+    """
+    return _absorb_tensor(draw_key, (int(what) << 32) | (view << 16))
+
+
+def stream_uniforms(stream: Tensor, part: int, count: int) -> Tensor:
+    """The first draws of one part of a stream: asking for fewer gives a prefix.
+
+    Args:
+        stream: ``(N,)`` int64, from `fork`.
+        part: 0 or more; parts are independent.
+        count: Draws of each.
+
+    Returns:
+        ``(N, count)`` float32 in [0, 1), multiples of 2^-24.
+    """
+    place = torch.arange(1, count + 1, device=stream.device) * _signed(_GOLDEN)
+    bits = _shift_right(_mix_tensor(_absorb_tensor(stream, part)[:, None] + place), 40)
     return bits.to(torch.float32) * 2.0**-24
 
 

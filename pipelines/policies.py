@@ -1,10 +1,34 @@
 """Which augmentations a view gets: the published recipes, as plain values.
 
 Sources: moco_v1 and moco_v2 are the transforms of the official code of arXiv:1911.05722 and
-arXiv:2003.04297 (facebookresearch/moco, ``main_moco.py``).
+arXiv:2003.04297 (facebookresearch/moco, ``main_moco.py``). simclr is appendix A of arXiv:2002.05709
+at strength 1, with MoCo's blur in pixels instead of a kernel of a tenth of the view, and
+torchvision's jitter instead of TensorFlow's. cifar is what CIFAR-10 ports of MoCo and SimCLR use:
+v2 without blur. imagenette_pool is the report "Momentum Contrast on Imagenette" (2022): see `pool`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class PoolOp(StrEnum):
+    """What a pool holds. The order is part of the random stream: append, never move."""
+
+    none = "none"
+    blur = "blur"
+    gaussian_blur = "gaussian_blur"
+    channel_shuffle = "channel_shuffle"
+    coarse_dropout = "coarse_dropout"
+    cutout = "cutout"
+    rain = "rain"
+    gaussian_noise = "gaussian_noise"
+    hue_saturation = "hue_saturation"
+    fog = "fog"
+    flip = "flip"
+    color_jitter = "color_jitter"
+    vertical_flip = "vertical_flip"
+    sharpen = "sharpen"
+    brightness_contrast = "brightness_contrast"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,6 +59,39 @@ class Policy:
     """Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Bounds of the blur's sigma, in pixels of the view."""
+    pool: list[PoolOp] = field(default_factory=list)
+    """After all the above: operations of which each view draws some; runs eagerly."""
+    pool_draws: int = 2
+    """How many different operations of the pool a view draws, in a random order."""
+    pool_probability: float = 0.6
+    """Of each drawn operation to be applied."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that are no policy.
+
+        Raises:
+            ValueError: Naming the option to change.
+        """
+        for name in (name for name in self.__slots__ if name.endswith("_probability")):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a share, 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            bounds = getattr(self, name)
+            fits = len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
+            _check(fits, name, bounds, "[low,high] with 0 < low <= high")
+        _check(self.crop_scale[1] <= 1, "crop_scale", self.crop_scale, "at most the whole image, 1")
+        _check(0 <= self.hue <= 0.5, "hue", self.hue, "at most half a turn, 0 to 0.5")
+        draws, most = self.pool_draws, len(self.pool)
+        _check(draws >= 1, "pool_draws", draws, "1 or more")
+        _check(not most or draws <= most, "pool_draws", draws, f"at most the pool's {most}")
+        names = [str(op) for op in self.pool]
+        _check(most == len(set(names)), "pool", names, "different operations")
+
+
+def _check(fits: bool, name: str, value: object, allowed: str) -> None:
+    if not fits:
+        raise ValueError(f"policy.{name}={value} does not fit; set it to {allowed}")
 
 
 POLICIES = {
@@ -55,5 +112,30 @@ POLICIES = {
         hue=0.1,
         grayscale_probability=0.2,
         blur_probability=0.5,
+    ),
+    "simclr": Policy(
+        crop_scale=(0.08, 1.0),
+        jitter_probability=0.8,
+        brightness=0.8,
+        contrast=0.8,
+        saturation=0.8,
+        hue=0.2,
+        grayscale_probability=0.2,
+        blur_probability=0.5,
+    ),
+    "cifar": Policy(
+        jitter_probability=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.1,
+        grayscale_probability=0.2,
+    ),
+    # The report names no crop. Scale 1 takes the whole image, stretched to a square, and of one
+    # longer than 4:3 the largest central part of that shape.
+    "imagenette_pool": Policy(
+        crop_scale=(1.0, 1.0),
+        flip_probability=0.0,
+        pool=list(PoolOp),
     ),
 }

@@ -1,6 +1,7 @@
 """``views.png`` and ``curves.png`` of a run folder."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fastmoco.files import atomic_path
 
 IMAGE = npt.NDArray[np.uint8]
 VIEW_COLORS = ("tab:red", "tab:blue")
+MAX_COLUMNS = 8
 
 
 def draw_views(
@@ -24,6 +26,7 @@ def draw_views(
     sources: Sequence[IMAGE],
     boxes: npt.NDArray[np.int32],
     views: Sequence[npt.NDArray[np.float32]],
+    captions: Sequence[Sequence[str]],
 ) -> None:
     """Write the source images with their crop boxes and, under them, both views.
 
@@ -32,26 +35,56 @@ def draw_views(
         sources: n images ``(H, W, 3)`` uint8.
         boxes: ``(n, 2, 4)``: top, left, height, width of each view's crop.
         views: For each view ``(n, h, w, 3)`` in 0..1, before normalization.
+        captions: For each view, n words on what it drew.
     """
-    columns = len(sources)
-    figure = Figure(figsize=(1.6 * columns, 5.2), layout="constrained")
-    axes = figure.subplots(3, columns, squeeze=False)
-    for row, title in enumerate(("source and crops", "query view", "key view")):
-        axes[row, 0].set_ylabel(title)
-    for column, source in enumerate(sources):
-        _show(axes[0, column], source)
-        for box, color in zip(boxes[column], VIEW_COLORS, strict=True):
-            top, left, height, width = (int(side) for side in box)
-            corner = (left - 0.5, top - 0.5)
-            axes[0, column].add_patch(
-                Rectangle(corner, width, height, fill=False, edgecolor=color, linewidth=1.5)
-            )
-        for view in range(2):
-            _show(axes[1 + view, column], views[view][column].clip(0, 1))
+    columns = min(len(sources), MAX_COLUMNS)
+    bands = math.ceil(len(sources) / columns)
+    size = (max(1.7 * columns + 0.4, 4.0), 5.7 * bands)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(3 * bands, columns, squeeze=False)
+    for row in axes:
+        for cell in row:
+            cell.set_axis_off()
+    for band in range(bands):
+        _band_titles(list(axes[3 * band : 3 * band + 3, 0]))
+    for image, source in enumerate(sources):
+        cells = axes[3 * (image // columns) :, image % columns]
+        _show(cells[0], source)
+        _outline(cells[0], boxes[image], f"{source.shape[1]} x {source.shape[0]}")
+        for view, color in enumerate(VIEW_COLORS):
+            cell = cells[1 + view]
+            _show(cell, views[view][image].clip(0, 1))
+            cell.set_title(_wrapped(captions[view][image]), fontsize=7, pad=2)
+            for spine in cell.spines.values():
+                spine.set(color=color, linewidth=1.5)
     _save(figure, path)
 
 
+def _band_titles(cells: Sequence[Axes]) -> None:
+    rows = ("source and crops", "query view", "key view")
+    for cell, title, color in zip(cells, rows, ("black", *VIEW_COLORS), strict=True):
+        cell.set_ylabel(title, color=color)
+
+
+def _outline(axes: Axes, boxes: npt.NDArray[np.int32], caption: str) -> None:
+    """Both crop boxes; the second dashed, so that equal ones show both colors."""
+    axes.set_title(caption, fontsize=7, pad=2)
+    for box, color, style in zip(boxes, VIEW_COLORS, ("-", "--"), strict=True):
+        top, left, height, width = (int(side) for side in box)
+        corner = (left - 0.5, top - 0.5)
+        frame = Rectangle(
+            corner, width, height, fill=False, edgecolor=color, linewidth=2, linestyle=style
+        )
+        axes.add_patch(frame)
+        frame.set_clip_on(False)  # of a crop at the border, the whole line
+
+
+def _wrapped(caption: str) -> str:
+    return "\n".join(textwrap.wrap(caption, 24))
+
+
 def _show(axes: Axes, image: npt.NDArray[Any]) -> None:
+    axes.set_axis_on()
     axes.imshow(image, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fastmoco.moco.encoders import ResNet
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.queue import Queue
-from fastmoco.schema import Head
+from fastmoco.schema import Head, Loss
 
 
 def build_head(head: Head, feature_dim: int, dim: int) -> nn.Module:
@@ -75,6 +75,7 @@ class MoCo(nn.Module):
         momentum: float,
         temperature: float,
         shuffle_keys: bool,
+        loss: Loss = Loss.plain,
     ) -> None:
         """Take the encoder's two parts and make its momentum copy.
 
@@ -87,6 +88,7 @@ class MoCo(nn.Module):
             temperature: tau > 0.
             shuffle_keys: Permute the keys' batch before the key encoder, so that groups of a split
                 batch norm differ between queries and keys.
+            loss: How InfoNCE is computed; not ``auto``.
         """
         super().__init__()
         self.query_encoder = Encoder(backbone, head)
@@ -95,6 +97,7 @@ class MoCo(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.shuffle_keys = shuffle_keys
+        self.loss = loss
 
     def forward(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
         """Contrast two views of each image; changes nothing but batch norm's running statistics.
@@ -108,7 +111,7 @@ class MoCo(nn.Module):
         query = _unit_norm(self.query_encoder(query_view))
         with torch.no_grad():
             key = self._embed_keys(key_view, permutation)
-        loss, rank = info_nce(query, key, self.queue.keys, self.temperature)
+        loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)
         return Contrast(loss, query.detach(), key, rank)
 
     def _embed_keys(self, key_view: Tensor, permutation: Tensor) -> Tensor:

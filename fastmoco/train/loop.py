@@ -213,7 +213,10 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         rate += f" x {cfg.global_batch_size}/256 = {peak:g}"
     logger.info("run       %s, seed %d", trainer.run.path, cfg.seed)
     logger.info(
-        "device    %s, %s, %s", describe_device(trainer.device), cfg.precision.value, compiled
+        "device    %s, %s, %s",
+        describe_device(trainer.device),
+        cfg.precision.value,
+        ", ".join(filter(None, [compiled, trainer.step.eager_part])),
     )
     logger.info(
         "data      %s, %d images, decoded on the %s by the loader %s (%s)",
@@ -224,13 +227,15 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         trainer.loader_reason,
     )
     logger.info(
-        "model     %s width %d, %s stem, %.2fM parameters; queue %d, chance loss ln(K+1) = %.2f",
+        "model     %s width %d, %s stem, %.2fM parameters; queue %d, chance loss ln(K+1) = %.2f, "
+        "computed %s",
         cfg.model.encoder,
         cfg.model.width,
         cfg.model.stem.value,
         parameters / 1e6,
         cfg.moco.queue_size,
         math.log(cfg.moco.queue_size + 1),
+        model.loss.value,
     )
     logger.info(
         "optimizer %s, %s, %s, batch %d",

@@ -53,7 +53,7 @@ class TrainStep:
             std: ``(3,)`` channel standard deviation in 0..1, on the device.
             precision: Of the encoders.
             compiled: Capture augmentation, encoders and loss by `torch.compile`. The modules
-                themselves stay eager.
+                themselves stay eager, and so does the augmentation of a policy with a pool.
         """
         self.model = model
         self.optimizer = optimizer
@@ -64,7 +64,13 @@ class TrainStep:
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision is Precision.fp16)
         self._contrast: Callable[[Tensor, Tensor], tuple[Contrast, Tensor]] = self._plain_contrast
-        if compiled:
+        self._encode: Callable[[Tensor, Tensor, Tensor], tuple[Contrast, Tensor]]
+        self._encode = self._plain_encode
+        self.eager_part = ""  # for the run's header
+        if compiled and policy.pool:
+            self._encode = torch.compile(self._plain_encode, dynamic=False)
+            self.eager_part = "augmentation eager (policy.pool)"
+        elif compiled:
             self._contrast = torch.compile(self._plain_contrast, dynamic=False)
 
     def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
@@ -93,6 +99,11 @@ class TrainStep:
             query_view, key_view = augment_views(
                 crops, draw_key, self.policy, self.mean, self.std, self.view_dtype
             )
+        return self._encode(query_view, key_view, draw_key)
+
+    def _plain_encode(
+        self, query_view: Tensor, key_view: Tensor, draw_key: Tensor
+    ) -> tuple[Contrast, Tensor]:
         dtype = AUTOCAST_DTYPES[self.precision]
         with torch.autocast(self.device_type, dtype, enabled=dtype is not torch.float32):
             contrast = self.model(query_view, key_view, permutation(draw_key))

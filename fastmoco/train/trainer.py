@@ -8,6 +8,7 @@ import torch
 from fastmoco.config import config_to_dict
 from fastmoco.data.beton_set import Dataset
 from fastmoco.moco.build import build_model
+from fastmoco.moco.loss import resolve_loss
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.schema import TrainConfig
@@ -190,6 +191,7 @@ def build_trainer(
     model = build_model(cfg.model, cfg.moco).to(device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
         model.queue.half()  # eight times finer than bfloat16 for unit vectors
+    model.loss = resolve_loss(cfg.moco.loss, device, cfg.moco.dim)
     step = TrainStep(
         model,
         build_optimizer(model.query_encoder.parameters(), cfg.optimizer),

@@ -1,0 +1,1 @@
+"""Triton kernels, each in a file of its own; their plain twins are in `fastmoco.moco`."""

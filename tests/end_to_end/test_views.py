@@ -1,0 +1,90 @@
+"""`fastmoco views`: the picture, its captions, and that a run of the same seed sees the same."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from fastmoco import cli
+from fastmoco.inspection.views import captions
+from fastmoco.pipelines.augment import draw_parameters
+from fastmoco.pipelines.draws import draw_keys
+from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
+from fastmoco.pipelines.pool import draw_ops
+from tests.pictures import write_class_folders
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("views")
+    write_class_folders(folder / "images", classes=3, per_class=4)
+    assert cli.main(["convert", str(folder / "images"), str(folder / "set.beton")]) == 0
+    return folder / "set.beton"
+
+
+def write(dataset, out, *options):
+    arguments = ["views", str(dataset), "view_size=32", f"out={out}", *options]
+    assert cli.main(arguments) == 0
+    return matplotlib.image.imread(out)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy(dataset, tmp_path, capsys, policy):
+    out = tmp_path / "a b.png"
+    capsys.readouterr()
+    first = write(dataset, out, f"policy={policy}", "count=4")
+    assert capsys.readouterr().out.strip() == str(out)
+    assert np.array_equal(first, write(dataset, out, f"policy={policy}", "count=4"))
+    assert not np.array_equal(first, write(dataset, out, f"policy={policy}", "count=4", "seed=1"))
+
+
+def test_more_images_than_a_row_holds(dataset, tmp_path):
+    few, many = (write(dataset, tmp_path / "v.png", f"count={n}") for n in (8, 12))
+    assert many.shape[0] == 2 * few.shape[0]
+    assert many.shape[1] == few.shape[1]
+    assert write(dataset, tmp_path / "v.png", "count=1").shape[0] == few.shape[0]
+
+
+def test_a_policy_file(dataset, tmp_path):
+    path = tmp_path / "my policy.yaml"
+    path.write_text("base: cifar\ncrop_scale: [0.9, 1.0]\n")
+    mine = write(dataset, tmp_path / "v.png", f"policy={path}")
+    assert not np.array_equal(mine, write(dataset, tmp_path / "v.png", "policy=cifar"))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("count=13", "count=13 does not fit; set it to 1 to 12"),
+        ("count=0", "count=0 does not fit"),
+        ("policy=moco", "unknown policy=moco; did you mean moco_v"),
+        ("policy=none.yaml", "policy=none.yaml: no such file"),
+        ("view_sise=3", "unknown option view_sise; did you mean view_size?"),
+        ("view_size=0", "view_size=0 is no image side"),
+    ],
+)
+def test_wrong_options_get_one_line(dataset, tmp_path, capsys, option, message):
+    capsys.readouterr()
+    assert cli.main(["views", str(dataset), f"out={tmp_path / 'v.png'}", option]) in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "v.png").exists()
+
+
+def test_captions_name_what_was_drawn():
+    keys = torch.from_numpy(draw_keys(0, 0, np.arange(50, dtype=np.int64)))
+    drawn = draw_parameters(keys, [1], POLICIES["moco_v2"])
+    words = [caption.split(", ") for caption in captions(keys, 1, POLICIES["moco_v2"])]
+    assert ["flip" in image for image in words] == drawn.flip.tolist()
+    assert ["gray" in image for image in words] == drawn.grayscale.tolist()
+    blurred = [any(word.startswith("blur ") for word in image) for image in words]
+    assert blurred == (drawn.blur_sigma > 0).tolist()
+
+
+def test_captions_of_a_pool_are_in_order():
+    policy = Policy(flip_probability=0, pool=list(PoolOp))
+    keys = torch.from_numpy(draw_keys(0, 0, np.arange(50, dtype=np.int64)))
+    for caption, ops in zip(captions(keys, 0, policy), draw_ops(keys, [0], policy), strict=True):
+        names = [list(PoolOp)[op].replace("_", " ") for op in ops.tolist() if op]
+        assert caption == (", ".join(names) or "nothing")

@@ -1,0 +1,241 @@
+"""Policies by name and by file, what they draw, and what is refused."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import ColorJitter, GaussianBlur
+
+from fastmoco.config import (
+    check_overrides,
+    config_from_dict,
+    config_to_dict,
+    help_lines,
+    load_config,
+    quote_paths,
+)
+from fastmoco.pipelines.augment import draw_parameters
+from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
+from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
+from fastmoco.pipelines.pool import draw_ops
+from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
+from fastmoco.train.run_folder import open_run_folder
+from tests.statistics import assert_same_distribution
+
+NUM_DRAWS = 100_000
+POOL = POLICIES["imagenette_pool"]
+
+
+def keys(num_samples: int = NUM_DRAWS) -> Tensor:
+    return torch.from_numpy(draw_keys(4, 0, np.arange(num_samples, dtype=np.int64)))
+
+
+def assert_share(chosen: Tensor, share: float) -> None:
+    """Within five standard deviations."""
+    spread = math.sqrt(share * (1 - share) / len(chosen))
+    assert abs(chosen.double().mean().item() - share) <= 5 * spread
+
+
+# ---------------------------------------------------------------- the published recipes
+
+
+@pytest.mark.parametrize("view", [0, 1])
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"imagenette_pool"}))
+def test_parameters_are_distributed_as_torchvisions(name: str, view: int):
+    policy = POLICIES[name]
+    jitter = ColorJitter(policy.brightness, policy.contrast, policy.saturation, policy.hue)
+    settings = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
+    theirs = [ColorJitter.get_params(*settings) for _ in range(8000)]
+    drawn = draw_parameters(keys(), [view], policy)
+    assert drawn.flip is not None
+    assert drawn.jitter is not None
+    assert drawn.grayscale is not None
+    jittered = drawn.jitter.brightness != 1
+    for column, field in enumerate(("brightness", "contrast", "saturation", "hue"), 1):
+        ours = getattr(drawn.jitter, field)[jittered].numpy()
+        assert_same_distribution(ours, np.array([draw[column] for draw in theirs]), field)
+    assert_share(drawn.flip, policy.flip_probability)
+    assert_share(jittered, policy.jitter_probability)
+    assert_share(drawn.grayscale, policy.grayscale_probability)
+    if drawn.blur_sigma is None:
+        assert policy.blur_probability == 0
+        return
+    blurred = drawn.blur_sigma > 0
+    assert_share(blurred, policy.blur_probability)
+    sigmas = np.array([GaussianBlur.get_params(*policy.blur_sigma) for _ in range(8000)])
+    assert_same_distribution(drawn.blur_sigma[blurred].numpy(), sigmas, "sigma")
+
+
+def test_published_values():
+    simclr, cifar, v2 = POLICIES["simclr"], POLICIES["cifar"], POLICIES["moco_v2"]
+    assert (simclr.crop_scale, simclr.jitter_probability) == ((0.08, 1.0), 0.8)
+    assert (simclr.brightness, simclr.contrast, simclr.saturation, simclr.hue) == (0.8,) * 3 + (
+        0.2,
+    )
+    assert cifar == dataclasses.replace(v2, blur_probability=0.0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (224, 224), (33, 40)])
+def test_scale_1_takes_the_whole_image(height: int, width: int):
+    """A drawn shape that is the image's own but for rounding may lose one row or column."""
+    boxes = pool_boxes(height, width)
+    assert boxes[..., 2].min() >= height - 1
+    assert boxes[..., 3].min() >= width - 1
+
+
+def test_scale_1_takes_the_central_part_of_a_long_image():
+    boxes = pool_boxes(100, 300)
+    assert np.array_equal(np.unique(boxes.reshape(-1, 4), axis=0), [[0, 83, 100, 133]])
+
+
+def pool_boxes(height: int, width: int) -> np.ndarray:
+    return random_resized_crop_boxes(
+        keys(2000).numpy(),
+        np.full(2000, height),
+        np.full(2000, width),
+        scale=POOL.crop_scale,
+        ratio=POOL.crop_ratio,
+        num_views=2,
+    )
+
+
+# ---------------------------------------------------------------- what a pool draws
+
+
+def test_a_pool_draws_two_different_operations_of_all_alike():
+    certain = dataclasses.replace(POOL, pool_probability=1.0)
+    drawn = draw_ops(keys(), [0], certain)
+    assert drawn.shape == (NUM_DRAWS, 2)
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    pairs = torch.bincount(drawn[:, 0] * 15 + drawn[:, 1], minlength=225).view(15, 15)
+    expected = NUM_DRAWS / (15 * 14)
+    off_diagonal = pairs[~torch.eye(15, dtype=torch.bool)]
+    assert (off_diagonal - expected).abs().max() < 5 * math.sqrt(expected)
+
+
+def test_each_drawn_operation_is_applied_with_its_probability():
+    drawn = draw_ops(keys(), [1], dataclasses.replace(POOL, pool=list(PoolOp)[1:]))
+    assert_share(drawn[:, 0] > 0, 0.6)
+    assert_share(drawn[:, 1] > 0, 0.6)
+    assert_share((drawn > 0).all(1), 0.36)
+
+
+def test_a_smaller_pool_holds_only_its_own():
+    policy = Policy(pool=[PoolOp.fog, PoolOp.rain, PoolOp.cutout], pool_probability=1.0)
+    drawn = draw_ops(keys(5000), [0, 1], policy)
+    names = {list(PoolOp)[place] for place in drawn.unique().tolist()}
+    assert names == set(policy.pool)
+    assert not torch.equal(drawn[:5000], drawn[5000:])
+
+
+# ---------------------------------------------------------------- a user's own
+
+
+def test_a_policy_file(tmp_path):
+    path = tmp_path / "my own" / "mild crops.yaml"
+    path.parent.mkdir()
+    path.write_text("base: moco_v2\ncrop_scale: [0.3, 1.0]\nblur_probability: 0\n")
+    for options in ([f"policy={path}"], quote_paths(TrainConfig, [f"policy={path}"])):
+        policy = load_config(TrainConfig, options).policy
+        assert (list(policy.crop_scale), policy.blur_probability) == ([0.3, 1.0], 0)
+        assert (policy.hue, policy.jitter_probability) == (0.1, 0.8)
+    changed = load_config(TrainConfig, [f"policy={path}", "policy.hue=0.3", "experiment=moco_v1"])
+    assert (changed.policy.hue, list(changed.policy.crop_scale)) == (0.3, [0.3, 1.0])
+    assert load_config(ViewsConfig, [f"policy='{path}'"]).policy.hue == 0.1
+
+
+def test_a_file_of_a_known_name_stays_itself(tmp_path):
+    path = tmp_path / "moco_v1.yaml"
+    path.write_text("hue: 0.01\n")
+    assert (
+        load_config(TrainConfig, [f"policy={path}"]).policy
+        == load_config(
+            TrainConfig,
+            ["policy=moco_v1", *(f"policy.{k}={v}" for k, v in lists(Policy(hue=0.01)))],
+        ).policy
+    )
+    assert load_config(TrainConfig, ["policy=moco_v1"]).policy.hue == 0.4
+
+
+def lists(policy: Policy) -> list[tuple[str, object]]:
+    fields = dataclasses.asdict(policy).items()
+    return [(key, list(value) if isinstance(value, tuple) else value) for key, value in fields]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("crop_scal: [0.3, 1]", "unknown key crop_scal; did you mean crop_scale?"),
+        ("base: mocov2", "unknown base: mocov2; did you mean moco_v2?"),
+        ("base: [1]", "unknown base: [1]"),
+        ("hue: red", "Value 'red' of type 'str' could not be converted to Float (key hue)"),
+        ("hue: 0.6", "policy.hue=0.6 does not fit; set it to at most half a turn"),
+        ("hue: null", "key hue"),
+        ("crop_scale: [0.5]", "policy.crop_scale=[0.5] does not fit"),
+        ("crop_scale: [0, 1]", "policy.crop_scale=[0.0, 1.0] does not fit"),
+        ("pool: [fog, snow]", "Invalid value 'snow'"),
+        ("pool: [fog]", "policy.pool_draws=2 does not fit; set it to at most the pool's 1"),
+        ("pool: [fog, fog]", "set it to different operations"),
+        ("- 1", "is no list of `key: value` lines"),
+        ("", "is no list of `key: value` lines"),
+        ("a: [1", "expected ',' or ']'"),
+    ],
+)
+def test_wrong_policy_files_get_one_line(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config(TrainConfig, [f"policy={path}"])
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_over_files_and_names(tmp_path):
+    path = tmp_path / "my own.yaml"
+    path.write_text("base: cifar\n")
+    (override,) = quote_paths(TrainConfig, [f"policy={path},moco_v1"])
+    (parsed,) = check_overrides(TrainConfig, [override])
+    assert parsed.is_sweep_override()
+    assert str(parsed.value().list[0]).endswith("my_own_yaml")
+    with pytest.raises(UsageError, match=r"unknown policy=moco_v9; did you mean moco_v"):
+        check_overrides(TrainConfig, ["policy=moco_v1,moco_v9"])
+
+
+def test_a_missing_policy_file():
+    with pytest.raises(UsageError, match=r"policy=none\.yaml: no such file; .*moco_v1"):
+        load_config(TrainConfig, ["policy=none.yaml"])
+
+
+def test_values_out_of_range_on_the_command_line():
+    with pytest.raises(UsageError, match=r"policy\.flip_probability=1\.5 does not fit"):
+        load_config(TrainConfig, ["policy.flip_probability=1.5"])
+
+
+def test_help_tells_of_policy_files():
+    for schema in (TrainConfig, ViewsConfig):
+        text = "\n".join(help_lines(schema))
+        assert "policy=FILE.yaml" in text
+        assert "imagenette_pool" in text
+
+
+def test_resume_compares_the_files_values_not_its_name(tmp_path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("base: cifar\nhue: 0.2\n")
+    second.write_text("base: cifar\nhue: 0.2\n")
+    run_dir = f"run_dir={tmp_path / 'run'}"
+    open_run_folder(load_config(TrainConfig, [f"policy={first}", run_dir]))
+    open_run_folder(load_config(TrainConfig, [f"policy={second}", run_dir]))
+    second.write_text("base: cifar\nhue: 0.1\n")
+    with pytest.raises(UsageError, match=r"policy\.hue: 0\.2 there, 0\.1 now"):
+        open_run_folder(load_config(TrainConfig, [f"policy={second}", run_dir]))
+
+
+def test_a_pool_survives_json():
+    cfg = load_config(TrainConfig, ["policy=imagenette_pool", "policy.pool=[fog,rain,cutout]"])
+    again = config_from_dict(TrainConfig, config_to_dict(cfg))
+    assert again == cfg
+    assert again.policy.pool == [PoolOp.fog, PoolOp.rain, PoolOp.cutout]
