@@ -89,7 +89,7 @@ class PipelineConfig:
     """From a file on disk to crops on the device."""
 
     name: str = "auto"
-    """Loader: auto, beton or torchvision (the slow reference)."""
+    """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
     view_size: int = 224
     """Side of the square views, pixels."""
     center_crop: float = 0.875

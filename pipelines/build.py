@@ -11,6 +11,8 @@ from fastmoco.pipelines.policies import Policy
 
 LOADERS = {
     "beton": "fastmoco.pipelines.beton_loader",
+    "dali": "fastmoco.pipelines.dali_loader",
+    "ffcv": "fastmoco.pipelines.ffcv_loader",
     "resident": "fastmoco.pipelines.resident_loader",
     "torchvision": "fastmoco.pipelines.torchvision_loader",
 }

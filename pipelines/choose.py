@@ -55,6 +55,10 @@ def choose_loader(
         return Choice("beton", "DALI is not installed, so the CPU decodes")
     rates = {name: _try(open_loader, name) for name in ("dali", "beton")}
     best = max(rates, key=lambda name: rates[name])
+    if best != "dali" and rates["dali"]:
+        from fastmoco.pipelines.dali_pipeline import free_pipelines
+
+        free_pipelines()  # one that is closed is kept for the next, and its device memory with it
     tried = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     return Choice(best, f"tried, images/s: {tried}")
 

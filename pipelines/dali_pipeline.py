@@ -1,0 +1,171 @@
+"""DALI's graph, and the pipelines of it that this process has built.
+
+Trade-off: building pipelines again and again has leaked memory (DALI #4076; with DALI 2.4 on the
+CPU it is 15 KB each). So a pipeline that a loader leaves is kept, drained, for the next one with
+the same settings; `free_pipelines` frees those. Two open loaders never share one.
+
+Left out: DALI's own readers, shuffling and checkpoints; an external source asks for our batches.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmoco.pipelines.crops import BatchRequest
+from fastmoco.pipelines.watchdog import Background
+
+try:
+    _dali: Any = import_module("nvidia.dali")  # Any: its types come and go with the package
+    fn: Any = import_module("nvidia.dali.fn")
+except ImportError as error:
+    message = f"pipeline=dali needs DALI ({error}); pip install 'fastmoco[dali]'"
+    raise ImportError(message) from error
+
+Read = tuple[BatchRequest, list[npt.NDArray[np.uint8]]]
+"""A batch and its stored images: JPEGs, or pixels ``(H, W, 3)``."""
+Decoded = tuple[BatchRequest, Any]
+"""A batch and DALI's TensorList of its crops; None if it has no samples."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a DALI pipeline is built for; one serves all loaders that agree in them."""
+
+    max_batch_size: int
+    num_views: int
+    view_size: int
+    raw: bool
+    device_id: int | None
+    """None: CPU."""
+    num_threads: int
+    prefetch_batches: int
+    hw_decoder_load: float
+
+
+class DaliPipeline:
+    """A DALI pipeline that is fed with one loader's batches, then with another's."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Build it."""
+        self.settings = settings
+        self.fed: deque[BatchRequest] = deque()  # batches in DALI's hands
+        self._feed: Background[Read] | None = None
+        self._feed_error: Exception | None = None
+        self._pipe: Any = _dali.Pipeline(
+            batch_size=settings.max_batch_size,
+            num_threads=settings.num_threads,
+            device_id=settings.device_id,
+            prefetch_queue_depth=settings.prefetch_batches,
+        )
+        with self._pipe:
+            inputs = fn.external_source(
+                source=self._next_inputs, num_outputs=1 + 2 * settings.num_views, batch=True
+            )
+            self._pipe.set_outputs(_views(settings, *inputs))
+        self._pipe.build()
+
+    def run(self, feed: Background[Read]) -> Generator[Decoded]:
+        """Decode batches in their order, until the feed ends or fails.
+
+        Raises:
+            RuntimeError: If DALI fails on the first batch of `fed`; the pipeline is then broken.
+        """
+        self._feed = feed
+        while True:
+            try:
+                (crops,) = self._pipe.run()
+            except StopIteration:
+                break
+            yield self.fed.popleft(), crops
+        while self.fed:  # those without samples, which only an end can have
+            yield self.fed.popleft(), None
+
+    def drain(self) -> Exception | None:
+        """Forget the batches that it was fed, and be ready for others; the feed must be stopped.
+
+        Returns:
+            What went wrong with the feed.
+        """
+        try:
+            while True:
+                self._pipe.run()
+        except StopIteration:
+            self._pipe.reset()
+        self.fed.clear()
+        error, self._feed, self._feed_error = self._feed_error, None, None
+        return error
+
+    def _next_inputs(self) -> list[Any]:
+        """DALI asks: stored images, then the first and the last corner of each view's boxes."""
+        assert self._feed is not None
+        try:
+            images: list[npt.NDArray[np.uint8]] = []
+            while not images:
+                request, images = self._feed.get()
+                self.fed.append(request)
+        except Exception as error:  # DALI must first hand out what it has
+            self._feed_error = None if isinstance(error, StopIteration) else error
+            raise StopIteration from error
+        boxes = request.boxes.astype(np.float32).transpose(1, 0, 2)
+        corners = [c for box in boxes for c in (box[:, :2], box[:, :2] + box[:, 2:])]
+        return [images, *map(np.ascontiguousarray, corners)]
+
+
+def _views(settings: Settings, encoded: Any, *corners: Any) -> Any:
+    """The graph: one decode, each box resized from it; uint8 ``(V, H, W, 3)`` for an image."""
+    on_gpu = settings.device_id is not None
+    if settings.raw:
+        images = encoded.gpu() if on_gpu else encoded
+    else:
+        images = fn.decoders.image(
+            encoded,
+            device="mixed" if on_gpu else "cpu",
+            output_type=_dali.types.RGB,
+            adjust_orientation=False,  # `convert` has turned them; a note that is left would lie
+            jpeg_fancy_upsampling=True,  # as libjpeg, so that a GPU's pixels are the CPU's
+            hw_decoder_load=settings.hw_decoder_load,
+        )
+    views = [
+        fn.resize(
+            images,
+            size=(settings.view_size, settings.view_size),
+            roi_start=start,
+            roi_end=end,
+            interp_type=_dali.types.INTERP_LINEAR,
+            antialias=True,
+        )
+        for start, end in zip(corners[::2], corners[1::2], strict=True)
+    ]
+    return fn.stack(*views)
+
+
+_idle: list[DaliPipeline] = []
+_idle_lock = threading.Lock()
+
+
+def take(settings: Settings) -> DaliPipeline:
+    """An idle pipeline of these settings, or a new one."""
+    with _idle_lock:
+        for pipeline in _idle:
+            if pipeline.settings == settings:
+                _idle.remove(pipeline)
+                return pipeline
+    return DaliPipeline(settings)
+
+
+def give_back(pipeline: DaliPipeline) -> None:
+    """Keep a drained pipeline for the next loader."""
+    with _idle_lock:
+        _idle.append(pipeline)
+
+
+def free_pipelines() -> None:
+    """Free the pipelines that closed loaders have left behind, and their memory."""
+    with _idle_lock:
+        _idle.clear()

@@ -1,0 +1,216 @@
+"""FFCV's own loader over the same file, with one operation of ours: one decode, all crops.
+
+FFCV decodes on the CPU; for decoding its files on a GPU take pipeline=dali.
+
+Trade-off: FFCV's runtime is compiled (some seconds at the first loader of a process) and fast, but
+trusts what it reads and hangs when it fails. So every stored image is proved before FFCV decodes
+it: its checksum, its header, and that FFCV's memory map holds these very bytes. That costs one
+thread beside the decoders 75 to 140 us for 155 KB (`watchdog`; the comparison takes 21 of them).
+Order, boxes and slots are ours: FFCV asks for them before each batch, and decodes straight into a
+slot. Crops come from its fast inverse DCT and area filter: 2.2 levels from Pillow's in the mean,
+where the other loaders stay below 0.3.
+
+Left out: shards (one file only); batches of an epoch begin after the last of the epoch before is
+decoded, which leaves cores idle for a moment. A file that is cut while it is read still ends the
+process by SIGBUS: FFCV maps it.
+"""
+
+import os
+import queue
+import time
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from fastmoco.data.beton import BetonError, BetonFile
+from fastmoco.data.beton_set import Dataset
+from fastmoco.pipelines.build import LoaderSpec
+from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.crops import BatchRequest, batch_requests
+from fastmoco.pipelines.ffcv_runtime import (
+    Filled,
+    Memory,
+    Slots,
+    open_loader,
+    stored_index,
+)
+from fastmoco.pipelines.handover import Handover
+from fastmoco.pipelines.watchdog import Background, proved_blob, stop_all
+
+TIMEOUT_SECONDS = 120.0
+POLL_SECONDS = 0.1
+"""How often we look whether FFCV's thread lives."""
+ADVICE = "FFCV hangs or the disk is very slow; set pipeline=beton, which reads the same file"
+
+
+def _proved(
+    dataset: BetonFile, requests: Iterator[BatchRequest], ffcv: Any
+) -> Generator[BatchRequest]:
+    """The requests, each when FFCV's memory map holds the bytes that we have proved."""
+    pointers = stored_index(ffcv)["data_ptr"]
+    mapped = np.memmap(ffcv.fname, np.uint8, "r")
+    for request in requests:
+        for sample_id in request.sample_id.tolist():
+            blob = proved_blob(dataset, sample_id)
+            start = int(pointers[sample_id])
+            if mapped[start : start + len(blob)].tobytes() != blob.tobytes():
+                raise BetonError(
+                    f"{dataset.path}: sample {sample_id} ({dataset.name(sample_id)}): FFCV reads "
+                    "other bytes than we do; was the file replaced?"
+                )
+        yield request
+
+
+def _decoded_batches(loader: Any, memory: Memory, num_epochs: int) -> Generator[Filled]:
+    """All batches of some epochs; FFCV's own iterator would wait forever for a thread that died.
+
+    Raises:
+        RuntimeError: If FFCV's thread ends early without a word.
+        Exception: What went wrong before a batch.
+    """
+    for _ in range(num_epochs):
+        epoch = iter(loader)
+        epoch.name = "fastmoco-loader-ffcv-epoch"
+        try:
+            for _ in range(-(-len(epoch.order) // loader.batch_size)):
+                if not _decoded_one(epoch):
+                    raise memory.error or RuntimeError("FFCV's thread ended early")
+                while memory.started[0].slot is None:
+                    yield memory.started.popleft()
+                yield memory.started.popleft()
+        except BaseException:
+            memory.stop()
+            raise
+        finally:
+            _end(epoch)
+    yield from memory.rest()
+
+
+def _decoded_one(epoch: Any) -> bool:
+    """Wait until FFCV has decoded one more batch; False if its thread ends instead."""
+    while True:
+        alive = epoch.is_alive()
+        try:
+            return epoch.output_queue.get(timeout=POLL_SECONDS) is not None
+        except queue.Empty:
+            if not alive:
+                return False
+
+
+def _end(epoch: Any) -> None:
+    """End FFCV's thread; it may stand before a full queue, the end of which nobody reads."""
+    epoch.close()
+    while epoch.is_alive():
+        with suppress(queue.Empty):
+            epoch.output_queue.get(timeout=POLL_SECONDS)
+
+
+def _decoded(dataset: BetonFile, batches: Generator[Filled], memory: Memory) -> Generator[Filled]:
+    """The batches, each when FFCV's decoder has taken all of its images.
+
+    Raises:
+        BetonError: Naming an image that it has refused.
+    """
+    with closing(batches):  # at once, also while an error's traceback holds on to it
+        for filled in batches:
+            for sample_id in memory.undecoded(filled):
+                dataset.decode(sample_id)  # if it fails, too, it says more
+                raise BetonError(
+                    f"{dataset.path}: sample {sample_id} ({dataset.name(sample_id)}): FFCV cannot "
+                    "decode it; set pipeline=beton"
+                )
+            yield filled
+
+
+def _stop(slots: Slots, stages: list[Background[Any]]) -> None:
+    """End all threads; one of FFCV's may wait for a slot."""
+    slots.free.put(None)
+    stop_all(stages)
+
+
+class FfcvLoader:
+    """Batches decoded by FFCV, ahead of their use; see `contract.ViewLoader`."""
+
+    decode_device = "cpu"
+
+    def __init__(
+        self,
+        slots: Slots,
+        batches: Background[Filled],
+        feed: Background[BatchRequest],
+        device: torch.device,
+        *,
+        timeout_seconds: float,
+    ) -> None:
+        """Hand out what the threads make."""
+        self._slots = slots
+        self._batches = batches
+        self._timeout_seconds = timeout_seconds
+        self._handed_out: int | None = None
+        count, views, size = slots.crops.shape[1:4]
+        self._handover = Handover(count, views, size, device)
+        # Runs once: at `close`, when the loader is collected, or before the interpreter ends.
+        self._finalizer = weakref.finalize(self, _stop, slots, [batches, feed])
+
+    def __iter__(self) -> Self:
+        """Return self: a loader is consumed once."""
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next batch; the one before loses its validity."""
+        self._handover.wait()
+        start = time.perf_counter()
+        if self._handed_out is not None:
+            self._slots.free.put(self._handed_out)
+            self._handed_out = None
+        try:
+            request, slot = self._batches.get(self._timeout_seconds)
+        except Exception:
+            self.close()
+            raise
+        self._handed_out = slot
+        crops = self._slots.crops[slot or 0, : len(request.sample_id)]
+        return self._handover.batch(request, crops, time.perf_counter() - start)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._finalizer()
+
+
+def build(
+    dataset: Dataset,
+    plan: EpochPlan,
+    spec: LoaderSpec,
+    stop_epoch: int,
+    device: torch.device,
+    *,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> FfcvLoader:
+    """The loader of `build_loader`'s arguments.
+
+    Raises:
+        ValueError: If the dataset has several files.
+    """
+    if not isinstance(dataset, BetonFile):
+        raise ValueError(
+            f"pipeline=ffcv reads one file, {dataset.path} are {len(dataset.files)}; set "
+            "pipeline=beton"
+        )
+    count = -(-min(plan.num_samples, plan.global_batch_size) // plan.world_size)
+    shape = (spec.prefetch_batches + 1, count, spec.num_views, spec.view_size, spec.view_size, 3)
+    slots = Slots(torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda"))
+    num_threads = spec.num_threads or len(os.sched_getaffinity(0))
+    ffcv = open_loader(dataset, plan, count, num_threads)
+    requests = batch_requests(dataset, plan, spec, stop_epoch)
+    feed = Background(_proved(dataset, requests, ffcv), name="fastmoco-loader-reader", ahead=1)
+    max_image_bytes = 3 * int((dataset.heights.astype(np.int64) * dataset.widths).max())
+    memory = Memory(ffcv, slots, feed, max_image_bytes)
+    batches = _decoded_batches(ffcv, memory, stop_epoch - plan.epoch)
+    checked = Background(
+        _decoded(dataset, batches, memory), name="fastmoco-loader-ffcv", ahead=1, advice=ADVICE
+    )
+    return FfcvLoader(slots, checked, feed, device, timeout_seconds=timeout_seconds)
