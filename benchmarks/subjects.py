@@ -1,9 +1,14 @@
-"""fastmoco's side of the benchmarks, as child processes call it; imports are not timed."""
+"""fastmoco's side of the benchmarks, as child processes call it; imports are not timed.
+
+torch is among them, which `convert` imports where it shrinks images: FFCV's import brings it, too.
+"""
 
 import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+import torch  # noqa: F401
 
 from benchmarks.memory import own_peak_bytes, reset_own_peak
 from fastmoco.data.beton import BetonFile

@@ -1,9 +1,10 @@
 """Writes .beton files, streaming and atomically (`beton_format` has the layout).
 
-Memory holds one page, and 60 bytes and the name of each sample. All goes into ``NAME.partial``
+Memory holds about a page, and 60 bytes and the name of each sample. All goes into ``NAME.partial``
 beside the target, which takes the target's place, in one step, only when it is whole and on disk.
 """
 
+import ctypes
 import fcntl
 import json
 import os
@@ -33,6 +34,9 @@ from fastmoco.data.beton_format import (
     index_digest,
 )
 from fastmoco.files import sync_folder
+
+MAX_BUFFERS = 512  # written at once; Linux takes 1,024
+SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 class BetonWriter:
@@ -71,7 +75,8 @@ class BetonWriter:
         self._checksums = np.zeros(capacity, "<u4")
         self._name_ends = np.zeros(capacity, "<u8")
         self._names = bytearray()
-        self._pending = bytearray()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
         self._pages_start = align(HEAD.itemsize + METADATA.itemsize * capacity, page_bytes)
         self._pending_start = self._pages_start
         self._temporary = path.with_name(path.name + ".partial")
@@ -120,9 +125,11 @@ class BetonWriter:
         if not 0 < len(blob) <= self.page_bytes:
             raise ValueError(f"{name}: {len(blob)} bytes do not fit page_bytes={self.page_bytes}")
         pointer = self._place(len(blob))
-        if len(self._pending) > self.page_bytes:
+        gap = pointer - self._pending_start - self._pending_bytes
+        self._pending += [bytes(gap), blob] if gap else [blob]
+        self._pending_bytes += gap + len(blob)
+        if self._pending_bytes > self.page_bytes or len(self._pending) >= MAX_BUFFERS:
             self.flush()
-        self._pending += bytes(pointer - self._pending_start - len(self._pending)) + blob
         self._register(pointer, len(blob), mode, width, height, label, name, crc32)
 
     def recall(
@@ -164,9 +171,14 @@ class BetonWriter:
         Raises:
             OSError: If they cannot be written.
         """
-        self._write(self._pending, self._pending_start)
-        self._pending_start += len(self._pending)
+        size = self._pending_bytes
+        done = os.pwritev(self._descriptor, self._pending, self._pending_start) if size else 0
+        if done < size:  # as on a disk that is nearly full
+            self._write(b"".join(self._pending)[done:], self._pending_start + done)
+        _start_writeback(self._descriptor, self._pending_start, size)
+        self._pending_start += size
         self._pending.clear()
+        self._pending_bytes = 0
 
     def finish(self, classes: Sequence[str], facts: Mapping[str, Any] | None = None) -> str:
         """Writes the index around the pages and brings all to the disk.
@@ -231,7 +243,7 @@ class BetonWriter:
 
     def _place(self, size: int) -> int:
         """Where a blob of this size goes next: behind the last, or on the next page."""
-        end = self._pending_start + len(self._pending)
+        end = self._pending_start + self._pending_bytes
         within = end % self.page_bytes + size <= self.page_bytes
         return end if within else align(end, self.page_bytes)
 
@@ -254,11 +266,21 @@ class BetonWriter:
         self._name_ends[sample] = len(self._names)
         self.num_samples += 1
 
-    def _write(self, data: bytes | bytearray, offset: int) -> None:
-        done = 0
+    def _write(self, data: bytes, offset: int) -> None:
+        done, view = 0, memoryview(data)
         while done < len(data):
-            with memoryview(data) as view, view[done:] as rest:  # pinned, `clear` would fail
-                done += os.pwrite(self._descriptor, rest, offset + done)
+            done += os.pwrite(self._descriptor, view[done:], offset + done)
+
+
+def _start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Lets the disk begin with these bytes, so that the fsync at the end finds little left to do.
+
+    Copying 1,500 photographs after a check of their headers: 2,900 images/s without it, 3,300 to
+    5,300 with it (2 cores). It only hints, so its failure does not matter.
+    """
+    if size:
+        start, length = ctypes.c_int64(offset), ctypes.c_int64(size)
+        ctypes.CDLL(None).sync_file_range(descriptor, start, length, SYNC_FILE_RANGE_WRITE)
 
 
 def _open_alone(path: Path) -> int:

@@ -1,7 +1,7 @@
 """Makes one .beton file of a list of samples: in order, atomically, going on after a kill.
 
-Workers load and encode batches of samples; this process writes them in the source's order, so that
-neither their number nor their speed shows in the file. Each second it notes in a journal what the
+Threads load and encode batches of samples; they are written in the source's order, so that neither
+the number of threads nor their speed shows in the file. Each second it notes in a journal what the
 unfinished file holds. The journal stays until the whole conversion is done (`forget`), so that of
 several shards those that are done are not made again.
 """

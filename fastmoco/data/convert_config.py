@@ -63,7 +63,7 @@ class ConvertConfig:
     """Keep the pixels of PNG, BMP, GIF and PPM sources, and of arrays, by storing those raw."""
 
     workers: int = 0
-    """Processes; 0 means one for each usable CPU. The file's bytes do not depend on it."""
+    """Threads; 0 means one for each usable CPU. The file's bytes do not depend on it."""
 
     check: Check = Check.decode
     """decode: a copied JPEG is decoded once; header: only its markers are read, which is faster."""

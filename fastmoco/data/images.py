@@ -7,6 +7,7 @@ profiles (pixels are taken as sRGB) and all frames but the first.
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
@@ -83,13 +84,15 @@ def decode_jpeg(
 
 
 def prove_jpeg(blob: bytes | memoryview, info: JpegInfo) -> None:
-    """Decodes all of a JPEG's codes, at 1/8 scale (twice as fast as in full), warnings as errors.
+    """Decodes all of a JPEG's codes, at 1/8 scale and mostly in gray, warnings as errors.
+
+    0.70 ms for 110 KB, where full scale takes 1.24.
 
     Raises:
         ImageError: If the decoder fails or only warns.
     """
     try:
-        color = "CMYK" if info.color == "cmyk" else "RGB"
+        color = "CMYK" if info.color == "cmyk" else "GRAY"
         simplejpeg.decode_jpeg(blob, color, min_height=1, min_width=1)
     except ValueError as error:
         raise ImageError(f"damaged JPEG ({error})") from error
@@ -149,7 +152,7 @@ def is_lossless(blob: bytes) -> bool:
 def resize(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
     """Shrinks so that the long side is ``max_size`` (bicubic, antialiased); smaller ones stay.
 
-    torch's kernel for uint8 is within a level of Pillow's and takes 0.55 ms where Pillow takes 2.0
+    torch's kernel for uint8 is within a level of Pillow's and takes 0.33 ms where Pillow takes 2.0
     (500 x 375 to 400 x 300, one thread). torch is imported at the first image that needs it.
     """
     width, height = fitted_size(pixels.shape[1], pixels.shape[0], max_size)
@@ -157,11 +160,17 @@ def resize(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
         return np.ascontiguousarray(pixels)
     import torch
 
-    source = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).permute(2, 0, 1)[None]
-    small = torch.nn.functional.interpolate(
-        source, size=(height, width), mode="bicubic", antialias=True
-    )
-    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())
+    source = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    small = torch.empty(height, width, 3, dtype=torch.uint8)
+    # What `torch.nn.functional.interpolate` calls; that cannot write in this order of memory, and
+    # turning its result around takes as long as the resize.
+    upsample: Any = torch._C._nn._upsample_bicubic2d_aa
+    upsample(
+        source.permute(2, 0, 1)[None], (height, width), False, None, None,
+        out=small.permute(2, 0, 1)[None],
+    )  # fmt: skip
+    resized: NDArray[np.uint8] = small.numpy()
+    return resized
 
 
 def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:

@@ -64,7 +64,7 @@ class Totals:
     """Gathered over a whole file, or several; small, however many samples there are.
 
     Attributes:
-        digests: 64 bits of each stored image's SHA-256.
+        digests: Of each stored image, as of `Encoded`.
         quarantined: As of `Tally`.
         histogram: As of `Tally`.
         source_bytes: As of `Tally`.

@@ -1,20 +1,17 @@
-"""Runs `encode_batch` over a source: in this process for small sets, else in several.
+"""Runs `encode_batch` over a source on threads, in order.
 
-Threads would do (the decoders release the GIL) but for the Python around them, which ends at some
-thousand images per second however many cores there are.
+Reading, decoding, resizing, encoding and checksums release the GIL; what is left of Python ends at
+some 10,000 photographs a second, which few disks write. Processes would go beyond that, but cost a
+second to start, the copying of every image, and care that none outlives a kill.
 """
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +22,6 @@ from fastmoco.data.encode import EncodedBatch, EncodeOptions, encode_batch
 from fastmoco.data.sources import SampleSet
 
 BATCH_SAMPLES = 32
-IN_PROCESS_SAMPLES = 1_000  # below, starting processes (about a second) costs more than it brings
 
 
 def encoded_batches(
@@ -41,37 +37,21 @@ def encoded_batches(
         samples: The source.
         measured: Which samples' pixels count in the batches' histograms, ``(n,)``.
         options: How images are stored.
-        workers: Number of processes; 0 means one for each usable CPU, or none for a small set.
+        workers: Number of threads; 0 means one for each usable CPU.
         start: The first sample.
-
-    Raises:
-        ChildProcessError: If a worker process dies.
     """
-    jobs = (
-        (samples.load, samples.keys[first:last], measured[first:last].tolist(), options)
-        for first in range(start, len(samples.names), BATCH_SAMPLES)
-        for last in [first + BATCH_SAMPLES]
-    )
     count = workers or len(os.sched_getaffinity(0))
-    if count == 1 or (workers == 0 and len(samples.names) - start < IN_PROCESS_SAMPLES):
-        for job in jobs:
-            yield encode_batch(*job)
-        return
-    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start_worker)
+    pool = ThreadPoolExecutor(count, "fastmoco-convert")
     pending: deque[Future[EncodedBatch]] = deque()
     try:
-        for job in jobs:
-            pending.append(pool.submit(encode_batch, *job))
+        for first in range(start, len(samples.names), BATCH_SAMPLES):
+            last = first + BATCH_SAMPLES
+            keys, chosen = samples.keys[first:last], measured[first:last].tolist()
+            pending.append(pool.submit(encode_batch, samples.load, keys, chosen, options))
             if len(pending) >= count + 4:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a worker process died, most likely for lack of memory: fewer may do, workers="
-            f"{max(1, count // 2)}; a script that calls convert() needs `if __name__ == "
-            "'__main__':` around it, or workers=1"
-        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -106,17 +86,3 @@ def show_progress(total: int, done: int = 0) -> Iterator[Callable[[int, int], No
             progress.update(task, advance=new_images, rate=rate)
 
         yield advance
-
-
-def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, ends with it even where it is killed, and is one thread."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when an image to shrink imports torch
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -18,7 +18,7 @@ from typing import Any
 from fastmoco.data import conversion
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 
-CALLS = ("open", "pwrite", "fsync", "replace", "ftruncate", "unlink")
+CALLS = ("open", "pwrite", "pwritev", "fsync", "replace", "ftruncate", "unlink")
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -82,6 +82,9 @@ def _arm(kind: str, number: int) -> dict[str, int]:
         def call(*args: Any, **options: Any) -> Any:
             if name == "open" and not args[1] & os.O_CREAT:
                 return real(*args, **options)
+            if name == "pwritev":  # the same as one write, which may end in the middle
+                descriptor, parts, place = args
+                return os.pwrite(descriptor, b"".join(parts), place)
             counted["calls"] += 1
             hit = counted["calls"] == number and kind != "bytes"
             if hit and kind == "fails":
