@@ -81,6 +81,7 @@ def encode_batch(
         options: How they are stored.
     """
     batch = EncodedBatch()
+    measured_pixels: list[NDArray[np.uint8]] = []
     for key, measure in zip(keys, measured, strict=True):
         try:
             loaded = load(key)
@@ -92,9 +93,11 @@ def encode_batch(
             batch.images.append(error.strerror or str(error))
         else:
             batch.images.append(image)
-            if pixels is not None:
-                counts = Image.fromarray(pixels).histogram()
-                batch.histogram += np.asarray(counts, np.int64).reshape(3, 256)
+            if measure and pixels is not None:
+                measured_pixels.append(pixels.reshape(-1, 1, 3))
+    if measured_pixels:
+        counts = Image.fromarray(np.concatenate(measured_pixels)).histogram()
+        batch.histogram += np.asarray(counts, np.int64).reshape(3, 256)
     return batch
 
 

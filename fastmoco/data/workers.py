@@ -2,7 +2,8 @@
 
 Reading, decoding, resizing, encoding and checksums release the GIL; what is left of Python ends at
 some 10,000 photographs a second, which few disks write. Processes would go beyond that, but cost a
-second to start, the copying of every image, and care that none outlives a kill.
+second to start, the copying of every image, and care that none outlives a kill. Small images are
+mostly Python, for which threads would only wait for each other: this thread does them alone.
 """
 
 import os
@@ -22,6 +23,7 @@ from fastmoco.data.encode import EncodedBatch, EncodeOptions, encode_batch
 from fastmoco.data.sources import SampleSet
 
 BATCH_SAMPLES = 32
+SMALL_BYTES = 8192  # mean size of a source's files, below which threads do not pay
 
 
 def encoded_batches(
@@ -37,23 +39,37 @@ def encoded_batches(
         samples: The source.
         measured: Which samples' pixels count in the batches' histograms, ``(n,)``.
         options: How images are stored.
-        workers: Number of threads; 0 means one for each usable CPU.
+        workers: Number of threads; 0 means one for each usable CPU, but none for small images.
         start: The first sample.
     """
-    count = workers or len(os.sched_getaffinity(0))
+    jobs = (
+        (samples.load, samples.keys[first:last], measured[first:last].tolist(), options)
+        for first in range(start, len(samples.names), BATCH_SAMPLES)
+        for last in [first + BATCH_SAMPLES]
+    )
+    count = workers or _choose_workers(samples)
+    if count == 1:
+        for job in jobs:
+            yield encode_batch(*job)
+        return
     pool = ThreadPoolExecutor(count, "fastmoco-convert")
     pending: deque[Future[EncodedBatch]] = deque()
     try:
-        for first in range(start, len(samples.names), BATCH_SAMPLES):
-            last = first + BATCH_SAMPLES
-            keys, chosen = samples.keys[first:last], measured[first:last].tolist()
-            pending.append(pool.submit(encode_batch, samples.load, keys, chosen, options))
+        for job in jobs:
+            pending.append(pool.submit(encode_batch, *job))
             if len(pending) >= count + 4:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _choose_workers(samples: SampleSet) -> int:
+    small = len(samples.stamps) > 0 and samples.stamps[:, 0].sum() < SMALL_BYTES * len(
+        samples.names
+    )
+    return 1 if small else len(os.sched_getaffinity(0))
 
 
 @contextmanager
