@@ -115,6 +115,7 @@ class _Conversion:
         if not finished:
             self._encode_rest()
             finished = self._complete()
+        self._describe()
         return Made(totals=self.totals, fingerprint=finished, num_resumed=num_resumed)
 
     def _take_up(self) -> str:
@@ -232,20 +233,26 @@ class _Conversion:
             "num_duplicates": totals.num_duplicates,
             "num_quarantined": len(totals.quarantined),
         }
-        samples, metadata = self.job.samples, self.writer.metadata
-        contents = describe_contents(
-            metadata["label"], metadata["width"], metadata["height"], samples.classes
-        )
-        fingerprint = self.writer.finish(samples.classes, facts)
+        fingerprint = self.writer.finish(self.job.samples.classes, facts)
         self.journal.append({"fingerprint": fingerprint})
         if totals.quarantined:
             _write_quarantine(self.job.target, totals.quarantined)
         self.writer.commit()
-        if not totals.quarantined:
-            quarantine_path(self.job.target).unlink(missing_ok=True)
-        described = {"fingerprint": fingerprint, **contents, **facts, **self.job.origin}
-        atomic_write_text(sidecar_path(self.job.target), json.dumps(described, indent=1) + "\n")
         return fingerprint
+
+    def _describe(self) -> None:
+        """Writes the facts for people, and removes a list of bad images that is out of date.
+
+        Also where the file was in its place already: the run before may have ended in between.
+        """
+        target = self.job.target
+        if not self.totals.quarantined:
+            quarantine_path(target).unlink(missing_ok=True)
+        with BetonFile.open(target) as beton:
+            contents = describe_contents(beton.labels, beton.widths, beton.heights, beton.classes)
+            described = {"fingerprint": beton.fingerprint, **contents, **beton.facts}
+        text = json.dumps(described | self.job.origin, indent=1) + "\n"
+        atomic_write_text(sidecar_path(target), text)
 
 
 def _stands(target: Path, fingerprint: str) -> bool:

@@ -6,6 +6,7 @@
 import hashlib
 import json
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -119,7 +120,8 @@ def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummar
     jobs = _jobs(source, destination, samples, cfg)
     made = [_make(job, source) for job in jobs]
     for job in jobs:
-        forget(job.target)
+        with suppress(OSError):  # all is done; one that stays tells the next run just that
+            forget(job.target)
     return _summary(jobs, made, destination, samples, time.monotonic() - start)
 
 

@@ -106,14 +106,15 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(
     reports = bench.interrupt(offsets + calls)
     for report in reports:
         bench.check(report)
-        # The last calls come after the file is in its place: removing the journal.
-        if "error" in report["first"]:
+        if "error" not in report["first"]:  # only the journal could not be removed
+            assert report["after"].items() >= bench.end_hashes.items(), report
+        else:
             assert report["first"]["errno"] == 28, report
             assert "\n" not in report["first"]["error"]
             assert "No space left on device" in report["first"]["error"]
             assert "x.beton" in report["first"]["error"]
     refused = sum("error" in report["first"] for report in reports)
-    assert refused == len(reports), [r for r in reports if "error" not in r["first"]]
+    assert refused >= len(reports) - 1, [r for r in reports if "error" not in r["first"]]
     print(f"no space at {len(offsets)} offsets and in {len(calls)} calls; each told in one line")
 
 
