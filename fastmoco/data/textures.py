@@ -1,23 +1,22 @@
 """The built-in image set: ten classes of gray textures, made by code.
 
 It serves the demo and the tests, so it needs no download and must not be easy: the class is the
-structure of a two-tone pattern and nothing else. Angle, period, phase, bend, mean tone, contrast,
-which tone is the darker, light and noise are drawn alike for every class. The pattern is laid in a
-ring around a far center, so that its angle and period change across the image: two crops of it
-share the structure, and little else by which one could tell images apart. Raw pixels and untrained
-encoders tell little (kNN, k = 20: 16% and 12 to 13%), while crops, flips and jitter leave the class
-intact (supervised, 8 epochs: 99%). With straight rows pixels reach 22% (36% without bends), and
-MoCo tells images by their angles instead. Colored shapes on clutter, tried first, stay at chance
-under MoCo, which tells instances by the clutter.
+structure of a two-tone pattern, with its size, and nothing else. An image is a patchwork of nine
+cells, each with an angle, period, phase, mean tone and contrast of its own, all drawn alike for
+every class. Two crops of an image so share the structure, and little else by which one could tell
+images apart: MoCo finds the classes. Raw pixels see the cells' tones and an untrained encoder
+little (kNN, k = 20: 22% and 11 to 13%), while crops, flips and jitter leave the class intact. With
+one angle, one period or one light for the whole image, MoCo tells images by these instead; with
+patterns of one size it waits long before it learns anything. Colored shapes on clutter, tried
+first, stay at chance under MoCo, which tells instances by the clutter (docs/log.md).
 
 A pattern maps coordinates ``(u, v)``, in periods and already rotated and shifted, to a boolean
-mask of the same shape. Each fills 39 to 59% of the plane and has its strongest spatial frequency
-at 0.7 to 1.3 cycles per unit, a spread like that of the periods drawn, so that neither tone nor
-frequency gives it away.
+mask of the same shape, which fills 39 to 59% of the plane.
 """
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +29,14 @@ SPLIT_SIZES: dict[str, int] = {"train": 6000, "test": 1200}
 
 _SPLIT_CODES = {"train": 1, "test": 2}
 _SUPERSAMPLING = 2  # samples per pixel and axis; their mean is the antialiasing
-_PERIOD_PIXELS = (6.0, 11.0)  # a crop of a fifth of the image (21 pixels) still shows a period
-_MEAN_TONE = (0.40, 0.60)
+_CELLS = 3  # along each axis
+_CELL_JITTER = 0.4  # largest distance of a cell's site from its place on the grid, in cells
+_PERIOD_PIXELS = (6.0, 9.0)  # a crop of a fifth of the image (21 pixels) still shows a period
+_MEAN_TONE = (0.35, 0.65)
 _CONTRAST = (0.09, 0.17)  # standard deviation of the two tones around their mean
-_LIGHT = 0.12  # largest change of tone from the center to the edge
 _NOISE = 0.04  # half width of the uniform noise
 _SHIFT_PERIODS = 64.0
-_BEND_PERIODS = (0.05, 0.3)  # height of the waves that bend the pattern
-_BEND_LENGTH = (3.5, 6.0)  # length of those waves in periods
-_RING_PIXELS = (40.0, 60.0)  # from the image's center to the ring's, which lies outside of it
+_SAMPLES = IMAGE_SIZE * _SUPERSAMPLING
 
 # Plane waves of `blobs`: fixed directions and lengths without a common period.
 _WAVES = tuple(
@@ -134,7 +132,9 @@ def _crosses(u: Floats, v: Floats) -> Mask:
     return (np.minimum(across, along) < 0.15) & (np.maximum(across, along) < 0.40)
 
 
-_PATTERNS: dict[str, Callable[[Floats, Floats], Mask]] = {
+Pattern = Callable[[Floats, Floats], Mask]
+
+_PATTERNS: dict[str, Pattern] = {
     "stripes": _stripes,
     "checker": _checker,
     "dots": _dots,
@@ -145,6 +145,20 @@ _PATTERNS: dict[str, Callable[[Floats, Floats], Mask]] = {
     "scales": _scales,
     "blobs": _blobs,
     "crosses": _crosses,
+}
+
+# A pattern's period in units of the one drawn.
+_SIZES: dict[str, float] = {
+    "stripes": 0.55,
+    "checker": 1.0,
+    "dots": 0.6,
+    "rings": 1.25,
+    "bricks": 1.25,
+    "zigzag": 0.8,
+    "grid": 1.0,
+    "scales": 0.9,
+    "blobs": 1.6,
+    "crosses": 0.7,
 }
 
 CLASS_NAMES: tuple[str, ...] = tuple(_PATTERNS)
@@ -183,79 +197,52 @@ def render(split: str, index: int) -> npt.NDArray[np.uint8]:
     Raises:
         ValueError: If there is no such split or index.
     """
-    pattern = _PATTERNS[CLASS_NAMES[label_of(split, index)]]
+    name = CLASS_NAMES[label_of(split, index)]
     random = np.random.Generator(np.random.PCG64([_SPLIT_CODES[split], index]))
-    coverage = _draw_pattern(pattern, random)
-    tones = _draw_tones(coverage, random) + _draw_light(random) + _draw_noise(random)
+    tones = _draw_patchwork(_PATTERNS[name], _SIZES[name], random) + _draw_noise(random)
     gray = np.rint(255 * np.clip(tones, 0, 1)).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def _uniform(random: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * random.random()
+def _draw_patchwork(pattern: Pattern, size: float, random: np.random.Generator) -> Floats:
+    """An image's tones, ``(48, 48)``: cells that each show a plane of the pattern of their own."""
+    x, y = np.meshgrid(*[(np.arange(_SAMPLES) + 0.5) / _SUPERSAMPLING] * 2)
+    cell = _draw_cells(x, y, random)
+    angle, period, shift_u, shift_v, mean, contrast = random.random((6, _CELLS**2))
+    angle, period = 2 * math.pi * angle, size * _between(_PERIOD_PIXELS, period)
+    along, across = (np.cos(angle) / period)[cell], (np.sin(angle) / period)[cell]
+    u = along * x - across * y + _SHIFT_PERIODS * shift_u[cell]
+    v = across * x + along * y + _SHIFT_PERIODS * shift_v[cell]
+    light, dark = _tones_of(pattern, _between(_MEAN_TONE, mean), _between(_CONTRAST, contrast))
+    tones = np.where(pattern(u, v), light[cell], dark[cell])
+    pixels: Floats = tones.reshape(IMAGE_SIZE, _SUPERSAMPLING, IMAGE_SIZE, -1).mean(axis=(1, 3))
+    return pixels
 
 
-def _positions(samples: int) -> Floats:
-    """Centers of ``samples`` equal parts of the image's side, in pixels from its center."""
-    parts: Floats = (np.arange(samples, dtype=np.float64) + 0.5) * (
-        IMAGE_SIZE / samples
-    ) - IMAGE_SIZE / 2
-    return parts
+def _between(bounds: tuple[float, float], share: Floats) -> Floats:
+    low, high = bounds
+    return low + (high - low) * share
 
 
-def _draw_pattern(pattern: Callable[[Floats, Floats], Mask], random: np.random.Generator) -> Floats:
-    """Part of each pixel that the pattern covers, ``(48, 48)`` in [0, 1]."""
-    angle = _uniform(random, -math.pi, math.pi)
-    period = _uniform(random, *_PERIOD_PIXELS)
-    shift_u, shift_v = _SHIFT_PERIODS * random.random(2)
-    positions = _positions(IMAGE_SIZE * _SUPERSAMPLING)
-    plane = _draw_ring(positions, random) * (complex(math.cos(angle), math.sin(angle)) / period)
-    u = plane.real + shift_u + _draw_bend(positions / period, random)
-    v = plane.imag + shift_v + _draw_bend(positions / period, random)
-    cells = pattern(u, v).reshape(IMAGE_SIZE, _SUPERSAMPLING, IMAGE_SIZE, _SUPERSAMPLING)
-    covered: Floats = cells.mean(axis=(1, 3))
-    return covered
+def _draw_cells(x: Floats, y: Floats, random: np.random.Generator) -> npt.NDArray[np.intp]:
+    """Which of the sites, a grid moved at random, is nearest to each position."""
+    grid = np.indices((_CELLS, _CELLS)).reshape(2, -1) + 0.5
+    sites = grid + _CELL_JITTER * (2 * random.random(grid.shape) - 1)
+    site_x, site_y = sites[:, :, None, None] * (IMAGE_SIZE / _CELLS)
+    return ((x - site_x) ** 2 + (y - site_y) ** 2).argmin(axis=0)
 
 
-def _draw_ring(positions: Floats, random: np.random.Generator) -> npt.NDArray[np.complex128]:
-    """The plane laid in a ring, in pixels: the complex logarithm, which keeps right angles.
-
-    At the image's center it is as large as before; nearer to the ring's center it is smaller.
-    """
-    direction, distance = _uniform(random, 0, 2 * math.pi), _uniform(random, *_RING_PIXELS)
-    toward = complex(math.cos(direction), -math.sin(direction)) / distance
-    offsets = positions[None, :] + 1j * positions[:, None]
-    logarithm: npt.NDArray[np.complex128] = np.log(1 + toward * offsets, dtype=np.complex128)
-    return distance * logarithm
+@cache
+def _fill(pattern: Pattern) -> float:
+    """Part of the plane that a pattern covers, in (0, 1)."""
+    steps = (np.arange(240) + 0.5) / 10
+    return float(pattern(*np.meshgrid(steps, steps)).mean())
 
 
-def _draw_bend(positions: Floats, random: np.random.Generator) -> Floats:
-    """A slow wave over the plane, in periods: no two images have lines that match throughout."""
-    height = _uniform(random, *_BEND_PERIODS)
-    angle, length = _uniform(random, 0, 2 * math.pi), _uniform(random, *_BEND_LENGTH)
-    x = 2 * math.pi * (math.cos(angle) / length * positions + random.random())
-    y = 2 * math.pi * math.sin(angle) / length * positions
-    # The sine of a sum, from sines of one axis only.
-    wave: Floats = np.outer(np.cos(y), np.sin(x))
-    wave += np.outer(np.sin(y), np.cos(x))
-    wave *= height
-    return wave
-
-
-def _draw_tones(coverage: Floats, random: np.random.Generator) -> Floats:
-    """Two gray tones; their mean and deviation over the image do not depend on the class."""
-    mean, deviation = _uniform(random, *_MEAN_TONE), _uniform(random, *_CONTRAST)
-    sign = 1.0 if random.random() < 0.5 else -1.0
-    tones: Floats = mean + sign * deviation * (coverage - coverage.mean()) / coverage.std()
-    return tones
-
-
-def _draw_light(random: np.random.Generator) -> Floats:
-    """A linear change of tone across the image, of random strength and direction."""
-    angle, strength = _uniform(random, 0, 2 * math.pi), _uniform(random, 0, _LIGHT)
-    toward = _positions(IMAGE_SIZE) * (2 * strength / IMAGE_SIZE)
-    light: Floats = math.cos(angle) * toward[None, :] + math.sin(angle) * toward[:, None]
-    return light
+def _tones_of(pattern: Pattern, mean: Floats, contrast: Floats) -> tuple[Floats, Floats]:
+    """The pattern's tone and the background's: mean and deviation do not depend on the class."""
+    odds = math.sqrt((1 - _fill(pattern)) / _fill(pattern))
+    return mean + contrast * odds, mean - contrast / odds
 
 
 def _draw_noise(random: np.random.Generator) -> Floats:
