@@ -31,4 +31,5 @@ def build_model(model: ModelConfig, moco: MocoConfig) -> MoCo:
         momentum=moco.momentum,
         temperature=moco.temperature,
         shuffle_keys=split,
+        symmetric=moco.symmetric,
     )

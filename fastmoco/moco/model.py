@@ -31,13 +31,15 @@ class Contrast:
     """What one forward pass gives; tensors on the device, nothing read by the host."""
 
     loss: Tensor
-    """Scalar, nats; gradients flow to the query encoder."""
+    """Scalar, nats; gradients flow to the query encoder. Symmetric: the sum of both losses."""
     query: Tensor
-    """Unit-norm ``(N, C)``, detached."""
+    """Unit-norm ``(N, C)``, detached; ``(2N, C)`` where the loss is symmetric."""
     key: Tensor
-    """Unit-norm ``(N, C)``, detached: to be enqueued after the optimizer's step."""
+    """Unit-norm, one for each query, detached: to be enqueued after the optimizer's step."""
     rank: Tensor
-    """Number of negatives above the positive, ``(N,)``."""
+    """Number of negatives above the positive, one for each query."""
+    terms: int = 1
+    """How many losses `loss` is the sum of: 2 where it is symmetric."""
 
 
 class Encoder(nn.Module):
@@ -75,6 +77,7 @@ class MoCo(nn.Module):
         momentum: float,
         temperature: float,
         shuffle_keys: bool,
+        symmetric: bool = False,
         loss: Loss = Loss.plain,
     ) -> None:
         """Take the encoder's two parts and make its momentum copy.
@@ -88,6 +91,7 @@ class MoCo(nn.Module):
             temperature: tau > 0.
             shuffle_keys: Permute the keys' batch before the key encoder, so that groups of a split
                 batch norm differ between queries and keys.
+            symmetric: Each view once as query and once as key; the loss is the sum of both.
             loss: How InfoNCE is computed; not ``auto``.
         """
         super().__init__()
@@ -97,6 +101,7 @@ class MoCo(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.shuffle_keys = shuffle_keys
+        self.symmetric = symmetric
         self.loss = loss
 
     def forward(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
@@ -108,6 +113,20 @@ class MoCo(nn.Module):
             permutation: ``(N,)`` int64; the order in which the key encoder sees its batch where
                 keys are shuffled.
         """
+        contrast = self._contrast(query_view, key_view, permutation)
+        if not self.symmetric:
+            return contrast
+        # Both halves meet the same queue: no image is a negative of its other view.
+        other = self._contrast(key_view, query_view, permutation)
+        return Contrast(
+            contrast.loss + other.loss,
+            torch.cat([contrast.query, other.query]),
+            torch.cat([contrast.key, other.key]),
+            torch.cat([contrast.rank, other.rank]),
+            terms=2,
+        )
+
+    def _contrast(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
         query = _unit_norm(self.query_encoder(query_view))
         with torch.no_grad():
             key = self._embed_keys(key_view, permutation)

@@ -48,10 +48,11 @@ def check_config(cfg: TrainConfig) -> None:
             "and give data.train=train.beton"
         )
     batch, moco = cfg.global_batch_size, cfg.moco
-    if moco.queue_size < batch:
+    keys, of_batch = (2 * batch, "2 x ") if moco.symmetric else (batch, "")
+    if moco.queue_size < keys:
         raise UsageError(
-            f"queue_size={moco.queue_size} is smaller than global_batch_size={batch}; "
-            f"set moco.queue_size={batch} or more"
+            f"queue_size={moco.queue_size} is smaller than {of_batch}global_batch_size={batch}; "
+            f"set moco.queue_size={keys} or more"
         )
     if (
         moco.batch_norm_splits < 1
@@ -96,6 +97,10 @@ def train(cfg: TrainConfig) -> Path:
     """
     check_config(cfg)
     assert cfg.data.train is not None
+    if cfg.train.dry_run or cfg.train.profile:
+        from fastmoco.train.dry_run import dry_run
+
+        return dry_run(cfg)
     device = resolve_device(cfg.device)
     with open_dataset(cfg.data.train) as dataset, KnnMonitor(cfg, device) as monitor:
         run = open_run_folder(cfg)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from fastmoco.moco.model import Contrast, MoCo
 from fastmoco.pipelines.augment import augment_views
@@ -22,6 +23,9 @@ AUTOCAST_DTYPES = {
     Precision.fp16: torch.float16,
     Precision.bf16: torch.bfloat16,
 }
+
+STAGES = ("views, encoders, loss", "backward", "optimizer", "momentum update, enqueue")
+"""What a profile tells apart; a compiled step makes views, embeddings and loss in one graph."""
 
 
 class TrainStep:
@@ -85,13 +89,18 @@ class TrainStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        contrast, metrics = self._contrast(batch.crops, batch.draw_key)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(contrast.loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.step(self.optimizer)
-        if not self._overflown():
-            self.model.update_key_encoder()
-            self.model.queue.enqueue(contrast.key)
+        with record_function(STAGES[0]):
+            contrast, metrics = self._contrast(batch.crops, batch.draw_key)
+        with record_function(STAGES[1]):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(contrast.loss).backward()  # type: ignore[no-untyped-call]
+        with record_function(STAGES[2]):
+            self.scaler.step(self.optimizer)
+            overflown = self._overflown()
+        with record_function(STAGES[3]):
+            if not overflown:
+                self.model.update_key_encoder()
+                self.model.queue.enqueue(contrast.key)
         return metrics
 
     def _plain_contrast(self, crops: Tensor, draw_key: Tensor) -> tuple[Contrast, Tensor]:
