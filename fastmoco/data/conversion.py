@@ -199,7 +199,7 @@ class _Conversion:
                 crc32=image.crc32,
             )
             self.pending.store(place, image)
-        self.pending.histogram += batch.histogram
+        self.pending.moments += batch.moments
         self.pending.source_bytes += batch.source_bytes
 
     def _record(self) -> None:
@@ -229,7 +229,7 @@ class _Conversion:
                 f"{reason}"
             )
         facts = {
-            **channel_statistics(totals.histogram),
+            **channel_statistics(totals.moments),
             "num_duplicates": totals.num_duplicates,
             "num_quarantined": len(totals.quarantined),
         }

@@ -37,7 +37,7 @@ def encoded_batches(
 
     Args:
         samples: The source.
-        measured: Which samples' pixels count in the batches' histograms, ``(n,)``.
+        measured: Which samples' pixels count in the batches' moments, ``(n,)``.
         options: How images are stored.
         workers: Number of threads; 0 means one for each usable CPU, but none for small images.
         start: The first sample.
