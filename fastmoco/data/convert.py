@@ -23,6 +23,7 @@ from fastmoco.data.facts import plain_values
 from fastmoco.data.shards import hashed_order, set_fingerprint, shard_path, shard_samples
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from fastmoco.data.tally import Totals
+from fastmoco.schema import UsageError
 
 __all__ = [
     "Check",
@@ -116,9 +117,12 @@ def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummar
     """
     start = time.monotonic()
     if destination.suffix != ".beton" or destination.is_dir():
-        raise ValueError(f"{destination}: name the file to make, one that ends in .beton")
-    samples = open_source(source, SourceOptions(split=cfg.split, labels=cfg.labels, root=cfg.root))
-    destination.parent.mkdir(parents=True, exist_ok=True)
+        raise UsageError(f"{destination}: name the file to make, one that ends in .beton")
+    options = SourceOptions(
+        split=cfg.split, labels=cfg.labels, root=cfg.root, download=cfg.download
+    )
+    samples = open_source(source, options)
+    _make_folder(destination.parent)
     jobs = _jobs(source, destination, samples, cfg)
     made = [_make(job, source) for job in jobs]
     for job in jobs:
@@ -127,15 +131,26 @@ def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummar
     return _summary(jobs, made, destination, samples, time.monotonic() - start)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{folder}: cannot be made a folder ({error.strerror}); name a file in a folder that "
+            "you may write to",
+        ) from error
+
+
 def _jobs(source: str, destination: Path, samples: SampleSet, cfg: ConvertConfig) -> list[Job]:
     """The files to make."""
     numbers, shards = cfg.shards_to_make()
     count = len(samples.names)
     if shards > count:
-        raise ValueError(f"shards={shards} is more than the {count} images of {source}")
+        raise UsageError(f"shards={shards} is more than the {count} images of {source}")
     measured = _measured(count, cfg)
     recipe = _recipe(samples, cfg)
-    origin = {"source": source, "options": cfg.choices(), "fastmoco_version": __version__}
+    origin = {"source": source, "options": cfg.told(), "fastmoco_version": __version__}
     if shards == 1:
         return [Job(destination, samples, measured, cfg, recipe, origin)]
     jobs = []
@@ -173,6 +188,7 @@ def _recipe(samples: SampleSet, cfg: ConvertConfig) -> str:
     packages = {name: version(name) for name in ("pillow", "simplejpeg", "torch")}
     choices = {"fastmoco": __version__, **packages, **cfg.choices()}
     digest = hashlib.sha256(json.dumps([choices, samples.classes]).encode())
+    encode_text("".join(samples.classes))  # fails now, not when the file is finished
     for name in samples.names:
         digest.update(encode_text(name) + b"\0")
     digest.update(samples.labels.tobytes())
@@ -203,7 +219,7 @@ def _make(job: Job, source: str) -> Made:
         raise OSError(
             error.errno,
             f"{job.target}: cannot be written ({error.strerror}); what stood there is untouched, "
-            "and the same command goes on where this one was",
+            "and once that is mended the same command goes on where this one was",
         ) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from fastmoco.data.beton_format import is_page_size
 from fastmoco.data.shards import MAX_SHARDS
 
 
@@ -49,6 +50,9 @@ class ConvertConfig:
 
     root: str = ""
     """Folder in which torchvision's sets lie; by default data/ in the current one."""
+
+    download: bool = False
+    """Get what is missing of torchvision's sets from the internet, into that folder."""
 
     max_size: int = 512
     """Longest side in pixels; larger images are shrunk to it, antialiased."""
@@ -100,6 +104,11 @@ class ConvertConfig:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is not in {low}..{high}")
+        if not is_page_size(self.page_bytes):
+            raise ValueError(
+                f"page_bytes={self.page_bytes} is no power of two from 2 MiB to 2 GiB, such as "
+                "8388608"
+            )
         if self.shard:
             self.shards_to_make()
 
@@ -119,6 +128,11 @@ class ConvertConfig:
         return [int(number)], int(count)
 
     def choices(self) -> dict[str, Any]:
-        """All that decides the file's bytes, as JSON values."""
-        left_out = ("workers", "on_error", "shards", "shard", "root", "labels")
+        """All that decides the bytes of a file of given samples, as JSON values."""
+        left_out = ("on_error", "root", "download", "labels")
+        return {name: value for name, value in self.told().items() if name not in left_out}
+
+    def told(self) -> dict[str, Any]:
+        """What people should know of how a file came to be, as JSON values."""
+        left_out = ("workers", "shards", "shard")
         return {name: value for name, value in asdict(self).items() if name not in left_out}

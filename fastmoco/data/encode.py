@@ -1,5 +1,6 @@
 """One source image to one stored blob; a JPEG keeps its own bytes where it may."""
 
+import errno
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
 from fastmoco.data.sources import Loaded
 
 MEASURED_PIXELS = 1 << 16  # small images are measured together, a larger one while it is in cache
+NO_FAULT_OF_THE_IMAGE = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV, errno.ESTALE}
+    | {errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
+)
 MAX_COPIED_SCANS = 32  # a common progressive file has ten; each costs a pass at every read
 
 
@@ -80,13 +85,17 @@ def encode_batch(
     measured: Sequence[bool],
     options: EncodeOptions,
 ) -> EncodedBatch:
-    """Loads and encodes some samples; a bad one becomes its reason, never an exception.
+    """Loads and encodes some samples; a bad one becomes its reason.
 
     Args:
         load: As of `SampleSet`.
         keys: The samples, as ``load`` takes them.
         measured: Whether each one's pixels count in the moments.
         options: How they are stored.
+
+    Raises:
+        OSError: If an image could not be read through no fault of its own, such as when a network
+            disk is gone: leaving out all that follows would be no answer.
     """
     batch = EncodedBatch()
     pixels_to_measure: list[NDArray[np.uint8]] = []
@@ -98,6 +107,11 @@ def encode_batch(
         except ImageError as error:
             batch.images.append(str(error))
         except OSError as error:
+            if error.errno in NO_FAULT_OF_THE_IMAGE:
+                raise OSError(
+                    f"{error.filename or 'the source'}: cannot be read ({error.strerror}); once "
+                    "that is mended, the same command goes on where this one was"
+                ) from error
             batch.images.append(error.strerror or str(error))
         else:
             batch.images.append(image)

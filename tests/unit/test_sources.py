@@ -214,6 +214,7 @@ def test_bad_manifests_name_the_line(tmp_path: Path, text: str, message: str) ->
         ("torchvision:cifar10", r"unknown; there are CIFAR10, .*; did you mean CIFAR10\?"),
         ("torchvision:CIFAR10 split=val", "no split=val; it has train, test"),
         ("builtin:textures root=x", "takes no root=x; that is for torchvision:NAME"),
+        ("builtin:textures download=true", "takes no download=true"),
         ("{dir}/x.docx", "of no known kind; name a folder"),
         ("{dir}/list.csv labels=x.txt", "takes no labels=x.txt; that is for folders"),
         ("{dir}/x-{{0..3}}.tar", "x-0.tar: no such shard"),

@@ -34,6 +34,8 @@ def labels_of_texts(texts: Sequence[str], where: object, place: Callable[[int], 
     is_number = [bool(_INTEGER.fullmatch(text)) for text in stripped]
     names = sorted({text for text, number in zip(stripped, is_number, strict=True) if not number})
     names = [name for name in names if name]
+    if odd := next((name for name in names if "\0" in name), None):
+        raise ValueError(f"{where}: the class name {odd!r} holds a zero byte; take it out")
     if any(is_number) and names:
         one = is_number.index(True)
         other = stripped.index(names[0])

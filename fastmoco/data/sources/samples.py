@@ -33,6 +33,9 @@ class SourceOptions:
     root: str = ""
     """Folder in which torchvision's sets lie; empty means ``data``."""
 
+    download: bool = False
+    """Get what is missing of torchvision's sets from the internet."""
+
 
 def _no_stamps() -> NDArray[np.int64]:
     return np.empty((0, 2), np.int64)
@@ -75,8 +78,10 @@ def read_image_file(root: str, name: str) -> bytes:
         ImageError: If it is empty, or too large to be an image.
         OSError: If it cannot be read.
     """
-    # Not by pathlib, which takes longer than all else that happens to a small image.
-    descriptor = os.open(os.path.join(root, name), os.O_RDONLY | os.O_CLOEXEC)
+    # Not by pathlib, which takes longer than all else that happens to a small image. A pipe that a
+    # manifest names must not be waited for.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(os.path.join(root, name), flags)
     try:
         size = os.fstat(descriptor).st_size
         check_file_bytes(size)
