@@ -19,7 +19,7 @@ from fastmoco import __version__
 from fastmoco.data.beton_format import encode_text
 from fastmoco.data.conversion import Job, Made, forget, make_file, quarantine_path
 from fastmoco.data.convert_config import Check, ConvertConfig, Encoding, OnError, Statistics
-from fastmoco.data.facts import plain_values
+from fastmoco.data.facts import description_text, plain_values
 from fastmoco.data.shards import hashed_order, set_fingerprint, shard_path, shard_samples
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from fastmoco.data.tally import Totals
@@ -50,7 +50,8 @@ class ConvertSummary:
         num_samples: Images in it.
         num_resumed: Images, good or bad, that an interrupted run had dealt with already.
         num_quarantined: Images left out, listed in ``quarantine_path``.
-        quarantine_path: Path and reason of each image left out; None if there is none.
+        quarantine_path: Path and reason of each image left out; of several lists the pattern that
+            matches them; None if there is none.
         num_ignored: Files of the source that are hidden or of no image's extension.
         classes: Class names; ``[]`` if unlabeled.
         num_duplicates: Images whose stored bytes another one has, too; over all shards made.
@@ -80,22 +81,24 @@ class ConvertSummary:
         return plain_values(asdict(self))
 
     def to_text(self) -> str:
-        """A few lines for people."""
-        lines = [
-            f"{self.path}: {self.num_samples:,} images, {self.num_bytes / 1e6:,.1f} MB, "
-            f"{len(self.classes)} classes",
-            f"{self.seconds:.1f} s, {self.images_per_second:,.0f} images/s, "
-            f"{self.source_bytes / 1e6 / self.seconds:,.1f} MB/s read",
-        ]
-        if self.num_resumed:
-            lines.append(f"{self.num_resumed:,} images were done by the run that was interrupted")
-        if self.num_duplicates:
-            lines.append(f"{self.num_duplicates:,} images are exact duplicates of another")
-        if self.num_ignored:
-            lines.append(f"{self.num_ignored:,} files were passed over: hidden, or no images")
-        if self.quarantine_path:
-            lines.append(f"{self.num_quarantined:,} bad images left out: {self.quarantine_path}")
-        return "\n".join(lines)
+        """A table for people; what is zero is left out."""
+        read = f"{self.source_bytes / 1e6 / self.seconds:,.1f} MB/s read"
+        rows = {
+            "file": self.path,
+            "images": f"{self.num_samples:,}",
+            "classes": f"{len(self.classes):,}" if self.classes else "none",
+            "size": f"{self.num_bytes / 1e6:,.1f} MB",
+            "time": f"{self.seconds:,.1f} s",
+            "rate": f"{self.images_per_second:,.0f} images/s, {read}",
+        }
+        remarks = {
+            "taken up": (self.num_resumed, "done by the run that was interrupted"),
+            "duplicates": (self.num_duplicates, "with the same bytes as another"),
+            "passed over": (self.num_ignored, "files that are hidden or no images"),
+            "left out": (self.num_quarantined, f"bad images, listed in {self.quarantine_path}"),
+        }
+        rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
+        return description_text(rows)
 
 
 def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummary:
@@ -240,13 +243,14 @@ def _summary(
         if one.totals.quarantined
     ]
     pattern = destination.with_name(f"{destination.stem}-*.beton")
+    listed = lists[0] if len(lists) == 1 else quarantine_path(pattern)
     num_resumed = sum(one.num_resumed for one in made)
     return ConvertSummary(
         path=paths[0] if len(paths) == 1 else pattern,
         num_samples=totals.num_stored,
         num_resumed=num_resumed,
         num_quarantined=len(totals.quarantined),
-        quarantine_path=lists[0] if lists else None,
+        quarantine_path=listed if lists else None,
         num_ignored=samples.num_ignored,
         classes=samples.classes,
         num_duplicates=totals.num_duplicates,

@@ -93,15 +93,22 @@ def channel_statistics(moments: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Channel statistics over several files: means of levels and of their squares, by pixels.
+def merged_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of several files together: channel statistics, and how many bad images were left out.
+
+    Duplicates are not among them: how many lie in different files is unknown.
 
     Args:
         facts: Of each file.
-
-    Returns:
-        As `channel_statistics`; ``{}`` where none of them has any.
     """
+    merged = _merged_statistics(facts)
+    if all("num_quarantined" in fact for fact in facts):
+        merged["num_quarantined"] = sum(fact["num_quarantined"] for fact in facts)
+    return merged
+
+
+def _merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of levels and of their squares, by pixels; ``{}`` where no file has any."""
     measured = [fact for fact in facts if fact.get("num_measured_pixels")]
     if not measured:
         return {}

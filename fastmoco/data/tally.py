@@ -87,6 +87,15 @@ class Totals:
         """Images whose stored bytes another one has, too."""
         return len(self.digests) - len(np.unique(np.frombuffer(self.digests, np.uint64)))
 
+    def duplicates(self, limit: int) -> list[list[int]]:
+        """The stored images of equal bytes by their numbers, at most ``limit`` groups of them."""
+        digests = np.frombuffer(self.digests, np.uint64)
+        _, group, sizes = np.unique(digests, return_inverse=True, return_counts=True)
+        members: dict[int, list[int]] = {}
+        for number in np.flatnonzero(sizes[group] > 1).tolist():
+            members.setdefault(int(group[number]), []).append(number)
+        return list(members.values())[:limit]
+
     def add(self, tally: Tally) -> None:
         """Adds what was gathered over the samples that follow."""
         self.digests.extend(row[-1] for row in tally.stored)

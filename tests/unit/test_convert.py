@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def test_class_folders(folder: Path, tmp_path: Path) -> None:
         assert beton.classes == summary.classes
         for i, name in enumerate(names):
             assert bytes(beton.blob(i)) == (folder / name).read_bytes()
-    assert "12 images" in summary.to_text()
+    table = dict(line.split(maxsplit=1) for line in summary.to_text().splitlines())
+    assert (table["images"], table["classes"], table["size"]) == ("12", "3", "16.8 MB")
+    assert re.fullmatch(r"[\d,]+ images/s, [\d,.]+ MB/s read", table["rate"])
     assert json.loads(json.dumps(summary.to_json()))["num_samples"] == 12
 
 
