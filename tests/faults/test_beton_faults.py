@@ -4,6 +4,7 @@ FFCV returns another sample's pixels for a damaged image and crashes on hostile 
 """
 
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmoco.data import beton_writer
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import (
     ARGUMENTS_OFFSET,
@@ -20,6 +22,7 @@ from fastmoco.data.beton_format import (
     align,
     index_digest,
 )
+from fastmoco.data.beton_writer import BetonWriter
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.data.verify import verify
 from tests.pictures import write_class_folders
@@ -221,6 +224,32 @@ def test_hostile_files_with_fitting_checksums_are_refused(
         with pytest.raises(BetonError, match=message) as caught:
             BetonFile.open(path)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        "[" * 200_000,
+        "{",
+        "[1]",
+        '{"channel_mean": 1}',
+        '{"channel_std": [NaN, 1, 1]}',
+        '{"num_measured_pixels": "many"}',
+        '{"num_measured_pixels": -1}',
+        '{"num_measured_pixels": 1e300}',
+        '{"num_quarantined": [1]}',
+    ],
+)
+def test_hostile_facts_are_refused(tmp_path: Path, facts: str) -> None:
+    path = tmp_path / "x.beton"
+    with BetonWriter(path, capacity=1, page_bytes=PAGE_BYTES) as writer:
+        writer.add(b"abc", mode=1, width=1, height=1, label=0, name="a", crc32=zlib.crc32(b"abc"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(beton_writer.json, "dumps", lambda _: facts)
+            writer.finish([], {"any": 1})
+        writer.commit()
+    with pytest.raises(BetonError, match="its facts are damaged"):
+        BetonFile.open(path)
 
 
 def test_raw_size_must_be_that_of_the_dimensions(good_raw: bytes, tmp_path: Path) -> None:

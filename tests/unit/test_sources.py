@@ -194,6 +194,7 @@ def test_missing_file_of_a_manifest_is_a_bad_image(tmp_path: Path) -> None:
         ("path\n", "lists no images"),
         ("path,label\na.png,1\n,2\n", "line 3 has no path"),
         ("path,label\na.png,1\nb.png,cat\n", "mixed: line 2 has 1, line 3 has cat"),
+        ("path,label\na.png,c\0at\n", r"(holds a zero byte; take it out|line contains NUL)"),
         ('path,label\n"a.png,1\n', r"line 2 is no CSV \(unexpected end of data\)"),
     ],
 )
