@@ -74,7 +74,7 @@ class ConvertConfig:
 
     statistics: Statistics = Statistics.auto
     """Channel mean and deviation: exact from all images, sample from 10,000, none, or auto: exact
-    up to 50,000 images, but from a sixteenth of them (256 to 10,000) with check=header. Measured
+    up to 50,000 images, but from a sixteenth of them (128 to 10,000) with check=header. Measured
     JPEGs are decoded in full, which takes twice the time of a decode at 1/8 scale."""
 
     on_error: OnError = OnError.quarantine
