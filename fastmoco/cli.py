@@ -124,6 +124,14 @@ def _split(arguments: list[str], positional: Sequence[str]) -> tuple[list[str], 
     return places, rest, bool(flags)
 
 
+def _file_alone(arguments: list[str]) -> tuple[str, bool]:
+    """The file of a command that has no options but ``--json``."""
+    (path,), overrides, as_json = _split(arguments, ("FILE.beton",))
+    if overrides:
+        raise CommandError(f"unexpected argument {overrides[0]}; the file is all that is needed")
+    return path, as_json
+
+
 def _load(schema_name: str, overrides: list[str]) -> Any:
     config = importlib.import_module("fastmoco.config")
     schema = getattr(config, schema_name)
@@ -141,7 +149,7 @@ def _convert(arguments: list[str]) -> None:
 
 
 def _info(arguments: list[str]) -> None:
-    (path,), _, as_json = _split(arguments, ("FILE.beton",))
+    path, as_json = _file_alone(arguments)
     from fastmoco.data.verify import describe, description_text
 
     facts = describe(path)
@@ -149,7 +157,7 @@ def _info(arguments: list[str]) -> None:
 
 
 def _verify(arguments: list[str]) -> None:
-    (path,), _, as_json = _split(arguments, ("FILE.beton",))
+    path, as_json = _file_alone(arguments)
     from fastmoco.data.verify import verify
 
     report = verify(path)

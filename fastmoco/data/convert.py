@@ -122,7 +122,10 @@ def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummar
     if destination.suffix != ".beton" or destination.is_dir():
         raise UsageError(f"{destination}: name the file to make, one that ends in .beton")
     options = SourceOptions(
-        split=cfg.split, labels=cfg.labels, root=cfg.root, download=cfg.download
+        split=cfg.split,
+        labels=str(cfg.labels or ""),
+        root=str(cfg.root or ""),
+        download=cfg.download,
     )
     samples = open_source(source, options)
     _make_folder(destination.parent)

@@ -2,9 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from fastmoco.data.beton_format import is_page_size
+from fastmoco.data.facts import plain_values
 from fastmoco.data.shards import MAX_SHARDS
 
 
@@ -42,13 +44,13 @@ class Statistics(StrEnum):
 class ConvertConfig:
     """Options of `convert`."""
 
-    split: str = "train"
-    """Which part of a source that has splits (builtin:textures: train, test)."""
+    split: str = ""
+    """Which part of a source that has splits; train where none is named."""
 
-    labels: str = ""
+    labels: Path | None = None
     """Labels of numbered images: a text file of one a line, .npy or .pt; or FILE.csv:COLUMN."""
 
-    root: str = ""
+    root: Path | None = None
     """Folder in which torchvision's sets lie; by default data/ in the current one."""
 
     download: bool = False
@@ -135,4 +137,5 @@ class ConvertConfig:
     def told(self) -> dict[str, Any]:
         """What people should know of how a file came to be, as JSON values."""
         left_out = ("workers", "shards", "shard")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        told = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return plain_values(told)

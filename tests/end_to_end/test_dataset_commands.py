@@ -117,6 +117,23 @@ def test_odd_names(capsys, tmp_path: Path) -> None:
     fails(capsys, ["verify", target], 1, "sample 0 (byte \\udcff.jpg), byte ")
 
 
+def test_options_that_are_paths_may_hold_anything(capsys, source: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "a=b, c (1) [2] {3} 'x'.csv"
+    rows = [
+        f"{path.relative_to(source)},kind {i % 3}" for i, path in enumerate(source.rglob("*.jpg"))
+    ]
+    labels.write_text("\n".join(["path,my kind", *rows]))
+    target = tmp_path / "x.beton"
+    made = json.loads(run(capsys, "convert", source, target, f"labels={labels}:my kind", "--json"))
+    assert made["classes"] == ["kind 0", "kind 1", "kind 2"]
+    facts = json.loads(target.with_name("x.beton.json").read_text())
+    assert facts["options"]["labels"] == f"{labels}:my kind"
+    fails(
+        capsys, ["convert", source, target, f"labels={tmp_path}/n, o.txt"], 2, "n, o.txt: no such"
+    )
+    fails(capsys, ["info", target, "a=1"], 2, "unexpected argument a=1")
+
+
 LINE = r"(\d+)/42 images  [\d,]+ images/s  [\d.]+ MB/s  ETA \d+:\d\d:\d\d"
 
 

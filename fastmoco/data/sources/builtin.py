@@ -17,7 +17,7 @@ def open_builtin(name: str, options: SourceOptions) -> SampleSet:
 
     if name != "textures":
         raise UsageError(f"builtin:{name} is unknown; there is builtin:textures")
-    split = options.split
+    split = options.split or "train"
     if split not in textures.SPLIT_SIZES:
         known = ", ".join(textures.SPLIT_SIZES)
         raise UsageError(f"builtin:textures has no split={split}; it has {known}")

@@ -127,7 +127,9 @@ def relabel_by_number(samples: SampleSet, path: Path) -> None:
 
     Raises:
         ValueError: If an image has no number or another's, or the labels are more or fewer.
+        FileNotFoundError: If the file of labels is missing.
     """
+    _expect_file(path)
     seen: dict[int, str] = {}
     for name in samples.names:
         number = number_of_image(name)

@@ -37,13 +37,13 @@ def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
 
 
 def _rows_of_split(table: Table, split: str) -> list[int]:
-    """The rows to take: all where there is no column ``split``."""
+    """The rows to take: all where no split is named and there is no column ``split``."""
     count = len(table.column("path"))
     if not count:
         raise ValueError(f"{table.path}: lists no images")
-    if "split" not in table.columns:
+    if "split" not in table.columns and not split:
         return list(range(count))
-    splits = [cell.strip() for cell in table.columns["split"]]
+    splits, split = [cell.strip() for cell in table.column("split")], split or "train"
     rows = [row for row, cell in enumerate(splits) if cell == split]
     if not rows:
         known = ", ".join(sorted(set(splits) - {""})) or "none"

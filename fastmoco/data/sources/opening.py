@@ -122,6 +122,8 @@ def _open_folder(folder: Path, options: SourceOptions) -> SampleSet:
 
 
 def _refuse_unused(source: str, options: SourceOptions, kind: Callable[..., SampleSet]) -> None:
+    if options.split and kind in (open_folder, open_shards):
+        raise UsageError(f"{source}: takes no split={options.split}; name the split's own files")
     if options.labels and kind not in _TAKES_LABELS:
         raise UsageError(
             f"{source}: takes no labels={options.labels}; that is for folders and array files"

@@ -24,8 +24,8 @@ Loaded = bytes | NDArray[np.uint8]
 class SourceOptions:
     """What can be said of a source beside its name."""
 
-    split: str = "train"
-    """Which part of a source that has splits."""
+    split: str = ""
+    """Which part of a source that has splits; empty means ``train``."""
 
     labels: str = ""
     """File of labels: one per line, .npy or .pt, for images by number; FILE.csv:COLUMN by path."""

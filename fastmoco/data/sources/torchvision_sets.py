@@ -54,15 +54,16 @@ def open_torchvision(name: str, options: SourceOptions) -> SampleSet:
         near = get_close_matches(name.lower(), spelled, 1)
         guess = f"; did you mean {spelled[near[0]]}?" if near else ""
         raise UsageError(f"torchvision:{name} is unknown; there are {', '.join(SETS)}{guess}")
-    if options.split not in SETS[name]:
+    split = options.split or "train"
+    if split not in SETS[name]:
         known = ", ".join(SETS[name])
-        raise UsageError(f"torchvision:{name} has no split={options.split}; it has {known}")
+        raise UsageError(f"torchvision:{name} has no split={split}; it has {known}")
     root = Path(options.root or "data").expanduser()
     if name == "Imagenette":
-        return _open_imagenette(root, options)
+        return _open_imagenette(root, split, options)
     if options.labels:
         raise UsageError(f"torchvision:{name} has labels of its own; leave labels= away")
-    return _open_arrays(name, root, options.split, download=options.download)
+    return _open_arrays(name, root, split, download=options.download)
 
 
 def _open_arrays(name: str, root: Path, split: str, *, download: bool) -> SampleSet:
@@ -159,19 +160,19 @@ def _download(kind: Any, root: Path, arguments: dict[str, Any], remedy: str) -> 
         ) from error
 
 
-def _open_imagenette(root: Path, options: SourceOptions) -> SampleSet:
+def _open_imagenette(root: Path, split: str, options: SourceOptions) -> SampleSet:
     """The largest of its three sizes that lies there; classes by their first English name."""
     from torchvision.datasets import Imagenette
 
-    folder = next((f for f in _IMAGENETTE_FOLDERS if (root / f / options.split).is_dir()), None)
+    folder = next((f for f in _IMAGENETTE_FOLDERS if (root / f / split).is_dir()), None)
     if folder is None:
         folder = "imagenette2"
         remedy = f"unpack {folder}.tgz (or -320, -160) in {root}"
         if not options.download:
-            raise _missing(root / folder / options.split, remedy)
-        _download(Imagenette, root, SETS["Imagenette"][options.split], remedy)
-    dataset = Imagenette(root, split=options.split, size=_IMAGENETTE_FOLDERS[folder])
-    samples = open_folder(root / folder / options.split, options)
+            raise _missing(root / folder / split, remedy)
+        _download(Imagenette, root, SETS["Imagenette"][split], remedy)
+    dataset = Imagenette(root, split=split, size=_IMAGENETTE_FOLDERS[folder])
+    samples = open_folder(root / folder / split, options)
     english = {wnid: names[0] for wnid, names in zip(dataset.wnids, dataset.classes, strict=True)}
     samples.classes = [english.get(name, name) for name in samples.classes]
     return samples
