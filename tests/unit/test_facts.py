@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmoco.data import encode
+from fastmoco.data import encode, facts
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import Check, ConvertConfig, Encoding, Statistics, _measured, convert
 from fastmoco.data.facts import channel_moments, channel_statistics
@@ -19,11 +19,12 @@ def test_moments_are_exact(count: int, level: int | None) -> None:
     pixels = random.integers(0, 256, (count, 3), dtype=np.uint8)
     pixels = pixels if level is None else np.full_like(pixels, level)
     levels = pixels.astype(np.int64)
+    assert facts._MAX_ROWS * 255**2 < 1 << 32  # else the sums of so many would wrap around
     expected = [[count] * 3, levels.sum(0), (levels**2).sum(0)]
     assert np.array_equal(channel_moments(pixels), expected)
-    facts = channel_statistics(channel_moments(pixels))
-    assert np.allclose(facts["channel_mean"], pixels.mean(0) / 255, atol=1e-6)
-    assert np.allclose(facts["channel_std"], pixels.std(0) / 255, atol=1e-6)
+    found = channel_statistics(channel_moments(pixels))
+    assert np.allclose(found["channel_mean"], pixels.mean(0) / 255, atol=1e-6)
+    assert np.allclose(found["channel_std"], pixels.std(0) / 255, atol=1e-6)
 
 
 def test_a_set_of_one_tone_has_no_deviation(tmp_path: Path) -> None:
