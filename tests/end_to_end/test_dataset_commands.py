@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastmoco import cli
-from fastmoco.data import progress
+from fastmoco.data import conversion, progress
 from tests.end_to_end.test_bad_input import fails
 from tests.pictures import encoded, picture, write_class_folders
 
@@ -94,6 +94,25 @@ def test_where_nothing_can_be_written(capsys, source: Path, tmp_path: Path) -> N
     (tmp_path / "x.beton.partial").mkdir()
     target = tmp_path / "x.beton"
     fails(capsys, ["convert", source, target], 1, f"{target}: cannot be written (Is a directory)")
+
+
+def test_an_interrupted_conversion_exits_130(
+    capsys, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x.beton"
+    run(capsys, "convert", source, target)
+    before = target.read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "encoded_batches", interrupt)
+        arguments = ["convert", source, target, "encoding=raw"]
+        fails(capsys, arguments, 130, f"{target}: interrupted; the same command goes on")
+    assert target.read_bytes() == before
+    run(capsys, *arguments)
+    assert target.read_bytes() != before
 
 
 def test_odd_names(capsys, tmp_path: Path) -> None:
