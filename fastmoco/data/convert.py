@@ -22,7 +22,7 @@ from fastmoco.data.convert_config import Check, ConvertConfig, Encoding, OnError
 from fastmoco.data.facts import description_text, plain_values
 from fastmoco.data.shards import hashed_order, set_fingerprint, shard_path, shard_samples
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
-from fastmoco.data.tally import Totals
+from fastmoco.data.tally import RECORD_VERSION, Totals
 from fastmoco.schema import UsageError
 
 __all__ = [
@@ -192,7 +192,8 @@ def _measured(count: int, cfg: ConvertConfig) -> NDArray[np.bool_]:
 def _recipe(samples: SampleSet, cfg: ConvertConfig) -> str:
     """Hex digest of all that decides the file's bytes: an interrupted run of it may go on."""
     packages = {name: version(name) for name in ("pillow", "simplejpeg", "torch")}
-    choices = {"fastmoco": __version__, **packages, **cfg.choices()}
+    versions = {"fastmoco": __version__, "records": RECORD_VERSION, **packages}
+    choices = {**versions, **cfg.choices()}
     digest = hashlib.sha256(json.dumps([choices, samples.classes]).encode())
     encode_text("".join(samples.classes))  # fails now, not when the file is finished
     for name in samples.names:

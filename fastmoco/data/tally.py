@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fastmoco.data.encode import Encoded
 from fastmoco.data.facts import no_moments
 
+RECORD_VERSION = 2  # of `Tally.to_record`; unfinished conversions with other records start anew
 # Of each stored image: its place in the source, mode, width, height, bytes, CRC-32 and digest.
 Row = tuple[int, int, int, int, int, int, int]
 
