@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastmoco.data import conversion
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW, sidecar_path
 from fastmoco.data.convert import Check, ConvertConfig, Encoding, OnError, convert
 from fastmoco.data.sources import SourceOptions, open_source
 from fastmoco.data.verify import describe, description_text, verify
-from fastmoco.data.workers import BATCH_SAMPLES
+from fastmoco.data.workers import BATCH_SAMPLES, encoded_batches
 from tests.pictures import encoded, picture, write_class_folders
 
 
@@ -328,6 +329,27 @@ def test_what_a_manifest_names_that_is_no_file_is_not_waited_for(
     assert reasons[1] == reasons[3] == "0 bytes are refused (1 to 536870912)"
     assert reasons[2] == "Too many levels of symbolic links"
     assert reasons[4] == "Is a directory"
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_an_unplugged_disk_is_no_bad_image(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_empty: bool
+) -> None:
+    target = tmp_path / "x.beton"
+    convert(str(folder), target, ConvertConfig())
+    before = target.read_bytes()
+
+    def unplugged(*arguments: object) -> object:
+        folder.rename(tmp_path / "elsewhere")
+        if is_empty:
+            folder.mkdir()
+        return encoded_batches(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "encoded_batches", unplugged)
+        with pytest.raises(OSError, match=rf"^{folder}: cannot be read \(the folder is gone"):
+            convert(str(folder), target, ConvertConfig(workers=2, quality=80))
+    assert target.read_bytes() == before
 
 
 def test_a_lost_disk_is_no_bad_image(
