@@ -59,6 +59,7 @@ class CountedDecode:
         ("center_crop", 1.01),
         ("num_threads", -1),
         ("prefetch_batches", 0),
+        ("hw_decoder_load", 1.5),
     ],
 )
 def test_spec_refuses_what_no_loader_can_serve(name: str, value: float) -> None:
