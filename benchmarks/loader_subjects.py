@@ -1,7 +1,8 @@
 """fastmoco's loaders and what bounds them, as child processes call them; imports are not timed."""
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,26 @@ def crops(path: str, loader: str, view_size: int, seconds: float) -> dict[str, f
     """Two crops of each image by one of our loaders."""
     with BetonFile.open(path) as beton:
         return measure_rate(map(_count, _batches(beton, loader, view_size)), seconds)
+
+
+def epoch_borders(path: str, loader: str, epochs: int) -> dict[str, Any]:
+    """How long the first batch of each epoch takes, beside the median of the epoch before.
+
+    The consumer does nothing, so that nothing hides a pause.
+    """
+    with BetonFile.open(path) as beton:
+        per_epoch = len(beton) // BATCH
+        batches = _batches(beton, loader, 32)
+        seconds = np.zeros((epochs, per_epoch))
+        for epoch in range(epochs):
+            for batch in range(per_epoch):
+                start = time.perf_counter()
+                next(batches)
+                seconds[epoch, batch] = time.perf_counter() - start
+        batches.close()
+    medians = np.median(seconds, axis=1)
+    ratios = seconds[1:, 0] / medians[:-1]
+    return {"ratios": ratios.tolist(), "median_seconds": float(np.median(medians))}
 
 
 def views(path: str, loader: str, view_size: int, seconds: float) -> dict[str, float]:
@@ -80,7 +101,7 @@ def crop_alone(path: str, view_size: int, seconds: float) -> dict[str, float]:
         return measure_rate(_on_all_cpus(beton, crop), seconds)
 
 
-def _batches(beton: BetonFile, loader: str, view_size: int) -> Iterator[Batch]:
+def _batches(beton: BetonFile, loader: str, view_size: int) -> Generator[Batch]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=BATCH)
     spec = LoaderSpec(view_size=view_size, policy=POLICY)

@@ -3,9 +3,10 @@
 The twin of `augment.plain_views`, within 1e-5. What an image did not draw is not computed, its
 three planes stay in the core's cache from the first operation to the last, and a view's bits do not
 depend on its batch. Both views of an image against `plain_views`, both compiled, MoCo v2, one core
-of an AMD EPYC, torch 2.15, CPU time, medians of 9 rounds:
+of an AMD EPYC, torch 2.15, CPU time, medians of 7 to 9 rounds:
 
-    64 images of 224 x 224    0.91 against 9.5 ms (10 x)
+    16 images of 224 x 224    0.75 against 5.3 ms (7 x)
+    64 images of 224 x 224    0.86 against 7.9 ms (9 x), which leave the cache
     256 images of 32 x 32     0.033 against 0.12 ms (3.7 x)
 
 To `torch.compile` it is one operator, so that a step around it is still captured whole. Left out:

@@ -5,6 +5,7 @@ comes in, torchvision weighs red with 0.2989, Kornia and PIL with 0.299: 1e-4 a 
 factors make of it, hence 5e-4.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ from kornia.enhance import (
     adjust_saturation_with_gray_subtraction,
 )
 from torch import Tensor
-from torchvision.transforms import ColorJitter
+from torchvision.transforms import ColorJitter, GaussianBlur
 
 from fastmoco.pipelines import augment
 from fastmoco.pipelines.augment import (
@@ -351,7 +352,7 @@ def test_normalized_is_undone_by_its_inverse():
 def test_parameters_are_distributed_as_torchvisions():
     jitter = ColorJitter(V1.brightness, V1.contrast, V1.saturation, V1.hue)
     settings = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
-    theirs = [ColorJitter.get_params(*settings) for _ in range(8000)]
+    theirs = [ColorJitter.get_params(*settings) for _ in range(100_000)]
     drawn = draw_parameters(keys(100_000), [0], V1).jitter
     assert drawn is not None
     for column, name in enumerate(NAMES, 1):
@@ -390,8 +391,14 @@ def test_shares_are_the_policys():
     shares = {0.5: drawn.flip, 0.8: jittered, 0.2: drawn.grayscale}
     for share, chosen in (*shares.items(), (0.5, drawn.blur_sigma > 0)):
         assert abs(chosen.float().mean().item() - share) < 5 * 0.5 / math.sqrt(100_000)
-    sigma = drawn.blur_sigma[drawn.blur_sigma > 0].numpy()
-    assert_same_distribution(sigma, np.linspace(*V2.blur_sigma, len(sigma)), "sigma")
+
+
+def test_sigmas_are_distributed_as_torchvisions():
+    always = dataclasses.replace(V2, blur_probability=1.0)
+    sigma = draw_parameters(keys(100_000), [1], always).blur_sigma
+    assert sigma is not None
+    theirs = [GaussianBlur.get_params(*V2.blur_sigma) for _ in range(100_000)]
+    assert_same_distribution(sigma.numpy(), np.array(theirs), "sigma")
 
 
 def test_probability_0_never_and_1_always_applies():
