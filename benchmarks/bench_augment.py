@@ -24,15 +24,14 @@ from benchmarks.harness import (
     random_images,
     summarize,
 )
+from benchmarks.loader_subjects import training_step
 from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
 from fastmoco.device import resolve_compile, resolve_device
-from fastmoco.moco.build import build_model
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import Compile, MocoConfig, ModelConfig, Precision
-from fastmoco.train.step import TrainStep
+from fastmoco.schema import Compile
 
 OURS, PLAIN, FUNCTIONS = "fastmoco", "by torch alone", "by Kornia's functions"
 KORNIA, TORCHVISION, STEP = "Kornia's AugmentationSequential", "torchvision v2", "MoCo step"
@@ -54,7 +53,6 @@ def bench_augment(settings: Settings, report: Report) -> None:
     for policy, size in VIEW_SIZES.items():
         images = 4 * count if size == 32 else count
         works = _contenders(policy, device, images, size)
-        plan = plan if len(works) > 1 or on_gpu else Plan(1, plan.rounds)
         with torch.no_grad():
             seconds = measure_blocks(works, OURS, plan, timer)
         costs = {name: [each / images for each in found] for name, found in seconds.items()}
@@ -96,31 +94,19 @@ def _rows(policy: str, costs: Costs) -> list[Row]:
     return [*ours, *map(row, peers), row(again(OURS), OURS, "A/A: the noise floor")]
 
 
-def _share_row(device: torch.device, count: int) -> Row:
-    """The augmentation of both views as a share of a training step with a ResNet-50."""
-    torch.manual_seed(0)
-    policy = POLICIES["moco_v2"]
-    model = build_model(ModelConfig(), MocoConfig()).to(device)
-    model = model.to(memory_format=torch.channels_last)
-    step = TrainStep(
-        model,
-        torch.optim.SGD(model.query_encoder.parameters(), lr=0.03, momentum=0.9),
-        policy=policy,
-        mean=torch.tensor(subjects.MEAN, device=device),
-        std=torch.tensor(subjects.STD, device=device),
-        precision=Precision.bf16,
-        compiled=resolve_compile(Compile.auto, device)[0],
-    )
-    crops = random_images((count, 2, 224, 224, 3), device)
+def _share_row(device: torch.device, count: int, encoder: str = "resnet50", size: int = 224) -> Row:
+    """The augmentation of both views as a share of a training step that includes it."""
+    policy, step = POLICIES["moco_v2"], training_step(encoder, device)
+    crops = random_images((count, 2, size, size, 3), device)
     key = torch.from_numpy(draw_keys(0, 0, np.arange(count))).to(device)
     batch = Batch(crops, torch.zeros(count, 2, 4), key, key, key, data_wait_seconds=0.0)
-    views = subjects.ours(policy, device, compiled=True)
+    views = torch.no_grad()(subjects.ours(policy, device, compiled=True))
     works: dict[str, Work] = {OURS: partial(views, crops, key), STEP: partial(step, batch, 0.03)}
     timer = cuda_timer if device.type == "cuda" else host_timer()
     seconds = measure_blocks(works, OURS, Plan(10, 10), timer)
     shares = [100 * a / b for a, b in zip(seconds[OURS], seconds[STEP], strict=True)]
     return Row(
-        what="moco_v2, both views beside a step with ResNet-50, bf16",
+        what=f"moco_v2, both views within a step of {encoder}, bf16",
         unit="% of the step",
         value=summarize(shares),
         goal=GOALS[STEP],
