@@ -24,11 +24,13 @@ from benchmarks.settings import Settings
 
 SUBJECTS, OFFICIAL = "benchmarks.loader_subjects", "benchmarks.peers.official_peer"
 OURS, FFCV, PIL = "beton", "FFCV, one decode per view", "official, decode and crop"
+THEIR_RUNTIMES = ("ffcv", "dali")  # behind our contract, on the CPU
 OUR_VIEWS, PIL_VIEWS = "beton, MoCo v2 views", "official, MoCo v2 views"
 DECODE, CROP, BOTH = "decode alone", "two crops alone", "decode alone + crops alone"
 CROP_GOAL = ">= 2x FFCV, >= 6x official, within 15% of the limit"
 VIEWS_GOAL = ">= 3x official, aiming at 5x"
 FIRST_GOAL = "< 1 s"
+BORDER_GOAL = "as any other batch"
 
 Contenders = Mapping[str, tuple[str, dict[str, Any]]]
 Runs = Mapping[str, Sequence[Mapping[str, float]]]
@@ -60,6 +62,7 @@ def bench_loader_photographs(settings: Settings, report: Report, folder: Path) -
     theirs: dict[str, Any] = {"source": str(files.images), "view_size": 224}
     runs: Contenders = {
         OURS: (f"{SUBJECTS}:crops", {**ours, "loader": "beton"}),
+        **{name: (f"{SUBJECTS}:crops", {**ours, "loader": name}) for name in THEIR_RUNTIMES},
         FFCV: ("benchmarks.peers.ffcv_peer:read_crops", ours),
         PIL: (f"{OFFICIAL}:crops", theirs),
         OUR_VIEWS: (f"{SUBJECTS}:views", {**ours, "loader": "beton"}),
@@ -71,6 +74,7 @@ def bench_loader_photographs(settings: Settings, report: Report, folder: Path) -
     report.rows = [
         *(_row(found, reasons, OURS, peer, CROP_GOAL) for peer in (FFCV, PIL)),
         _row(found, reasons, OUR_VIEWS, PIL_VIEWS, VIEWS_GOAL),
+        *(_row(found, reasons, name, FFCV) for name in THEIR_RUNTIMES),
         *(_row(found, reasons, name) for name in (FFCV, PIL, PIL_VIEWS, DECODE, CROP)),
         _row(found, reasons, again(OURS), OURS),
         _first_batch_row(found, reasons),
@@ -101,6 +105,7 @@ def bench_loader_thumbnails(settings: Settings, report: Report, folder: Path) ->
         *(_row(found, reasons, name, peer) for name in names for peer in (FFCV, PIL)),
         *(_row(found, reasons, name) for name in (FFCV, PIL)),
         _row(found, reasons, again(OURS), OURS),
+        *(_border_row(name, file, settings) for name, file in (("beton", jpeg), ("resident", raw))),
     ]
     assert set(names) <= found.keys(), reasons
 
@@ -131,7 +136,8 @@ def _run(target: str, arguments: dict[str, Any]) -> Mapping[str, float]:
 def _row(found: Runs, reasons: Mapping[str, str], name: str, peer: str = "", goal: str = "") -> Row:
     """Images per second of a contender, beside a peer."""
     if name not in found:
-        return Row(what=name, unit="images/s", goal=goal, note=reasons.get(name, "absent"))
+        note = reasons.get(name, "absent")
+        return Row(what=name, unit="images/s", goal=goal, decode_device="cpu", note=note)
     costs = {one: [run["seconds"] / run["images"] for run in runs] for one, runs in found.items()}
     share, limit = None, ""
     if {DECODE, CROP} <= found.keys() and name == OURS:
@@ -146,7 +152,7 @@ def _row(found: Runs, reasons: Mapping[str, str], name: str, peer: str = "", goa
         limit=limit,
         share_of_limit=share,
         goal=goal,
-        decode_device="cpu",
+        decode_device="none" if name == CROP else "cpu",
         note="A/A: the noise floor" if name == again(OURS) else f"peak {peak / 1e6:,.0f} MB",
     )
 
@@ -157,7 +163,28 @@ def _first_batch_row(found: Runs, reasons: Mapping[str, str]) -> Row:
     if OURS in found:
         value = summarize([run["first_batch_seconds"] for run in found[OURS]])
     note = reasons.get(OURS, "")
-    return Row(what="beton, first batch", unit="s", value=value, goal=FIRST_GOAL, note=note)
+    return Row(
+        what="beton, first batch",
+        unit="s",
+        value=value,
+        goal=FIRST_GOAL,
+        decode_device="cpu",
+        note=note,
+    )
+
+
+def _border_row(loader: str, file: Files, settings: Settings) -> Row:
+    """The wait for the first batch of an epoch, in waits for a batch of the epoch before it."""
+    arguments = {"path": str(file.beton), "loader": loader, "epochs": settings.pick(8, 20)}
+    waits = call_in_child(f"{SUBJECTS}:epoch_borders", arguments).value
+    return Row(
+        what=f"{loader}, first batch of an epoch over the median batch",
+        unit="x",
+        value=summarize(waits["ratios"]),
+        goal=BORDER_GOAL,
+        decode_device="cpu",
+        note=f"a batch takes {1e3 * waits['median_seconds']:.2f} ms",
+    )
 
 
 def _median(values: Sequence[float]) -> float:

@@ -1,8 +1,10 @@
 """fastmoco's loaders and what bounds them, as child processes call them; imports are not timed."""
 
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ import torch
 from benchmarks.rates import measure_rate
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
+from fastmoco.device import resolve_device
+from fastmoco.moco.build import build_model
+from fastmoco.moco.loss import resolve_loss
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
 from fastmoco.pipelines.policies import POLICIES
+from fastmoco.schema import Loss, MocoConfig, ModelConfig, Precision
+from fastmoco.train.step import TrainStep
 
 BATCH = 64
 POLICY = POLICIES["moco_v2"]
@@ -36,6 +43,26 @@ def crops(path: str, loader: str, view_size: int, seconds: float) -> dict[str, f
     """Two crops of each image by one of our loaders."""
     with BetonFile.open(path) as beton:
         return measure_rate(map(_count, _batches(beton, loader, view_size)), seconds)
+
+
+def epoch_borders(path: str, loader: str, epochs: int) -> dict[str, Any]:
+    """How long the first batch of each epoch takes, beside the median of the epoch before.
+
+    The consumer does nothing, so that nothing hides a pause.
+    """
+    with BetonFile.open(path) as beton:
+        per_epoch = len(beton) // BATCH
+        batches = _batches(beton, loader, 32)
+        seconds = np.zeros((epochs, per_epoch))
+        for epoch in range(epochs):
+            for batch in range(per_epoch):
+                start = time.perf_counter()
+                next(batches)
+                seconds[epoch, batch] = time.perf_counter() - start
+        batches.close()
+    medians = np.median(seconds, axis=1)
+    ratios = seconds[1:, 0] / medians[:-1]
+    return {"ratios": ratios.tolist(), "median_seconds": float(np.median(medians))}
 
 
 def views(path: str, loader: str, view_size: int, seconds: float) -> dict[str, float]:
@@ -80,7 +107,7 @@ def crop_alone(path: str, view_size: int, seconds: float) -> dict[str, float]:
         return measure_rate(_on_all_cpus(beton, crop), seconds)
 
 
-def _batches(beton: BetonFile, loader: str, view_size: int) -> Iterator[Batch]:
+def _batches(beton: BetonFile, loader: str, view_size: int) -> Generator[Batch]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=BATCH)
     spec = LoaderSpec(view_size=view_size, policy=POLICY)
@@ -112,3 +139,52 @@ def _on_all_cpus(beton: BetonFile, work: Callable[[int], object]) -> Iterator[in
             ahead.append(pool.submit(chunk, start))
             start += 8
             yield 8
+
+
+def feed(path: str, loader: str, encoder: str, view_size: int, seconds: float) -> dict[str, Any]:
+    """A MoCo v2 step in bf16 on the device, fed by a loader; what of the time it waits for data.
+
+    Returns:
+        As `measure_rate`, ``wait_share`` in 0..1 and ``decode_device``.
+    """
+    device = resolve_device("auto")
+    step = training_step(encoder, device)
+    count = 256 if device.type == "cuda" else 16
+    with BetonFile.open(path) as beton:
+        plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=count)
+        spec = LoaderSpec(view_size=view_size, policy=POLICY)
+        opened = build_loader(beton, plan, spec=spec, stop_epoch=10_000, device=device, name=loader)
+        waits: list[float] = []
+
+        def stepped() -> Iterator[int]:
+            for batch in opened:
+                step(batch, 0.03)
+                waits.append(batch.data_wait_seconds)
+                yield len(batch.crops)
+
+        with closing(opened):
+            found = measure_rate(stepped(), seconds)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+    steps = round(found["images"] / count)
+    share = sum(waits[-steps:]) / found["seconds"]
+    return {**found, "wait_share": share, "decode_device": opened.decode_device}
+
+
+def training_step(encoder: str, device: torch.device) -> TrainStep:
+    """MoCo v2 in bf16, as `build_trainer` makes it; compiled on a GPU."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(encoder=encoder), MocoConfig()).to(device)
+    model = model.to(memory_format=torch.channels_last)
+    if device.type == "cuda":
+        model.queue.half()
+    model.loss = resolve_loss(Loss.auto, device, MocoConfig().dim)
+    return TrainStep(
+        model,
+        torch.optim.SGD(model.query_encoder.parameters(), lr=0.03, momentum=0.9),
+        policy=POLICY,
+        mean=torch.tensor([0.48, 0.46, 0.41], device=device),
+        std=torch.tensor([0.23, 0.22, 0.23], device=device),
+        precision=Precision.bf16,
+        compiled=device.type == "cuda",
+    )

@@ -68,7 +68,7 @@ class Row:
         limit: What bounds the figure, such as a disk.
         share_of_limit: How much of that is reached, 1 at the most in theory.
         goal: What is aimed at, in words.
-        decode_device: Where images are decoded, if they are.
+        decode_device: Where images are decoded; ``none`` if none are.
         note: A remark, or the reason.
     """
 
@@ -79,7 +79,7 @@ class Row:
     limit: str = ""
     share_of_limit: float | None = None
     goal: str = ""
-    decode_device: str = ""
+    decode_device: str = "none"
     note: str = ""
 
 
@@ -129,7 +129,18 @@ class Report:
 
 def show(reports: Iterable[Report], console: Console) -> None:
     """One table of all figures."""
-    names = ("value", "unit", "spread", "n", "ratio", "beside", "of the limit", "goal", "note")
+    names = (
+        "value",
+        "unit",
+        "spread",
+        "n",
+        "ratio",
+        "beside",
+        "of the limit",
+        "goal",
+        "decoded on",
+        "note",
+    )
     table = Table("what", *names)
     for report in reports:
         table.add_section()
@@ -234,6 +245,7 @@ def _cells(row: Row) -> list[str]:
         ratio.peer if ratio else "",
         "" if row.share_of_limit is None else f"{row.share_of_limit:.0%} {row.limit}",
         row.goal,
+        row.decode_device,
         row.note,
     ]
 

@@ -79,7 +79,8 @@ class DataConfig:
     """Dataset files."""
 
     train: Path | None = None
-    """Dataset file to learn from (fastmoco convert makes one)."""
+    """Dataset file to learn from (fastmoco convert makes one); train also takes JPEGs as they lie
+    in a folder or in tar shards."""
     test: Path | None = None
     """Dataset file to evaluate on; needed by evaluation and by the monitor."""
 
@@ -100,6 +101,8 @@ class PipelineConfig:
     """Threads that decode and crop; 0 = one per core."""
     prefetch_batches: int = 2
     """Batches made ahead of the one in use."""
+    hw_decoder_load: float | None = None
+    """DALI on a GPU: share of images, 0 to 1, for its JPEG unit; null = by a short sweep."""
 
 
 @dataclass(kw_only=True, slots=True)

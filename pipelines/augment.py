@@ -8,6 +8,7 @@ nothing is read back to the host and ``torch.compile`` captures one graph. The p
 pays for operations that only some draw (blur at p = 0.5 costs as much as at p = 1). A policy's
 pool is the exception: `pool`, which runs eagerly.
 
+On a CPU, where branches are cheap and memory is dear, `host_views` does the same image by image.
 Colors are computed on three separate planes, for speed: `color`.
 """
 
@@ -19,8 +20,17 @@ import torch
 from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
-from fastmoco.pipelines.color import Jitter, Planes, color_jitter, each, grayscale, per_image
+from fastmoco.pipelines.color import (
+    Jitter,
+    Planes,
+    color_jitter,
+    each,
+    grayscale,
+    jitter_places,
+    per_image,
+)
 from fastmoco.pipelines.draws import Draw, uniform
+from fastmoco.pipelines.host_views import host_views
 from fastmoco.pipelines.policies import Policy
 from fastmoco.pipelines.pool import apply_pool
 
@@ -57,14 +67,52 @@ def augment_views(
     Returns:
         V tensors ``(N, 3, H, W)``, channels_last, normalized.
     """
+    views = plain_views
+    if crops.device.type == "cpu" and not policy.pool:
+        views = _views_on_host
+    return torch.split(views(crops, draw_key, policy, mean, std).to(dtype), len(crops))
+
+
+def plain_views(
+    crops: Tensor, draw_key: Tensor, policy: Policy, mean: Tensor, std: Tensor
+) -> Tensor:
+    """The views by torch's and Kornia's operations; arguments as of `augment_views`.
+
+    Returns:
+        ``(V * N, 3, H, W)`` float32, channels_last, one view after the other.
+    """
     parameters = draw_parameters(draw_key, range(crops.shape[1]), policy)
     with torch.autocast(crops.device.type, enabled=False):
         planes = _augmented(_planes(crops), parameters)
         if policy.pool:
             pooled = apply_pool(torch.stack(planes, 1), draw_key, range(crops.shape[1]), policy)
             planes = pooled[:, 0], pooled[:, 1], pooled[:, 2]
-        views = _normalized(planes, mean, std, dtype)
-    return torch.split(views, len(crops))
+        return _normalized(planes, mean, std)
+
+
+def _views_on_host(
+    crops: Tensor, draw_key: Tensor, policy: Policy, mean: Tensor, std: Tensor
+) -> Tensor:
+    """As `plain_views`, by `host_views`."""
+    parameters = draw_parameters(draw_key, range(crops.shape[1]), policy)
+    sequence, drawn = _packed(parameters, crops.shape[1] * len(draw_key))
+    radius = min(parameters.blur_radius, crops.shape[2] - 1, crops.shape[3] - 1)
+    first = parameters.grayscale_first
+    views: Tensor = host_views(crops, sequence, drawn, first, radius, mean, std)
+    return views.permute(0, 3, 1, 2)
+
+
+def _packed(parameters: ViewParameters, count: int) -> tuple[Tensor, Tensor]:
+    """The jitter's order, ``(count, 4)``, and all else that was drawn, for `host_views`."""
+    flip, jitter, gray, _, sigma, _ = parameters
+    none, one = torch.zeros(count), torch.ones(count)
+    jitter = jitter or Jitter(one, one, one, none, none.to(torch.int64))
+    *places, before_hue = jitter_places(jitter.order)
+    # Hue comes before those of the other three whose place is not below `before_hue`.
+    ranks = [2 * place for place in places] + [2 * before_hue - 1]
+    sequence = torch.argsort(torch.stack(ranks, 1), dim=1)
+    rest = (none if value is None else value.to(torch.float32) for value in (flip, gray, sigma))
+    return sequence, torch.stack([*jitter[:4], *rest], 1)
 
 
 def normalized(crops: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
@@ -79,7 +127,7 @@ def normalized(crops: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> 
     Returns:
         ``(N, 3, H, W)``, channels_last.
     """
-    return _normalized(_planes(crops), mean, std, dtype)
+    return _normalized(_planes(crops), mean, std).to(dtype)
 
 
 def apply_view(images: Tensor, parameters: ViewParameters) -> Tensor:
@@ -152,10 +200,10 @@ def _planes(crops: Tensor) -> Planes:
     return red, green, blue
 
 
-def _normalized(planes: Planes, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+def _normalized(planes: Planes, mean: Tensor, std: Tensor) -> Tensor:
     """Planes to ``(N, 3, H, W)`` channels_last: in memory, NHWC."""
     scaled = [(plane - mean[c]) / std[c] for c, plane in enumerate(planes)]
-    return torch.stack(scaled, -1).to(dtype).permute(0, 3, 1, 2)
+    return torch.stack(scaled, -1).permute(0, 3, 1, 2)
 
 
 def _augmented(planes: Planes, parameters: ViewParameters) -> Planes:

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.buffers import CudaUploader, empty_batch, first
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import batch_requests
 from fastmoco.pipelines.resize import crop_and_resize_views
+from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.pipelines.workshop import Slot, Workshop
 
 # What `torch.nn.functional.interpolate` calls, which cannot pass `out`.
@@ -134,7 +134,7 @@ class BetonLoader:
 
 
 def build(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
+    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> BetonLoader:
     """The loader of `build_loader`'s arguments."""
     return build_threads(dataset, dataset, plan, spec, stop_epoch, device)
@@ -142,7 +142,7 @@ def build(
 
 def build_threads(
     source: ImageSource,
-    dataset: Dataset,
+    dataset: ImageSet,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from fastmoco.pipelines.policies import Policy
+from fastmoco.pipelines.source_set import ImageSet
 
 LOADERS = {
     "beton": "fastmoco.pipelines.beton_loader",
@@ -39,6 +39,8 @@ class LoaderSpec:
     """Threads that decode; 0: one for each core that this process may use."""
     prefetch_batches: int = 2
     """Batches made ahead of the one handed out."""
+    hw_decoder_load: float | None = None
+    """DALI on a GPU: share of the images that its JPEG unit decodes; None: by a short sweep."""
 
     def __post_init__(self) -> None:
         """Refuse values that no loader can serve."""
@@ -52,6 +54,8 @@ class LoaderSpec:
             raise ValueError(f"num_threads={self.num_threads} is negative; set 0 for one per core")
         if self.prefetch_batches < 1:
             raise ValueError(f"prefetch_batches={self.prefetch_batches} leaves none; set 1 or more")
+        if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
+            raise ValueError(f"hw_decoder_load={self.hw_decoder_load} is no share; set 0 to 1")
 
     @property
     def num_views(self) -> int:
@@ -60,7 +64,7 @@ class LoaderSpec:
 
 
 def build_loader(
-    dataset: Dataset,
+    dataset: ImageSet,
     plan: EpochPlan,
     *,
     spec: LoaderSpec,
@@ -94,7 +98,7 @@ def build_loader(
 
 
 def resolve_loader(
-    dataset: Dataset,
+    dataset: ImageSet,
     plan: EpochPlan,
     *,
     spec: LoaderSpec,
@@ -124,8 +128,9 @@ def resolve_loader(
     from fastmoco.pipelines.choose import choose_loader
 
     def open_loader(name: str) -> ViewLoader:
+        stop_epoch = plan.epoch + 1000  # of a small set; a trial ends by time
         return build_loader(
-            dataset, plan, spec=spec, stop_epoch=plan.epoch + 1, device=device, name=name
+            dataset, plan, spec=spec, stop_epoch=stop_epoch, device=device, name=name
         )
 
     return choose_loader(dataset, device, open_loader)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton_format import MODE_JPEG
-from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.pipelines.resident_loader import free_bytes, resident_bytes
+from fastmoco.pipelines.source_set import ImageSet
 
 SMALL_SIDE = 160
 """Longest side in pixels of images that are kept decoded."""
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 
 def choose_loader(
-    dataset: Dataset, device: torch.device, open_loader: Callable[[str], ViewLoader]
+    dataset: ImageSet, device: torch.device, open_loader: Callable[[str], ViewLoader]
 ) -> Choice:
     """Choose for a set and a device.
 
@@ -54,7 +54,7 @@ def choose_loader(
     if find_spec("nvidia.dali") is None:
         return Choice("beton", "DALI is not installed, so the CPU decodes")
     rates = {name: _try(open_loader, name) for name in ("dali", "beton")}
-    best = max(rates, key=lambda name: rates[name])
+    best = "dali" if rates["dali"] > rates["beton"] else "beton"
     if best != "dali" and rates["dali"]:
         from fastmoco.pipelines.dali_pipeline import free_pipelines
 

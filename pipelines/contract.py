@@ -123,7 +123,7 @@ class ViewLoader(Protocol):
     """
 
     decode_device: str
-    """Where JPEGs are decoded: ``cpu`` or ``gpu``."""
+    """Where JPEGs are decoded: ``cpu`` or ``gpu``, and what else is to be known of it."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Return self: a loader is consumed once."""

@@ -1,4 +1,4 @@
-"""DALI decodes the JPEGs of a .beton file: on the GPU where there is one, else on the CPU.
+"""DALI decodes JPEGs, of a .beton file, a folder or tar shards: on a GPU if there is one.
 
 Trade-off: decoding leaves the host, which only reads and proves the bytes; in return the pixels are
 DALI's. On the CPU crops differ from Pillow's by 0.3 levels in the mean. On a GPU nvJPEG decodes,
@@ -11,8 +11,7 @@ DALI does not notice a JPEG whose second half is wiped: only the checksum does, 
 FFCV wrote lack (beton_loader notices).
 Closing waits for the batches that DALI has begun (`dali_pipeline` says why), but 5 seconds at most.
 
-Left out: files that hold both JPEGs and raw pixels (beton_loader reads them), folders and tar
-shards (`fastmoco convert` reads them).
+Left out: files that hold both JPEGs and raw pixels (beton_loader reads them).
 """
 
 import os
@@ -20,6 +19,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from typing import Self
 
 import numpy as np
@@ -27,7 +29,6 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from fastmoco.data.beton_format import MODE_RAW
-from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
@@ -40,6 +41,7 @@ from fastmoco.pipelines.dali_pipeline import (
     take,
 )
 from fastmoco.pipelines.handover import Handover
+from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.pipelines.watchdog import Background, proved_blob, stop_all
 
 HW_DECODER_LOAD = 0.65
@@ -50,7 +52,7 @@ TIMEOUT_SECONDS = 120.0
 ADVICE = "DALI hangs or the disk is very slow; set pipeline=beton, which decodes on the CPU"
 
 
-def _read(dataset: Dataset, requests: Iterator[BatchRequest], *, raw: bool) -> Generator[Read]:
+def _read(dataset: ImageSet, requests: Iterator[BatchRequest], *, raw: bool) -> Generator[Read]:
     """The stored images of each batch, proved."""
     for request in requests:
         images = [proved_blob(dataset, i) for i in request.sample_id.tolist()]
@@ -61,7 +63,7 @@ def _read(dataset: Dataset, requests: Iterator[BatchRequest], *, raw: bool) -> G
         yield request, images
 
 
-def _decode(dataset: Dataset, settings: Settings, feed: Background[Read]) -> Generator[Decoded]:
+def _decode(dataset: ImageSet, settings: Settings, feed: Background[Read]) -> Generator[Decoded]:
     """The crops of each batch. A pipeline that failed is dropped: DALI calls it no longer valid."""
     pipeline = take(settings)
     try:
@@ -77,7 +79,7 @@ def _decode(dataset: Dataset, settings: Settings, feed: Background[Read]) -> Gen
         raise feed_error
 
 
-def _explained(dataset: Dataset, batches: deque[BatchRequest], error: Exception) -> Exception:
+def _explained(dataset: ImageSet, batches: deque[BatchRequest], error: Exception) -> Exception:
     """DALI's error as that of the image that the CPU cannot decode either, if there is one."""
     for request in batches:
         for sample_id in request.sample_id.tolist():
@@ -96,13 +98,13 @@ class DaliLoader:
     """Batches decoded by DALI, ahead of their use; see `contract.ViewLoader`.
 
     Attributes:
-        decode_device: ``gpu`` or ``cpu``; of raw pixels, where they are cropped.
-        hw_decoder_load: Share of the images that the GPU's JPEG unit decodes, where it has one.
+        decode_device: ``cpu``, or ``gpu`` and what share of the images its JPEG unit decodes; of
+            raw pixels, where they are cropped.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: ImageSet,
         requests: Iterator[BatchRequest],
         settings: Settings,
         device: torch.device,
@@ -111,7 +113,8 @@ class DaliLoader:
     ) -> None:
         """Start reading and decoding."""
         self.decode_device = "cpu" if settings.device_id is None else "gpu"
-        self.hw_decoder_load = settings.hw_decoder_load
+        if self.decode_device == "gpu" and not settings.raw:
+            self.decode_device += f" (hw_decoder_load {settings.hw_decoder_load:g})"
         self._timeout_seconds = timeout_seconds
         count, views, size = settings.max_batch_size, settings.num_views, settings.view_size
         self._handover = Handover(count, views, size, device)
@@ -148,13 +151,12 @@ class DaliLoader:
 
 
 def build(
-    dataset: Dataset,
+    dataset: ImageSet,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,
     device: torch.device,
     *,
-    hw_decoder_load: float = HW_DECODER_LOAD,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> DaliLoader:
     """The loader of `build_loader`'s arguments.
@@ -162,13 +164,13 @@ def build(
     Raises:
         ValueError: If the file holds both JPEGs and raw pixels.
     """
-    settings = _settings(dataset, plan, spec, device, hw_decoder_load)
+    settings = _settings(dataset, plan, spec, device)
     requests = batch_requests(dataset, plan, spec, stop_epoch)
     return DaliLoader(dataset, requests, settings, device, timeout_seconds=timeout_seconds)
 
 
 def _settings(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device, load: float
+    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, device: torch.device
 ) -> Settings:
     num_raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
     if 0 < num_raw < len(dataset):
@@ -179,6 +181,11 @@ def _settings(
     device_id = None
     if device.type == "cuda":
         device_id = torch.cuda.current_device() if device.index is None else device.index
+    load = spec.hw_decoder_load
+    if load is None and (device_id is None or num_raw):
+        load = HW_DECODER_LOAD  # nothing is decoded by such a unit
+    if load is None:
+        load = _fastest_load(dataset, plan, spec, device)
     return Settings(
         max_batch_size=-(-min(plan.num_samples, plan.global_batch_size) // plan.world_size),
         num_views=spec.num_views,
@@ -191,17 +198,30 @@ def _settings(
     )
 
 
+_fastest_loads: dict[torch.device, float] = {}
+
+
+def _fastest_load(
+    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, device: torch.device
+) -> float:
+    """The best of a sweep, which is made once in a process and for a device."""
+    if device not in _fastest_loads:
+        rates = sweep_hw_decoder_load(dataset, plan, spec, device)
+        _fastest_loads[device] = max(rates, key=rates.__getitem__)
+    return _fastest_loads[device]
+
+
 def sweep_hw_decoder_load(
-    dataset: Dataset,
+    dataset: ImageSet,
     plan: EpochPlan,
     spec: LoaderSpec,
     device: torch.device,
     *,
-    num_batches: int = 20,
+    num_batches: int = 10,
 ) -> dict[float, float]:
-    """Images per second for each share of `SWEEP`, for ``build(hw_decoder_load=...)``.
+    """Images per second for each share of `SWEEP`.
 
-    Call it once, before training: it builds and frees a pipeline for each share.
+    It builds and frees a pipeline for each share.
 
     Args:
         dataset: As of `build`; likewise the others.
@@ -209,20 +229,18 @@ def sweep_hw_decoder_load(
         spec: Of the loader.
         device: A GPU.
         num_batches: How many to measure.
-
-    Raises:
-        ValueError: If the device is no GPU.
     """
-    if device.type != "cuda":
-        raise ValueError(f"device={device} has no JPEG unit; hw_decoder_load matters on GPUs only")
     rates = {}
     for load in SWEEP:
-        loader = build(dataset, plan, spec, plan.epoch + 1000, device, hw_decoder_load=load)
-        next(loader)
-        start = time.perf_counter()
-        images = sum(len(next(loader).crops) for _ in range(num_batches))
-        torch.cuda.synchronize(device)
-        rates[load] = images / (time.perf_counter() - start)
-        loader.close()
+        with closing(
+            build(dataset, plan, replace(spec, hw_decoder_load=load), plan.epoch + 1000, device)
+        ) as loader:
+            next(loader)
+            images, start = 0, time.perf_counter()
+            for batch in islice(loader, num_batches):
+                if batch.crops.is_cuda:
+                    torch.cuda.synchronize()
+                images += len(batch.crops)
+            rates[load] = images / (time.perf_counter() - start)
         free_pipelines()
     return rates

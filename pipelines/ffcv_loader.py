@@ -27,7 +27,6 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
@@ -39,6 +38,7 @@ from fastmoco.pipelines.ffcv_runtime import (
     stored_index,
 )
 from fastmoco.pipelines.handover import Handover
+from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.pipelines.watchdog import Background, proved_blob, stop_all
 
 TIMEOUT_SECONDS = 120.0
@@ -182,7 +182,7 @@ class FfcvLoader:
 
 
 def build(
-    dataset: Dataset,
+    dataset: ImageSet,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,
@@ -193,12 +193,11 @@ def build(
     """The loader of `build_loader`'s arguments.
 
     Raises:
-        ValueError: If the dataset has several files.
+        ValueError: If the dataset is not one file.
     """
     if not isinstance(dataset, BetonFile):
         raise ValueError(
-            f"pipeline=ffcv reads one file, {dataset.path} are {len(dataset.files)}; set "
-            "pipeline=beton"
+            f"pipeline=ffcv reads one .beton file, and {dataset.path} is none; set pipeline=beton"
         )
     count = -(-min(plan.num_samples, plan.global_batch_size) // plan.world_size)
     shape = (spec.prefetch_batches + 1, count, spec.num_views, spec.view_size, spec.view_size, 3)

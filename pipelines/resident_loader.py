@@ -26,11 +26,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastmoco.data.beton_set import Dataset
 from fastmoco.pipelines.beton_loader import build_threads
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, epoch_request
+from fastmoco.pipelines.source_set import ImageSet
 
 WEIGHT_UNIT = 2048
 """Resize weights are integers over this: 11 bits, which TF32 keeps; pixels are 8 bits, sums 19."""
@@ -176,7 +176,7 @@ def _sliced(plan: EpochPlan, epoch: Batch) -> Iterator[Batch]:
         start = stop
 
 
-def resident_bytes(dataset: Dataset) -> int:
+def resident_bytes(dataset: ImageSet) -> int:
     """Memory that a set takes, decoded and padded to its largest image."""
     return len(dataset) * int(dataset.heights.max()) * int(dataset.widths.max()) * 3
 
@@ -200,7 +200,7 @@ class DecodedSet:
     """
 
     images: npt.NDArray[np.uint8]
-    dataset: Dataset
+    dataset: ImageSet
 
     def decode(self, sample_id: int) -> npt.NDArray[np.uint8]:
         """The pixels of an image and what pads it; boxes lie inside the image."""
@@ -212,7 +212,7 @@ class DecodedSet:
         return self.dataset.name(sample_id)
 
 
-def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
+def _decode_set(dataset: ImageSet, num_threads: int) -> npt.NDArray[np.uint8]:
     """``(S, H, W, 3)`` on the host; smaller images lie in the upper left corner."""
     height, width = int(dataset.heights.max()), int(dataset.widths.max())
     images = np.zeros((len(dataset), height, width, 3), np.uint8)
@@ -229,7 +229,7 @@ def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
 
 
 def build(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
+    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> ViewLoader:
     """The loader of `build_loader`'s arguments.
 
@@ -252,7 +252,7 @@ def build(
 
 def build_on_device(
     images: npt.NDArray[np.uint8],
-    dataset: Dataset,
+    dataset: ImageSet,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,
@@ -264,7 +264,7 @@ def build_on_device(
 
 
 def _epochs(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
+    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
 ) -> Iterator[tuple[EpochPlan, BatchRequest]]:
     while plan.epoch < stop_epoch:
         yield plan, epoch_request(dataset, plan, spec)

@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fastmoco.data.beton_set import open_dataset
 from fastmoco.device import describe_device, resolve_compile, resolve_device
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.inspection.first_views import write_first_views
 from fastmoco.inspection.pictures import draw_curves
 from fastmoco.pipelines.contract import ViewLoader
+from fastmoco.pipelines.source_set import open_image_set
 from fastmoco.schema import TrainConfig, UsageError
 from fastmoco.train.checkpoint import newest_checkpoint
 from fastmoco.train.metrics import read_metrics
@@ -102,7 +102,7 @@ def train(cfg: TrainConfig) -> Path:
 
         return dry_run(cfg)
     device = resolve_device(cfg.device)
-    with open_dataset(cfg.data.train) as dataset, KnnMonitor(cfg, device) as monitor:
+    with open_image_set(cfg.data.train) as dataset, KnnMonitor(cfg, device) as monitor:
         run = open_run_folder(cfg)
         with run_logger(run) as logger, stop_signals() as stop:
             compiled, how = resolve_compile(cfg.train.compile, device)

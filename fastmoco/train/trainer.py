@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from fastmoco.config import config_to_dict
-from fastmoco.data.beton_set import Dataset
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import resolve_loss
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
+from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.schema import TrainConfig
 from fastmoco.train.checkpoint import (
     Checkpoint,
@@ -42,7 +42,7 @@ class Trainer:
 
     cfg: TrainConfig
     run: RunFolder
-    dataset: Dataset
+    dataset: ImageSet
     step: TrainStep
     metrics: MetricsSum
     device: torch.device
@@ -100,6 +100,7 @@ class Trainer:
             policy=self.cfg.policy,
             num_threads=pipeline.num_threads,
             prefetch_batches=pipeline.prefetch_batches,
+            hw_decoder_load=pipeline.hw_decoder_load,
         )
         if not self.loader_name:
             self.loader_name, self.loader_reason = resolve_loader(
@@ -177,7 +178,7 @@ class Trainer:
 
 
 def build_trainer(
-    cfg: TrainConfig, run: RunFolder, dataset: Dataset, device: torch.device, compiled: bool
+    cfg: TrainConfig, run: RunFolder, dataset: ImageSet, device: torch.device, compiled: bool
 ) -> Trainer:
     """Build model, optimizer and step on the device, from the seed.
 

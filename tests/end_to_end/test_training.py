@@ -94,9 +94,9 @@ def state_of(run: Path):
     return checkpoint, rows
 
 
-def assert_same_run(run: Path, other: Path) -> None:
+def assert_same_run(run: Path, other: Path, steps: int = 20) -> None:
     (ours, our_rows), (theirs, their_rows) = state_of(run), state_of(other)
-    assert ours.step == theirs.step == 20
+    assert ours.step == theirs.step == steps
     assert ours.tensors.keys() == theirs.tensors.keys()
     differing = [n for n, t in theirs.tensors.items() if not torch.equal(ours.tensors[n], t)]
     assert differing == []

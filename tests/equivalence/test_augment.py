@@ -5,6 +5,7 @@ comes in, torchvision weighs red with 0.2989, Kornia and PIL with 0.299: 1e-4 a 
 factors make of it, hence 5e-4.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ from kornia.enhance import (
     adjust_saturation_with_gray_subtraction,
 )
 from torch import Tensor
-from torchvision.transforms import ColorJitter
+from torchvision.transforms import ColorJitter, GaussianBlur
 
 from fastmoco.pipelines import augment
 from fastmoco.pipelines.augment import (
@@ -30,6 +31,7 @@ from fastmoco.pipelines.augment import (
     augment_views,
     draw_parameters,
     normalized,
+    plain_views,
 )
 from fastmoco.pipelines.color import Jitter, jitter_places
 from fastmoco.pipelines.draws import draw_keys
@@ -41,6 +43,7 @@ V1, V2 = POLICIES["moco_v1"], POLICIES["moco_v2"]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 NOTHING = ViewParameters(None, None, None, False, None, 6)
 EQUAL, GRAY_WEIGHTS = 1e-5, 5e-4
+FLAT = [name for name, policy in POLICIES.items() if not policy.pool]
 NAMES = ("brightness", "contrast", "saturation", "hue")
 
 
@@ -222,11 +225,71 @@ def official(crop: Tensor, parameters: ViewParameters, i: int, gray_first: bool)
 def test_compiled_views_equal_eager_ones():
     require_compiler()
     crops = random_crops(6)
-    arguments = (crops, keys(6), V2, MEAN, STD, torch.float32)
-    compiled = torch.compile(augment_views, fullgraph=True, dynamic=False)(*arguments)
-    for ours, eager in zip(compiled, augment_views(*arguments), strict=True):
+    arguments = (crops, keys(6), V2, MEAN, STD)
+    compiled = torch.compile(augment_views, fullgraph=True, dynamic=False)
+    for ours, eager in zip(
+        compiled(*arguments, torch.float32), augment_views(*arguments, torch.float32), strict=True
+    ):
         assert_close(ours * STD.min(), eager * STD.min())
         assert ours.is_contiguous(memory_format=torch.channels_last)
+    plain = torch.compile(plain_views, fullgraph=True, dynamic=False)(*arguments)
+    assert_close(plain * STD.min(), plain_views(*arguments) * STD.min())
+
+
+@pytest.mark.parametrize("policy", FLAT)
+@pytest.mark.parametrize("views", [augment_views, plain_views], ids=lambda views: views.__name__)
+def test_every_policy_is_one_graph(policy: str, views: Callable):
+    """`fullgraph` refuses breaks, and with them all that reads a value back to the host."""
+    torch._dynamo.reset()
+    captured = torch.compile(views, backend="eager", fullgraph=True, dynamic=False)
+    arguments = [random_crops(4), keys(4), POLICIES[policy], MEAN, STD]
+    dtype = [torch.float32] if views is augment_views else []
+    for ours, expected in zip(captured(*arguments, *dtype), views(*arguments, *dtype), strict=True):
+        assert torch.equal(ours, expected)
+
+
+# ---------------------------------------------------------------- the twin on a CPU
+
+
+@pytest.mark.parametrize("policy", FLAT)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (5, 9), (1, 3), (70, 33)])
+def test_host_views_equal_plain_ones(policy: str, height: int, width: int):
+    crops = torch.randint(0, 256, (30, 2, height, width, 3), dtype=torch.uint8)
+    arguments = crops, keys(30), POLICIES[policy], MEAN, STD
+    ours = torch.cat(augment_views(*arguments, torch.float32))
+    assert_close(ours, plain_views(*arguments), EQUAL / STD.min().item())
+
+
+@pytest.mark.parametrize("order", range(24))
+def test_host_views_keep_every_order(order: int, monkeypatch: pytest.MonkeyPatch):
+    drawn = augment._draw_jitter
+
+    def in_order(*arguments) -> Jitter:
+        jitter = drawn(*arguments)
+        return jitter._replace(order=torch.full_like(jitter.order, order))
+
+    monkeypatch.setattr(augment, "_draw_jitter", in_order)
+    arguments = random_crops(8), keys(8), POLICIES["simclr"], MEAN, STD
+    ours = torch.cat(augment_views(*arguments, torch.float32))
+    assert_close(ours, plain_views(*arguments), EQUAL / STD.min().item())
+
+
+def test_host_views_have_the_same_bits_for_any_threads_and_batch():
+    crops, draw_key = random_crops(21, 24), keys(21)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            results.append(augment_views(crops, draw_key, V2, MEAN, STD, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    alone = [
+        augment_views(crops[i : i + 1], draw_key[i : i + 1], V2, MEAN, STD, torch.float32)
+        for i in range(21)
+    ]
+    results.append(tuple(map(torch.cat, zip(*alone, strict=True))))
+    for views in results[1:]:
+        assert all(map(torch.equal, views, results[0]))
 
 
 # ---------------------------------------------------------------- properties
@@ -289,7 +352,7 @@ def test_normalized_is_undone_by_its_inverse():
 def test_parameters_are_distributed_as_torchvisions():
     jitter = ColorJitter(V1.brightness, V1.contrast, V1.saturation, V1.hue)
     settings = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
-    theirs = [ColorJitter.get_params(*settings) for _ in range(8000)]
+    theirs = [ColorJitter.get_params(*settings) for _ in range(100_000)]
     drawn = draw_parameters(keys(100_000), [0], V1).jitter
     assert drawn is not None
     for column, name in enumerate(NAMES, 1):
@@ -328,8 +391,14 @@ def test_shares_are_the_policys():
     shares = {0.5: drawn.flip, 0.8: jittered, 0.2: drawn.grayscale}
     for share, chosen in (*shares.items(), (0.5, drawn.blur_sigma > 0)):
         assert abs(chosen.float().mean().item() - share) < 5 * 0.5 / math.sqrt(100_000)
-    sigma = drawn.blur_sigma[drawn.blur_sigma > 0].numpy()
-    assert_same_distribution(sigma, np.linspace(*V2.blur_sigma, len(sigma)), "sigma")
+
+
+def test_sigmas_are_distributed_as_torchvisions():
+    always = dataclasses.replace(V2, blur_probability=1.0)
+    sigma = draw_parameters(keys(100_000), [1], always).blur_sigma
+    assert sigma is not None
+    theirs = [GaussianBlur.get_params(*V2.blur_sigma) for _ in range(100_000)]
+    assert_same_distribution(sigma.numpy(), np.array(theirs), "sigma")
 
 
 def test_probability_0_never_and_1_always_applies():
@@ -340,7 +409,7 @@ def test_probability_0_never_and_1_always_applies():
     views = augment_views(crops, keys(8), never, MEAN, STD, torch.float32)
     for view, plain in enumerate(views):
         expected = normalized(crops[:, view, None], MEAN, STD, torch.float32)
-        assert torch.equal(plain, expected)
+        assert_close(plain, expected, 1e-6)
     always = Policy(flip_probability=1, grayscale_probability=1, blur_probability=1)
     drawn = draw_parameters(keys(5000), [0], always)
     assert drawn.flip is not None

@@ -1,11 +1,13 @@
 """The DALI loader against the reference and against itself."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.convert import Encoding
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
@@ -15,6 +17,8 @@ from tests.loader_data import evaluation, training, write_beton
 from tests.optional import require
 
 require("nvidia.dali")
+
+from fastmoco.pipelines import dali_loader  # noqa: E402
 
 CUDA = torch.device("cuda")
 NUM_SAMPLES, BATCH = reference.NUM_SAMPLES, reference.BATCH
@@ -109,6 +113,55 @@ def test_batch_stays_valid_until_the_next_is_asked_for(dataset: BetonFile) -> No
     loader = build_loader(dataset, plan, spec=training(), stop_epoch=3, device=CPU, name="dali")
     kept = list(loader)  # more than is promised: DALI's memory is counted
     assert_equal(kept, expected)
+
+
+class TimedLoader:
+    """Gives its batches by a clock that it moves itself."""
+
+    def __init__(self, clock: list[float], seconds: float) -> None:
+        self.clock, self.seconds = clock, seconds
+
+    def __iter__(self) -> "TimedLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        self.clock[0] += self.seconds
+        return Batch(torch.zeros(8, 2, 1, 1, 3), *[torch.zeros(8)] * 4, data_wait_seconds=0.0)
+
+    def close(self) -> None:
+        self.clock[0] += 100
+
+
+def test_share_of_the_jpeg_unit_is_set_or_swept_once(
+    dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, tried = [0.0], []
+
+    def build(_dataset, _plan, spec: LoaderSpec, *_: object) -> TimedLoader:
+        tried.append(spec.hw_decoder_load)
+        return TimedLoader(clock, 1 + abs(spec.hw_decoder_load - 0.5))
+
+    monkeypatch.setattr(dali_loader, "build", build)
+    monkeypatch.setattr(dali_loader, "_fastest_loads", {})
+    monkeypatch.setattr(dali_loader.time, "perf_counter", lambda: clock[0])
+    plan = EpochPlan(seed=5, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=BATCH)
+
+    def load_of(spec: LoaderSpec, device: str) -> float:
+        settings = dali_loader._settings(dataset, plan, spec, torch.device(device))
+        return settings.hw_decoder_load
+
+    assert load_of(replace(training(), hw_decoder_load=0.3), "cuda:0") == 0.3
+    assert load_of(training(), "cpu") == dali_loader.HW_DECODER_LOAD
+    assert tried == []
+    if (dataset.modes == MODE_RAW).all():
+        assert load_of(training(), "cuda:0") == dali_loader.HW_DECODER_LOAD
+        assert tried == []
+        return
+    assert [load_of(training(), "cuda:0") for _ in range(2)] == [0.5, 0.5]
+    assert tried == list(dali_loader.SWEEP)
+    rates = dali_loader.sweep_hw_decoder_load(dataset, plan, training(), torch.device("cuda:0"))
+    assert rates[0.5] == pytest.approx(8)
+    assert rates[0.7] == pytest.approx(8 / 1.2)
 
 
 @pytest.mark.gpu

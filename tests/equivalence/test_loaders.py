@@ -20,6 +20,8 @@ from tests.loader_data import evaluation, training, write_beton
 CPU = torch.device("cpu")
 NUM_SAMPLES, BATCH, SEED = 44, 8, 5
 ON_DEVICE = "resident, cropped on the device"  # as it would be on a GPU
+FAST = pytest.mark.parametrize("name", ["beton", "resident", ON_DEVICE])
+ALL = pytest.mark.parametrize("name", ["beton", "resident", ON_DEVICE, "torchvision"])
 TENSORS = ("crops", "boxes", "sample_id", "draw_key", "label")
 
 
@@ -68,7 +70,7 @@ def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a.int() - b.int()).abs().float().mean().item()
 
 
-@pytest.mark.parametrize("name", ["beton", "resident", ON_DEVICE, "torchvision"])
+@ALL
 def test_order_keys_and_boxes_are_those_of_the_draws(dataset: BetonFile, name: str) -> None:
     batches = load(dataset, training(), name=name, epoch=2, stop_epoch=3)
     ids = epoch_order(SEED, 2, NUM_SAMPLES)[: NUM_SAMPLES // BATCH * BATCH]
@@ -80,9 +82,6 @@ def test_order_keys_and_boxes_are_those_of_the_draws(dataset: BetonFile, name: s
     for field, expected in [("sample_id", ids), ("draw_key", keys), ("boxes", boxes)]:
         assert np.array_equal(torch.cat([getattr(b, field) for b in batches]), expected)
     assert np.array_equal(torch.cat([b.label for b in batches]), dataset.labels[ids])
-
-
-FAST = pytest.mark.parametrize("name", ["beton", "resident", ON_DEVICE])
 
 
 @FAST
@@ -113,7 +112,7 @@ def test_evaluation_is_resize_and_center_crop(dataset: BetonFile) -> None:
     assert mean_difference(torch.roll(crops, 1, 1), expected) > 16
 
 
-@FAST
+@ALL
 @pytest.mark.parametrize("num_threads", [2, 8])
 def test_any_number_of_threads_gives_the_same_bits(
     dataset: BetonFile, name: str, num_threads: int
@@ -122,7 +121,7 @@ def test_any_number_of_threads_gives_the_same_bits(
     assert_equal(load(dataset, training(num_threads=num_threads), name=name, stop_epoch=3), one)
 
 
-@FAST
+@ALL
 def test_restart_in_the_middle_of_an_epoch_gives_the_same_bits(
     dataset: BetonFile, name: str
 ) -> None:
@@ -132,7 +131,7 @@ def test_restart_in_the_middle_of_an_epoch_gives_the_same_bits(
     assert_equal(load(dataset, training(), name=name, stop_epoch=2, start_batch=5), whole[5:])
 
 
-@FAST
+@ALL
 def test_epochs_in_one_go_are_the_epochs_one_by_one(dataset: BetonFile, name: str) -> None:
     single = [
         b for e in range(3) for b in load(dataset, training(), name=name, epoch=e, stop_epoch=e + 1)
@@ -141,7 +140,7 @@ def test_epochs_in_one_go_are_the_epochs_one_by_one(dataset: BetonFile, name: st
     assert not torch.equal(single[0].crops, single[5].crops)
 
 
-@FAST
+@ALL
 def test_two_ranks_together_give_the_same_bits(dataset: BetonFile, name: str) -> None:
     whole = load(dataset, training(), name=name)
     ranks = [load(dataset, training(), name=name, rank=rank, world_size=2) for rank in range(2)]

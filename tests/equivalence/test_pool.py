@@ -5,8 +5,10 @@ rounding adds one. Circles and lines are OpenCV's, whose rims may differ by a pi
 """
 
 import dataclasses
+import math
 import os
 
+import kornia
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from fastmoco.pipelines import pool, pool_ops
 from fastmoco.pipelines.augment import augment_views
-from fastmoco.pipelines.color import Jitter
+from fastmoco.pipelines.color import Jitter, jitter_places
 from fastmoco.pipelines.draws import Draw, draw_keys, fork, stream_uniforms
 from fastmoco.pipelines.policies import POLICIES, PoolOp
 from tests.optional import require
@@ -26,6 +28,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a n
 POOL = POLICIES["imagenette_pool"]
 OPS = [op for op in PoolOp if op is not PoolOp.none]
 LEVEL = 1 / 255
+KORNIA = 1e-5
 
 
 def images(num_images: int, height: int = 64, width: int = 80) -> Tensor:
@@ -180,6 +183,61 @@ def test_fog(functional):
     points, sizes = [tuple(c) for c in centers[0].tolist()], radius[0].tolist()
     theirs = functional.add_fog(levels(source[0]), 1.0, 0.06, points, sizes)
     assert distance(ours[0], theirs).max() <= 2
+
+
+# ---------------------------------------------------------------- what Kornia defines alike
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_blur_is_kornias(radius: int):
+    source, side = images(3), 2 * radius + 1
+    ours = pool_ops.blur(source, pool_ops.box_weights(torch.full((3,), radius), 3))
+    assert (ours - kornia.filters.box_blur(source, side)).abs().max() < KORNIA
+
+
+def test_gaussian_blur_is_kornias():
+    source, sigma = images(3), torch.tensor([0.3, 1.0, 2.0])
+    ours = pool_ops.blur(source, pool_ops.gaussian_weights(sigma, 6))
+    theirs = kornia.filters.gaussian_blur2d(source, (13, 13), sigma[:, None].expand(-1, 2))
+    assert (ours - theirs).abs().max() < KORNIA
+
+
+def test_flips_are_kornias():
+    source, yes, no = images(4), torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    flip = kornia.geometry.transform
+    assert torch.equal(pool_ops.flip(source, yes, no), flip.hflip(source))
+    assert torch.equal(pool_ops.flip(source, no, yes), flip.vflip(source))
+    assert torch.equal(pool_ops.flip(source, yes, yes), flip.rot180(source))
+    assert torch.equal(applied(PoolOp.vertical_flip, source), flip.vflip(source))
+
+
+def test_brightness_contrast_is_kornias():
+    source = images(3)
+    brightness, contrast = torch.tensor([0.2, -0.2, 0.1]), torch.tensor([0.8, 1.2, 1.1])
+    scaled = kornia.enhance.adjust_contrast(source, contrast, clip_output=False)
+    theirs = kornia.enhance.adjust_brightness(scaled, brightness)
+    ours = pool_ops.brightness_contrast(source, brightness, contrast)
+    assert (ours - theirs).abs().max() < KORNIA
+
+
+def test_color_jitter_is_kornias():
+    """In the order 0, where hue comes before all others: see `color.jitter_places`."""
+    source = images(3)
+    by = dict(zip(("b", "c", "s", "h"), torch.rand(4, 3) * 0.4 + 0.8, strict=True))
+    by["h"] -= 1
+    order = torch.zeros(3, dtype=torch.int64)
+    *places, before_hue = (int(place[0]) for place in jitter_places(order))
+    operations = {
+        0: lambda x: kornia.enhance.adjust_brightness_accumulative(x, by["b"]),
+        1: lambda x: kornia.enhance.adjust_contrast_with_mean_subtraction(x, by["c"]),
+        2: lambda x: kornia.enhance.adjust_saturation_with_gray_subtraction(x, by["s"]),
+    }
+    assert before_hue == 0
+    theirs = kornia.enhance.adjust_hue(source, 2 * math.pi * by["h"])
+    for operation in sorted(range(3), key=places.__getitem__):
+        theirs = operations[operation](theirs)
+    jitter = Jitter(by["b"], by["c"], by["s"], by["h"], order)
+    assert (pool_ops.color_jitter(source, jitter) - theirs).abs().max() < KORNIA
 
 
 # ---------------------------------------------------------------- what is drawn

@@ -153,13 +153,13 @@ def early_ends(name: str, path: Path) -> dict[str, object]:
 
 
 def repeat(name: str, dataset: BetonFile) -> dict[str, object]:
-    """What 20 loaders leave behind."""
+    """What 100 loaders leave behind."""
 
     def held() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
     before, crops = held(), []
-    for i in range(20):
+    for i in range(100):
         loader = open_loader(name, dataset)
         crops.append(next(loader).crops.clone())
         for _ in range(i % 3):
@@ -168,6 +168,21 @@ def repeat(name: str, dataset: BetonFile) -> dict[str, object]:
     gc.collect()
     leaves = [after - was for after, was in zip(held(), before, strict=True)]
     return {"leaves": leaves, "same": all(torch.equal(c, crops[0]) for c in crops)}
+
+
+def many_epochs(name: str, path: Path) -> dict[str, object]:
+    """By how much 50 epochs raise the resident memory, after ten of warm-up."""
+
+    def held() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    with BetonFile.open(path) as dataset:
+        loader = open_loader(name, dataset, stop_epoch=60)
+        for _ in range(10 * NUM_SAMPLES // BATCH):
+            next(loader)
+        before = held()
+        batches = sum(1 for _ in loader)
+    return {"batches": batches, "growth_bytes": held() - before, "threads": threads_left()}
 
 
 def two_at_once(name: str, path: Path) -> dict[str, object]:
@@ -205,7 +220,7 @@ def refused(name: str, path: Path) -> dict[str, object]:
         return {"error": raised(lambda: open_loader(name, dataset))}
 
 
-SCENARIOS = [damage, undecodable, hang, early_ends, two_at_once, dead_thread, refused]
+SCENARIOS = [damage, undecodable, hang, early_ends, many_epochs, two_at_once, dead_thread, refused]
 
 
 def main(name: str, path: str) -> None:
@@ -270,6 +285,13 @@ def test_early_ends_leave_nothing(results: dict[str, dict]) -> None:
     assert found["after"].startswith("StopIteration")
     assert found["leaves"] == [0, 0]
     assert found["same"]
+
+
+def test_memory_is_flat_over_50_epochs(results: dict[str, dict]) -> None:
+    found = results["many_epochs"]
+    assert found["batches"] == 50 * NUM_SAMPLES // BATCH
+    assert found["growth_bytes"] < 8 << 20
+    assert found["threads"] == []
 
 
 def test_two_loaders_at_once_disturb_each_other_not(results: dict[str, dict]) -> None:

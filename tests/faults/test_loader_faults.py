@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(60)
 NUM_SAMPLES, BATCH = 24, 4
 PLAN = EpochPlan(seed=0, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=BATCH)
 ORDER = PLAN.order().tolist()
+NAMES = ["beton", "resident", "torchvision"]
 
 
 @pytest.fixture
@@ -131,7 +132,25 @@ def test_error_in_drawing_a_batch_is_raised(
         list(open_loader(dataset))
 
 
-@pytest.mark.parametrize("name", ["beton", "torchvision"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fault", [RuntimeError("no luck"), OSError("disk")], ids=repr)
+def test_error_of_the_disk_is_raised_by_all(
+    dataset: BetonFile, monkeypatch: pytest.MonkeyPatch, name: str, fault: Exception
+) -> None:
+    intact, bad = dataset.blob, ORDER[5]
+
+    def blob(sample_id: int) -> memoryview:
+        if sample_id == bad:
+            raise fault
+        return intact(sample_id)
+
+    monkeypatch.setattr(dataset, "blob", blob)
+    with pytest.raises(type(fault), match=str(fault)):
+        list(open_loader(dataset, name=name))
+    assert loader_threads() == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_damaged_sample_is_raised_by_name(set_path: Path, tmp_path: Path, name: str) -> None:
     damaged = bytearray(set_path.read_bytes())
     with BetonFile.open(set_path) as intact:
@@ -140,13 +159,11 @@ def test_damaged_sample_is_raised_by_name(set_path: Path, tmp_path: Path, name: 
     path = tmp_path / "damaged.beton"
     path.write_bytes(damaged)
     with BetonFile.open(path) as beton:
-        loader = open_loader(beton, name=name)
-        next(loader)
-        with pytest.raises(BetonError, match=f"sample {ORDER[5]}"):
-            next(loader)
+        with pytest.raises(BetonError, match=f"sample {ORDER[5]}"):  # resident: at once
+            list(open_loader(beton, name=name))
 
 
-@pytest.mark.parametrize("name", ["beton", "torchvision"])
+@pytest.mark.parametrize("name", NAMES)
 def test_close_in_the_middle_ends_it_and_may_be_repeated(dataset: BetonFile, name: str) -> None:
     loader = open_loader(dataset, name=name)
     batch = next(loader)
@@ -159,11 +176,12 @@ def test_close_in_the_middle_ends_it_and_may_be_repeated(dataset: BetonFile, nam
         next(loader)
 
 
-def test_break_and_drop_leaves_no_thread(dataset: BetonFile) -> None:
-    loader = open_loader(dataset)
+@pytest.mark.parametrize("name", NAMES)
+def test_break_and_drop_leaves_no_thread(dataset: BetonFile, name: str) -> None:
+    loader = open_loader(dataset, name=name)
     for _ in loader:
         break
-    assert loader_threads()
+    assert bool(loader_threads()) == (name != "torchvision")
     del loader, _
     gc.collect()
     assert loader_threads() == []
@@ -180,8 +198,9 @@ def test_loader_in_a_reference_cycle_is_collected(dataset: BetonFile) -> None:
     assert loader_threads() == []
 
 
-def test_end_of_the_last_epoch_leaves_no_thread(dataset: BetonFile) -> None:
-    assert len(list(open_loader(dataset, stop_epoch=2))) == 2 * NUM_SAMPLES // BATCH
+@pytest.mark.parametrize("name", NAMES)
+def test_end_of_the_last_epoch_leaves_no_thread(dataset: BetonFile, name: str) -> None:
+    assert len(list(open_loader(dataset, name=name, stop_epoch=2))) == 2 * NUM_SAMPLES // BATCH
     assert loader_threads() == []
 
 
@@ -189,10 +208,11 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_a_hundred_loaders_leave_nothing(dataset: BetonFile) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_loaders_leave_nothing(dataset: BetonFile, name: str) -> None:
     files, threads = open_files(), threading.active_count()
     for i in range(100):
-        loader = open_loader(dataset, num_threads=1 + i % 4)
+        loader = open_loader(dataset, name=name, num_threads=1 + i % 4)
         if i % 3:
             next(loader)
         loader.close()

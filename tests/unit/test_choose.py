@@ -1,6 +1,8 @@
 """What `pipeline=auto` takes: the reason is said, and a trial that fails is no end."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,31 @@ def test_a_decoder_that_fails_is_not_taken(
         return Trial([0.0], 100)
 
     assert choose_loader(large, CUDA, open_loader).name == "beton"
+
+
+def test_of_two_that_cannot_be_told_apart_the_cpu_decodes(
+    large: BetonFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a trial without a second batch take a decoder that has not run at all."""
+    monkeypatch.setattr(choose, "free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr(choose, "find_spec", lambda _: object())
+    monkeypatch.setattr(choose, "_try", lambda *_: 0.0)
+    assert choose_loader(large, CUDA, never).name == "beton"
+
+
+def test_a_trial_does_not_end_with_the_epoch_of_a_small_set(
+    dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+
+    def choose_by_counting(_dataset, _device, open_loader):
+        with closing(open_loader("beton")) as loader:
+            counts.append(sum(1 for _ in islice(loader, 50)))
+        return choose.Choice("beton", "counted")
+
+    monkeypatch.setattr(choose, "choose_loader", choose_by_counting)
+    resolve_loader(dataset, PLAN, spec=training(), device=CPU)
+    assert counts == [50]
 
 
 def test_without_dali_the_cpu_decodes(large: BetonFile, monkeypatch: pytest.MonkeyPatch) -> None:

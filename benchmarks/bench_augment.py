@@ -1,0 +1,113 @@
+"""The photometric half of both views, for each policy, beside Kornia's and torchvision's.
+
+In one process, in mirrored blocks, on crops that lie on the device; nothing is decoded. Kornia's
+classes draw one order of the jitter for a batch and ours one for each image, which favors Kornia.
+On a GPU a step of MoCo with a ResNet-50 stands beside them.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmarks import augment_subjects as subjects
+from benchmarks.harness import (
+    CPU_PLAN,
+    GPU_PLAN,
+    Plan,
+    Work,
+    again,
+    cuda_timer,
+    host_timer,
+    measure_blocks,
+    random_images,
+    summarize,
+)
+from benchmarks.loader_subjects import training_step
+from benchmarks.report import Report, Row, beside
+from benchmarks.settings import Settings
+from fastmoco.device import resolve_compile, resolve_device
+from fastmoco.pipelines.contract import Batch
+from fastmoco.pipelines.draws import draw_keys
+from fastmoco.pipelines.policies import POLICIES
+from fastmoco.schema import Compile
+
+OURS, PLAIN, FUNCTIONS = "fastmoco", "by torch alone", "by Kornia's functions"
+KORNIA, TORCHVISION, STEP = "Kornia's AugmentationSequential", "torchvision v2", "MoCo step"
+GOALS = {KORNIA: ">= 5x", STEP: "views < 5% of the step"}
+VIEW_SIZES = {"moco_v1": 224, "moco_v2": 224, "simclr": 224, "cifar": 32, "imagenette_pool": 224}
+TWINS = ("moco_v2", "cifar")  # where the own operations are shown to pay
+Costs = Mapping[str, Sequence[float]]
+
+
+def bench_augment(settings: Settings, report: Report) -> None:
+    """Images per second, both views of each, of every policy."""
+    device = resolve_device(report.device)
+    on_gpu = device.type == "cuda"
+    small, large = (256, 256) if on_gpu else (16, 64)
+    count = settings.pick(small, large)
+    report.subject = f"both views of {count} crops of 224 (cifar: {4 * count} of 32), random pixels"
+    report.peers = ("kornia", "torchvision", "numba")
+    plan, timer = (GPU_PLAN, cuda_timer) if on_gpu else (CPU_PLAN, host_timer())
+    for policy, size in VIEW_SIZES.items():
+        images = 4 * count if size == 32 else count
+        works = _contenders(policy, device, images, size)
+        with torch.no_grad():
+            seconds = measure_blocks(works, OURS, plan, timer)
+        costs = {name: [each / images for each in found] for name, found in seconds.items()}
+        report.rows += _rows(policy, costs)
+    if on_gpu:
+        report.rows.append(_share_row(device, count))
+
+
+def _contenders(policy: str, device: torch.device, count: int, size: int) -> dict[str, Work]:
+    """All ways to make the views; of a pool there is none but ours."""
+    compiled, _ = resolve_compile(Compile.auto, device)
+    crops = random_images((count, 2, size, size, 3), device)
+    key = torch.from_numpy(draw_keys(0, 0, np.arange(count))).to(device)
+    recipe = POLICIES[policy]
+    ways = {OURS: subjects.ours(recipe, device, compiled=compiled and not recipe.pool)}
+    if not recipe.pool:
+        ways[KORNIA] = subjects.kornia_classes(recipe)
+        ways[TORCHVISION] = subjects.torchvision_v2(recipe)
+    if policy in TWINS:
+        ways[FUNCTIONS] = subjects.kornia_functions(recipe, device, compiled=compiled)
+        if device.type == "cpu":
+            ways[PLAIN] = subjects.ours_plain(recipe, device, compiled=compiled)
+    return {name: partial(views, crops, key) for name, views in ways.items()}
+
+
+def _rows(policy: str, costs: Costs) -> list[Row]:
+    def row(name: str, peer: str = "", note: str = "") -> Row:
+        return Row(
+            what=f"{policy}, {name}",
+            unit="images/s",
+            value=summarize([1 / cost for cost in costs[name]]),
+            ratio=beside(costs, name, peer, OURS),
+            goal=GOALS.get(peer, ""),
+            note=note,
+        )
+
+    peers = [name for name in costs if name not in (OURS, again(OURS))]
+    ours = [row(OURS, peer) for peer in peers or ("",)]
+    return [*ours, *map(row, peers), row(again(OURS), OURS, "A/A: the noise floor")]
+
+
+def _share_row(device: torch.device, count: int, encoder: str = "resnet50", size: int = 224) -> Row:
+    """The augmentation of both views as a share of a training step that includes it."""
+    policy, step = POLICIES["moco_v2"], training_step(encoder, device)
+    crops = random_images((count, 2, size, size, 3), device)
+    key = torch.from_numpy(draw_keys(0, 0, np.arange(count))).to(device)
+    batch = Batch(crops, torch.zeros(count, 2, 4), key, key, key, data_wait_seconds=0.0)
+    views = torch.no_grad()(subjects.ours(policy, device, compiled=True))
+    works: dict[str, Work] = {OURS: partial(views, crops, key), STEP: partial(step, batch, 0.03)}
+    timer = cuda_timer if device.type == "cuda" else host_timer()
+    seconds = measure_blocks(works, OURS, Plan(10, 10), timer)
+    shares = [100 * a / b for a, b in zip(seconds[OURS], seconds[STEP], strict=True)]
+    return Row(
+        what=f"moco_v2, both views within a step of {encoder}, bf16",
+        unit="% of the step",
+        value=summarize(shares),
+        goal=GOALS[STEP],
+    )

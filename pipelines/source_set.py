@@ -1,0 +1,225 @@
+"""JPEGs of a folder or of tar shards, read where they lie: for data that nobody converts.
+
+Trade-off: every header is read at the start (some 10,000 a second and core once they are in the
+page cache), and nothing has a checksum; in return there is no second copy. Only JPEGs that a
+dataset file would hold as they are: others are left out, and that is said.
+
+Left out: channel statistics (`convert` measures them), manifests, arrays, other formats.
+"""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_format import MODE_JPEG
+from fastmoco.data.beton_set import BetonSet, open_dataset
+from fastmoco.data.images import check_size, decode_jpeg, jpeg_shape
+from fastmoco.data.jpeg_markers import ImageError
+from fastmoco.data.sources import SampleSet, SourceOptions, open_source
+
+HEADER_BYTES = 1 << 14
+"""Read first of each file; all of it where its header is longer."""
+_ORIENTATION = 274  # EXIF
+_BAD_HEADER = (OSError, SyntaxError, ImageError, Image.DecompressionBombError)
+
+
+class Place(NamedTuple):
+    """Where an image's bytes lie."""
+
+    path: str
+    offset: int
+    size: int
+
+
+class SourceSet:
+    """Images that lie in a folder or in tar shards; what `BetonFile` offers to loaders.
+
+    Attributes:
+        path: The folder, or the pattern of the shards.
+        labels: Class of each image, ``(n,)`` int64; -1 where unlabeled.
+        widths: Of each image in pixels, ``(n,)`` int32.
+        heights: Of each image in pixels, ``(n,)`` int32.
+        modes: All MODE_JPEG, ``(n,)`` uint8.
+        sizes: Of each file in bytes, ``(n,)`` int64.
+        has_checksums: False.
+        fingerprint: Hex SHA-256 of names, labels, and sizes in bytes and pixels.
+        classes: Class names, ``[]`` if unlabeled.
+        facts: ``{}``: nothing was measured.
+    """
+
+    def __init__(
+        self, path: Path, samples: SampleSet, places: Sequence[Place], shapes: NDArray[np.int32]
+    ) -> None:
+        """Takes what is known of all samples, and leaves out those without a shape.
+
+        Args:
+            path: What was opened.
+            samples: Its samples.
+            places: Where each of them lies.
+            shapes: Height and width of each, ``(n, 2)``; 0 of those that are left out.
+        """
+        kept = np.flatnonzero(shapes[:, 0]).tolist()
+        self.path = path
+        self._names = [samples.names[i] for i in kept]
+        self._places = [places[i] for i in kept]
+        self.labels = samples.labels[kept]
+        self.heights, self.widths = shapes[kept].T.copy()
+        self.modes = np.full(len(kept), MODE_JPEG, np.uint8)
+        self.sizes = np.array([place.size for place in self._places], np.int64)
+        self.has_checksums = False
+        self.classes = samples.classes
+        self.facts: dict[str, Any] = {}
+        digest = hashlib.sha256("\n".join(self._names).encode())
+        for values in (self.labels, self.sizes, self.heights, self.widths):
+            digest.update(values.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Lists a folder or tar shards and reads all headers.
+
+        Raises:
+            ValueError: If there is no JPEG that can be read as it is.
+            OSError: If something cannot be read.
+        """
+        samples = open_source(str(path), SourceOptions())
+        places = _places(path, samples)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            found = list(pool.map(_shape, places, chunksize=64))
+        shapes = np.array([(0, 0) if isinstance(one, str) else one for one in found], np.int32)
+        bad = [(samples.names[i], one) for i, one in enumerate(found) if isinstance(one, str)]
+        if bad:
+            name, reason = bad[0]
+            message = (
+                f"{path}: {len(bad)} of {len(found)} images cannot be read as they are "
+                f"(first {name}: {reason}); `fastmoco convert {path} train.beton` takes more"
+            )
+            if len(bad) == len(found):
+                raise ValueError(message)
+            warnings.warn(f"{message}; they are left out", stacklevel=2)
+        return cls(path, samples, places, shapes)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self._names)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def name(self, sample_id: int) -> str:
+        """The image's relative name."""
+        return self._names[sample_id]
+
+    def blob(self, sample_id: int) -> memoryview:
+        """The bytes of an image's file.
+
+        Raises:
+            ImageError: If they are fewer than when the set was opened.
+            OSError: If they cannot be read.
+        """
+        place = self._places[sample_id]
+        data = _read(place, place.size)
+        if len(data) != place.size:
+            raise ImageError(f"{self.path}: {self.name(sample_id)} was cut since it was opened")
+        return memoryview(data)
+
+    def decode(self, sample_id: int) -> NDArray[np.uint8]:
+        """The pixels of one image, ``(H, W, 3)`` uint8 RGB, contiguous.
+
+        Raises:
+            ImageError: If it is damaged, or not what it was when the set was opened.
+            OSError: If it cannot be read.
+        """
+        blob = self.blob(sample_id)
+        shape = int(self.heights[sample_id]), int(self.widths[sample_id])
+        try:
+            if jpeg_shape(blob) != shape:
+                raise ImageError("has another size than when the set was opened")
+            return decode_jpeg(blob)
+        except ImageError as error:
+            raise ImageError(f"{self.path}: {self.name(sample_id)}: {error}") from error
+
+
+ImageSet = BetonFile | BetonSet | SourceSet
+
+
+def open_image_set(path: str | Path) -> ImageSet:
+    """Opens a dataset file or its shards; or a folder or tar shards, as they are.
+
+    Raises:
+        BetonError: As `open_dataset`.
+        ValueError: As `open_dataset` and `SourceSet.open`.
+        OSError: If there is nothing there, or it may not be read.
+    """
+    path = Path(path)
+    return SourceSet.open(path) if path.is_dir() or path.suffix == ".tar" else open_dataset(path)
+
+
+def _places(path: Path, samples: SampleSet) -> list[Place]:
+    """Of a tar's members as its index says; else of files below the folder."""
+    if isinstance(samples.keys[0], tuple):
+        return [Place(*key) for key in samples.keys]
+    sizes = samples.stamps[:, 0].tolist()
+    names = zip(samples.keys, sizes, strict=True)
+    return [Place(os.path.join(path, name), 0, size) for name, size in names]
+
+
+def _read(place: Place, count: int) -> bytes:
+    """The first bytes of an image; fewer where the file ends."""
+    descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, count, place.offset)
+    finally:
+        os.close(descriptor)
+
+
+def _shape(place: Place) -> tuple[int, int] | str:
+    """Height and width of a JPEG that can be read as it is, or why it cannot."""
+    header = _read(place, min(HEADER_BYTES, place.size))
+    if not header.startswith(b"\xff\xd8\xff"):
+        return "is no JPEG"
+    try:
+        return _shape_of(header)
+    except _BAD_HEADER:
+        pass  # it may be longer
+    try:
+        return _shape_of(_read(place, place.size))
+    except _BAD_HEADER as error:
+        return f"has no header that can be read ({error})"
+
+
+def _shape_of(header: bytes) -> tuple[int, int] | str:
+    """As `_shape`; Pillow reads no further than to the picture's codes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd metadata; sizes are checked here
+        with Image.open(io.BytesIO(header), formats=["JPEG"]) as image:
+            mode, orientation = image.mode, image.getexif().get(_ORIENTATION, 1)
+    if mode not in ("L", "RGB"):
+        return f"has {mode} pixels, not gray or RGB"
+    if orientation in range(2, 9):
+        return "must be turned upright"
+    height, width = jpeg_shape(header)
+    check_size(width, height)
+    return height, width

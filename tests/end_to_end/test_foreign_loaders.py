@@ -1,0 +1,56 @@
+"""Training through `ffcv` and `dali`: 50 steps, killed and resumed, and straight from a folder.
+
+Each run is a process of its own: FFCV's import changes the one that it is in.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from fastmoco import cli
+from fastmoco.pipelines.build import LOADERS
+from tests.end_to_end.test_training import assert_same_run, run_killer, train_arguments
+from tests.optional import require
+from tests.pictures import write_class_folders
+
+STEPS = 50
+PACKAGES = {"dali": "nvidia.dali", "ffcv": "ffcv"}
+NEVER = 1000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "images"
+    write_class_folders(folder, classes=4, per_class=12)  # 6 steps an epoch
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> Path:
+    target = folder.with_name("train.beton")
+    assert cli.main(["convert", str(folder), str(target)]) == 0
+    return target
+
+
+def arguments(dataset: Path, run: Path, name: str, steps: int = STEPS) -> list[str]:
+    loop = [f"train.max_steps={steps}", "train.compile=never", "monitor.every_epochs=0"]
+    return train_arguments(dataset, run, f"pipeline.name={name}", *loop)
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_killed_and_resumed_equals_uninterrupted(dataset: Path, tmp_path: Path, name: str) -> None:
+    require(PACKAGES[name])
+    whole, killed = (arguments(dataset, tmp_path / run, name) for run in ("whole", "killed"))
+    assert run_killer("step", NEVER, whole) == 0
+    assert run_killer("step", 28, killed) == -9
+    assert run_killer("step", NEVER, killed) == 0
+    assert_same_run(tmp_path / "killed", tmp_path / "whole", STEPS)
+    header = (tmp_path / "whole" / "train.log").read_text()
+    assert f"decoded on the cpu by the loader {name} (as asked)" in header
+
+
+@pytest.mark.parametrize("name", sorted({*LOADERS} - {"ffcv"}))
+def test_a_folder_is_trained_on_as_it_is(folder: Path, tmp_path: Path, name: str) -> None:
+    if name in PACKAGES:
+        require(PACKAGES[name])
+    assert cli.main(arguments(folder, tmp_path / "run", name, 2)) == 0

@@ -1,0 +1,140 @@
+"""JPEGs read where they lie, against the dataset file that `convert` makes of them."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastmoco.data.convert import ConvertConfig, convert
+from fastmoco.data.jpeg_markers import ImageError
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.source_set import ImageSet, SourceSet, open_image_set
+from tests.equivalence.test_loaders import assert_equal
+from tests.loader_data import SIZES, picture, training
+from tests.optional import require
+
+CPU = torch.device("cpu")
+NUM_SAMPLES = 12
+ORIENTATION = 274
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve JPEGs in two class folders."""
+    rng = np.random.default_rng(0)
+    for i in range(NUM_SAMPLES):
+        path = tmp_path / "photos" / f"class{i % 2}" / f"{i:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(rng, *SIZES[i % len(SIZES)]).save(path, quality=90)
+    return tmp_path / "photos"
+
+
+def pack(folder: Path) -> Path:
+    """The same images as two tar shards."""
+    images = sorted(folder.rglob("*.jpg"))
+    for shard in range(2):
+        with tarfile.open(folder.parent / f"photos-{shard}.tar", "w") as archive:
+            for path in images[shard * 6 : shard * 6 + 6]:
+                archive.add(path, path.name)
+    return folder.parent / "photos-*.tar"
+
+
+def load(dataset: ImageSet, name: str) -> list[Batch]:
+    plan = EpochPlan(seed=3, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=4)
+    loader = build_loader(dataset, plan, spec=training(), stop_epoch=2, device=CPU, name=name)
+    return list(loader) if name == "dali" else [copied(batch) for batch in loader]
+
+
+def copied(batch: Batch) -> Batch:
+    fields = ("crops", "boxes", "sample_id", "draw_key", "label")
+    return Batch(**{f: getattr(batch, f).clone() for f in fields}, data_wait_seconds=0)
+
+
+@pytest.mark.parametrize("name", ["beton", "dali", "resident", "torchvision"])
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tar shards"])
+def test_batches_are_those_of_the_converted_file(
+    folder: Path, tmp_path: Path, name: str, packed: bool
+) -> None:
+    if name == "dali":
+        require("nvidia.dali")
+    source = pack(folder) if packed else folder
+    convert(str(source), tmp_path / "set.beton", ConvertConfig(workers=1))
+    with open_image_set(tmp_path / "set.beton") as file, open_image_set(source) as dataset:
+        assert isinstance(dataset, SourceSet)
+        assert len(dataset) == len(file) == NUM_SAMPLES
+        assert dataset.classes == file.classes
+        assert np.array_equal(dataset.sizes, file.sizes)
+        assert [dataset.name(i) for i in range(12)] == [file.name(i) for i in range(12)]
+        assert_equal(load(dataset, name), load(file, name))
+
+
+def test_what_a_file_would_not_hold_as_it_is_is_left_out(folder: Path) -> None:
+    image = picture(np.random.default_rng(1), 40, 40)
+    image.save(folder / "class0" / "a.png")
+    image.convert("CMYK").save(folder / "class0" / "b.jpg")
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    image.save(folder / "class0" / "c.jpg", exif=turned)
+    (folder / "class0" / "d.jpg").write_bytes(b"\xff\xd8\xff" + bytes(500))
+    (folder / "class0" / "e.jpg").write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"5 of 17 .*first class0/a\.png: is no JPEG.*fastmoco convert"
+    ):
+        dataset = open_image_set(folder)
+    assert len(dataset) == NUM_SAMPLES
+    assert dataset.labels.tolist() == [0] * 6 + [1] * 6
+    assert "class0/a.png" not in [dataset.name(i) for i in range(NUM_SAMPLES)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "orientation", "reason"), [("CMYK", 1, "CMYK"), ("RGB", 6, "must be turned upright")]
+)
+def test_a_folder_without_a_usable_image_is_refused(
+    tmp_path: Path, mode: str, orientation: int, reason: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    turned = Image.Exif()
+    turned[ORIENTATION] = orientation
+    image = picture(np.random.default_rng(1), 40, 40).convert(mode)
+    image.save(tmp_path / "photos" / "a.jpg", exif=turned)
+    with pytest.raises(ValueError, match=rf"1 of 1 images .*{reason}"):
+        open_image_set(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("size", [20_000, 60_000])
+def test_a_long_header_is_read_whole(tmp_path: Path, size: int) -> None:
+    (tmp_path / "photos").mkdir()
+    stream = io.BytesIO()
+    picture(np.random.default_rng(1), 40, 50).save(stream, "JPEG")
+    blob = stream.getvalue()
+    comment = b"\xff\xfe" + (size + 2).to_bytes(2, "big") + bytes(size)
+    (tmp_path / "photos" / "a.jpg").write_bytes(blob[:2] + comment + blob[2:])
+    with open_image_set(tmp_path / "photos") as dataset:
+        assert (dataset.heights.tolist(), dataset.widths.tolist()) == ([40], [50])
+        assert dataset.decode(0).shape == (40, 50, 3)
+
+
+def test_a_file_that_changes_afterwards_is_named(folder: Path) -> None:
+    with open_image_set(folder) as dataset:
+        cut = folder / dataset.name(2)
+        cut.write_bytes(cut.read_bytes()[:-30])
+        with pytest.raises(ImageError, match=f"{dataset.name(2)} was cut"):
+            dataset.decode(2)
+        other, wanted = folder / dataset.name(3), int(dataset.sizes[3])
+        stream = io.BytesIO()
+        picture(np.random.default_rng(1), 40, 50).save(stream, "JPEG", quality=20)
+        other.write_bytes(stream.getvalue().ljust(wanted, b"\0"))
+        with pytest.raises(ImageError, match=f"{dataset.name(3)}: has another size"):
+            dataset.decode(3)
+
+
+def test_the_fingerprint_tells_sets_apart(folder: Path) -> None:
+    before = open_image_set(folder).fingerprint
+    assert open_image_set(folder).fingerprint == before
+    (folder / "class0" / "000.jpg").rename(folder / "class0" / "renamed.jpg")
+    assert open_image_set(folder).fingerprint != before
