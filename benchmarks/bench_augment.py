@@ -24,9 +24,9 @@ from benchmarks.harness import (
     random_images,
     summarize,
 )
-from benchmarks.loader_subjects import training_step
 from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
+from benchmarks.step_subject import LEARNING_RATE, feed_step
 from fastmoco.device import resolve_compile, resolve_device
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
@@ -96,12 +96,16 @@ def _rows(policy: str, costs: Costs) -> list[Row]:
 
 def _share_row(device: torch.device, count: int, encoder: str = "resnet50", size: int = 224) -> Row:
     """The augmentation of both views as a share of a training step that includes it."""
-    policy, step = POLICIES["moco_v2"], training_step(encoder, device)
+    policy = POLICIES["moco_v2"]
+    step = feed_step(encoder, policy, device)
     crops = random_images((count, 2, size, size, 3), device)
     key = torch.from_numpy(draw_keys(0, 0, np.arange(count))).to(device)
     batch = Batch(crops, torch.zeros(count, 2, 4), key, key, key, data_wait_seconds=0.0)
     views = torch.no_grad()(subjects.ours(policy, device, compiled=True))
-    works: dict[str, Work] = {OURS: partial(views, crops, key), STEP: partial(step, batch, 0.03)}
+    works: dict[str, Work] = {
+        OURS: partial(views, crops, key),
+        STEP: partial(step, batch, LEARNING_RATE),
+    }
     timer = cuda_timer if device.type == "cuda" else host_timer()
     seconds = measure_blocks(works, OURS, Plan(10, 10), timer)
     shares = [100 * a / b for a, b in zip(seconds[OURS], seconds[STEP], strict=True)]

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.harness import (
     CPU_PLAN,
@@ -28,17 +28,15 @@ from benchmarks.harness import (
 from benchmarks.peers.official_step import MOMENTUM, TEMPERATURE, OfficialStep
 from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
+from benchmarks.step_subject import LEARNING_RATE, built_model, statistics, training_step
 from fastmoco.device import resolve_device
-from fastmoco.moco.build import build_model
-from fastmoco.moco.loss import info_nce, resolve_loss
+from fastmoco.moco.loss import info_nce
 from fastmoco.moco.model import MoCo
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import Loss, MocoConfig, ModelConfig, OptimizerConfig, Precision, Stem
-from fastmoco.train.optimizers import build_optimizer
-from fastmoco.train.step import TrainStep
+from fastmoco.schema import MocoConfig, ModelConfig, Precision, Stem
 
 OFFICIAL, TUNED = "official", "official + AMP + channels_last + foreach"
 OURS, OURS_FP32 = "fastmoco", "fastmoco, float32"
@@ -49,7 +47,6 @@ NO_AUGMENTATION = replace(
     blur_probability=0.0,
     flip_probability=0.0,
 )
-LEARNING_RATE = 0.03
 CPU_GOAL = ">= 2.4x official"
 GPU_GOALS = {
     "resnet50": {OFFICIAL: ">= 3x, memory <= 0.6", TUNED: ">= 1.25x"},
@@ -186,26 +183,20 @@ def _batch(batch_size: int, view_size: int, device: torch.device) -> Batch:
 Parts = tuple[ModelConfig, int, torch.device]
 
 
+def _moco(queue_size: int) -> MocoConfig:
+    return MocoConfig(queue_size=queue_size, momentum=MOMENTUM, temperature=TEMPERATURE)
+
+
 def _model(parts: Parts) -> MoCo:
     model, queue_size, device = parts
-    torch.manual_seed(0)
-    moco = MocoConfig(queue_size=queue_size, momentum=MOMENTUM, temperature=TEMPERATURE)
-    built = build_model(model, moco).to(device)
-    if device.type == "cuda":
-        built.queue.half()
-    built.loss = resolve_loss(Loss.auto, device, moco.dim)
-    return built
-
-
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.full((3,), 0.5, device=device), torch.full((3,), 0.25, device=device)
+    return built_model(model, _moco(queue_size), device)
 
 
 def _official(parts: Parts, batch: Batch, dtype: torch.dtype | None = None) -> Work:
     model = _model(parts)
     step = OfficialStep(model.query_encoder, model.queue.keys.float(), LEARNING_RATE)
     views = [
-        normalized(batch.crops[:, view : view + 1], *_statistics(parts[2]), torch.float32)
+        normalized(batch.crops[:, view : view + 1], *statistics(parts[2]), torch.float32)
         for view in range(2)
     ]
     if dtype is None:
@@ -216,14 +207,12 @@ def _official(parts: Parts, batch: Batch, dtype: torch.dtype | None = None) -> W
 
 
 def _ours(parts: Parts, batch: Batch, precision: Precision) -> Work:
-    model = _model(parts).to(memory_format=torch.channels_last)
-    mean, std = _statistics(parts[2])
-    step = TrainStep(
+    model, queue_size, device = parts
+    step = training_step(
         model,
-        build_optimizer(model.query_encoder.parameters(), OptimizerConfig()),
+        _moco(queue_size),
         policy=NO_AUGMENTATION,
-        mean=mean,
-        std=std,
+        device=device,
         precision=precision,
         compiled=True,
     )

@@ -12,19 +12,16 @@ import numpy as np
 import torch
 
 from benchmarks.rates import measure_rate
+from benchmarks.step_subject import LEARNING_RATE, feed_step
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.device import resolve_device
-from fastmoco.moco.build import build_model
-from fastmoco.moco.loss import resolve_loss
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import Loss, MocoConfig, ModelConfig, Precision
-from fastmoco.train.step import TrainStep
 
 BATCH = 64
 POLICY = POLICIES["moco_v2"]
@@ -148,7 +145,7 @@ def feed(path: str, loader: str, encoder: str, view_size: int, seconds: float) -
         As `measure_rate`, ``wait_share`` in 0..1 and ``decode_device``.
     """
     device = resolve_device("auto")
-    step = training_step(encoder, device)
+    step = feed_step(encoder, POLICY, device)
     count = 256 if device.type == "cuda" else 16
     with BetonFile.open(path) as beton:
         plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=count)
@@ -158,7 +155,7 @@ def feed(path: str, loader: str, encoder: str, view_size: int, seconds: float) -
 
         def stepped() -> Iterator[int]:
             for batch in opened:
-                step(batch, 0.03)
+                step(batch, LEARNING_RATE)
                 waits.append(batch.data_wait_seconds)
                 yield len(batch.crops)
 
@@ -169,22 +166,3 @@ def feed(path: str, loader: str, encoder: str, view_size: int, seconds: float) -
     steps = round(found["images"] / count)
     share = sum(waits[-steps:]) / found["seconds"]
     return {**found, "wait_share": share, "decode_device": opened.decode_device}
-
-
-def training_step(encoder: str, device: torch.device) -> TrainStep:
-    """MoCo v2 in bf16, as `build_trainer` makes it; compiled on a GPU."""
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(encoder=encoder), MocoConfig()).to(device)
-    model = model.to(memory_format=torch.channels_last)
-    if device.type == "cuda":
-        model.queue.half()
-    model.loss = resolve_loss(Loss.auto, device, MocoConfig().dim)
-    return TrainStep(
-        model,
-        torch.optim.SGD(model.query_encoder.parameters(), lr=0.03, momentum=0.9),
-        policy=POLICY,
-        mean=torch.tensor([0.48, 0.46, 0.41], device=device),
-        std=torch.tensor([0.23, 0.22, 0.23], device=device),
-        precision=Precision.bf16,
-        compiled=device.type == "cuda",
-    )
