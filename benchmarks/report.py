@@ -237,9 +237,9 @@ def _cells(row: Row) -> list[str]:
     value, ratio = row.value, row.ratio
     return [
         row.what,
-        _number(value.median) if value else "absent",
+        number(value.median) if value else "absent",
         row.unit,
-        f"{_number(value.low)} to {_number(value.high)}" if value else "",
+        f"{number(value.low)} to {number(value.high)}" if value else "",
         str(value.repeats) if value else "",
         _ratio_text(ratio) if ratio else "",
         ratio.peer if ratio else "",
@@ -256,7 +256,8 @@ def _ratio_text(ratio: Ratio) -> str:
     return text if ratio.shown else f"{text}\nwithin noise: not shown"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three significant digits, or a whole number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.child import Unavailable, call_in_child
+from benchmarks.document import document
 from benchmarks.harness import (
     CPU_PLAN,
     GPU_PLAN,
@@ -225,3 +226,27 @@ def test_shared_memory_that_a_killed_child_leaks_is_removed(tmp_path: Path) -> N
         call_in_child("runpy:run_path", {"path_name": str(script)})
     assert note.read_text().startswith("b")
     assert not Path("/dev/shm", note.read_text()).exists()
+
+
+def test_document_tells_all_rows_of_all_results(tmp_path: Path) -> None:
+    seconds = {"ours": [1.0, 1.1], again("ours"): [1.0, 1.1], "theirs": [3.0, 3.0]}
+    report = Report("bench", "small", subject="a subject", device="cpu")
+    report.rows = [
+        Row(
+            what="ours",
+            unit="s",
+            value=summarize(seconds["ours"]),
+            ratio=beside(seconds, "ours", "theirs", "ours"),
+            goal=">= 2x",
+        ),
+        Row(what="theirs", unit="s", note="not | here"),
+    ]
+    report.write(tmp_path)
+    text = document(tmp_path)
+    assert "## bench\n" in text
+    assert "a subject" in text
+    assert "| ours | 1.05 s | 1 to 1.1 | 2 | **2.86x** (2.73 to 3) | theirs |  | >= 2x |  |" in text
+    assert "| theirs | absent |" in text
+    assert "not / here" in text  # a bar would end the cell
+    with pytest.raises(ValueError, match="holds no results"):
+        document(tmp_path / "nothing")
