@@ -16,7 +16,8 @@ from fastmoco.config import (
     register_schemas,
     to_dataclass,
 )
-from fastmoco.schema import TrainConfig
+from fastmoco.ranks import environment_ranks
+from fastmoco.schema import TrainConfig, UsageError
 from fastmoco.train.loop import train
 from fastmoco.train.run_folder import run_path
 
@@ -50,6 +51,11 @@ def run_application(arguments: Sequence[str]) -> None:
     flags, overrides = _split_flags(arguments)
     overrides = quote_paths(TrainConfig, overrides)
     sweeping = bool({"-m", "--multirun"} & set(flags))
+    if sweeping and environment_ranks().several:
+        raise UsageError(
+            "--multirun does not go with torchrun: start each run by a torchrun of its own, or "
+            "sweep runs of one device (docs/devices.md)"
+        )
     parsed = check_overrides(TrainConfig, overrides)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     if not sweeping:
