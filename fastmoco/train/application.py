@@ -1,5 +1,6 @@
 """`fastmoco train` as a Hydra application, with ``--cfg job``, ``--multirun`` and launchers."""
 
+import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -64,12 +65,15 @@ def run_application(arguments: Sequence[str]) -> None:
         )
     register_schemas()
     failures: list[BaseException] = []
+    launching = os.getpid()
 
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit 1 for anything raised here.
         try:
             train(_job_config(composed, swept))
         except BaseException as error:
+            if os.getpid() != launching:  # a launcher's job elsewhere: it reports what it sees
+                raise
             failures.append(error)
 
     application = hydra.main(

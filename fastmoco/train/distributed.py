@@ -60,8 +60,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with naming_a_lost_rank():
-        dist.init_process_group(backend, timeout=TIMEOUT)
+    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield
     except BaseException:

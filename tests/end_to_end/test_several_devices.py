@@ -57,8 +57,9 @@ def command_line(arguments):
     return [sys.executable, "-m", "fastmoco.cli", *arguments]
 
 
-def one_rank(number, rank, arguments):
-    return [sys.executable, "-c", ONE_RANK, "step", "13", str(rank), str(int(number)), *arguments]
+def one_rank(number, rank, step, arguments):
+    places = ["step", str(step), str(rank), str(int(number))]
+    return [sys.executable, "-c", ONE_RANK, *places, *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -91,24 +92,23 @@ def test_one_process_writes(whole_run):
     assert load_checkpoint(whole_run).tensors["model.queue.pointer"].item() == 20 * 8 % 36
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_all_and_the_run_goes_on(options, whole_run, tmp_path, rank):
+def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
     run = tmp_path / "killed"
-    began = time.monotonic()
-    code, output = finish(start(*one_rank(signal.SIGKILL, rank, options(run))), 100)
-    assert code != 0
-    assert time.monotonic() - began < 90  # far below the group's timeout of 30 minutes
-    assert "Traceback" not in output.split("torch/distributed")[0]
-    assert load_checkpoint(run).step == 10
+    for rank, place, saved in ((1, 13, 10), (0, 8, 15)):  # counted from the checkpoint
+        began = time.monotonic()
+        code, output = finish(start(*one_rank(signal.SIGKILL, rank, place, options(run))), 100)
+        assert code != 0
+        assert time.monotonic() - began < 90  # far below the group's timeout of 30 minutes
+        assert f"fastmoco: rank {1 - rank}: the process of another device ended" in output
+        assert load_checkpoint(run).step == saved
     code, output = finish(start(*command_line(options(run))))
     assert code == 0, output
     assert_same_run(run, whole_run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_one_rank_stops_all_after_the_same_step(options, whole_run, tmp_path, number):
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(options, whole_run, tmp_path):
     run = tmp_path / "stopped"
-    code, output = finish(start(*one_rank(number, 1, options(run))))
+    code, output = finish(start(*one_rank(signal.SIGINT, 1, 13, options(run))))
     assert code != 0
     assert output.count("fastmoco: stopped after step 13, saved") == 1
     assert load_checkpoint(run).step == 13
