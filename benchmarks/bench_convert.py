@@ -1,9 +1,10 @@
 """Making dataset files, beside FFCV's DatasetWriter on the same images.
 
-FFCV computes no statistics of the set, so the equal work is ``statistics=none``. Sources are in the
-page cache; files go to $TMPDIR, which must be on the disk that is meant. The share of the disk is
-that of the bytes that each writes itself. Memory is that of all processes of a contender, imports
-included. Left out: sources on slow disks, which bound all alike.
+FFCV computes no statistics of the set, so the equal work is ``statistics=none``; the rows without
+it show what they cost: a full decode of all images, or of a sixteenth with ``check=header``.
+Sources are in the page cache; files go to $TMPDIR, which must be on the disk that is meant. The
+share of the disk is that of the bytes that each writes itself. Memory is that of all processes of a
+contender, imports included. Left out: sources on slow disks, which bound all alike.
 """
 
 import os

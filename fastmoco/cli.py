@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted after saving.
 
 import difflib
 import importlib
+import io
 import json
 import sys
 import warnings
@@ -31,6 +32,8 @@ class CommandError(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # paths are printed as they are
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_overview()
@@ -88,15 +91,16 @@ def _show_warning(
     if not local_ranks().is_first:
         return
     if category is UserWarning and not file:
-        print(f"fastmoco: {message}", file=sys.stderr)  # noqa: T201
+        print(f"fastmoco: {_one_line(str(message))}", file=sys.stderr)  # noqa: T201
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
         print(text, file=file or sys.stderr, end="")
 
 
 def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror.lower()}"
+    if isinstance(error, OSError) and error.strerror:
+        named = error.filename is not None
+        return f"{error.filename}: {error.strerror.lower()}" if named else error.strerror
     return str(error)
 
 
@@ -105,8 +109,13 @@ def _fail(code: int, message: str) -> int:
     if code == 1 and environment_ranks().several:
         message = f"rank {environment_ranks().rank}: {message}"
     if code == 1 or local_ranks().is_first:
-        print(f"fastmoco: {message}", file=sys.stderr)  # noqa: T201
+        print(f"fastmoco: {_one_line(message)}", file=sys.stderr)  # noqa: T201
     return code
+
+
+def _one_line(message: str) -> str:
+    """With escapes for what is not printable: file names may hold line breaks, or worse."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 def _split(arguments: list[str], positional: Sequence[str]) -> tuple[list[str], list[str], bool]:
@@ -121,6 +130,14 @@ def _split(arguments: list[str], positional: Sequence[str]) -> tuple[list[str], 
     if stray := [a for a in rest if "=" not in a]:
         raise CommandError(f"unexpected argument {stray[0]}; options are given as key=value")
     return places, rest, bool(flags)
+
+
+def _file_alone(arguments: list[str]) -> tuple[str, bool]:
+    """The file of a command that has no options but ``--json``."""
+    (path,), overrides, as_json = _split(arguments, ("FILE.beton",))
+    if overrides:
+        raise CommandError(f"unexpected argument {overrides[0]}; the file is all that is needed")
+    return path, as_json
 
 
 def _load(schema_name: str, overrides: list[str]) -> Any:
@@ -140,7 +157,7 @@ def _convert(arguments: list[str]) -> None:
 
 
 def _info(arguments: list[str]) -> None:
-    (path,), _, as_json = _split(arguments, ("FILE.beton",))
+    path, as_json = _file_alone(arguments)
     from fastmoco.data.verify import describe, description_text
 
     facts = describe(path)
@@ -148,7 +165,7 @@ def _info(arguments: list[str]) -> None:
 
 
 def _verify(arguments: list[str]) -> None:
-    (path,), _, as_json = _split(arguments, ("FILE.beton",))
+    path, as_json = _file_alone(arguments)
     from fastmoco.data.verify import verify
 
     report = verify(path)

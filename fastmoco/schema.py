@@ -143,6 +143,8 @@ class MocoConfig:
     """m of the key encoder; 0.99 for small sets."""
     temperature: float = 0.2
     """tau of InfoNCE."""
+    symmetric: bool = False
+    """Each view once as query, once as key: the sum of both losses, and 2 keys an image."""
     loss: Loss = Loss.auto
     """How it is computed: plain, chunked (less memory), fused (one GPU kernel), or auto."""
     batch_norm: BatchNorm = BatchNorm.auto
@@ -185,6 +187,10 @@ class LoopConfig:
     """Stop after this many steps, whatever the schedule still holds; 0 = no bound."""
     log_every_steps: int = 20
     """Steps per line of metrics.jsonl; each line is the mean since the last."""
+    dry_run: bool = False
+    """Build everything, run 20 steps, say how fast and large the run would be, keep nothing."""
+    profile: bool = False
+    """The same with a table of where a step's time goes, and a trace beside the run folder."""
     compile: Compile = Compile.auto
     """torch.compile: auto, always or never."""
 

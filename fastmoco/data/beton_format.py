@@ -95,6 +95,11 @@ def bind_checksum(sample_id: int, crc32: int) -> int:
     return zlib.crc32(struct.pack("<Q", sample_id), crc32)
 
 
+def is_page_size(page_bytes: int) -> bool:
+    """Whether pages of a file may have this size: a power of two from 2 MiB to 2 GiB."""
+    return not page_bytes & (page_bytes - 1) and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX
+
+
 def align(offset: int, page_bytes: int) -> int:
     """The first multiple of ``page_bytes`` at or after ``offset``."""
     return -(-offset // page_bytes) * page_bytes

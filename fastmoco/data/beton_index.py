@@ -21,7 +21,6 @@ from fastmoco.data.beton_format import (
     MODE_JPEG,
     MODE_RAW,
     PAGE_BYTES_MAX,
-    PAGE_BYTES_MIN,
     SECTION_VERSION,
     TABLE,
     BetonError,
@@ -29,6 +28,7 @@ from fastmoco.data.beton_format import (
     align,
     decode_text,
     index_digest,
+    is_page_size,
 )
 from fastmoco.data.images import MAX_PIXELS, MAX_SIDE
 
@@ -136,7 +136,7 @@ def _check_header(handle: Handle, header: Any) -> None:
     if fields != 2:
         raise handle.problem(f"has {fields} fields, not the two `image` and `label`", 2)
     page_bytes, count = int(header["page_bytes"]), int(header["num_samples"])
-    if page_bytes & (page_bytes - 1) or not PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX:
+    if not is_page_size(page_bytes):
         raise handle.problem(f"page size {page_bytes} is no power of two from 2 MiB to 2 GiB", 4)
     if not count:
         raise handle.problem("holds no samples", 8)
@@ -238,7 +238,7 @@ def _read_section(handle: Handle, index: Index, arguments: Any) -> None:
     index.classes = classes.split("\0") if classes else []
     try:
         index.facts = _checked_facts(handle.read(classes_end, index.table_pointer - classes_end))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise handle.problem(f"its facts are damaged ({error})", classes_end) from error
 
 
@@ -251,6 +251,10 @@ def _checked_facts(raw: bytes) -> dict[str, Any]:
         values = facts.get(key, [0.5] * 3)
         if len(values) != 3 or not all(math.isfinite(v) and 0 <= v <= 1 for v in values):
             raise ValueError(f"{key} is not three numbers from 0 to 1")
+    for key in ("num_measured_pixels", "num_duplicates", "num_quarantined"):
+        value = facts.get(key, 0)
+        if not isinstance(value, int) or not 0 <= value < 1 << 63:
+            raise ValueError(f"{key} is no count")
     return facts
 
 

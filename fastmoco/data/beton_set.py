@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import BetonError
-from fastmoco.data.facts import merged_statistics
+from fastmoco.data.facts import merged_facts
 from fastmoco.data.shards import find_shards, set_fingerprint
 
 
@@ -31,7 +31,7 @@ class BetonSet:
         has_checksums: False if one of them is a file that FFCV wrote.
         fingerprint: Hex SHA-256 of the files' fingerprints.
         classes: Class names, ``[]`` if unknown.
-        facts: Channel statistics over all files, weighted by pixels; ``{}`` if none has them.
+        facts: As of `merged_facts`; ``{}`` if no file has any.
     """
 
     def __init__(self, path: Path, files: Sequence[BetonFile]) -> None:
@@ -56,7 +56,7 @@ class BetonSet:
         self.sizes = np.concatenate([file.sizes for file in files])
         self.has_checksums = all(file.has_checksums for file in files)
         self.fingerprint = set_fingerprint([file.fingerprint for file in files])
-        self.facts: dict[str, Any] = merged_statistics([file.facts for file in files])
+        self.facts: dict[str, Any] = merged_facts([file.facts for file in files])
         self._ends = np.cumsum([len(file) for file in files])
 
     def __len__(self) -> int:

@@ -24,14 +24,13 @@ from fastmoco.data.beton_format import (
     LABEL_TYPE,
     MAGIC,
     METADATA,
-    PAGE_BYTES_MAX,
-    PAGE_BYTES_MIN,
     SECTION_VERSION,
     TABLE,
     align,
     bind_checksum,
     encode_text,
     index_digest,
+    is_page_size,
 )
 from fastmoco.files import sync_folder
 
@@ -64,7 +63,7 @@ class BetonWriter:
     def __init__(
         self, path: Path, *, capacity: int, page_bytes: int = 1 << 23, resume: bool = False
     ) -> None:
-        if page_bytes & (page_bytes - 1) or not PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX:
+        if not is_page_size(page_bytes):
             raise ValueError(f"page_bytes={page_bytes} is no power of two from 2 MiB to 2 GiB")
         self.path = path
         self.page_bytes = page_bytes

@@ -26,11 +26,13 @@ from fastmoco.data.convert_config import Check, ConvertConfig, Encoding, OnError
 from fastmoco.data.encode import EncodedBatch, EncodeOptions
 from fastmoco.data.facts import channel_statistics, describe_contents
 from fastmoco.data.journal import Journal, Record, journal_path
+from fastmoco.data.progress import show_progress
 from fastmoco.data.sources import SampleSet
 from fastmoco.data.tally import Row, Tally, Totals
-from fastmoco.data.workers import encoded_batches, show_progress
+from fastmoco.data.workers import encoded_batches
 from fastmoco.files import atomic_path, atomic_write_text
 
+LISTED_DUPLICATES = 1000  # groups of images; more are counted only
 RECORD_SECONDS = 1.0  # what a kill costs, and the journal's rate: some 0.1 MB a second
 
 
@@ -199,7 +201,7 @@ class _Conversion:
                 crc32=image.crc32,
             )
             self.pending.store(place, image)
-        self.pending.histogram += batch.histogram
+        self.pending.moments += batch.moments
         self.pending.source_bytes += batch.source_bytes
 
     def _record(self) -> None:
@@ -229,7 +231,7 @@ class _Conversion:
                 f"{reason}"
             )
         facts = {
-            **channel_statistics(totals.histogram),
+            **channel_statistics(totals.moments),
             "num_duplicates": totals.num_duplicates,
             "num_quarantined": len(totals.quarantined),
         }
@@ -251,6 +253,8 @@ class _Conversion:
         with BetonFile.open(target) as beton:
             contents = describe_contents(beton.labels, beton.widths, beton.heights, beton.classes)
             described = {"fingerprint": beton.fingerprint, **contents, **beton.facts}
+            groups = self.totals.duplicates(LISTED_DUPLICATES)
+            described["duplicates"] = [[beton.name(i) for i in group] for group in groups]
         text = json.dumps(described | self.job.origin, indent=1) + "\n"
         atomic_write_text(sidecar_path(target), text)
 

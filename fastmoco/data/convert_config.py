@@ -2,8 +2,11 @@
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+from fastmoco.data.beton_format import is_page_size
+from fastmoco.data.facts import plain_values
 from fastmoco.data.shards import MAX_SHARDS
 
 
@@ -41,14 +44,17 @@ class Statistics(StrEnum):
 class ConvertConfig:
     """Options of `convert`."""
 
-    split: str = "train"
-    """Which part of a source that has splits (builtin:textures: train, test)."""
+    split: str = ""
+    """Which part of a source that has splits; train where none is named."""
 
-    labels: str = ""
+    labels: Path | None = None
     """Labels of numbered images: a text file of one a line, .npy or .pt; or FILE.csv:COLUMN."""
 
-    root: str = ""
+    root: Path | None = None
     """Folder in which torchvision's sets lie; by default data/ in the current one."""
+
+    download: bool = False
+    """Get what is missing of torchvision's sets from the internet, into that folder."""
 
     max_size: int = 512
     """Longest side in pixels; larger images are shrunk to it, antialiased."""
@@ -69,8 +75,9 @@ class ConvertConfig:
     """decode: a copied JPEG is decoded once; header: only its markers are read, which is faster."""
 
     statistics: Statistics = Statistics.auto
-    """Channel mean and deviation: exact from all images, sample from 10,000, auto exact up to
-    50,000 images, or none: a copied JPEG is then decoded at 1/8 scale, twice as fast."""
+    """Channel mean and deviation: exact from all images, sample from 10,000, none, or auto: exact
+    up to 50,000 images, but from a sixteenth of them (128 to 10,000) with check=header. Measured
+    JPEGs are decoded in full, which takes twice the time of a decode at 1/8 scale."""
 
     on_error: OnError = OnError.quarantine
     """quarantine: leave a bad image out and list it in NAME.quarantine.csv; fail: stop at it."""
@@ -99,6 +106,11 @@ class ConvertConfig:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}={getattr(self, name)} is not in {low}..{high}")
+        if not is_page_size(self.page_bytes):
+            raise ValueError(
+                f"page_bytes={self.page_bytes} is no power of two from 2 MiB to 2 GiB, such as "
+                "8388608"
+            )
         if self.shard:
             self.shards_to_make()
 
@@ -118,6 +130,12 @@ class ConvertConfig:
         return [int(number)], int(count)
 
     def choices(self) -> dict[str, Any]:
-        """All that decides the file's bytes, as JSON values."""
-        left_out = ("workers", "on_error", "shards", "shard", "root", "labels")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        """All that decides the bytes of a file of given samples, as JSON values."""
+        left_out = ("on_error", "root", "download", "labels")
+        return {name: value for name, value in self.told().items() if name not in left_out}
+
+    def told(self) -> dict[str, Any]:
+        """What people should know of how a file came to be, as JSON values."""
+        left_out = ("workers", "shards", "shard")
+        told = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return plain_values(told)

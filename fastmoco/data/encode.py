@@ -1,5 +1,6 @@
 """One source image to one stored blob; a JPEG keeps its own bytes where it may."""
 
+import errno
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW
+from fastmoco.data.facts import channel_moments, no_moments
 from fastmoco.data.images import (
     check_size,
     decode_jpeg,
@@ -23,6 +24,11 @@ from fastmoco.data.images import (
 from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
 from fastmoco.data.sources import Loaded
 
+MEASURED_PIXELS = 1 << 16  # small images are measured together, a larger one while it is in cache
+NO_FAULT_OF_THE_IMAGE = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV, errno.ESTALE}
+    | {errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
+)
 MAX_COPIED_SCANS = 32  # a common progressive file has ten; each costs a pass at every read
 
 
@@ -56,14 +62,21 @@ class EncodedBatch:
 
     Attributes:
         images: Each stored image, or the reason why there is none.
-        histogram: How often each level occurs in each channel of the measured ones, ``(3, 256)``
-            int64: integers, so that sums over batches are exact in any order.
+        moments: `channel_moments` of the measured ones together: integers, so that sums over
+            batches are exact in any order.
         source_bytes: What was read.
     """
 
     images: list[Encoded | str] = field(default_factory=list)
-    histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+    moments: NDArray[np.int64] = field(default_factory=no_moments)
     source_bytes: int = 0
+
+    def measure(self, pixels: list[NDArray[np.uint8]]) -> None:
+        """Adds the moments of images, ``(n, 3)`` each, and empties the list."""
+        if pixels:
+            together = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
+            self.moments += channel_moments(together)
+            pixels.clear()
 
 
 def encode_batch(
@@ -72,16 +85,20 @@ def encode_batch(
     measured: Sequence[bool],
     options: EncodeOptions,
 ) -> EncodedBatch:
-    """Loads and encodes some samples; a bad one becomes its reason, never an exception.
+    """Loads and encodes some samples; a bad one becomes its reason.
 
     Args:
         load: As of `SampleSet`.
         keys: The samples, as ``load`` takes them.
-        measured: Whether each one's pixels count in the histogram.
+        measured: Whether each one's pixels count in the moments.
         options: How they are stored.
+
+    Raises:
+        OSError: If an image could not be read through no fault of its own, such as when a network
+            disk is gone: leaving out all that follows would be no answer.
     """
     batch = EncodedBatch()
-    measured_pixels: list[NDArray[np.uint8]] = []
+    pixels_to_measure: list[NDArray[np.uint8]] = []
     for key, measure in zip(keys, measured, strict=True):
         try:
             loaded = load(key)
@@ -90,14 +107,19 @@ def encode_batch(
         except ImageError as error:
             batch.images.append(str(error))
         except OSError as error:
+            if error.errno in NO_FAULT_OF_THE_IMAGE:
+                raise OSError(
+                    f"{error.filename or 'the source'}: cannot be read ({error.strerror}); once "
+                    "that is mended, the same command goes on where this one was"
+                ) from error
             batch.images.append(error.strerror or str(error))
         else:
             batch.images.append(image)
             if measure and pixels is not None:
-                measured_pixels.append(pixels.reshape(-1, 1, 3))
-    if measured_pixels:
-        counts = Image.fromarray(np.concatenate(measured_pixels)).histogram()
-        batch.histogram += np.asarray(counts, np.int64).reshape(3, 256)
+                pixels_to_measure.append(pixels.reshape(-1, 3))
+                if sum(map(len, pixels_to_measure)) >= MEASURED_PIXELS:
+                    batch.measure(pixels_to_measure)
+    batch.measure(pixels_to_measure)
     return batch
 
 

@@ -1,5 +1,6 @@
 """What a dataset file holds, as plain JSON values."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FACTS_VERSION = 1
+_ROW_PIXELS = 512
+_MAX_ROWS = 4096  # 4096 x 255 x 255 fits 32 bits
 
 
 def describe_contents(
@@ -40,35 +43,72 @@ def describe_contents(
     }
 
 
-def channel_statistics(histogram: NDArray[np.int64]) -> dict[str, Any]:
+def no_moments() -> NDArray[np.int64]:
+    """`channel_moments` of no pixels."""
+    return np.zeros((3, 3), np.int64)
+
+
+def channel_moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Number of pixels, sum of their levels, and sum of the levels' squares, exactly.
+
+    Sums run down columns of `_ROW_PIXELS` pixels, where NumPy adds whole vectors: 0.26 ms for 500 x
+    375 pixels, where Pillow's histogram takes 1.38 and the decode 1.0 (one thread, CPU time).
+
+    Args:
+        pixels: ``(n, 3)`` uint8, contiguous.
+
+    Returns:
+        ``(3, 3)`` int64: these three, for each channel.
+    """
+    moments = no_moments()
+    moments[0] = len(pixels)
+    whole = len(pixels) // _ROW_PIXELS * _ROW_PIXELS
+    for rows in (pixels[:whole].reshape(-1, 3 * _ROW_PIXELS), pixels[whole:]):
+        for start in range(0, len(rows), _MAX_ROWS):
+            levels = rows[start : start + _MAX_ROWS]
+            squares = np.multiply(levels, levels, dtype=np.uint16)
+            for place, values in ((1, levels), (2, squares)):
+                sums = values.sum(0, dtype=np.uint32)
+                moments[place] += sums.reshape(-1, 3).sum(0, dtype=np.int64)
+    return moments
+
+
+def channel_statistics(moments: NDArray[np.int64]) -> dict[str, Any]:
     """Mean and standard deviation over all pixels, RGB, levels 0..255 scaled to 0..1.
 
     Args:
-        histogram: How often each level occurs in each channel, ``(3, 256)``. Empty where no image
-            was measured: then there are none.
+        moments: As of `channel_moments`. Zeros where no image was measured: then there are none.
     """
-    num_pixels = int(histogram[0].sum())
+    (num_pixels, *_), sums, squares = moments.tolist()
     if not num_pixels:
         return {}
-    levels = np.arange(256)
-    means = (histogram @ levels) / num_pixels / 255
-    squares = (histogram @ levels**2) / num_pixels / 255**2
+    # In whole numbers to the end: rounded, the variance of a set of one tone may be negative.
+    variances = [
+        (num_pixels * b - a * a) / num_pixels**2 for a, b in zip(sums, squares, strict=True)
+    ]
     return {
-        "channel_mean": [round(value, 6) for value in means.tolist()],
-        "channel_std": [round(value, 6) for value in np.sqrt(squares - means**2).tolist()],
+        "channel_mean": [round(value / num_pixels / 255, 6) for value in sums],
+        "channel_std": [round(math.sqrt(value) / 255, 6) for value in variances],
         "num_measured_pixels": num_pixels,
     }
 
 
-def merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Channel statistics over several files: means of levels and of their squares, by pixels.
+def merged_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of several files together: channel statistics, and how many bad images were left out.
+
+    Duplicates are not among them: how many lie in different files is unknown.
 
     Args:
         facts: Of each file.
-
-    Returns:
-        As `channel_statistics`; ``{}`` where none of them has any.
     """
+    merged = _merged_statistics(facts)
+    if all("num_quarantined" in fact for fact in facts):
+        merged["num_quarantined"] = sum(fact["num_quarantined"] for fact in facts)
+    return merged
+
+
+def _merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of levels and of their squares, by pixels; ``{}`` where no file has any."""
     measured = [fact for fact in facts if fact.get("num_measured_pixels")]
     if not measured:
         return {}
@@ -76,7 +116,7 @@ def merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     means = np.array([fact["channel_mean"] for fact in measured])
     squares = np.array([fact["channel_std"] for fact in measured]) ** 2 + means**2
     mean = pixels @ means / pixels.sum()
-    std = np.sqrt(pixels @ squares / pixels.sum() - mean**2)
+    std = np.sqrt(np.maximum(pixels @ squares / pixels.sum() - mean**2, 0))
     return {
         "channel_mean": [round(value, 6) for value in mean.tolist()],
         "channel_std": [round(value, 6) for value in std.tolist()],

@@ -8,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.encode import Encoded
+from fastmoco.data.facts import no_moments
 
+RECORD_VERSION = 2  # of `Tally.to_record`; unfinished conversions with other records start anew
 # Of each stored image: its place in the source, mode, width, height, bytes, CRC-32 and digest.
 Row = tuple[int, int, int, int, int, int, int]
-
-
-def _no_levels() -> NDArray[np.int64]:
-    return np.zeros((3, 256), np.int64)
 
 
 @dataclass(slots=True)
@@ -24,13 +22,13 @@ class Tally:
     Attributes:
         stored: A row for each image that was stored.
         quarantined: Name and reason of each that was not.
-        histogram: How often each level occurs in each channel of the measured ones, ``(3, 256)``.
+        moments: `channel_moments` of the measured ones.
         source_bytes: What was read of the source.
     """
 
     stored: list[Row] = field(default_factory=list)
     quarantined: list[tuple[str, str]] = field(default_factory=list)
-    histogram: NDArray[np.int64] = field(default_factory=_no_levels)
+    moments: NDArray[np.int64] = field(default_factory=no_moments)
     source_bytes: int = 0
 
     def store(self, place: int, image: Encoded) -> None:
@@ -44,7 +42,7 @@ class Tally:
         return {
             "stored": self.stored,
             "quarantined": self.quarantined,
-            "histogram": self.histogram.tolist(),
+            "moments": self.moments.tolist(),
             "source_bytes": self.source_bytes,
         }
 
@@ -54,7 +52,7 @@ class Tally:
         return cls(
             stored=[(a, b, c, d, e, f, g) for a, b, c, d, e, f, g in record["stored"]],
             quarantined=[(name, reason) for name, reason in record["quarantined"]],
-            histogram=np.array(record["histogram"], np.int64),
+            moments=np.array(record["moments"], np.int64),
             source_bytes=record["source_bytes"],
         )
 
@@ -66,13 +64,13 @@ class Totals:
     Attributes:
         digests: Of each stored image, as of `Encoded`.
         quarantined: As of `Tally`.
-        histogram: As of `Tally`.
+        moments: As of `Tally`.
         source_bytes: As of `Tally`.
     """
 
     digests: "array[int]" = field(default_factory=lambda: array("Q"))
     quarantined: list[tuple[str, str]] = field(default_factory=list)
-    histogram: NDArray[np.int64] = field(default_factory=_no_levels)
+    moments: NDArray[np.int64] = field(default_factory=no_moments)
     source_bytes: int = 0
 
     @property
@@ -90,16 +88,25 @@ class Totals:
         """Images whose stored bytes another one has, too."""
         return len(self.digests) - len(np.unique(np.frombuffer(self.digests, np.uint64)))
 
+    def duplicates(self, limit: int) -> list[list[int]]:
+        """The stored images of equal bytes by their numbers, at most ``limit`` groups of them."""
+        digests = np.frombuffer(self.digests, np.uint64)
+        _, group, sizes = np.unique(digests, return_inverse=True, return_counts=True)
+        members: dict[int, list[int]] = {}
+        for number in np.flatnonzero(sizes[group] > 1).tolist():
+            members.setdefault(int(group[number]), []).append(number)
+        return list(members.values())[:limit]
+
     def add(self, tally: Tally) -> None:
         """Adds what was gathered over the samples that follow."""
         self.digests.extend(row[-1] for row in tally.stored)
         self.quarantined += tally.quarantined
-        self.histogram += tally.histogram
+        self.moments += tally.moments
         self.source_bytes += tally.source_bytes
 
     def merge(self, other: "Totals") -> None:
         """Adds another file's."""
         self.digests.extend(other.digests)
         self.quarantined += other.quarantined
-        self.histogram += other.histogram
+        self.moments += other.moments
         self.source_bytes += other.source_bytes

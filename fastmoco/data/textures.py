@@ -229,7 +229,8 @@ def _draw_cells(x: Floats, y: Floats, random: np.random.Generator) -> npt.NDArra
     grid = np.indices((_CELLS, _CELLS)).reshape(2, -1) + 0.5
     sites = grid + _CELL_JITTER * (2 * random.random(grid.shape) - 1)
     site_x, site_y = sites[:, :, None, None] * (IMAGE_SIZE / _CELLS)
-    return ((x - site_x) ** 2 + (y - site_y) ** 2).argmin(axis=0)
+    nearest: npt.NDArray[np.intp] = ((x - site_x) ** 2 + (y - site_y) ** 2).argmin(axis=0)
+    return nearest
 
 
 @cache

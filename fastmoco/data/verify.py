@@ -15,6 +15,7 @@ from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.beton_set import Dataset, open_dataset
 from fastmoco.data.facts import describe_contents, description_text, plain_values
+from fastmoco.data.progress import show_progress
 
 __all__ = ["VerifyReport", "describe", "description_text", "verify"]
 
@@ -110,7 +111,11 @@ def _files(dataset: Dataset) -> tuple[BetonFile, ...]:
 
 
 def _verify_file(beton: BetonFile) -> None:
-    problems = [problem for problem in _decode_all(beton) if problem is not None]
+    problems = []
+    with show_progress(len(beton)) as advance:
+        for sample_ids, found in _decode_all(beton):
+            problems += [problem for problem in found if problem is not None]
+            advance(len(sample_ids), int(beton.sizes[sample_ids.start : sample_ids.stop].sum()))
     if problems:
         more = f"; {len(problems) - 1} more bad samples" if len(problems) > 1 else ""
         raise BetonError(f"{problems[0]}{more}")
@@ -123,18 +128,17 @@ def _verify_file(beton: BetonFile) -> None:
             )
 
 
-def _decode_all(beton: BetonFile) -> Iterator[BetonError | None]:
-    """Each sample's problem or None, in order; on as many threads as there are CPUs."""
+def _decode_all(beton: BetonFile) -> Iterator[tuple[range, list[BetonError | None]]]:
+    """Samples and each one's problem or None, in order; on as many threads as there are CPUs."""
 
-    def problem(sample_ids: range) -> list[BetonError | None]:
+    def problems(sample_ids: range) -> list[BetonError | None]:
         return [_problem(beton, sample_id) for sample_id in sample_ids]
 
     threads = len(os.sched_getaffinity(0))
     batches = (range(a, min(a + 64, len(beton))) for a in range(0, len(beton), 64))
     with ThreadPoolExecutor(threads) as pool:
         while group := list(islice(batches, 8 * threads)):
-            for found in pool.map(problem, group):
-                yield from found
+            yield from zip(group, pool.map(problems, group), strict=True)
 
 
 def _problem(beton: BetonFile, sample_id: int) -> BetonError | None:

@@ -7,17 +7,12 @@ mostly Python, for which threads would only wait for each other: this thread doe
 """
 
 import os
-import sys
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastmoco.data.encode import EncodedBatch, EncodeOptions, encode_batch
 from fastmoco.data.sources import SampleSet
@@ -37,7 +32,7 @@ def encoded_batches(
 
     Args:
         samples: The source.
-        measured: Which samples' pixels count in the batches' histograms, ``(n,)``.
+        measured: Which samples' pixels count in the batches' moments, ``(n,)``.
         options: How images are stored.
         workers: Number of threads; 0 means one for each usable CPU, but none for small images.
         start: The first sample.
@@ -70,35 +65,3 @@ def _choose_workers(samples: SampleSet) -> int:
         samples.names
     )
     return 1 if small else len(os.sched_getaffinity(0))
-
-
-@contextmanager
-def show_progress(total: int, done: int = 0) -> Iterator[Callable[[int, int], None]]:
-    """A progress line on stderr, if that is a terminal.
-
-    Args:
-        total: Number of images.
-        done: How many of them an earlier run has dealt with.
-
-    Yields:
-        A function to call with the number of images done and of bytes read since the last call.
-    """
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images  {task.fields[rate]}  ETA"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    start, images, size = time.monotonic(), 0, 0
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=total, completed=done, rate="")
-
-        def advance(new_images: int, new_bytes: int) -> None:
-            nonlocal images, size
-            images, size = images + new_images, size + new_bytes
-            seconds = max(time.monotonic() - start, 1e-9)
-            rate = f"{images / seconds:,.0f} images/s  {size / 1e6 / seconds:.1f} MB/s"
-            progress.update(task, advance=new_images, rate=rate)
-
-        yield advance

@@ -38,6 +38,7 @@ def build_model(model: ModelConfig, moco: MocoConfig, ranks: Ranks = ALONE) -> M
         shuffle_keys=kind is BatchNorm.shuffled and groups > 1,
         running_keys=kind is BatchNorm.eman,
         ranks=ranks,
+        symmetric=moco.symmetric,
     )
 
 

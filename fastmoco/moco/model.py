@@ -34,13 +34,15 @@ class Contrast:
     """What one forward pass gives; tensors on the device, nothing read by the host."""
 
     loss: Tensor
-    """Scalar, nats; gradients flow to the query encoder."""
+    """Scalar, nats; gradients flow to the query encoder. Symmetric: the sum of both losses."""
     query: Tensor
-    """Unit-norm ``(N, C)``, detached."""
+    """Unit-norm ``(N, C)``, detached; ``(2N, C)`` where the loss is symmetric."""
     key: Tensor
-    """Unit-norm ``(N, C)``, detached: to be enqueued after the optimizer's step."""
+    """Unit-norm, one for each query, detached: to be enqueued after the optimizer's step."""
     rank: Tensor
-    """Number of negatives above the positive, ``(N,)``."""
+    """Number of negatives above the positive, one for each query."""
+    terms: int = 1
+    """How many losses `loss` is the sum of: 2 where it is symmetric."""
 
 
 class Encoder(nn.Module):
@@ -80,6 +82,7 @@ class MoCo(nn.Module):
         momentum: float,
         temperature: float,
         shuffle_keys: bool,
+        symmetric: bool = False,
         running_keys: bool = False,
         ranks: Ranks = ALONE,
         loss: Loss = Loss.plain,
@@ -95,6 +98,7 @@ class MoCo(nn.Module):
             temperature: tau > 0.
             shuffle_keys: Permute the keys' batch before the key encoder, so that groups of a split
                 batch norm, or the ranks' batches, differ between queries and keys.
+            symmetric: Each view once as query and once as key; the loss is the sum of both.
             running_keys: The key encoder normalizes by running statistics, which follow those of
                 the query encoder by `momentum`: EMAN, another algorithm (arXiv:2101.08482, Eq. 5).
             ranks: Which part of a global batch this process sees.
@@ -107,6 +111,7 @@ class MoCo(nn.Module):
         self.momentum = momentum
         self.temperature = temperature
         self.shuffle_keys = shuffle_keys
+        self.symmetric = symmetric
         self.running_keys = running_keys
         self.ranks = ranks
         self.loss = loss
@@ -123,11 +128,25 @@ class MoCo(nn.Module):
 
         Args:
             query_view: ``(N, 3, H, W)``, normalized, channels_last.
-            key_view: The same images, augmented anew. Shuffled over several ranks: those that the
-                permutation gives this rank.
+            key_view: The same images, augmented anew. Shuffled over several ranks, and not
+                symmetric: of the images that the permutation gives this rank.
             permutation: ``(world_size * N,)`` int64; the order in which the key encoders see the
                 global batch where keys are shuffled.
         """
+        contrast = self._contrast(query_view, key_view, permutation)
+        if not self.symmetric:
+            return contrast
+        # Both halves meet the same queue: no image is a negative of its other view.
+        other = self._contrast(key_view, query_view, permutation)
+        return Contrast(
+            contrast.loss + other.loss,
+            torch.cat([contrast.query, other.query]),
+            torch.cat([contrast.key, other.key]),
+            torch.cat([contrast.rank, other.rank]),
+            terms=2,
+        )
+
+    def _contrast(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
         query = _unit_norm(self.query_encoder(query_view))
         with torch.no_grad():
             key = self._embed_keys(key_view, permutation)
@@ -137,7 +156,10 @@ class MoCo(nn.Module):
     def _embed_keys(self, key_view: Tensor, permutation: Tensor) -> Tensor:
         if not self.shuffle_keys:
             return _unit_norm(self.key_encoder(key_view))
-        if not self.ranks.several:
+        if self.symmetric and self.ranks.several:
+            key_view = own_rows(gather_rows(key_view, self.ranks)[permutation], self.ranks)
+            key_view = key_view.contiguous(memory_format=torch.channels_last)
+        elif not self.ranks.several:
             key_view = key_view[permutation]
         key = gather_rows(_unit_norm(self.key_encoder(key_view)), self.ranks)
         return own_rows(torch.empty_like(key).index_copy_(0, permutation, key), self.ranks)

@@ -61,10 +61,16 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> None:
             "and give data.train=train.beton"
         )
     batch, moco = cfg.global_batch_size, cfg.moco
-    if moco.queue_size < batch:
+    if ranks.several and (cfg.train.dry_run or cfg.train.profile):
         raise UsageError(
-            f"queue_size={moco.queue_size} is smaller than global_batch_size={batch}; "
-            f"set moco.queue_size={batch} or more"
+            "train.dry_run and train.profile measure one device; start them without torchrun, "
+            "with the batch of one device"
+        )
+    keys, of_batch = (2 * batch, "2 x ") if moco.symmetric else (batch, "")
+    if moco.queue_size < keys:
+        raise UsageError(
+            f"queue_size={moco.queue_size} is smaller than {of_batch}global_batch_size={batch}; "
+            f"set moco.queue_size={keys} or more"
         )
     _check_groups(cfg, ranks)
     if not 0 <= moco.momentum <= 1:
@@ -131,6 +137,10 @@ def train(cfg: TrainConfig) -> Path:
     ranks = environment_ranks()
     check_config(cfg, ranks)
     assert cfg.data.train is not None
+    if cfg.train.dry_run or cfg.train.profile:
+        from fastmoco.train.dry_run import dry_run
+
+        return dry_run(cfg)
     device = resolve_rank_device(cfg.device, ranks)
     with (
         process_group(ranks, device),

@@ -32,6 +32,8 @@ def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
     deviation is the standard deviation of the query's components over the batch, times sqrt(C):
     about 1 for features spread over the sphere, 0 at collapse.
 
+    The loss is the mean over queries: half of the sum that a symmetric loss is.
+
     Args:
         contrast: Of the batch.
         queue: ``(K, C)``, the negatives it saw.
@@ -46,7 +48,7 @@ def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
     pairs = max(1, count * (count - 1))
     return torch.stack(
         [
-            contrast.loss.detach().float(),
+            contrast.loss.detach().float() / contrast.terms,
             100 * (contrast.rank < 1).float().mean(),
             100 * (contrast.rank < 5).float().mean(),
             positive.mean(),

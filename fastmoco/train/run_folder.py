@@ -20,6 +20,8 @@ FREE_KEYS = frozenset(
         "pipeline.num_threads",
         "pipeline.prefetch_batches",
         "train.max_steps",
+        "train.dry_run",
+        "train.profile",
         "checkpoint.every_steps",
         "checkpoint.keep",
     }

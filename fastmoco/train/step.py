@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
 from fastmoco.moco.model import Contrast, MoCo
@@ -23,6 +24,9 @@ AUTOCAST_DTYPES = {
     Precision.fp16: torch.float16,
     Precision.bf16: torch.bfloat16,
 }
+
+STAGES = ("views, encoders, loss", "backward", "optimizer", "momentum update, enqueue")
+"""What a profile tells apart; a compiled step makes views, embeddings and loss in one graph."""
 
 
 class TrainStep:
@@ -86,14 +90,19 @@ class TrainStep:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        contrast, metrics = self._contrast(batch.crops, batch.draw_key)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(contrast.loss).backward()  # type: ignore[no-untyped-call]
-        self._average(metrics)
-        self.scaler.step(self.optimizer)
-        if not self._overflown():
-            self.model.update_key_encoder()
-            self.model.queue.enqueue(gather_rows(contrast.key, self.model.ranks))
+        with record_function(STAGES[0]):
+            contrast, metrics = self._contrast(batch.crops, batch.draw_key)
+        with record_function(STAGES[1]):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(contrast.loss).backward()  # type: ignore[no-untyped-call]
+            self._average(metrics)
+        with record_function(STAGES[2]):
+            self.scaler.step(self.optimizer)
+            overflown = self._overflown()
+        with record_function(STAGES[3]):
+            if not overflown:
+                self.model.update_key_encoder()
+                self.model.queue.enqueue(self._keys_of_all(contrast))
         return metrics
 
     def _average(self, metrics: Tensor) -> None:
@@ -112,6 +121,14 @@ class TrainStep:
             query, key = self.model.running_statistics()
             average_over_ranks([*gradients, *query, *key, metrics], self.model.ranks)
 
+    def _keys_of_all(self, contrast: Contrast) -> Tensor:
+        """What every rank enqueues: the keys of all, as one rank would have them in order."""
+        ranks = self.model.ranks
+        if not ranks.several:
+            return contrast.key
+        halves = contrast.key.chunk(contrast.terms)
+        return torch.cat([gather_rows(half, ranks) for half in halves])
+
     def _plain_contrast(self, crops: Tensor, draw_key: Tensor) -> tuple[Contrast, Tensor]:
         with torch.no_grad():
             crops, draw_key, order = self._exchange_keys(crops, draw_key)
@@ -125,7 +142,8 @@ class TrainStep:
 
         Every rank gathers all key crops and keeps its share. An all-to-all would move a
         ``world_size``-th of the bytes, but the host would have to wait for the order to say who
-        sends how much; gathered are uint8, a quarter of what the official code moves.
+        sends how much; gathered are uint8, a quarter of what the official code moves. A symmetric
+        loss needs each view as query here and as key elsewhere: the model gathers views then.
 
         Args:
             crops: ``(N, 2, H, W, 3)`` uint8, two of each image.
@@ -140,6 +158,8 @@ class TrainStep:
             return crops, draw_key, permutation(draw_key)
         all_draw_keys = gather_rows(draw_key, ranks)
         order = permutation(all_draw_keys)
+        if self.model.symmetric:
+            return crops, draw_key, order
         mine = own_rows(order, ranks)
         key_crops = gather_rows(crops[:, 1], ranks)[mine]
         return (

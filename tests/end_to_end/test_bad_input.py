@@ -98,6 +98,13 @@ def test_settings_that_do_not_fit(capsys, tmp_path, dataset, option, words):  # 
     assert not (run / "checkpoints").exists()
 
 
+def test_a_symmetric_batch_brings_two_keys_an_image(capsys, tmp_path, dataset):  # noqa: F811
+    arguments = train_arguments(
+        dataset, tmp_path / "run", "moco.symmetric=true", "moco.queue_size=15"
+    )
+    fails(capsys, arguments, 2, "smaller than 2 x global_batch_size=8; set moco.queue_size=16")
+
+
 def test_a_folder_that_is_no_run(capsys, tmp_path, dataset):  # noqa: F811
     (tmp_path / "thesis.txt").write_text("precious")
     fails(capsys, train_arguments(dataset, tmp_path, "train.compile=never"), 2, "is no run folder")

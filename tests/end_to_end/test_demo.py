@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from fastmoco import cli
 
 
@@ -24,6 +26,16 @@ def test_demo_makes_everything(tmp_path, monkeypatch, capsys):
     assert written == [path.stat().st_mtime_ns for path in files]
     again = json.loads((tmp_path / "runs/demo/result.json").read_text())
     assert again["knn_top1"] == result["knn_top1"]
+
+
+@pytest.mark.timeout(900)  # it compiles
+def test_a_fifth_of_the_demo_learns_the_classes(tmp_path, monkeypatch):
+    """15 points above both baselines, as the whole demo must be: here 6 epochs of 30."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "train.epochs=6", "monitor.every_epochs=0"]) == 0
+    result = json.loads((tmp_path / "runs/demo/result.json").read_text())
+    best_baseline = max(result["knn_top1_untrained"], result["knn_top1_pixels"])
+    assert result["knn_top1"] >= best_baseline + 15
 
 
 def test_the_demo_names_what_it_sets_itself(capsys):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
+from PIL import Image
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
@@ -61,7 +63,7 @@ def decode(blob):
 if __name__ == "__main__":
     root, count, shape = Path(sys.argv[1]), int(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4]))
     out = {}
-    for name, os_cache in ("jpeg", True), ("jpeg", False), ("raw", True):
+    for name, os_cache in ("jpeg", True), ("jpeg", False), ("raw", True), ("kinds", True):
         images, labels = read(root / f"{name}.beton", os_cache)
         out |= {f"{name}_{os_cache}_images": images, f"{name}_{os_cache}_labels": labels}
     with BetonFile.open(root / "jpeg.beton") as beton:
@@ -74,6 +76,26 @@ if __name__ == "__main__":
 """
 
 
+def write_kinds(root: Path) -> None:
+    """One picture as each kind of JPEG that is copied, and as a PNG, which is kept raw."""
+    pixels = picture(0, *SHAPE)
+    kinds = {
+        "baseline.jpg": encoded(pixels, quality=95),
+        "progressive.jpg": encoded(pixels, quality=95, progressive=True),
+        "restarts.jpg": encoded(pixels, quality=95, restart_marker_blocks=2),
+        "gray.jpg": encoded(pixels[..., 0], quality=95),
+        "stowaway.jpg": encoded(pixels, quality=95) + b"PK",
+        "raw.png": encoded(pixels, "PNG"),
+    }
+    for sampling in ("444", "422", "420", "440", "411"):
+        kinds[f"sampled_{sampling}.jpg"] = bytes(
+            simplejpeg.encode_jpeg(pixels.copy(), quality=95, colorsubsampling=sampling)
+        )
+    root.mkdir()
+    for name, blob in kinds.items():
+        (root / name).write_bytes(blob)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds our files, what FFCV read in them, and FFCV's own."""
@@ -82,6 +104,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         source = root / "src" / str(index % 5)
         source.mkdir(parents=True, exist_ok=True)
         (source / f"{index}.jpg").write_bytes(encoded(picture(index, *SHAPE), quality=90))
+    write_kinds(root / "kinds")
+    options = ConvertConfig(page_bytes=1 << 21, lossless=True)
+    convert(str(root / "kinds"), root / "kinds.beton", options)
     for encoding in Encoding:
         cfg = ConvertConfig(encoding=encoding, page_bytes=1 << 21)
         convert(str(root / "src"), root / f"{encoding.value}.beton", cfg)
@@ -105,6 +130,20 @@ def test_ffcv_reads_our_files(folder: Path, name: str, os_cache: bool) -> None:
         assert np.array_equal(images, read["decoded"])
         # Its fast inverse DCT differs a little from the accurate one that we use.
         assert np.abs(images.astype(int) - ours).mean(axis=(1, 2, 3)).max() < 3
+
+
+def test_ffcv_reads_every_kind_that_is_copied(folder: Path) -> None:
+    images = np.load(folder / "read.npz")["kinds_True_images"].astype(int)
+    with BetonFile.open(folder / "kinds.beton") as beton:
+        assert len(images) == len(beton) == 11
+        for i, found in enumerate(images):
+            path = folder / "kinds" / beton.name(i)
+            pillow = np.asarray(Image.open(path).convert("RGB"), int)
+            assert np.abs(found - pillow).mean() < 3, path.name
+            if path.suffix == ".jpg":
+                assert path.read_bytes().startswith(beton.blob(i)), path.name
+            else:
+                assert np.array_equal(found, pillow)
 
 
 @pytest.mark.parametrize("write_mode", ["jpg", "raw"])

@@ -54,18 +54,21 @@ def brute_force(model, dtype):
     losses = []
     for batch in batches():
         views = augment_views(batch.crops, batch.draw_key, POLICIES["moco_v2"], MEAN, STD, dtype)
-        q = F.normalize(f_q(views[0]), dim=1)
         order = permutation(batch.draw_key) if model.shuffle_keys else torch.arange(BATCH)
-        with torch.no_grad():
-            shuffled = F.normalize(f_k(views[1][order]), dim=1)
-        k = torch.empty_like(shuffled)
-        for position, source in enumerate(order.tolist()):
-            k[source] = shuffled[position]
-        per_query = []
-        for n in range(BATCH):
-            logits = torch.stack([q[n] @ k[n], *(q[n] @ key for key in queue)]) / TEMPERATURE
-            per_query.append(F.cross_entropy(logits[None], torch.tensor([0])))
-        loss = torch.stack(per_query).mean()
+        loss, keys = torch.zeros((), dtype=dtype), []
+        for query_view, key_view in [views, views[::-1]] if model.symmetric else [views]:
+            q = F.normalize(f_q(query_view), dim=1)
+            with torch.no_grad():
+                shuffled = F.normalize(f_k(key_view[order]), dim=1)
+            k = torch.empty_like(shuffled)
+            for position, source in enumerate(order.tolist()):
+                k[source] = shuffled[position]
+            per_query = []
+            for n in range(BATCH):
+                logits = torch.stack([q[n] @ k[n], *(q[n] @ key for key in queue)]) / TEMPERATURE
+                per_query.append(F.cross_entropy(logits[None], torch.tensor([0])))
+            loss = loss + torch.stack(per_query).mean()
+            keys += list(k)
         grads = torch.autograd.grad(loss, list(f_q.parameters()))
         with torch.no_grad():
             for p, v, g in zip(f_q.parameters(), velocity, grads, strict=True):
@@ -73,20 +76,24 @@ def brute_force(model, dtype):
                 p.sub_(LEARNING_RATE * v)
             for p_k, p_q in zip(f_k.parameters(), f_q.parameters(), strict=True):
                 p_k.copy_(MOMENTUM * p_k + (1 - MOMENTUM) * p_q)
-        for n in range(BATCH):
-            queue[oldest] = k[n]
+        for k in keys:  # after both halves: no query met a key of its own image in the queue
+            queue[oldest] = k
             oldest = (oldest + 1) % QUEUE
-        losses.append(loss.item())
+        losses.append(loss.item() / (2 if model.symmetric else 1))
     return losses, f_q, f_k, torch.stack(queue)
 
 
-@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(
+    ("splits", "symmetric"),
+    [(1, False), (2, False), (2, True)],
+    ids=["plain", "split", "split-symmetric"],
+)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-10), (torch.float32, 1e-5)],
     ids=["float64", "float32"],
 )
-def test_twenty_steps_equal_algorithm_1(dtype, tolerance, splits):
+def test_twenty_steps_equal_algorithm_1(dtype, tolerance, splits, symmetric):
     torch.manual_seed(0)
     moco = MocoConfig(
         dim=DIM,
@@ -94,6 +101,7 @@ def test_twenty_steps_equal_algorithm_1(dtype, tolerance, splits):
         momentum=MOMENTUM,
         temperature=TEMPERATURE,
         batch_norm_splits=splits,
+        symmetric=symmetric,
     )
     model = build_model(ModelConfig(encoder="resnet18", stem=Stem.small, width=4), moco)
     model = model.to(dtype=dtype, memory_format=torch.channels_last)

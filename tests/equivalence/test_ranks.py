@@ -30,7 +30,7 @@ SETTINGS = OptimizerConfig(
 )
 
 
-def make_model(ranks, batch_norm, splits=1, dtype=torch.float64, smooth=False):
+def make_model(ranks, batch_norm, splits=1, dtype=torch.float64, smooth=False, symmetric=False):
     torch.manual_seed(0)
     moco = MocoConfig(
         dim=algorithm.DIM,
@@ -39,6 +39,7 @@ def make_model(ranks, batch_norm, splits=1, dtype=torch.float64, smooth=False):
         temperature=algorithm.TEMPERATURE,
         batch_norm=BatchNorm(batch_norm),
         batch_norm_splits=splits,
+        symmetric=symmetric,
     )
     encoder = ModelConfig(encoder="resnet18", stem=Stem.small, width=4)
     model = build_model(encoder, moco, ranks)
@@ -82,6 +83,7 @@ RUNS = {
     "two groups each": (("auto", 4), {}),
     "pool": (("shuffled",), {"policy": "imagenette_pool"}),
     "eman": (("eman",), {}),
+    "symmetric": (("shuffled", 1, torch.float64, False, True), {}),
     "fp16": (("auto", 1, torch.float32), {"precision": Precision.fp16}),
 }
 COMPILED = {
@@ -171,6 +173,11 @@ def test_two_eman_ranks_are_one_rank_split_in_two(two_ranks):
     model.shuffle_keys, model.running_keys = False, True
     model.train()
     assert_same(two_ranks["eman"], train_model(model), 1e-9)
+
+
+def test_two_symmetric_shuffling_ranks_are_one_rank(two_ranks):
+    one = train_model(make_model(ALONE, "shuffled", splits=2, symmetric=True))
+    assert_same(two_ranks["symmetric"], one, 1e-9)
 
 
 def test_two_ranks_with_loss_scaling_skip_alike(two_ranks):

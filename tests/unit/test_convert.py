@@ -1,20 +1,25 @@
 """Folders and the built-in set become files: order, labels, copied bytes, bad images, facts."""
 
 import csv
+import errno
 import json
 import os
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastmoco.data import conversion
 from fastmoco.data.beton import BetonFile
-from fastmoco.data.beton_format import MODE_RAW, sidecar_path
+from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW, sidecar_path
 from fastmoco.data.convert import Check, ConvertConfig, Encoding, OnError, convert
 from fastmoco.data.sources import SourceOptions, open_source
 from fastmoco.data.verify import describe, description_text, verify
+from fastmoco.data.workers import BATCH_SAMPLES, encoded_batches
 from tests.pictures import encoded, picture, write_class_folders
 
 
@@ -40,7 +45,9 @@ def test_class_folders(folder: Path, tmp_path: Path) -> None:
         assert beton.classes == summary.classes
         for i, name in enumerate(names):
             assert bytes(beton.blob(i)) == (folder / name).read_bytes()
-    assert "12 images" in summary.to_text()
+    table = dict(line.split(maxsplit=1) for line in summary.to_text().splitlines())
+    assert (table["images"], table["classes"], table["size"]) == ("12", "3", "16.8 MB")
+    assert re.fullmatch(r"[\d,]+ images/s, [\d,.]+ MB/s read", table["rate"])
     assert json.loads(json.dumps(summary.to_json()))["num_samples"] == 12
 
 
@@ -93,6 +100,61 @@ def test_raw_keeps_lossless_pixels(tmp_path: Path) -> None:
         assert all(np.array_equal(beton.decode(i), picture(i)) for i in range(3))
 
 
+@pytest.mark.parametrize("lossless", [True, False])
+def test_lossless_keeps_the_pixels_of_lossless_sources(tmp_path: Path, lossless: bool) -> None:
+    root = tmp_path / "src"
+    root.mkdir()
+    for name, image_format in (("a.png", "PNG"), ("b.bmp", "BMP"), ("c.ppm", "PPM")):
+        (root / name).write_bytes(encoded(picture(1), image_format))
+    (root / "d.jpg").write_bytes(encoded(picture(1)))
+    (root / "e.webp").write_bytes(encoded(picture(1), "WEBP"))
+    np.save(tmp_path / "x.npy", picture(1)[None])
+    convert(str(root), tmp_path / "x.beton", ConvertConfig(lossless=lossless))
+    with BetonFile.open(tmp_path / "x.beton") as beton:
+        assert beton.modes.tolist() == [MODE_RAW if lossless else MODE_JPEG] * 3 + [MODE_JPEG] * 2
+        same = [np.array_equal(beton.decode(i), picture(1)) for i in range(3)]
+        assert same == [lossless] * 3
+    convert(str(tmp_path / "x.npy"), tmp_path / "y.beton", ConvertConfig(lossless=lossless))
+    with BetonFile.open(tmp_path / "y.beton") as beton:
+        assert np.array_equal(beton.decode(0), picture(1)) == lossless
+
+
+def test_quality_is_that_of_what_is_encoded_anew(folder: Path, tmp_path: Path) -> None:
+    (folder / "class_0" / "x.png").write_bytes(encoded(picture(1, 200, 200), "PNG"))
+    sizes = []
+    for quality in (30, 95):
+        convert(str(folder), tmp_path / "x.beton", ConvertConfig(quality=quality))
+        with BetonFile.open(tmp_path / "x.beton") as beton:
+            sizes.append(beton.sizes)
+    assert (sizes[0] != sizes[1]).nonzero()[0].tolist() == [4]  # the JPEGs are copied
+    assert 2 * sizes[0][4] < sizes[1][4]
+
+
+def test_a_file_is_on_disk_before_it_takes_the_old_ones_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync of the file, rename, fsync of the folder; the index is written before the first."""
+    target, calls = tmp_path / "x.beton", []
+
+    def spy(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            path = args[0]
+            place = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path)
+            calls.append((name, Path(place).name))
+            return real(*args)
+
+        return call
+
+    for name in ("fsync", "replace", "pwrite", "pwritev"):
+        monkeypatch.setattr(os, name, spy(name, getattr(os, name)))
+    convert(str(folder), target, ConvertConfig())
+    about = [call for call in calls if call[1] != "x.beton.journal"]
+    partial, renamed = "x.beton.partial", about.index(("replace", "x.beton.partial"))
+    assert about[renamed - 3 : renamed] == [("pwrite", partial)] * 2 + [("fsync", partial)]
+    assert about[renamed + 1] == ("fsync", tmp_path.name)
+    assert partial not in [file for _, file in about[renamed + 1 :]]
+
+
 def test_bad_images_are_left_out_and_listed(folder: Path, tmp_path: Path) -> None:
     good = (folder / "class_0" / "0.jpg").read_bytes()
     bad = {
@@ -129,10 +191,16 @@ def test_header_check_reads_markers_only(folder: Path, tmp_path: Path) -> None:
         assert [row["path"] for row in csv.DictReader(file)] == ["class_0/cut.jpg"]
 
 
-def test_bytes_do_not_depend_on_workers(folder: Path, tmp_path: Path) -> None:
-    (folder / "class_1" / "bad.jpg").write_bytes(b"no image")
+def test_bytes_do_not_depend_on_workers(tmp_path: Path) -> None:
+    """Nor on their speed: of seven batches every other one takes longer."""
+    folder = tmp_path / "src"
+    folder.mkdir()
+    for i in range(7 * BATCH_SAMPLES):
+        size = (300, 400) if i // BATCH_SAMPLES % 2 == 0 and i % 4 == 0 else (20, 30)
+        (folder / f"{i:03d}.png").write_bytes(encoded(picture(i, *size), "PNG", compress_level=0))
+    (folder / "100.png").write_bytes(b"no image")
     files = []
-    for workers in (1, 2, 3):
+    for workers in (1, 2, 4):
         path = tmp_path / str(workers) / "x.beton"
         convert(str(folder), path, ConvertConfig(workers=workers))
         files.append(
@@ -156,7 +224,10 @@ def test_facts(folder: Path, tmp_path: Path) -> None:
     assert facts["class_counts"] == {"class_0": 4, "class_1": 4, "class_2": 5}
     assert facts["width_range"] == [40, 49]
     assert facts["height_range"] == [30, 34]
+    assert facts["duplicates"] == [["class_0/0.jpg", "class_2/twin.jpg"]]
     assert facts["options"]["quality"] == 90
+    assert facts["options"]["on_error"] == "quarantine"
+    assert facts["fastmoco_version"] == version("fastmoco")
     described = describe(path)
     assert described["num_jpeg"] == 13
     assert "class_0 4, class_1 4, class_2 5" in description_text(described)
@@ -207,14 +278,13 @@ def _all_bad(root: Path) -> str:
         (_splits, "holds the splits train"),
         (_all_bad, r"none of its 1 images can be used; the first, x\.jpg"),
         (lambda _: "builtin:other", "there is builtin:textures"),
-        (lambda _: "builtin:textures", "no split=val; it has train, test"),
     ],
 )
 def test_bad_sources_get_one_line(
     tmp_path: Path, source: Callable[[Path], str], message: str
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        convert(source(tmp_path), tmp_path / "out" / "x.beton", ConvertConfig(split="val"))
+        convert(source(tmp_path), tmp_path / "out" / "x.beton", ConvertConfig())
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out/*"))
 
@@ -240,3 +310,63 @@ def test_links_in_circles_end(folder: Path) -> None:
     names = open_source(str(folder), SourceOptions()).names
     assert len(names) == 13
     assert "class_1/again.jpg" in names
+
+
+@pytest.mark.timeout(20)
+def test_what_a_manifest_names_that_is_no_file_is_not_waited_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "locked.jpg").symlink_to(tmp_path / "locked.jpg")
+    names = ("gone.jpg", "pipe.jpg", "locked.jpg", "/dev/zero", f"{folder}/class_0")
+    good = f"{folder}/class_0/0.jpg"
+    (tmp_path / "list.csv").write_text("\n".join(("path", *names, good)) + "\n")
+    summary = convert(str(tmp_path / "list.csv"), tmp_path / "x.beton", ConvertConfig())
+    assert (summary.num_samples, summary.num_quarantined) == (1, 5)
+    with (tmp_path / "x.quarantine.csv").open() as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert reasons[0] == "No such file or directory"
+    assert reasons[1] == reasons[3] == "0 bytes are refused (1 to 536870912)"
+    assert reasons[2] == "Too many levels of symbolic links"
+    assert reasons[4] == "Is a directory"
+
+
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_an_unplugged_disk_is_no_bad_image(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_empty: bool
+) -> None:
+    target = tmp_path / "x.beton"
+    convert(str(folder), target, ConvertConfig())
+    before = target.read_bytes()
+
+    def unplugged(*arguments: object) -> object:
+        folder.rename(tmp_path / "elsewhere")
+        if is_empty:
+            folder.mkdir()
+        return encoded_batches(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "encoded_batches", unplugged)
+        with pytest.raises(OSError, match=rf"^{folder}: cannot be read \(the folder is gone"):
+            convert(str(folder), target, ConvertConfig(workers=2, quality=80))
+    assert target.read_bytes() == before
+
+
+def test_a_lost_disk_is_no_bad_image(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all that follows would be left out, and the file replaced by what was read before."""
+    target = tmp_path / "x.beton"
+    convert(str(folder), target, ConvertConfig())
+    before = target.read_bytes()
+    real = os.read
+
+    def stale(descriptor: int, size: int) -> bytes:
+        if size == (folder / "class_1" / "1.jpg").stat().st_size:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(descriptor, size)
+
+    monkeypatch.setattr(os, "read", stale)
+    with pytest.raises(OSError, match=r"cannot be read \(Stale file handle\); .*same command"):
+        convert(str(folder), target, ConvertConfig(workers=2, quality=80))
+    assert target.read_bytes() == before

@@ -62,8 +62,9 @@ def test_turns_upright_as_exif_says(orientation: int) -> None:
         expected = expected[::-1]
     assert inspect_jpeg(blob).orientation == orientation
     assert distance(load_image(blob, 512), expected) < 3
-    png = encoded(pixels, "PNG", exif=exif)
-    assert np.array_equal(load_image(png, 512), expected)
+    for image_format, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+        blob = encoded(pixels, image_format, exif=exif, **options)
+        assert np.array_equal(load_image(blob, 512), expected)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "PPM"])
@@ -88,10 +89,22 @@ def test_converts_modes_to_rgb(mode: str) -> None:
     assert np.array_equal(load_image(file.getvalue(), 512), np.asarray(image.convert("RGB")))
 
 
-def test_scales_sixteen_bits() -> None:
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF, big-endian", "PGM"])
+def test_scales_sixteen_bits(kind: str) -> None:
     levels = np.linspace(0, 65535, 40 * 56).astype(np.uint16).reshape(40, 56)
-    loaded = load_image(encoded(levels, "PNG"), 512)
+    image_format, _, big_endian = kind.partition(", ")
+    if image_format == "PGM":
+        blob = b"P5 56 40 65535\n" + levels.astype(">u2").tobytes()
+    else:
+        blob = encoded(levels.astype(">u2" if big_endian else "<u2"), image_format)
+    loaded = load_image(blob, 512)
     assert np.array_equal(loaded, np.repeat(np.round(levels / 257)[..., None], 3, 2))
+
+
+def test_scales_sixteen_bits_of_color() -> None:
+    pixels = picture(3)
+    blob = b"P6 56 40 65535\n" + (pixels.astype(np.uint16) * 257).astype(">u2").tobytes()
+    assert np.array_equal(load_image(blob, 512), pixels)
 
 
 def test_lays_alpha_over_white() -> None:

@@ -169,7 +169,7 @@ def test_manifest_keeps_its_order_and_counts_classes_over_all_splits(
     first, third = (1, 3) if suffix == "parquet" else (2, 4)
     refused(manifest, rf"{place} {third} repeats \./a\.png of {place} {first}$")
     write_manifest(manifest, [{"path": "a.png", "label": 3}, {"path": "in/b.png", "label": None}])
-    assert opened(manifest, split="any").labels.tolist() == [3, -1]
+    assert opened(manifest).labels.tolist() == [3, -1]
     if suffix == "parquet":  # as pandas writes them
         rows = [{"path": "a.png", "label": 3.0}, {"path": "in/b.png", "label": float("nan")}]
         write_manifest(manifest, rows)
@@ -194,6 +194,7 @@ def test_missing_file_of_a_manifest_is_a_bad_image(tmp_path: Path) -> None:
         ("path\n", "lists no images"),
         ("path,label\na.png,1\n,2\n", "line 3 has no path"),
         ("path,label\na.png,1\nb.png,cat\n", "mixed: line 2 has 1, line 3 has cat"),
+        ("path,label\na.png,c\0at\n", r"(holds a zero byte; take it out|line contains NUL)"),
         ('path,label\n"a.png,1\n', r"line 2 is no CSV \(unexpected end of data\)"),
     ],
 )
@@ -213,7 +214,12 @@ def test_bad_manifests_name_the_line(tmp_path: Path, text: str, message: str) ->
         ("builtin:texture", "there is builtin:textures"),
         ("torchvision:cifar10", r"unknown; there are CIFAR10, .*; did you mean CIFAR10\?"),
         ("torchvision:CIFAR10 split=val", "no split=val; it has train, test"),
+        ("builtin:textures split=val", "no split=val; it has train, test"),
+        ("{dir} split=val", "takes no split=val; name the split's own files"),
+        ("{dir}/x-{{0..3}}.tar split=val", "takes no split=val"),
+        ("{dir}/list.csv split=val", "has no column split; its columns are path"),
         ("builtin:textures root=x", "takes no root=x; that is for torchvision:NAME"),
+        ("builtin:textures download=true", "takes no download=true"),
         ("{dir}/x.docx", "of no known kind; name a folder"),
         ("{dir}/list.csv labels=x.txt", "takes no labels=x.txt; that is for folders"),
         ("{dir}/x-{{0..3}}.tar", "x-0.tar: no such shard"),

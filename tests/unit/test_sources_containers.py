@@ -97,6 +97,20 @@ def test_shards_with_class_names_and_of_one_name_in_two_folders(tmp_path: Path) 
     refused(tmp_path / "a", "takes no labels=x.txt", labels="x.txt")
 
 
+def test_shards_named_by_wordnet_ids_are_classes(tmp_path: Path) -> None:
+    """So does ILSVRC2012_img_train.tar unpack."""
+    write_shard(tmp_path / "n02" / "x.tar", ("n02_1.JPEG", png(0)))
+    assert labels_by_name(opened(tmp_path / "n02")) == {"x/n02_1.jpeg": None}
+    for seed, wnid in enumerate(("n00000002", "n00000001")):
+        write_shard(tmp_path / "train" / f"{wnid}.tar", (f"{wnid}_7.JPEG", png(seed)))
+    samples = opened(tmp_path / "train")
+    expected = {f"{wnid}/{wnid}_7.jpeg": wnid for wnid in ("n00000001", "n00000002")}
+    assert labels_by_name(samples) == expected
+    assert np.array_equal(pixels_of(samples)[1], picture(0))
+    write_shard(tmp_path / "all.tar", ("n00000001.tar", b"x"), ("n00000002.tar", b"x"))
+    refused(tmp_path / "all.tar", "tar files within a tar file must be unpacked first")
+
+
 def test_damaged_shards_are_refused(shards: Path) -> None:
     path = shards / "train-0010.tar"
     data = path.read_bytes()

@@ -4,12 +4,14 @@ Torchvision checks the MD5 of most files. The tests put those of the small files
 that its check runs, and passes, and still finds a file that was damaged afterwards.
 """
 
+import gzip
 import hashlib
 import pickle
 import struct
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -179,9 +181,9 @@ def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: 
     (folder / "q").write_bytes((folder / "q").read_bytes() + b"x")
     refused(f"torchvision:{name}", r"/q: is damaged, its md5 is not", root=str(tmp_path))
     (folder / "t").unlink()
-    message = rf"/t: no such file; unpack {kind.filename} \(md5 {kind.tgz_md5}\) in {tmp_path}, .*"
-    code = rf'python -c .*{name}\("{tmp_path}", download=True\)'
-    refused(f"torchvision:{name}", message + code, root=str(tmp_path))
+    remedy = rf"unpack {kind.filename} \(md5 {kind.tgz_md5}\) in {tmp_path}"
+    message = rf"/t: is missing; {remedy}, or set root=, or set download=true"
+    refused(f"torchvision:{name}", message, root=str(tmp_path))
 
 
 def idx_file(array: NDArray[np.uint8]) -> bytes:
@@ -206,7 +208,9 @@ def test_gray_sets_become_rgb(tmp_path: Path, name: str) -> None:
     refused(f"torchvision:{name}", f"the files in {tmp_path} cannot be read", root=str(tmp_path))
     path.unlink()
     md5 = dict(getattr(datasets, name).resources)["train-images-idx3-ubyte.gz"]
-    message = rf"ubyte: no such file; gunzip train-images-idx3-ubyte\.gz \(md5 {md5}\) to it"
+    message = (
+        rf"gunzip train-images-idx3-ubyte\.gz \(md5 {md5}\) to {folder}/train-images-idx3-ubyte"
+    )
     refused(f"torchvision:{name}", message, root=str(tmp_path))
 
 
@@ -242,9 +246,7 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     require("scipy.io")
     from scipy.io import savemat
 
-    message = (
-        r"extra_32x32\.mat: no such file; put it there \(md5 [0-9a-f]{32}\), .*split=\"extra\""
-    )
+    message = r"is missing; put extra_32x32\.mat \(md5 [0-9a-f]{32}\) in .*download=true"
     refused("torchvision:SVHN", message, root=str(tmp_path), split="extra")
     pixels = random_pixels(32, 32, 3, 4)
     path = tmp_path / "test_32x32.mat"
@@ -261,7 +263,7 @@ def test_svhn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_imagenette(tmp_path: Path) -> None:
     refused(
         "torchvision:Imagenette",
-        r"imagenette2/train: no such folder; unpack imagenette2\.tgz .*download=True",
+        r"imagenette2/train: is missing; unpack imagenette2\.tgz .*download=true",
         root=str(tmp_path),
     )
     root = tmp_path / "imagenette2-160"
@@ -282,3 +284,39 @@ def test_imagenette(tmp_path: Path) -> None:
     noisy = opened("torchvision:Imagenette", root=str(tmp_path), labels=labels)
     assert noisy.labels.tolist() == [1, 1]
     assert noisy.classes == samples.classes
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "MNIST", "STL10", "SVHN", "Imagenette"])
+def test_what_cannot_be_downloaded_is_told_where_to_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", no_network)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", no_network)
+    root = tmp_path / "new"
+    message = rf"torchvision:{name} cannot be downloaded \(.+\); .*\(.*\) (in|to) {root}"
+    with pytest.raises(FileNotFoundError, match=message) as caught:
+        open_source(f"torchvision:{name}", SourceOptions(root=str(root), download=True))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_is_downloaded_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = random_pixels(5, 28, 28)
+    packed = {}
+    for stem, rows in (("train", slice(0, 3)), ("t10k", slice(3, 5))):
+        packed[f"{stem}-images-idx3-ubyte.gz"] = idx_file(pixels[rows])
+        packed[f"{stem}-labels-idx1-ubyte.gz"] = idx_file(np.arange(5, dtype=np.uint8)[rows])
+    packed = {name: gzip.compress(data) for name, data in packed.items()}
+    md5s = [(name, hashlib.md5(data).hexdigest()) for name, data in packed.items()]
+    monkeypatch.setattr(datasets.MNIST, "resources", md5s)
+
+    def get(url: str, filename: Path, *_: object) -> None:
+        Path(filename).write_bytes(packed[url.rpartition("/")[2]])
+
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, **_: url)
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", get)
+    options = SourceOptions(root=str(tmp_path / "new"), download=True)
+    samples = open_source("torchvision:MNIST", options)
+    assert np.array_equal(pixels_of(samples), np.repeat(pixels[:3, ..., None], 3, axis=3))

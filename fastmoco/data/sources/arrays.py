@@ -28,7 +28,7 @@ def open_arrays(path: Path, options: SourceOptions) -> SampleSet:
         ValueError: If it holds no uint8 images, or labels do not fit.
         FileNotFoundError: If the file of labels is missing.
     """
-    images, label_array = _read_pair(path, options.split)
+    images, label_array = _read_pair(path, options.split or "train")
     pixels = as_hwc(images, path)
     files = [path]
     if options.labels:

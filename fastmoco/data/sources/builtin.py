@@ -4,22 +4,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.sources.samples import SampleSet, SourceOptions
+from fastmoco.schema import UsageError
 
 
 def open_builtin(name: str, options: SourceOptions) -> SampleSet:
     """The textures.
 
     Raises:
-        ValueError: If there is no such set or split.
+        UsageError: If there is no such set or split.
     """
     from fastmoco.data import textures
 
     if name != "textures":
-        raise ValueError(f"builtin:{name} is unknown; there is builtin:textures")
-    split = options.split
+        raise UsageError(f"builtin:{name} is unknown; there is builtin:textures")
+    split = options.split or "train"
     if split not in textures.SPLIT_SIZES:
         known = ", ".join(textures.SPLIT_SIZES)
-        raise ValueError(f"builtin:textures has no split={split}; it has {known}")
+        raise UsageError(f"builtin:textures has no split={split}; it has {known}")
     count = textures.SPLIT_SIZES[split]
     return SampleSet(
         names=[f"{split}/{index:05d}" for index in range(count)],

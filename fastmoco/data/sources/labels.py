@@ -34,6 +34,8 @@ def labels_of_texts(texts: Sequence[str], where: object, place: Callable[[int], 
     is_number = [bool(_INTEGER.fullmatch(text)) for text in stripped]
     names = sorted({text for text, number in zip(stripped, is_number, strict=True) if not number})
     names = [name for name in names if name]
+    if odd := next((name for name in names if "\0" in name), None):
+        raise ValueError(f"{where}: the class name {odd!r} holds a zero byte; take it out")
     if any(is_number) and names:
         one = is_number.index(True)
         other = stripped.index(names[0])
@@ -125,7 +127,9 @@ def relabel_by_number(samples: SampleSet, path: Path) -> None:
 
     Raises:
         ValueError: If an image has no number or another's, or the labels are more or fewer.
+        FileNotFoundError: If the file of labels is missing.
     """
+    _expect_file(path)
     seen: dict[int, str] = {}
     for name in samples.names:
         number = number_of_image(name)

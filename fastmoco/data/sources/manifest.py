@@ -7,6 +7,7 @@ from pathlib import Path
 from fastmoco.data.sources.labels import labels_of_texts
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file, stamps_of
 from fastmoco.data.sources.tables import Table, read_table
+from fastmoco.schema import UsageError
 
 
 def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
@@ -16,8 +17,8 @@ def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
     is missing is a bad image, found when it is loaded.
 
     Raises:
-        ValueError: If it has no column ``path``, no rows of the split, a path twice, or labels of
-            two kinds.
+        UsageError: If it has no rows of the split.
+        ValueError: If it has no column ``path``, a path twice, or labels of two kinds.
     """
     table = read_table(path, ["path", "label", "split"])
     paths = table.column("path")
@@ -36,17 +37,17 @@ def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
 
 
 def _rows_of_split(table: Table, split: str) -> list[int]:
-    """The rows to take: all where there is no column ``split``."""
+    """The rows to take: all where no split is named and there is no column ``split``."""
     count = len(table.column("path"))
     if not count:
         raise ValueError(f"{table.path}: lists no images")
-    if "split" not in table.columns:
+    if "split" not in table.columns and not split:
         return list(range(count))
-    splits = [cell.strip() for cell in table.columns["split"]]
+    splits, split = [cell.strip() for cell in table.column("split")], split or "train"
     rows = [row for row, cell in enumerate(splits) if cell == split]
     if not rows:
         known = ", ".join(sorted(set(splits) - {""})) or "none"
-        raise ValueError(f"{table.path}: has no split={split}; its splits are {known}")
+        raise UsageError(f"{table.path}: has no split={split}; its splits are {known}")
     return rows
 
 

@@ -13,6 +13,7 @@ from fastmoco.data.sources.manifest import open_manifest
 from fastmoco.data.sources.samples import EXTENSIONS, SampleSet, SourceOptions
 from fastmoco.data.sources.tar_shards import open_shards
 from fastmoco.data.sources.torchvision_sets import SETS, open_torchvision
+from fastmoco.schema import UsageError
 
 _TAR_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 _MAX_SHARDS = 100_000
@@ -46,7 +47,8 @@ def open_source(source: str, options: SourceOptions) -> SampleSet:
         options: What else is said of it.
 
     Raises:
-        ValueError: If it holds no images, is of no known kind, or an option does not fit it.
+        UsageError: If it is of no known kind, or an option does not fit it.
+        ValueError: If it holds no images, or is damaged.
         FileNotFoundError: If it, or a file that it needs, is missing.
     """
     prefix, colon, name = source.partition(":")
@@ -59,7 +61,7 @@ def open_source(source: str, options: SourceOptions) -> SampleSet:
     if path.exists():
         kind = SUFFIXES.get(path.suffix.lower())
         if kind is None:
-            raise ValueError(f"{source}: is of no known kind; name {_KINDS}")
+            raise UsageError(f"{source}: is of no known kind; name {_KINDS}")
         _refuse_unused(source, options, kind)
         return kind(path, options)
     if re.search(r"[*?\[{]", source):
@@ -72,7 +74,7 @@ def expand_pattern(pattern: str) -> list[Path]:
     """The files of ``train-{0000..0009}.tar``, ``{a,b}.tar`` or ``*.tar``, in this order.
 
     Raises:
-        ValueError: If they are too many, or no tar files.
+        UsageError: If they are too many, or no tar files.
         FileNotFoundError: If one that is named does not exist, or none fits.
     """
     found: dict[str, None] = {}
@@ -82,7 +84,7 @@ def expand_pattern(pattern: str) -> list[Path]:
             raise FileNotFoundError(f"{part}: no such shard (of {pattern})")
         other = next((name for name in fitting if not name.lower().endswith(_TAR_SUFFIXES)), None)
         if other:
-            raise ValueError(f"{pattern}: names {other}, which is no .tar file; give its folder")
+            raise UsageError(f"{pattern}: names {other}, which is no .tar file; give its folder")
         found |= dict.fromkeys(fitting)
     return [Path(name) for name in found]
 
@@ -97,13 +99,13 @@ def _expand_braces(pattern: str) -> list[str]:
     if limits:
         first, last = int(limits[1]), int(limits[2])
         if abs(last - first) >= _MAX_SHARDS:
-            raise ValueError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
+            raise UsageError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
         step = 1 if first <= last else -1
         width = max(map(len, limits.groups())) if match[1].startswith("0") else 0
         middles = [f"{number:0{width}d}" for number in range(first, last + step, step)]
     tails = _expand_braces(pattern[match.end() :])
     if len(middles) * len(tails) > _MAX_SHARDS:
-        raise ValueError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
+        raise UsageError(f"{pattern}: names more than {_MAX_SHARDS:,} shards")
     return [pattern[: match.start()] + middle + tail for middle in middles for tail in tails]
 
 
@@ -120,12 +122,16 @@ def _open_folder(folder: Path, options: SourceOptions) -> SampleSet:
 
 
 def _refuse_unused(source: str, options: SourceOptions, kind: Callable[..., SampleSet]) -> None:
+    if options.split and kind in (open_folder, open_shards):
+        raise UsageError(f"{source}: takes no split={options.split}; name the split's own files")
     if options.labels and kind not in _TAKES_LABELS:
-        raise ValueError(
+        raise UsageError(
             f"{source}: takes no labels={options.labels}; that is for folders and array files"
         )
     if options.root and kind is not open_torchvision:
-        raise ValueError(f"{source}: takes no root={options.root}; that is for torchvision:NAME")
+        raise UsageError(f"{source}: takes no root={options.root}; that is for torchvision:NAME")
+    if options.download and kind is not open_torchvision:
+        raise UsageError(f"{source}: takes no download=true; that is for torchvision:NAME")
 
 
 def _guess(source: str) -> str:

@@ -1,5 +1,6 @@
 """What every kind of source gives: a list of samples, and a function that loads one of them."""
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,14 +25,17 @@ Loaded = bytes | NDArray[np.uint8]
 class SourceOptions:
     """What can be said of a source beside its name."""
 
-    split: str = "train"
-    """Which part of a source that has splits."""
+    split: str = ""
+    """Which part of a source that has splits; empty means ``train``."""
 
     labels: str = ""
     """File of labels: one per line, .npy or .pt, for images by number; FILE.csv:COLUMN by path."""
 
     root: str = ""
     """Folder in which torchvision's sets lie; empty means ``data``."""
+
+    download: bool = False
+    """Get what is missing of torchvision's sets from the internet."""
 
 
 def _no_stamps() -> NDArray[np.int64]:
@@ -73,10 +77,16 @@ def read_image_file(root: str, name: str) -> bytes:
 
     Raises:
         ImageError: If it is empty, or too large to be an image.
-        OSError: If it cannot be read.
+        OSError: If it cannot be read; ENODEV if nothing can, since the folder is gone.
     """
-    # Not by pathlib, which takes longer than all else that happens to a small image.
-    descriptor = os.open(os.path.join(root, name), os.O_RDONLY | os.O_CLOEXEC)
+    # Not by pathlib, which takes longer than all else that happens to a small image. A pipe that a
+    # manifest names must not be waited for.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        descriptor = os.open(os.path.join(root, name), flags)
+    except OSError:
+        _expect_folder(root)
+        raise
     try:
         size = os.fstat(descriptor).st_size
         check_file_bytes(size)
@@ -86,6 +96,19 @@ def read_image_file(root: str, name: str) -> bytes:
         return data
     finally:
         os.close(descriptor)
+
+
+def _expect_folder(root: str) -> None:
+    """Tells a missing image from a disk that was unplugged, whose mount point is gone or empty."""
+    try:
+        with os.scandir(root) as entries:
+            is_there = any(entries)
+    except PermissionError:  # it is there, but may not be listed
+        is_there = True
+    except OSError:
+        is_there = False
+    if not is_there:
+        raise OSError(errno.ENODEV, "the folder is gone or empty", root)
 
 
 def check_file_bytes(size: int) -> None:

@@ -6,6 +6,7 @@ are refused: nothing in them can be reached without unpacking all that stands be
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ _UNPACK = {
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
 _LABEL_EXTENSIONS = frozenset({"cls", "json"})
+_WORDNET_ID = re.compile(r"n[0-9]{8}")
 
 MemberKey = tuple[str, int, int]
 
@@ -45,7 +47,8 @@ class _Sample:
 def open_shards(shards: list[Path]) -> SampleSet:
     """The images of plain tar files, in the order of shards and of the keys' first files.
 
-    The label is the text of ``KEY.cls``, else ``label`` in ``KEY.json``; else -1.
+    The label is the text of ``KEY.cls``, else ``label`` in ``KEY.json``; else -1. Where all shards
+    are named by WordNet ids, as ILSVRC2012_img_train.tar unpacks, these are the labels.
 
     Raises:
         ValueError: If a shard is compressed, cut or no tar, or there are no images.
@@ -55,6 +58,7 @@ def open_shards(shards: list[Path]) -> SampleSet:
     keys: list[MemberKey] = []
     texts: list[str] = []
     num_ignored = 0
+    by_shard = all(_WORDNET_ID.fullmatch(shard.stem) for shard in shards)
     for shard, title in zip(shards, _titles(shards), strict=True):
         path = str(shard.absolute())
         for key, sample in _read_index(shard).items():
@@ -63,11 +67,11 @@ def open_shards(shards: list[Path]) -> SampleSet:
             if has_image:
                 names.append(f"{title}/{key}{sample.extension}")
                 keys.append((path, sample.offset, sample.size))
-                texts.append(sample.label)
+                texts.append(sample.label or (shard.stem if by_shard else ""))
     if not names:
         raise ValueError(
             f"{shards[0]}: no images in {len(shards)} shards; looked for KEY.EXTENSION with "
-            f"{' '.join(sorted(EXTENSIONS))}"
+            f"{' '.join(sorted(EXTENSIONS))}; tar files within a tar file must be unpacked first"
         )
     labels, classes = labels_of_texts(texts, shards[0].parent, names.__getitem__)
     return SampleSet(

@@ -1,7 +1,5 @@
 """The sets that torchvision reads, from files that lie there: nothing is downloaded unasked."""
 
-import json
-import shlex
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,6 +13,7 @@ from fastmoco.data.sources.arrays import array_samples, as_hwc
 from fastmoco.data.sources.folder import open_folder
 from fastmoco.data.sources.labels import Labels, labels_of_array
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, stamps_of
+from fastmoco.schema import UsageError
 
 _File = tuple[str, str | None]
 _TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}
@@ -45,26 +44,29 @@ def open_torchvision(name: str, options: SourceOptions) -> SampleSet:
     """A set by the name of torchvision's class, from below ``options.root``.
 
     Raises:
-        ValueError: If there is no such set or split, or a file is damaged.
-        FileNotFoundError: If a file is missing; the message says which, and how to get it.
+        UsageError: If there is no such set or split.
+        ValueError: If a file is damaged.
+        FileNotFoundError: If a file is missing, and cannot be or is not to be downloaded; the
+            message says which, and how to get it.
     """
     if name not in SETS:
         spelled = {known.lower(): known for known in SETS}
         near = get_close_matches(name.lower(), spelled, 1)
         guess = f"; did you mean {spelled[near[0]]}?" if near else ""
-        raise ValueError(f"torchvision:{name} is unknown; there are {', '.join(SETS)}{guess}")
-    if options.split not in SETS[name]:
+        raise UsageError(f"torchvision:{name} is unknown; there are {', '.join(SETS)}{guess}")
+    split = options.split or "train"
+    if split not in SETS[name]:
         known = ", ".join(SETS[name])
-        raise ValueError(f"torchvision:{name} has no split={options.split}; it has {known}")
+        raise UsageError(f"torchvision:{name} has no split={split}; it has {known}")
     root = Path(options.root or "data").expanduser()
     if name == "Imagenette":
-        return _open_imagenette(root, options)
+        return _open_imagenette(root, split, options)
     if options.labels:
-        raise ValueError(f"torchvision:{name} has labels of its own; leave labels= away")
-    return _open_arrays(name, root, options.split)
+        raise UsageError(f"torchvision:{name} has labels of its own; leave labels= away")
+    return _open_arrays(name, root, split, download=options.download)
 
 
-def _open_arrays(name: str, root: Path, split: str) -> SampleSet:
+def _open_arrays(name: str, root: Path, split: str, *, download: bool) -> SampleSet:
     from torchvision import datasets
 
     kind = getattr(datasets, name)
@@ -72,7 +74,11 @@ def _open_arrays(name: str, root: Path, split: str) -> SampleSet:
     files = _files(kind, arguments)
     for file, md5 in files:
         if not (root / file).is_file():
-            raise FileNotFoundError(_missing(kind, root, file, md5, arguments))
+            remedy = _remedy(kind, root, file, md5)
+            if not download:
+                raise _missing(root / file, remedy)
+            _download(kind, root, arguments, remedy)
+            break
     dataset = _build(kind, root, arguments, files)
     pixels = as_hwc(np.asarray(dataset.data), f"torchvision:{name}")
     names = [f"{split}/{index:05d}" for index in range(len(pixels))]
@@ -126,41 +132,47 @@ def _files(kind: Any, arguments: dict[str, Any]) -> list[_File]:
     return files
 
 
-def _missing(kind: Any, root: Path, file: str, md5: str | None, arguments: dict[str, Any]) -> str:
-    """What to put where, and the line that downloads it."""
+def _remedy(kind: Any, root: Path, file: str, md5: str | None) -> str:
+    """What to put where."""
     if hasattr(kind, "resources"):
         packed = dict(kind.resources)[f"{Path(file).name}.gz"]
-        remedy = f"gunzip {Path(file).name}.gz (md5 {packed}) to it"
-    elif hasattr(kind, "tgz_md5"):
-        remedy = f"unpack {kind.filename} (md5 {kind.tgz_md5}) in {root}"
-    else:
-        remedy = f"put it there (md5 {md5})"
-    code = _download_code(kind.__name__, root, arguments if hasattr(kind, "split_list") else {})
-    return f"{root / file}: no such file; {remedy}, or set root=, or download it: {code}"
+        return f"gunzip {Path(file).name}.gz (md5 {packed}) to {root / file}"
+    if hasattr(kind, "tgz_md5"):
+        return f"unpack {kind.filename} (md5 {kind.tgz_md5}) in {root}"
+    return f"put {Path(file).name} (md5 {md5}) in {root}"
 
 
-def _download_code(name: str, root: Path, arguments: dict[str, Any]) -> str:
-    given = "".join(f", {key}={json.dumps(value)}" for key, value in arguments.items())
-    code = (
-        f"from torchvision.datasets import {name}; "
-        f"{name}({json.dumps(str(root))}{given}, download=True)"
-    )
-    return f"python -c {shlex.quote(code)}"
+def _missing(path: Path, remedy: str) -> FileNotFoundError:
+    return FileNotFoundError(f"{path}: is missing; {remedy}, or set root=, or set download=true")
 
 
-def _open_imagenette(root: Path, options: SourceOptions) -> SampleSet:
+def _download(kind: Any, root: Path, arguments: dict[str, Any], remedy: str) -> None:
+    """Gets and unpacks a set by torchvision, which shows a bar and checks each MD5."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        kind(root, download=True, **arguments)
+    except ImportError:  # of scipy, once all is there; `_build` tells
+        return
+    except (OSError, RuntimeError) as error:  # URLError is an OSError
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"torchvision:{kind.__name__} cannot be downloaded ({reason}); {remedy}"
+        ) from error
+
+
+def _open_imagenette(root: Path, split: str, options: SourceOptions) -> SampleSet:
     """The largest of its three sizes that lies there; classes by their first English name."""
     from torchvision.datasets import Imagenette
 
-    folder = next((f for f in _IMAGENETTE_FOLDERS if (root / f / options.split).is_dir()), None)
+    folder = next((f for f in _IMAGENETTE_FOLDERS if (root / f / split).is_dir()), None)
     if folder is None:
-        raise FileNotFoundError(
-            f"{root / 'imagenette2' / options.split}: no such folder; unpack imagenette2.tgz (or "
-            f"-320, -160) in {root}, or set root=, or download it: "
-            f"{_download_code('Imagenette', root, {})}"
-        )
-    dataset = Imagenette(root, split=options.split, size=_IMAGENETTE_FOLDERS[folder])
-    samples = open_folder(root / folder / options.split, options)
+        folder = "imagenette2"
+        remedy = f"unpack {folder}.tgz (or -320, -160) in {root}"
+        if not options.download:
+            raise _missing(root / folder / split, remedy)
+        _download(Imagenette, root, SETS["Imagenette"][split], remedy)
+    dataset = Imagenette(root, split=split, size=_IMAGENETTE_FOLDERS[folder])
+    samples = open_folder(root / folder / split, options)
     english = {wnid: names[0] for wnid, names in zip(dataset.wnids, dataset.classes, strict=True)}
     samples.classes = [english.get(name, name) for name in samples.classes]
     return samples

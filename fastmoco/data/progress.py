@@ -1,0 +1,49 @@
+"""How far a long run over images is, on stderr."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 30.0
+
+
+@contextmanager
+def show_progress(total: int, done: int = 0) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with rates and ETA; where that is no terminal, a line now and then.
+
+    Args:
+        total: Number of images.
+        done: How many of them an earlier run has dealt with.
+
+    Yields:
+        A function to call with the number of images done and of bytes read since the last call.
+    """
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images  {task.fields[rate]}  ETA"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    start, next_line, images, size = time.monotonic(), LINE_SECONDS, 0, 0
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=total, completed=done, rate="")
+
+        def advance(new_images: int, new_bytes: int) -> None:
+            nonlocal images, size, next_line
+            images, size = images + new_images, size + new_bytes
+            seconds = max(time.monotonic() - start, 1e-9)
+            rate = f"{images / seconds:,.0f} images/s  {size / 1e6 / seconds:.1f} MB/s"
+            progress.update(task, advance=new_images, rate=rate)
+            if progress.disable and seconds >= next_line:
+                next_line = seconds + LINE_SECONDS
+                left = timedelta(seconds=round((total - done - images) * seconds / images))
+                line = f"{done + images:,}/{total:,} images  {rate}  ETA {left}"
+                sys.stderr.write(f"fastmoco: {line}\n")
+
+        yield advance

@@ -1,0 +1,214 @@
+"""`train.dry_run` and `train.profile`: what a run would cost, before it is started.
+
+Everything is built as the run would build it, in a folder that is removed afterwards; a run folder
+of the same name is neither read nor changed.
+"""
+
+import logging
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastmoco.data.beton_set import open_dataset
+from fastmoco.device import resolve_compile, resolve_device
+from fastmoco.files import atomic_path
+from fastmoco.pipelines.contract import ViewLoader
+from fastmoco.schema import TrainConfig
+from fastmoco.train.loop import log_header
+from fastmoco.train.report import StepClock
+from fastmoco.train.run_folder import open_run_folder, run_path
+from fastmoco.train.step import AUTOCAST_DTYPES, STAGES
+from fastmoco.train.trainer import Trainer, build_trainer
+
+STEPS = 20
+RATE_SECONDS = 0.3  # how long the device's matrix products are timed
+
+
+@dataclass(kw_only=True, slots=True)
+class DryRun:
+    """What was measured."""
+
+    first_step_seconds: float
+    """With compiling."""
+    images_per_second: float
+    """Of the steps after the first."""
+    data_wait_fraction: float
+    peak_bytes: int
+    """Of the device's memory, or of this process where the device is the CPU."""
+    flops_per_image: float
+    """Of convolutions and matrix products: query forward and backward, key forward."""
+    device_flops: float
+    """What a large matrix product reaches in this precision, a second."""
+    total_steps: int
+    global_batch_size: int
+
+    @property
+    def share_of_roof(self) -> float:
+        """Of what the device's arithmetic would allow, were nothing else to do."""
+        return self.images_per_second * self.flops_per_image / self.device_flops
+
+    @property
+    def total_seconds(self) -> float:
+        """Of the whole run."""
+        steps_per_second = self.images_per_second / self.global_batch_size
+        return self.first_step_seconds + self.total_steps / steps_per_second
+
+    def to_text(self) -> str:
+        """A line for each figure."""
+        hours, seconds = divmod(round(self.total_seconds), 3600)
+        lines = [
+            ("images/s", f"{self.images_per_second:,.0f}"),
+            ("data wait", f"{100 * self.data_wait_fraction:.1f}% of the time"),
+            ("peak memory", f"{self.peak_bytes / 1e9:.2f} GB"),
+            ("first step", f"{self.first_step_seconds:.1f} s, compiling included"),
+            (
+                "roof",
+                f"{100 * self.share_of_roof:.0f}% of {self.device_flops / 1e12:.2f} TFLOP/s, "
+                f"{self.flops_per_image / 1e9:.2f} GFLOP an image",
+            ),
+            (
+                "whole run",
+                f"{self.total_steps:,} steps, {hours} h {seconds // 60} min {seconds % 60} s",
+            ),
+        ]
+        return "\n".join(f"{name:<12}{text}" for name, text in lines)
+
+
+def dry_run(cfg: TrainConfig) -> Path:
+    """Build all of a run, do `STEPS` steps after the first, print what they cost.
+
+    Args:
+        cfg: Checked already; ``train.profile`` adds a table of stages and a trace.
+
+    Returns:
+        The run folder that the run would have: this makes none.
+    """
+    assert cfg.data.train is not None
+    device = resolve_device(cfg.device)
+    compiled, how = resolve_compile(cfg.train.compile, device)
+    with tempfile.TemporaryDirectory() as folder, open_dataset(cfg.data.train) as dataset:
+        run = open_run_folder(replace(cfg, run_dir=Path(folder) / "run"))
+        trainer = build_trainer(cfg, run, dataset, device, compiled)
+        flops = _flops_per_image(trainer)
+        with closing(trainer.open_loader()) as loader:
+            log_header(_stderr_logger(), trainer, loader, how)
+            found = _measure(trainer, loader, flops, cfg)
+    print(found.to_text())  # noqa: T201
+    return run_path(cfg)
+
+
+def _stderr_logger() -> logging.Logger:
+    logger = logging.Logger("fastmoco.dry_run", logging.INFO)
+    logger.addHandler(logging.StreamHandler(sys.stderr))
+    return logger
+
+
+def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfig) -> DryRun:
+    start = time.perf_counter()
+    _take(trainer, loader)
+    first_step_seconds = time.perf_counter() - start
+    clock = StepClock()
+    with _profiled(cfg):
+        for _ in range(min(STEPS, trainer.total_steps - 1)):
+            clock.add(_take(trainer, loader))
+        _synchronize(trainer.device)
+    speeds = clock.read(cfg.global_batch_size)
+    return DryRun(
+        first_step_seconds=first_step_seconds,
+        images_per_second=speeds["images_per_second"] or cfg.global_batch_size / first_step_seconds,
+        data_wait_fraction=speeds["data_wait_fraction"] or 0.0,
+        peak_bytes=_peak_bytes(trainer.device),
+        flops_per_image=flops,
+        device_flops=_device_flops(trainer.device, AUTOCAST_DTYPES[cfg.precision]),
+        total_steps=trainer.total_steps,
+        global_batch_size=cfg.global_batch_size,
+    )
+
+
+def _take(trainer: Trainer, loader: ViewLoader) -> float:
+    """One step; gives the seconds that it waited for data."""
+    batch = next(loader)
+    trainer.take(batch, trainer.learning_rate)
+    if trainer.steps_done == 1:
+        _synchronize(trainer.device)
+    return batch.data_wait_seconds
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _flops_per_image(trainer: Trainer) -> float:
+    """Of one step, counted by torch on a small batch of noise; the model is as before."""
+    model, size = trainer.step.model, trainer.cfg.pipeline.view_size
+    count = 2 * trainer.cfg.moco.batch_norm_splits
+    views = torch.randn(2, count, 3, size, size, device=trainer.device)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with FlopCounterMode(display=False) as counter:
+        model(views[0], views[1], torch.arange(count, device=trainer.device)).loss.backward()
+    model.zero_grad(set_to_none=True)
+    model.load_state_dict(state)
+    total: int = counter.get_total_flops()
+    return total / count
+
+
+def _device_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product of random numbers."""
+    size = 8192 if device.type == "cuda" else 1024
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    torch.mm(left, right)
+    _synchronize(device)
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < RATE_SECONDS:
+        torch.mm(left, right)
+        _synchronize(device)
+        products += 1
+    return 2 * size**3 * products / (time.perf_counter() - start)
+
+
+@contextmanager
+def _profiled(cfg: TrainConfig) -> Iterator[None]:
+    """Profile the block where `train.profile` asks for it; print its stages, write its trace."""
+    if not cfg.train.profile:
+        yield
+        return
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        yield
+    print(_stage_table(profiler))  # noqa: T201
+    folder = run_path(cfg)
+    trace = folder.with_name(f"{folder.name}-trace.json")
+    with atomic_path(trace) as temporary:
+        profiler.export_chrome_trace(str(temporary))
+    print(f"trace       {trace} (for https://ui.perfetto.dev)")  # noqa: T201
+
+
+def _stage_table(profiler: profile) -> str:
+    """Milliseconds a step of each stage, on the host and of the kernels it started."""
+    lines = [f"{'stage, ms a step':<28}{'host':>9}{'device':>9}"]
+    events = {event.key: event for event in profiler.key_averages()}
+    for stage in STAGES:
+        event = events[stage]
+        host = event.cpu_time_total / event.count / 1e3
+        device = event.device_time_total / event.count / 1e3
+        lines.append(f"{stage:<28}{host:>9.2f}{device:>9.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""`train.dry_run` and `train.profile`: figures of a run that leaves nothing behind."""
+
+import json
+import re
+
+import pytest
+
+from fastmoco import cli
+from fastmoco.train.dry_run import DryRun
+from fastmoco.train.step import STAGES
+from tests.end_to_end.test_training import dataset, train_arguments  # noqa: F401
+
+EAGER = "train.compile=never"
+
+
+def test_a_dry_run_says_what_the_run_costs_and_leaves_nothing(capsys, tmp_path, dataset):  # noqa: F811
+    run = tmp_path / "run"
+    assert cli.main(train_arguments(dataset, run, EAGER, "train.dry_run=true")) == 0
+    text = capsys.readouterr().out
+    for name in ("images/s", "data wait", "peak memory", "first step", "roof", "whole run"):
+        assert re.search(rf"^{name} +[\d.,]+", text, re.MULTILINE), name
+    assert "20 steps" in text  # of the whole run: OPTIONS ask for 20
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_leaves_a_run_as_it_is(tmp_path, dataset):  # noqa: F811
+    run = tmp_path / "run"
+    arguments = train_arguments(dataset, run, EAGER, "train.max_steps=2")
+    assert cli.main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert cli.main([*arguments, "train.dry_run=true", "train.epochs=3"]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_a_profile_has_all_stages_and_a_trace(capsys, tmp_path, dataset):  # noqa: F811
+    run = tmp_path / "run"
+    arguments = train_arguments(dataset, run, EAGER, "train.profile=true", "train.max_steps=4")
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    for stage in STAGES:
+        assert float(re.search(rf"^{re.escape(stage)} +([\d.]+)", text, re.MULTILINE)[1]) > 0
+    trace = json.loads((tmp_path / "run-trace.json").read_text())
+    counts = [sum(event.get("name") == stage for event in trace["traceEvents"]) for stage in STAGES]
+    assert counts == [3] * len(STAGES)  # 4 steps, the first of which is not profiled
+    assert [path.name for path in tmp_path.iterdir()] == ["run-trace.json"]
+
+
+def test_what_is_derived_from_the_figures():
+    found = DryRun(
+        first_step_seconds=10.0,
+        images_per_second=500.0,
+        data_wait_fraction=0.1,
+        peak_bytes=2_000_000_000,
+        flops_per_image=1e9,
+        device_flops=2e12,
+        total_steps=36_000,
+        global_batch_size=50,
+    )
+    assert found.share_of_roof == pytest.approx(0.25)
+    assert found.total_seconds == pytest.approx(10 + 3600)
+    assert "1 h 0 min 10 s" in found.to_text()
+
+
+def test_flops_are_those_of_four_forward_passes(monkeypatch, tmp_path, dataset):  # noqa: F811
+    """A backward pass is two forwards, less the first layer's gradient by the images."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fastmoco.train import dry_run
+
+    found = {}
+    original = dry_run._flops_per_image
+
+    def spy(trainer):
+        state = {name: value.clone() for name, value in trainer.step.model.state_dict().items()}
+        found["step"] = original(trainer)
+        for name, value in trainer.step.model.state_dict().items():
+            assert torch.equal(value, state[name]), name
+        with FlopCounterMode(display=False) as counter:
+            trainer.step.model.query_encoder(torch.randn(4, 3, 16, 16))
+        found["forward"] = counter.get_total_flops() / 4
+        return found["step"]
+
+    monkeypatch.setattr(dry_run, "_flops_per_image", spy)
+    arguments = train_arguments(dataset, tmp_path / "run", EAGER, "train.dry_run=true")
+    assert cli.main([*arguments, "train.max_steps=2"]) == 0
+    assert 3.8 < found["step"] / found["forward"] <= 4.0

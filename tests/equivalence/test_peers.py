@@ -1,0 +1,67 @@
+"""The peers that benchmarks time do the same mathematics as fastmoco."""
+
+import copy
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.peers import official_step
+from fastmoco.moco.build import build_model
+from fastmoco.moco.loss import info_nce
+from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
+from fastmoco.train.optimizers import build_optimizer
+
+STEPS, BATCH, QUEUE, DIM = 6, 8, 32, 16
+
+
+def test_official_step_equals_ours() -> None:
+    """Same losses and weights: it updates keys before a step, and we after the one before."""
+    torch.manual_seed(0)
+    moco = MocoConfig(
+        queue_size=QUEUE,
+        dim=DIM,
+        momentum=official_step.MOMENTUM,
+        temperature=official_step.TEMPERATURE,
+    )
+    model = build_model(ModelConfig(encoder="resnet18", stem=Stem.small, width=8), moco).double()
+    queue = model.queue.keys.clone()
+    official = official_step.OfficialStep(copy.deepcopy(model.query_encoder), queue, 0.03)
+    optimizer = build_optimizer(model.query_encoder.parameters(), OptimizerConfig())
+    for _ in range(STEPS):
+        query_view, key_view = torch.randn(2, BATCH, 3, 16, 16, dtype=torch.float64)
+        theirs = official(query_view, key_view)
+        contrast = model(query_view, key_view, torch.arange(BATCH))
+        optimizer.zero_grad()
+        contrast.loss.backward()
+        optimizer.step()
+        model.update_key_encoder()
+        model.queue.enqueue(contrast.key)
+        assert abs(contrast.loss.item() - theirs.item()) < 1e-10
+    torch.testing.assert_close(official.queue.T, model.queue.keys, rtol=0, atol=1e-10)
+    pairs = zip(official.encoder_q.parameters(), model.query_encoder.parameters(), strict=True)
+    for theirs_q, ours_q in pairs:
+        torch.testing.assert_close(theirs_q, ours_q, rtol=0, atol=1e-10)
+
+
+def test_tuned_official_step_stays_near() -> None:
+    """What its users add changes rounding alone: bfloat16 has 8 bits, the loss stays in 2%."""
+    torch.manual_seed(0)
+    moco = MocoConfig(queue_size=QUEUE, dim=DIM)
+    encoder = build_model(ModelConfig(encoder="resnet18", stem=Stem.small, width=8), moco)
+    queue = encoder.queue.keys
+    plain = official_step.OfficialStep(copy.deepcopy(encoder.query_encoder), queue, 0.0)
+    tuned = official_step.OfficialStep(encoder.query_encoder, queue, 0.0).tune(torch.bfloat16)
+    views = torch.randn(2, BATCH, 3, 16, 16)
+    torch.testing.assert_close(tuned(*views).float(), plain(*views), rtol=0.02, atol=0)
+
+
+def test_official_contrast_equals_info_nce() -> None:
+    torch.manual_seed(0)
+    query, key, queue = (F.normalize(torch.randn(rows, DIM).double()) for rows in (8, 8, QUEUE))
+    model = build_model(
+        ModelConfig(encoder="resnet18", stem=Stem.small, width=8),
+        MocoConfig(queue_size=QUEUE, dim=DIM),
+    )
+    official = official_step.OfficialStep(model.query_encoder, queue, 0.0)
+    expected, _ = info_nce(query, key, queue, official_step.TEMPERATURE)
+    assert abs(official.contrast(query, key).item() - expected.item()) < 1e-12
