@@ -87,7 +87,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Our own warnings are one line for people, a machine; others keep Python's form."""
+    """Our own warnings are one line for people, once a machine; others keep Python's form."""
     if not local_ranks().is_first:
         return
     if category is UserWarning and not file:
