@@ -21,7 +21,7 @@ from tests.end_to_end.test_training import (  # noqa: F401
 )
 from tests.ranks import free_port
 
-# Ends by a signal on one rank, in one step: PLACE COUNT RANK SIGNAL.
+# Ends on one rank, in one step, by a signal, or by an error where it is 0: PLACE COUNT RANK SIGNAL.
 ROOT = str(Path(fastmoco.__file__).parents[1])
 ONE_RANK = KILLER.replace(
     "place, count = sys.argv[1], int(sys.argv[2])",
@@ -30,7 +30,13 @@ ONE_RANK = KILLER.replace(
     "del sys.argv[3:5]\n"
     "if os.environ['RANK'] != chosen:\n"
     "    count = -1",
-).replace("signal.SIGKILL", "int(number)")
+).replace(
+    "os.kill(os.getpid(), signal.SIGKILL)",
+    "if number == '0':\n"
+    "                raise ValueError('a broken image')\n"
+    "            os.kill(os.getpid(), int(number))",
+)
+pytestmark = pytest.mark.timeout(600)  # each launch has a limit of its own
 
 
 def start(*command, processes=2):
@@ -104,6 +110,14 @@ def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
     code, output = finish(start(*command_line(options(run))))
     assert code == 0, output
     assert_same_run(run, whole_run)
+
+
+def test_an_error_on_one_rank_ends_all(options, tmp_path):
+    code, output = finish(start(*one_rank(0, 1, 7, options(tmp_path / "run"))), 100)
+    assert code != 0
+    assert "fastmoco: rank 1: a broken image" in output
+    assert "fastmoco: rank 0: the process of another device ended" in output
+    assert load_checkpoint(tmp_path / "run").step == 5
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(options, whole_run, tmp_path):
