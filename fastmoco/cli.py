@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TextIO
 
+from fastmoco.ranks import environment_ranks, local_ranks
+
 # Heavy modules are imported by the command that needs them: `fastmoco --help` answers at once.
 
 
@@ -85,7 +87,9 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Our own warnings are one line for people; others keep Python's form."""
+    """Our own warnings are one line for people, once a machine; others keep Python's form."""
+    if not local_ranks().is_first:
+        return
     if category is UserWarning and not file:
         print(f"fastmoco: {_one_line(str(message))}", file=sys.stderr)  # noqa: T201
     else:
@@ -101,7 +105,11 @@ def _message(error: Exception) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"fastmoco: {_one_line(message)}", file=sys.stderr)  # noqa: T201
+    """Say why; what all ranks find alike (usage, a signal), the first one of a machine says."""
+    if code == 1 and environment_ranks().several:
+        message = f"rank {environment_ranks().rank}: {message}"
+    if code == 1 or local_ranks().is_first:
+        print(f"fastmoco: {_one_line(message)}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -48,6 +48,21 @@ class Loss(StrEnum):
     """The same as one Triton kernel, on a GPU."""
 
 
+class BatchNorm(StrEnum):
+    """Over which images batch norm takes its statistics in training."""
+
+    auto = "auto"
+    """shuffled on several devices or with batch_norm_splits, else plain."""
+    plain = "plain"
+    """Each device's own batch."""
+    shuffled = "shuffled"
+    """Groups of the global batch, drawn anew for the keys (arXiv:1911.05722, section 3.3)."""
+    synchronized = "synchronized"
+    """The global batch."""
+    eman = "eman"
+    """Another algorithm (arXiv:2101.08482): queries as in plain, keys by running statistics."""
+
+
 class Precision(StrEnum):
     """Number format of the forward and backward pass; weights and statistics stay float32."""
 
@@ -135,8 +150,10 @@ class MocoConfig:
     """Each view once as query, once as key: the sum of both losses, and 2 keys an image."""
     loss: Loss = Loss.auto
     """How it is computed: plain, chunked (less memory), fused (one GPU kernel), or auto."""
+    batch_norm: BatchNorm = BatchNorm.auto
+    """plain, shuffled, synchronized (over devices), eman (another algorithm), or auto."""
     batch_norm_splits: int = 1
-    """Groups of a batch with statistics of their own, keys shuffled between; 1 = plain."""
+    """shuffled: groups of the global batch with statistics of their own; 1 = one per device."""
 
 
 @dataclass(kw_only=True, slots=True)

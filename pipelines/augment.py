@@ -58,7 +58,8 @@ def augment_views(
 
     Args:
         crops: ``(N, V, H, W, 3)`` uint8, RGB.
-        draw_key: ``(N,)`` int64, from `draws.draw_keys`.
+        draw_key: ``(N,)`` int64, from `draws.draw_keys`; ``(N, V)`` where each view is of an image
+            of its own.
         policy: What to draw; a static value under ``torch.compile``, which a pool forbids.
         mean: ``(3,)`` float32 of the 0..1 range, on the device.
         std: ``(3,)`` float32, likewise.

@@ -219,28 +219,37 @@ def _mix_tensor(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
+def _of_view(draw_key: Tensor, view: int) -> Tensor:
+    return draw_key if draw_key.ndim == 1 else draw_key[:, view]
+
+
 def uniform(draw_key: Tensor, what: Draw, view: int) -> Tensor:
     """Uniform draws in [0, 1) on the device, bit-equal to the host's.
 
     Args:
-        draw_key: ``(N,)`` int64, any device.
+        draw_key: ``(N,)`` int64, any device; ``(N, V)`` where each view is of an image of its own.
         what: What the draw is for.
         view: 0 for the query's view, 1 for the key's.
 
     Returns:
         ``(N,)`` float32, multiples of 2^-24.
     """
-    bits = _shift_right(_absorb_tensor(draw_key, (int(what) << 32) | (view << 16)), 40)
+    bits = _shift_right(fork(draw_key, what, view), 40)
     return bits.to(torch.float32) * 2.0**-24
 
 
 def fork(draw_key: Tensor, what: Draw, view: int) -> Tensor:
     """The key of a stream of its own, for what needs more than one draw: see `stream_uniforms`.
 
+    Args:
+        draw_key: As of `uniform`; likewise the others.
+        what: What the stream is for.
+        view: Of which view.
+
     Returns:
         ``(N,)`` int64.
     """
-    return _absorb_tensor(draw_key, (int(what) << 32) | (view << 16))
+    return _absorb_tensor(_of_view(draw_key, view), (int(what) << 32) | (view << 16))
 
 
 def stream_uniforms(stream: Tensor, part: int, count: int) -> Tensor:

@@ -15,6 +15,7 @@ def write_first_views(path: Path, trainer: Trainer) -> None:
 
     Draws are pure functions of the sample: a smaller batch gives the very views that training sees.
     """
-    plan = replace(trainer.plan(epoch=0), global_batch_size=min(NUM_IMAGES, len(trainer.dataset)))
+    count = min(NUM_IMAGES, len(trainer.dataset))
+    plan = replace(trainer.plan(epoch=0), global_batch_size=count, rank=0, world_size=1)
     with closing(trainer.open_loader(plan)) as loader:
         draw_batch(path, trainer.dataset, next(loader), trainer.cfg.policy)

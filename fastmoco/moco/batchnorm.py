@@ -1,12 +1,30 @@
-"""Batch norm over contiguous groups of a batch, as if each group sat on a device of its own.
+"""Batch norm over other batches than a device's own: groups of it, or those of all ranks.
 
-MoCo needs it on one device: with plain batch norm the batch statistics tell a query which key is
-its own (arXiv:1911.05722, section 3.3, "Shuffling BN"). The step shuffles the keys; the groups then
-differ between query and key.
+MoCo needs groups: with plain batch norm on one device the batch statistics tell a query which key
+is its own (arXiv:1911.05722, section 3.3, "Shuffling BN"). The step shuffles the keys; the groups
+then differ between query and key.
 """
 
 import torch
 from torch import Tensor, nn
+
+from fastmoco.moco.collectives import gather_rows
+from fastmoco.ranks import Ranks
+from fastmoco.schema import BatchNorm, MocoConfig
+
+
+def resolve_batch_norm(moco: MocoConfig, ranks: Ranks) -> tuple[BatchNorm, int]:
+    """What ``auto`` is on these devices, and how many groups of a global batch are normalized.
+
+    Returns:
+        The kind, not ``auto``, and the number of groups over all devices: 1 is the whole batch.
+    """
+    kind, groups = moco.batch_norm, ranks.world_size
+    if kind in (BatchNorm.auto, BatchNorm.shuffled) and moco.batch_norm_splits > 1:
+        groups = moco.batch_norm_splits
+    if kind is BatchNorm.auto:
+        kind = BatchNorm.shuffled if groups > 1 else BatchNorm.plain
+    return kind, 1 if kind is BatchNorm.synchronized else groups
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
@@ -49,14 +67,58 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         groups = input.view(self.num_splits, -1, *input.shape[1:])  # (S, N/S, C, H, W), no copy
         groups = groups.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = torch.var_mean(groups, dim=(1, 3, 4), correction=0, keepdim=True)
-        self._update_running(mean.flatten(1), var.flatten(1), groups[0, :, 0].numel())
+        _update_running(self, mean.flatten(1), var.flatten(1), groups[0, :, 0].numel())
         scale = self.weight[:, None, None] * torch.rsqrt(var + self.eps)
         shift = self.bias[:, None, None] - mean * scale
         return torch.addcmul(shift, groups, scale).view_as(input).to(input.dtype)
 
-    @torch.no_grad()
-    def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Move the running statistics towards the mean over groups ``(S, C)`` of `count` values."""
-        self.running_mean.lerp_(mean.mean(0), self.momentum)
-        self.running_var.lerp_(var.mean(0) * (count / (count - 1)), self.momentum)
-        self.num_batches_tracked.add_(1)
+
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` with the statistics of the batches of all ranks together.
+
+    ``mean = E_r mean_r`` and ``var = E_r var_r + Var_r mean_r``: the law of total variance, for
+    batches of equal size. One gather forward and one sum backward per layer. On CPU and CUDA alike:
+    `nn.SyncBatchNorm` refuses the CPU and splits the compiled graph.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def __init__(self, num_features: int, *, ranks: Ranks) -> None:
+        """Make the layer.
+
+        Args:
+            num_features: C.
+            ranks: Who takes part, with as many samples each.
+        """
+        super().__init__(num_features)
+        self.ranks = ranks
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``(N, C, H, W)``; running statistics change in place in training."""
+        if not self.training:
+            return super().forward(input)
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        var, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        gathered = gather_rows(torch.stack([mean, var])[None], self.ranks)  # (world_size, 2, C)
+        means, variances = gathered.unbind(1)
+        mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+        count = self.ranks.world_size * values[:, 0].numel()
+        _update_running(self, mean[None], var[None], count)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        per_channel = (-1, 1, 1)
+        normal = torch.addcmul(shift.view(per_channel), values, scale.view(per_channel))
+        return normal.to(input.dtype)
+
+
+@torch.no_grad()
+def _update_running(
+    layer: SplitBatchNorm2d | SynchronizedBatchNorm2d, mean: Tensor, var: Tensor, count: int
+) -> None:
+    """Move the running statistics towards the mean over groups ``(S, C)`` of `count` values."""
+    layer.running_mean.lerp_(mean.mean(0), layer.momentum)
+    layer.running_var.lerp_(var.mean(0) * (count / (count - 1)), layer.momentum)
+    layer.num_batches_tracked.add_(1)

@@ -4,24 +4,29 @@ from functools import partial
 
 from torch import nn
 
-from fastmoco.moco.batchnorm import SplitBatchNorm2d
+from fastmoco.moco.batchnorm import (
+    SplitBatchNorm2d,
+    SynchronizedBatchNorm2d,
+    resolve_batch_norm,
+)
 from fastmoco.moco.encoders import NormLayer, build_encoder
 from fastmoco.moco.model import MoCo, build_head
-from fastmoco.schema import MocoConfig, ModelConfig
+from fastmoco.ranks import ALONE, Ranks
+from fastmoco.schema import BatchNorm, MocoConfig, ModelConfig
 
 
-def build_model(model: ModelConfig, moco: MocoConfig) -> MoCo:
+def build_model(model: ModelConfig, moco: MocoConfig, ranks: Ranks = ALONE) -> MoCo:
     """Build encoders, heads and queue, initialized from torch's global generator, on the CPU.
 
     Raises:
         ValueError: If the encoder's name is unknown.
     """
-    split = moco.batch_norm_splits > 1
-    norm_layer: NormLayer = nn.BatchNorm2d
-    if split:
-        norm_layer = partial(SplitBatchNorm2d, num_splits=moco.batch_norm_splits)
+    kind, groups = resolve_batch_norm(moco, ranks)
     backbone = build_encoder(
-        model.encoder, stem=model.stem, width=model.width, norm_layer=norm_layer
+        model.encoder,
+        stem=model.stem,
+        width=model.width,
+        norm_layer=_norm_layer(kind, groups, ranks),
     )
     return MoCo(
         backbone,
@@ -30,6 +35,16 @@ def build_model(model: ModelConfig, moco: MocoConfig) -> MoCo:
         queue_size=moco.queue_size,
         momentum=moco.momentum,
         temperature=moco.temperature,
-        shuffle_keys=split,
+        shuffle_keys=kind is BatchNorm.shuffled and groups > 1,
+        running_keys=kind is BatchNorm.eman,
+        ranks=ranks,
         symmetric=moco.symmetric,
     )
+
+
+def _norm_layer(kind: BatchNorm, groups: int, ranks: Ranks) -> NormLayer:
+    if kind is BatchNorm.synchronized and ranks.several:
+        return partial(SynchronizedBatchNorm2d, ranks=ranks)
+    if groups > ranks.world_size:
+        return partial(SplitBatchNorm2d, num_splits=groups // ranks.world_size)
+    return nn.BatchNorm2d

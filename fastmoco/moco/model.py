@@ -2,14 +2,17 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmoco.moco.collectives import gather_rows, own_rows
 from fastmoco.moco.encoders import ResNet
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.queue import Queue
+from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import Head, Loss
 
 
@@ -63,8 +66,10 @@ class MoCo(nn.Module):
     Attributes:
         query_encoder: ``backbone`` and ``head``; trained by gradients.
         key_encoder: Starts as a copy; moves by `update_key_encoder` alone. Its batch norm runs in
-            training mode and its buffers are its own, as in the official code.
-        queue: The negatives.
+            training mode and its buffers are its own, as in the official code (but see
+            `running_keys`).
+        queue: The negatives; equal on all ranks.
+        ranks: Which part of a global batch this process sees.
     """
 
     def __init__(
@@ -78,6 +83,8 @@ class MoCo(nn.Module):
         temperature: float,
         shuffle_keys: bool,
         symmetric: bool = False,
+        running_keys: bool = False,
+        ranks: Ranks = ALONE,
         loss: Loss = Loss.plain,
     ) -> None:
         """Take the encoder's two parts and make its momentum copy.
@@ -90,8 +97,11 @@ class MoCo(nn.Module):
             momentum: m of the key encoder, in [0, 1).
             temperature: tau > 0.
             shuffle_keys: Permute the keys' batch before the key encoder, so that groups of a split
-                batch norm differ between queries and keys.
+                batch norm, or the ranks' batches, differ between queries and keys.
             symmetric: Each view once as query and once as key; the loss is the sum of both.
+            running_keys: The key encoder normalizes by running statistics, which follow those of
+                the query encoder by `momentum`: EMAN, another algorithm (arXiv:2101.08482, Eq. 5).
+            ranks: Which part of a global batch this process sees.
             loss: How InfoNCE is computed; not ``auto``.
         """
         super().__init__()
@@ -102,16 +112,26 @@ class MoCo(nn.Module):
         self.temperature = temperature
         self.shuffle_keys = shuffle_keys
         self.symmetric = symmetric
+        self.running_keys = running_keys
+        self.ranks = ranks
         self.loss = loss
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode; with `running_keys` the key encoder only evaluates."""
+        super().train(mode)
+        self.key_encoder.train(mode and not self.running_keys)
+        return self
 
     def forward(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
         """Contrast two views of each image; changes nothing but batch norm's running statistics.
 
         Args:
             query_view: ``(N, 3, H, W)``, normalized, channels_last.
-            key_view: The same images, augmented anew.
-            permutation: ``(N,)`` int64; the order in which the key encoder sees its batch where
-                keys are shuffled.
+            key_view: The same images, augmented anew. Shuffled over several ranks, and not
+                symmetric: of the images that the permutation gives this rank.
+            permutation: ``(world_size * N,)`` int64; the order in which the key encoders see the
+                global batch where keys are shuffled.
         """
         contrast = self._contrast(query_view, key_view, permutation)
         if not self.symmetric:
@@ -136,12 +156,25 @@ class MoCo(nn.Module):
     def _embed_keys(self, key_view: Tensor, permutation: Tensor) -> Tensor:
         if not self.shuffle_keys:
             return _unit_norm(self.key_encoder(key_view))
-        key = _unit_norm(self.key_encoder(key_view[permutation]))
-        return torch.empty_like(key).index_copy_(0, permutation, key)
+        if self.symmetric and self.ranks.several:
+            key_view = own_rows(gather_rows(key_view, self.ranks)[permutation], self.ranks)
+            key_view = key_view.contiguous(memory_format=torch.channels_last)
+        elif not self.ranks.several:
+            key_view = key_view[permutation]
+        key = gather_rows(_unit_norm(self.key_encoder(key_view)), self.ranks)
+        return own_rows(torch.empty_like(key).index_copy_(0, permutation, key), self.ranks)
+
+    def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Running means and variances of the query and of the key encoder, the buffers."""
+        query, key = (
+            [buffer for buffer in encoder.buffers() if buffer.is_floating_point()]
+            for encoder in (self.query_encoder, self.key_encoder)
+        )
+        return query, key
 
     @torch.no_grad()
     def update_key_encoder(self) -> None:
-        """``k <- m k + (1 - m) q`` over the parameters, in place (Eq. 2).
+        """``k <- m k + (1 - m) q`` over the parameters, in place (Eq. 2); EMAN's statistics too.
 
         The official code does it at the start of the next forward pass, Algorithm 1 after the
         optimizer's step, as here: the encoders start equal, so queries and keys are the same at
@@ -150,3 +183,6 @@ class MoCo(nn.Module):
         query: list[Tensor] = list(self.query_encoder.parameters())
         key: list[Tensor] = list(self.key_encoder.parameters())
         torch._foreach_lerp_(key, query, 1 - self.momentum)
+        if self.running_keys:
+            query, key = self.running_statistics()
+            torch._foreach_lerp_(key, query, 1 - self.momentum)

@@ -1,5 +1,6 @@
 """`fastmoco train` as a Hydra application, with ``--cfg job``, ``--multirun`` and launchers."""
 
+import os
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ from fastmoco.config import (
     register_schemas,
     to_dataclass,
 )
-from fastmoco.schema import TrainConfig
+from fastmoco.ranks import environment_ranks
+from fastmoco.schema import TrainConfig, UsageError
 from fastmoco.train.loop import train
 from fastmoco.train.run_folder import run_path
 
@@ -50,6 +52,11 @@ def run_application(arguments: Sequence[str]) -> None:
     flags, overrides = _split_flags(arguments)
     overrides = quote_paths(TrainConfig, overrides)
     sweeping = bool({"-m", "--multirun"} & set(flags))
+    if sweeping and environment_ranks().several:
+        raise UsageError(
+            "--multirun does not go with torchrun: start each run by a torchrun of its own, or "
+            "sweep runs of one device (docs/devices.md)"
+        )
     parsed = check_overrides(TrainConfig, overrides)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     if not sweeping:
@@ -58,12 +65,15 @@ def run_application(arguments: Sequence[str]) -> None:
         )
     register_schemas()
     failures: list[BaseException] = []
+    launching = os.getpid()
 
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit 1 for anything raised here.
         try:
             train(_job_config(composed, swept))
         except BaseException as error:
+            if os.getpid() != launching:  # a launcher's job elsewhere: it reports what it sees
+                raise
             failures.append(error)
 
     application = hydra.main(

@@ -8,16 +8,25 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fastmoco.device import describe_device, resolve_compile, resolve_device
+from fastmoco.device import describe_device, resolve_compile
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.inspection.first_views import write_first_views
 from fastmoco.inspection.pictures import draw_curves
+from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.pipelines.source_set import open_image_set
-from fastmoco.schema import TrainConfig, UsageError
+from fastmoco.ranks import ALONE, Ranks, environment_ranks
+from fastmoco.schema import BatchNorm, TrainConfig, UsageError
 from fastmoco.train.checkpoint import newest_checkpoint
+from fastmoco.train.distributed import (
+    check_same_step,
+    largest,
+    process_group,
+    resolve_rank_device,
+    wait_for_all,
+)
 from fastmoco.train.metrics import read_metrics
-from fastmoco.train.report import Reporter, StepClock, make_row, run_logger
+from fastmoco.train.report import StepClock, make_row, open_reporter, run_logger
 from fastmoco.train.run_folder import open_run_folder
 from fastmoco.train.schedules import base_learning_rate
 from fastmoco.train.trainer import Trainer, build_trainer
@@ -36,8 +45,12 @@ class Interrupted(RuntimeError):
         self.signal_number = signal_number
 
 
-def check_config(cfg: TrainConfig) -> None:
+def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> None:
     """Refuse settings that cannot work together, before anything is opened.
+
+    Args:
+        cfg: Of the run.
+        ranks: Who trains; every rank refuses alike.
 
     Raises:
         UsageError: One line that names the option to change.
@@ -48,21 +61,18 @@ def check_config(cfg: TrainConfig) -> None:
             "and give data.train=train.beton"
         )
     batch, moco = cfg.global_batch_size, cfg.moco
+    if ranks.several and (cfg.train.dry_run or cfg.train.profile):
+        raise UsageError(
+            "train.dry_run and train.profile measure one device; start them without torchrun, "
+            "with the batch of one device"
+        )
     keys, of_batch = (2 * batch, "2 x ") if moco.symmetric else (batch, "")
     if moco.queue_size < keys:
         raise UsageError(
             f"queue_size={moco.queue_size} is smaller than {of_batch}global_batch_size={batch}; "
             f"set moco.queue_size={keys} or more"
         )
-    if (
-        moco.batch_norm_splits < 1
-        or batch % moco.batch_norm_splits
-        or batch // moco.batch_norm_splits < 2
-    ):
-        raise UsageError(
-            f"moco.batch_norm_splits={moco.batch_norm_splits} does not split "
-            f"global_batch_size={batch} into equal groups of 2 or more; set it to a divisor"
-        )
+    _check_groups(cfg, ranks)
     if not 0 <= moco.momentum <= 1:
         raise UsageError(
             f"moco.momentum={moco.momentum} is outside 0..1; set it, for example, to 0.999"
@@ -80,8 +90,37 @@ def check_config(cfg: TrainConfig) -> None:
         )
 
 
+def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
+    """Every device has the same share of a global batch, made of whole groups of batch norm."""
+    batch, splits, devices = cfg.global_batch_size, cfg.moco.batch_norm_splits, ranks.world_size
+    if batch < 1 or batch % devices:
+        raise UsageError(
+            f"global_batch_size={batch} is not a positive multiple of the {devices} devices; "
+            f"set global_batch_size={max(1, round(batch / devices)) * devices} or another one"
+        )
+    kind, groups = resolve_batch_norm(cfg.moco, ranks)
+    if splits < 1 or batch % groups or batch // groups < 2:
+        raise UsageError(
+            f"moco.batch_norm_splits={splits} does not split global_batch_size={batch} into equal "
+            f"groups of 2 or more on {devices} device{'s' if devices > 1 else ''}; "
+            "set it to a divisor"
+        )
+    if kind is BatchNorm.shuffled and groups % devices:
+        raise UsageError(
+            f"moco.batch_norm_splits={splits} groups do not fall evenly on {devices} devices; "
+            f"set it to a multiple of {devices}, or to 1: a group on each"
+        )
+    if kind is BatchNorm.shuffled and groups == 1:
+        raise UsageError(
+            "moco.batch_norm=shuffled changes nothing on one device with one group; "
+            "set moco.batch_norm_splits=4 or the like, or moco.batch_norm=plain"
+        )
+
+
 def train(cfg: TrainConfig) -> Path:
     """Pretrain an encoder by Momentum Contrast, or go on where the same run stopped.
+
+    Where torchrun started several processes, each calls this and the first one writes.
 
     Args:
         cfg: From `load_config`.
@@ -95,29 +134,39 @@ def train(cfg: TrainConfig) -> Path:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
         BetonError: If the dataset file is damaged.
     """
-    check_config(cfg)
+    ranks = environment_ranks()
+    check_config(cfg, ranks)
     assert cfg.data.train is not None
     if cfg.train.dry_run or cfg.train.profile:
         from fastmoco.train.dry_run import dry_run
 
         return dry_run(cfg)
-    device = resolve_device(cfg.device)
-    with open_image_set(cfg.data.train) as dataset, KnnMonitor(cfg, device) as monitor:
-        run = open_run_folder(cfg)
-        with run_logger(run) as logger, stop_signals() as stop:
+    device = resolve_rank_device(cfg.device, ranks)
+    with (
+        process_group(ranks, device),
+        open_image_set(cfg.data.train) as dataset,
+        KnnMonitor(cfg, device) as monitor,
+    ):
+        run = open_run_folder(cfg, write=False)
+        wait_for_all(ranks)  # all have looked before the first one writes
+        if ranks.is_first:
+            open_run_folder(cfg)
+        with run_logger(run, ranks) as logger, stop_signals() as stop:
             compiled, how = resolve_compile(cfg.train.compile, device)
-            trainer = build_trainer(cfg, run, dataset, device, compiled)
+            trainer = build_trainer(cfg, run, dataset, device, compiled, ranks)
             if saved := newest_checkpoint(run.checkpoints):
                 trainer.restore(saved)
+            check_same_step(trainer.steps_done, ranks)
             if trainer.finished:
                 logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)
                 return run.path
-            if not run.views.exists():
+            if ranks.is_first and not run.views.exists():
                 write_first_views(run.views, trainer)
             with closing(trainer.open_loader()) as loader:
                 log_header(logger, trainer, loader, how)
                 run_steps(trainer, loader, monitor, logger, stop)
-        draw_curves(run.curves, read_metrics(run.metrics))
+        if ranks.is_first:
+            draw_curves(run.curves, read_metrics(run.metrics))
     return run.path
 
 
@@ -133,16 +182,8 @@ def run_steps(
     Raises:
         Interrupted: After a stop was asked for, with the state saved.
     """
-    cfg = trainer.cfg
-    reporter = Reporter(
-        trainer.run,
-        logger,
-        resume_step=trainer.steps_done,
-        total_steps=trainer.total_steps,
-        epochs=cfg.train.epochs,
-    )
     clock, compiling = StepClock(), True
-    with closing(reporter):
+    with closing(open_reporter(trainer, logger)) as reporter:
         while not trainer.finished:
             batch = next(loader)
             rate = trainer.learning_rate
@@ -150,19 +191,22 @@ def run_steps(
             reporter.advance(trainer.steps_done)
             clock.restart() if compiling else clock.add(batch.data_wait_seconds)
             compiling = False  # the first step did
-            with clock.paused():
-                knn_top1 = monitor.measure(trainer) if monitor.is_due(trainer) else None
-            if knn_top1 is not None or _log_is_due(trainer):
+            signal_number = largest(stop.signal_number, trainer.ranks)  # all stop at one step
+            measuring, knn_top1 = monitor.is_due(trainer), None
+            if measuring and trainer.ranks.is_first:
+                with clock.paused():
+                    knn_top1 = monitor.measure(trainer)
+            if measuring or _log_is_due(trainer):
                 trainer.check_finite()
                 reporter.row(make_row(trainer, clock, rate, knn_top1))
-            if _save_is_due(trainer) or stop.signal_number:
+            if _save_is_due(trainer) or signal_number:
                 with clock.paused():
                     trainer.check_finite()
                     reporter.sync()
                     trainer.save()
-            if stop.signal_number and not trainer.finished:
+            if signal_number and not trainer.finished:
                 raise Interrupted(
-                    stop.signal_number,
+                    signal_number,
                     f"stopped after step {trainer.steps_done}, saved; the same command resumes",
                 )
 
@@ -218,7 +262,8 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         rate += f" x {cfg.global_batch_size}/256 = {peak:g}"
     logger.info("run       %s, seed %d", trainer.run.path, cfg.seed)
     logger.info(
-        "device    %s, %s, %s",
+        "device    %s%s, %s, %s",
+        f"{trainer.ranks.world_size} x " if trainer.ranks.several else "",
         describe_device(trainer.device),
         cfg.precision.value,
         ", ".join(filter(None, [compiled, trainer.step.eager_part])),
@@ -232,22 +277,26 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         trainer.loader_reason,
     )
     logger.info(
-        "model     %s width %d, %s stem, %.2fM parameters; queue %d, chance loss ln(K+1) = %.2f, "
-        "computed %s",
+        "model     %s width %d, %s stem, %.2fM parameters; batch norm %s; queue %d, "
+        "chance loss ln(K+1) = %.2f, computed %s",
         cfg.model.encoder,
         cfg.model.width,
         cfg.model.stem.value,
         parameters / 1e6,
+        trainer.batch_norm,
         cfg.moco.queue_size,
         math.log(cfg.moco.queue_size + 1),
         model.loss.value,
     )
     logger.info(
-        "optimizer %s, %s, %s, batch %d",
+        "optimizer %s, %s, %s, batch %d%s",
         cfg.optimizer.name,
         rate,
         cfg.optimizer.schedule,
         cfg.global_batch_size,
+        f", {cfg.global_batch_size // trainer.ranks.world_size} a device"
+        if trainer.ranks.several
+        else "",
     )
     start = f"from step {trainer.steps_done} " if trainer.steps_done else ""
     logger.info(

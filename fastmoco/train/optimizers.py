@@ -9,13 +9,18 @@ from fastmoco.schema import OptimizerConfig, UsageError
 
 
 def _sgd(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=cfg.learning_rate,
         momentum=cfg.sgd_momentum,
         weight_decay=cfg.weight_decay,
         fused=True,
     )
+    # Where loss scaling skips the first step, the fused kernel (torch 2.15) leaves the momentum it
+    # has allocated unwritten, and the second step would add whatever lies there.
+    for parameter in optimizer.param_groups[0]["params"]:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _adam(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:

@@ -12,15 +12,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastmoco.ranks import ALONE, Ranks
 from fastmoco.train.metrics import MetricsFile
 from fastmoco.train.run_folder import RunFolder
 from fastmoco.train.trainer import Trainer
 
 
 @contextmanager
-def run_logger(run: RunFolder) -> Iterator[logging.Logger]:
-    """A logger that writes to ``train.log`` and to stderr."""
+def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]:
+    """A logger that writes to ``train.log`` and to stderr; of ranks but the first, to nothing."""
     logger = logging.Logger("fastmoco.train", logging.INFO)
+    if not ranks.is_first:
+        logger.addHandler(logging.NullHandler())
+        yield logger
+        return
     file = logging.FileHandler(run.log, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     screen = logging.StreamHandler(sys.stderr)
@@ -135,6 +140,35 @@ class Reporter:
         self._progress.stop()
         self.file.close()
         self._board.close()
+
+
+class SilentReporter:
+    """Of the ranks that neither write nor print."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def row(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | SilentReporter:
+    """The reporter of this rank, from the step that the trainer has reached."""
+    if not trainer.ranks.is_first:
+        return SilentReporter()
+    return Reporter(
+        trainer.run,
+        logger,
+        resume_step=trainer.steps_done,
+        total_steps=trainer.total_steps,
+        epochs=trainer.cfg.train.epochs,
+    )
 
 
 def progress_line(row: dict[str, Any], epochs: int) -> str:

@@ -75,8 +75,12 @@ def run_path(cfg: TrainConfig) -> Path:
     return cfg.run_dir or Path("runs") / cfg.name
 
 
-def open_run_folder(cfg: TrainConfig) -> RunFolder:
+def open_run_folder(cfg: TrainConfig, *, write: bool = True) -> RunFolder:
     """Make the run's folder, or take up the one that is there.
+
+    Args:
+        cfg: Of the run.
+        write: Make it; else only look whether it can be.
 
     Raises:
         UsageError: If the folder holds a run of another configuration, naming the keys that differ,
@@ -98,7 +102,8 @@ def open_run_folder(cfg: TrainConfig) -> RunFolder:
         raise UsageError(
             f"{run.path} exists and is no run folder; set run_dir to a new or empty folder"
         )
-    atomic_write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(config)))
+    if write:
+        atomic_write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(config)))
     return run
 
 

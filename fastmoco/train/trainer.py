@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 
 from fastmoco.config import config_to_dict
+from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import resolve_loss
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.source_set import ImageSet
+from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import TrainConfig
 from fastmoco.train.checkpoint import (
     Checkpoint,
@@ -22,6 +24,7 @@ from fastmoco.train.checkpoint import (
     under_prefix,
     with_prefix,
 )
+from fastmoco.train.distributed import loader_threads, of_first
 from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.run_folder import RunFolder
@@ -49,6 +52,7 @@ class Trainer:
     channel_mean: list[float]
     channel_std: list[float]
     steps_per_epoch: int
+    ranks: Ranks = ALONE
     steps_done: int = 0
     loader_name: str = ""
     loader_reason: str = ""
@@ -58,6 +62,12 @@ class Trainer:
         """Steps of the whole run."""
         steps = self.cfg.train.epochs * self.steps_per_epoch
         return min(steps, self.cfg.train.max_steps or steps)
+
+    @property
+    def batch_norm(self) -> str:
+        """Kind and groups of batch norm on these devices, for people and for the checkpoint."""
+        kind, groups = resolve_batch_norm(self.cfg.moco, self.ranks)
+        return f"{kind.value}, {groups} group{'s' if groups > 1 else ''}"
 
     @property
     def learning_rate(self) -> float:
@@ -81,12 +91,14 @@ class Trainer:
         return self.steps_done >= self.total_steps
 
     def plan(self, *, epoch: int, start_batch: int = 0) -> EpochPlan:
-        """The order of an epoch."""
+        """The order of an epoch, for this rank."""
         return EpochPlan(
             seed=self.cfg.seed,
             epoch=epoch,
             num_samples=len(self.dataset),
             global_batch_size=self.cfg.global_batch_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
             start_batch=start_batch,
         )
 
@@ -98,14 +110,17 @@ class Trainer:
         spec = LoaderSpec(
             view_size=pipeline.view_size,
             policy=self.cfg.policy,
-            num_threads=pipeline.num_threads,
+            num_threads=loader_threads(pipeline.num_threads),
             prefetch_batches=pipeline.prefetch_batches,
             hw_decoder_load=pipeline.hw_decoder_load,
         )
         if not self.loader_name:
-            self.loader_name, self.loader_reason = resolve_loader(
+            name, reason = resolve_loader(
                 self.dataset, plan, spec=spec, device=device, name=pipeline.name
             )
+            # On a GPU ranks may find different ones best.
+            self.loader_name = of_first(name, self.ranks)
+            self.loader_reason = of_first(reason, self.ranks)
         return build_loader(
             self.dataset,
             plan,
@@ -147,6 +162,7 @@ class Trainer:
             "channel_std": self.channel_std,
             "metrics_count": self.metrics.count,
             "scaler": self.step.state(),
+            "batch_norm": self.batch_norm,
             "loader": self.loader_name,  # on a GPU `auto` need not choose the same one again
             "torch_version": torch.__version__,
         }
@@ -156,12 +172,19 @@ class Trainer:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: If it is of another dataset or model.
+            CheckpointError: If it is of another dataset or model, or if batch norm would be another
+                on these devices.
         """
         if checkpoint.facts["dataset_fingerprint"] != self.dataset.fingerprint:
             raise CheckpointError(
                 f"{checkpoint.path} was trained on another dataset than {self.dataset.path}; "
                 "give that dataset as data.train, or another run_dir"
+            )
+        if checkpoint.facts.get("batch_norm", self.batch_norm) != self.batch_norm:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained with batch norm {checkpoint.facts['batch_norm']}, "
+                f"on {self.ranks.world_size} devices it would be {self.batch_norm}; use as many "
+                "devices as before, or give another run_dir"
             )
         restore_module(self.step.model, under_prefix("model", checkpoint.tensors), checkpoint)
         restore_optimizer(self.step.optimizer, under_prefix("optimizer", checkpoint.tensors))
@@ -173,12 +196,18 @@ class Trainer:
             self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(self.run.checkpoints, self.checkpoint(), keep=self.cfg.checkpoint.keep)
+        """Write a checkpoint; by the first rank: all hold the same."""
+        if self.ranks.is_first:
+            save_checkpoint(self.run.checkpoints, self.checkpoint(), keep=self.cfg.checkpoint.keep)
 
 
 def build_trainer(
-    cfg: TrainConfig, run: RunFolder, dataset: ImageSet, device: torch.device, compiled: bool
+    cfg: TrainConfig,
+    run: RunFolder,
+    dataset: ImageSet,
+    device: torch.device,
+    compiled: bool,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """Build model, optimizer and step on the device, from the seed.
 
@@ -189,7 +218,7 @@ def build_trainer(
     # A constant channel would divide by zero.
     std = [max(value, 1e-3) for value in dataset.facts.get("channel_std", DEFAULT_STD)]
     torch.manual_seed(cfg.seed)
-    model = build_model(cfg.model, cfg.moco).to(device).to(memory_format=torch.channels_last)
+    model = build_model(cfg.model, cfg.moco, ranks).to(device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
         model.queue.half()  # eight times finer than bfloat16 for unit vectors
     model.loss = resolve_loss(cfg.moco.loss, device, cfg.moco.dim)
@@ -205,4 +234,6 @@ def build_trainer(
     plan = EpochPlan(
         seed=cfg.seed, epoch=0, num_samples=len(dataset), global_batch_size=cfg.global_batch_size
     )
-    return Trainer(cfg, run, dataset, step, MetricsSum(device), device, mean, std, plan.num_batches)
+    return Trainer(
+        cfg, run, dataset, step, MetricsSum(device), device, mean, std, plan.num_batches, ranks
+    )

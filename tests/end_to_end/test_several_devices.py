@@ -1,0 +1,163 @@
+"""Two processes by torchrun, on the CPU: kill, resume, stop, refuse."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fastmoco
+from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.train.metrics import read_metrics
+from tests.end_to_end.test_training import (  # noqa: F401
+    KILLER,
+    assert_same_run,
+    dataset,
+    train_arguments,
+)
+from tests.ranks import free_port
+
+# Ends on one rank, in one step, by a signal, or by an error where it is 0: PLACE COUNT RANK SIGNAL.
+ROOT = str(Path(fastmoco.__file__).parents[1])
+ONE_RANK = KILLER.replace(
+    "place, count = sys.argv[1], int(sys.argv[2])",
+    "place, count = sys.argv[1], int(sys.argv[2])\n"
+    "chosen, number = sys.argv[3:5]\n"
+    "del sys.argv[3:5]\n"
+    "if os.environ['RANK'] != chosen:\n"
+    "    count = -1",
+).replace(
+    "os.kill(os.getpid(), signal.SIGKILL)",
+    "if number == '0':\n"
+    "                raise ValueError('a broken image')\n"
+    "            os.kill(os.getpid(), int(number))",
+)
+pytestmark = pytest.mark.timeout(600)  # each launch has a limit of its own
+
+
+def start(*command, processes=2):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    torchrun += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", "--no-python"]
+    return subprocess.Popen(
+        [*torchrun, *command],
+        env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, timeout_seconds=200):
+    try:
+        output, _ = process.communicate(timeout=timeout_seconds)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+def command_line(arguments):
+    return [sys.executable, "-m", "fastmoco.cli", *arguments]
+
+
+def one_rank(number, rank, step, arguments):
+    places = ["step", str(step), str(rank), str(int(number))]
+    return [sys.executable, "-c", ONE_RANK, *places, *arguments]
+
+
+@pytest.fixture(scope="module")
+def options(dataset):  # noqa: F811
+    def arguments(run, *more):
+        return train_arguments(dataset, run, "train.compile=never", *more)
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def whole_run(options, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    code, output = finish(start(*command_line(options(run))))
+    assert code == 0, output
+    (run / "output.txt").write_text(output)
+    return run
+
+
+def test_one_process_writes(whole_run):
+    rows = read_metrics(whole_run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(2, 21, 2))
+    assert [row["step"] for row in rows if row["knn_top1"] is not None] == [6, 12, 18]
+    log = (whole_run / "train.log").read_text()
+    for lines in (log, (whole_run / "output.txt").read_text()):
+        assert len(re.findall(r"step 20 ", lines)) == 1
+        assert len(re.findall(r"batch 8, 4 a device", lines)) == 1
+        assert len(re.findall(r"batch norm shuffled, 2 groups", lines)) == 1
+    assert len(list((whole_run / "tensorboard").iterdir())) == 1
+    assert load_checkpoint(whole_run).tensors["model.queue.pointer"].item() == 20 * 8 % 36
+
+
+def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
+    run = tmp_path / "killed"
+    for rank, place, saved in ((1, 13, 10), (0, 8, 15)):  # counted from the checkpoint
+        began = time.monotonic()
+        code, output = finish(start(*one_rank(signal.SIGKILL, rank, place, options(run))), 100)
+        assert code != 0
+        assert time.monotonic() - began < 90  # far below the group's timeout of 30 minutes
+        assert f"fastmoco: rank {1 - rank}: the process of another device ended" in output
+        assert load_checkpoint(run).step == saved
+    code, output = finish(start(*command_line(options(run))))
+    assert code == 0, output
+    assert_same_run(run, whole_run)
+
+
+def test_an_error_on_one_rank_ends_all(options, tmp_path):
+    code, output = finish(start(*one_rank(0, 1, 7, options(tmp_path / "run"))), 100)
+    assert code != 0
+    assert "fastmoco: rank 1: a broken image" in output
+    assert "fastmoco: rank 0: the process of another device ended" in output
+    assert load_checkpoint(tmp_path / "run").step == 5
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(options, whole_run, tmp_path):
+    run = tmp_path / "stopped"
+    code, output = finish(start(*one_rank(signal.SIGINT, 1, 13, options(run))))
+    assert code != 0
+    assert output.count("fastmoco: stopped after step 13, saved") == 1
+    assert load_checkpoint(run).step == 13
+    code, output = finish(start(*command_line(options(run))))
+    assert code == 0, output
+    assert_same_run(run, whole_run)
+
+
+def test_a_signal_to_torchrun_saves(options, tmp_path):
+    run = tmp_path / "stopped"
+    process = start(*command_line(options(run, "train.max_steps=0", "train.epochs=100000")))
+    while not (run / "metrics.jsonl").exists() or not read_metrics(run / "metrics.jsonl"):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, output = finish(process, 100)
+    assert output.count("saved; the same command resumes") == 1
+    stopped = re.search(r"stopped after step (\d+), saved", output)
+    assert stopped
+    assert load_checkpoint(run).step == int(stopped[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("global_batch_size=9", "global_batch_size=9 is not a positive multiple of the 2 devices"),
+        ("--multirun", "--multirun does not go with torchrun"),
+    ],
+)
+def test_what_two_devices_refuse(options, tmp_path, option, words):
+    code, output = finish(start(*command_line(options(tmp_path / "run", option))))
+    assert code != 0
+    assert [line for line in output.splitlines() if line.startswith("fastmoco: ")] == [
+        line for line in output.splitlines() if line.startswith(f"fastmoco: {words}")
+    ]
+    assert output.count(words) == 1
+    assert re.search(r"exitcode *: 2", output)
+    assert not (tmp_path / "run").exists()

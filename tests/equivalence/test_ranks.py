@@ -1,0 +1,214 @@
+"""Two ranks against one of the same global batch, step by step, on gloo.
+
+In float64 but for one test: there the order of sums changes nothing that 12 steps would amplify
+beyond 1e-9, while in float32 a value that rounds to the other side of ReLU's kink moves the
+gradient by a finite step.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fastmoco.moco.build import build_model
+from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
+from fastmoco.pipelines.policies import POLICIES
+from fastmoco.ranks import ALONE, Ranks
+from fastmoco.schema import BatchNorm, MocoConfig, ModelConfig, OptimizerConfig, Precision, Stem
+from fastmoco.train.metrics import STEP_METRICS
+from fastmoco.train.optimizers import build_optimizer
+from fastmoco.train.step import TrainStep
+from tests.compiling import require_compiler
+from tests.equivalence import test_moco_brute_force as algorithm
+from tests.ranks import run_ranks
+
+STEPS = 12
+SETTINGS = OptimizerConfig(
+    learning_rate=algorithm.LEARNING_RATE,
+    sgd_momentum=algorithm.SGD_MOMENTUM,
+    weight_decay=algorithm.WEIGHT_DECAY,
+)
+
+
+def make_model(ranks, batch_norm, splits=1, dtype=torch.float64, smooth=False, symmetric=False):
+    torch.manual_seed(0)
+    moco = MocoConfig(
+        dim=algorithm.DIM,
+        queue_size=algorithm.QUEUE,
+        momentum=algorithm.MOMENTUM,
+        temperature=algorithm.TEMPERATURE,
+        batch_norm=BatchNorm(batch_norm),
+        batch_norm_splits=splits,
+        symmetric=symmetric,
+    )
+    encoder = ModelConfig(encoder="resnet18", stem=Stem.small, width=4)
+    model = build_model(encoder, moco, ranks)
+    if smooth:
+        algorithm.smooth(model)
+    return model.to(dtype=dtype, memory_format=torch.channels_last)
+
+
+def own_batch(batch, ranks):
+    fields = {
+        item.name: own_rows(getattr(batch, item.name), ranks)
+        for item in dataclasses.fields(batch)
+        if item.name != "data_wait_seconds"
+    }
+    return dataclasses.replace(batch, **fields)
+
+
+def train_model(model, *, policy="moco_v2", compiled=False, precision=Precision.float32):
+    step = TrainStep(
+        model,
+        build_optimizer(model.query_encoder.parameters(), SETTINGS),
+        policy=POLICIES[policy],
+        mean=algorithm.MEAN,
+        std=algorithm.STD,
+        precision=precision,
+        compiled=compiled,
+    )
+    metrics = [
+        step(own_batch(batch, model.ranks), algorithm.LEARNING_RATE)
+        for batch in algorithm.batches()[:STEPS]
+    ]
+    return {"metrics": torch.stack(metrics), **model.state_dict()}
+
+
+# What two ranks train: arguments of `make_model`, and of `train_model`.
+RUNS = {
+    "synchronized": (("synchronized",), {}),
+    "synchronized, float32": (("synchronized", 1, torch.float32, True), {}),
+    "plain": (("plain",), {}),
+    "a group each": (("auto", 1), {}),
+    "two groups each": (("auto", 4), {}),
+    "pool": (("shuffled",), {"policy": "imagenette_pool"}),
+    "eman": (("eman",), {}),
+    "symmetric": (("shuffled", 1, torch.float64, False, True), {}),
+    "fp16": (("auto", 1, torch.float32), {"precision": Precision.fp16}),
+}
+COMPILED = {
+    name: (model, {"compiled": True})
+    for name, (model, _) in RUNS.items()
+    if name in ("synchronized", "a group each")
+}
+
+
+def train_on_rank(ranks, runs):
+    return {
+        name: train_model(make_model(ranks, *model), **options)
+        for name, (model, options) in runs.items()
+    }
+
+
+def train_two(runs):
+    first, second = run_ranks(train_on_rank, runs, timeout_seconds=600)
+    for name, state in first.items():
+        differing = [
+            key for key, value in state.items() if not torch.equal(value, second[name][key])
+        ]
+        assert differing == [], name  # also queue, running statistics and metrics
+    return first
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    """What `RUNS` came to; the states of both ranks are bit-equal."""
+    return train_two(RUNS)
+
+
+def assert_same(ours, expected, tolerance):
+    """Weights, running statistics, queue and pointer; and the losses, which are float32."""
+    for name, value in expected.items():
+        if name != "metrics":
+            torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=tolerance, msg=name)
+    places = [STEP_METRICS.index(n) for n in ("loss", "accuracy_top1", "alignment")]
+    torch.testing.assert_close(
+        ours["metrics"][:, places],
+        expected["metrics"][:, places],
+        rtol=0,
+        atol=max(tolerance, 1e-5),
+    )
+
+
+def test_two_synchronized_ranks_are_one_rank(two_ranks):
+    one = train_model(make_model(ALONE, "plain"))
+    assert_same(two_ranks["synchronized"], one, 1e-9)
+
+
+def test_two_synchronized_ranks_are_one_rank_in_float32(two_ranks):
+    """Smooth (no ReLU); rounding of 6e-8 grows over 12 steps to what is allowed at most."""
+    one = train_model(make_model(ALONE, "plain", dtype=torch.float32, smooth=True))
+    assert_same(two_ranks["synchronized, float32"], one, 1e-5)
+
+
+def test_two_plain_ranks_are_one_rank_split_in_two(two_ranks):
+    model = make_model(ALONE, "shuffled", splits=2)
+    model.shuffle_keys = False
+    assert_same(two_ranks["plain"], train_model(model), 1e-9)
+    whole = train_model(make_model(ALONE, "plain"))
+    assert (whole["queue.keys"] - two_ranks["plain"]["queue.keys"]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("run", "groups"), [("a group each", 2), ("two groups each", 4)])
+def test_two_shuffling_ranks_are_algorithm_1(two_ranks, run, groups, monkeypatch):
+    monkeypatch.setattr(algorithm, "STEPS", STEPS)
+    model = make_model(ALONE, "shuffled", splits=groups)
+    assert model.shuffle_keys
+    losses, f_q, f_k, queue = algorithm.brute_force(model, torch.float64)
+    two = two_ranks[run]
+    assert two["metrics"][:, 0].tolist() == pytest.approx(losses, abs=1e-6)
+    torch.testing.assert_close(two["queue.keys"], queue, rtol=0, atol=1e-9)
+    for part, plain in (("query_encoder", f_q), ("key_encoder", f_k)):
+        for name, expected in plain.state_dict().items():
+            torch.testing.assert_close(two[f"{part}.{name}"], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_two_shuffling_ranks_with_a_pool_are_one_rank(two_ranks):
+    one = train_model(make_model(ALONE, "shuffled", splits=2), policy="imagenette_pool")
+    assert_same(two_ranks["pool"], one, 1e-9)
+
+
+def test_two_eman_ranks_are_one_rank_split_in_two(two_ranks):
+    model = make_model(ALONE, "shuffled", splits=2)
+    model.shuffle_keys, model.running_keys = False, True
+    model.train()
+    assert_same(two_ranks["eman"], train_model(model), 1e-9)
+
+
+def test_two_symmetric_shuffling_ranks_are_one_rank(two_ranks):
+    one = train_model(make_model(ALONE, "shuffled", splits=2, symmetric=True))
+    assert_same(two_ranks["symmetric"], one, 1e-9)
+
+
+def test_two_ranks_with_loss_scaling_skip_alike(two_ranks):
+    assert all(value.isfinite().all() for value in two_ranks["fp16"].values())
+
+
+@pytest.mark.timeout(900)
+def test_two_compiled_ranks_are_two_eager_ones(two_ranks):
+    """Colors are float32 and rounded otherwise: 6 steps, before that meets a kink of ReLU."""
+    require_compiler()
+    for name, compiled in train_two(COMPILED).items():
+        losses, expected = (state["metrics"][:6, 0] for state in (compiled, two_ranks[name]))
+        torch.testing.assert_close(losses, expected, rtol=0, atol=1e-5, msg=name)
+
+
+def gather_and_average(ranks: Ranks):
+    rows = torch.full((2, 3), float(ranks.rank + 1), requires_grad=True)
+    gathered = gather_rows(rows, ranks)
+    # A loss of its own on each rank: rank r weighs row i by (r + 1) i.
+    ((ranks.rank + 1) * torch.arange(len(gathered)) * gathered.sum(dim=1)).sum().backward()
+    crops = torch.full((1, 2), ranks.rank, dtype=torch.uint8)
+    strided = torch.arange(6.0).view(2, 3).T + ranks.rank
+    average_over_ranks([strided, rows.detach()], ranks)
+    return gathered.detach(), rows.grad, gather_rows(crops, ranks), strided, rows.detach()
+
+
+def test_gather_and_average_are_what_they_say():
+    for rank, found in enumerate(run_ranks(gather_and_average, world_size=3)):
+        gathered, gradient, crops, strided, mean = found
+        assert gathered[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
+        assert gradient.tolist() == [[6 * (2 * rank + i)] * 3 for i in range(2)]
+        assert crops.tolist() == [[0, 0], [1, 1], [2, 2]]
+        assert torch.equal(strided, torch.arange(6.0).view(2, 3).T + 1)
+        assert torch.equal(mean, torch.full((2, 3), 2.0))
