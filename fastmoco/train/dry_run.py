@@ -192,7 +192,8 @@ def _profiled(cfg: TrainConfig) -> Iterator[None]:
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as profiler:
+    # Torch 2.11 warns where events are not kept, even of a single cycle.
+    with profile(activities=activities, acc_events=True) as profiler:
         yield
     print(_stage_table(profiler))  # noqa: T201
     folder = run_path(cfg)

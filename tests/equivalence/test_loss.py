@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
@@ -16,6 +17,7 @@ from fastmoco.schema import Loss
 from tests.compiling import require_compiler
 
 CPU = torch.device("cpu")
+PACKAGES = ("triton", "numpy")
 
 
 def vectors(
@@ -163,9 +165,17 @@ print("agrees")
 """
 
 
+def interpreter_is_broken() -> bool:
+    """Triton 3.6, that of torch 2.11, takes int() of an array in its interpreter alone."""
+    triton, numpy = ([int(part) for part in version(name).split(".")[:2]] for name in PACKAGES)
+    return triton <= [3, 6] and numpy >= [2, 4]
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 @pytest.mark.timeout(240)
 def test_the_kernel_agrees_with_its_twin_in_tritons_interpreter() -> None:
+    if interpreter_is_broken():
+        pytest.skip("the interpreter of Triton 3.6 fails with NumPy 2.4; NumPy 2.3 works")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", INTERPRETED],
