@@ -64,7 +64,9 @@ class TrainStep:
         self.optimizer = optimizer
         self.policy = policy
         self.mean, self.std = mean, std
-        self.precision = precision
+        # A dtype, not its name: torch.compile guards on no enum, and would give a second step in
+        # this process (of a sweep) the first one's graph.
+        self.autocast_dtype = AUTOCAST_DTYPES[precision]
         self.device_type = mean.device.type
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision is Precision.fp16)
@@ -171,8 +173,9 @@ class TrainStep:
     def _plain_encode(
         self, query_view: Tensor, key_view: Tensor, order: Tensor
     ) -> tuple[Contrast, Tensor]:
-        dtype = AUTOCAST_DTYPES[self.precision]
-        with torch.autocast(self.device_type, dtype, enabled=dtype is not torch.float32):
+        with torch.autocast(
+            self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not torch.float32
+        ):
             contrast = self.model(query_view, key_view, order)
         with torch.no_grad():
             return contrast, step_metrics(contrast, self.model.queue.keys)

@@ -217,6 +217,8 @@ def build_trainer(
     mean = dataset.facts.get("channel_mean", DEFAULT_MEAN)
     # A constant channel would divide by zero.
     std = [max(value, 1e-3) for value in dataset.facts.get("channel_std", DEFAULT_STD)]
+    if compiled:
+        torch.compiler.reset()  # an earlier run of a sweep in this process: its graphs, its limit
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, cfg.moco, ranks).to(device).to(memory_format=torch.channels_last)
     if device.type == "cuda":
