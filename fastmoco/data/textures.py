@@ -5,7 +5,7 @@ structure of a two-tone pattern, with its size, and nothing else. An image is a 
 cells, each with an angle, period, phase, mean tone and contrast of its own, all drawn alike for
 every class. Two crops of an image so share the structure, and little else by which one could tell
 images apart: MoCo finds the classes. Raw pixels see the cells' tones and an untrained encoder
-little (kNN, k = 20: 22% and 11 to 13%), while crops, flips and jitter leave the class intact. With
+little (kNN, k = 20: 25% and 12 to 14%), while crops, flips and jitter leave the class intact. With
 one angle, one period or one light for the whole image, MoCo tells images by these instead; with
 patterns of one size it waits long before it learns anything. Colored shapes on clutter, tried
 first, stay at chance under MoCo, which tells instances by the clutter (docs/log.md).
