@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install ffcv demo test faults check clean
+.PHONY: help install ffcv demo test faults curves check clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 CHOSEN := $(filter command environment,$(origin PYTHON))
@@ -32,6 +32,9 @@ test: install check ## all checks and all tests
 
 faults: install ## thousands of damaged files, kills and full disks, about 10 minutes
 	@$(BIN)/python -m pytest tests/faults --full-faults -s $(ARGS)
+
+curves: install ## 200 steps of the fast path beside three seeds of the plain one, 3 minutes
+	@$(BIN)/python -m pytest tests/golden --full-curves -s $(ARGS)
 
 check: install ## lint, formatting, types
 	@$(BIN)/ruff check

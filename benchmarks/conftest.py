@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks.report import Report, show
@@ -45,11 +46,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what was not asked for; what was has no limit but those of its own processes."""
+    on_gpu = torch.cuda.is_available()
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
         if not config.getoption("--benchmark"):
             item.add_marker(pytest.mark.skip(reason="a benchmark; --benchmark runs it"))
+        if item.get_closest_marker("gpu") and not on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
         item.add_marker(pytest.mark.timeout(0))
 
 

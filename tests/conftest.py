@@ -13,6 +13,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="try all faults (thousands of damaged files, every instant of a kill), not a few",
     )
+    parser.addoption(
+        "--full-curves",
+        action="store_true",
+        help="compare loss curves with three seeds, not one",
+    )
+
+
+@pytest.fixture(scope="session")
+def full_curves(request: pytest.FixtureRequest) -> bool:
+    """Whether three seeds are trained; else one."""
+    return bool(request.config.getoption("--full-curves"))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ about 80 us for 119 KB. It finds cut files, scans without end, and where the pic
 
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 MAX_SEGMENTS = 10_000
@@ -59,6 +58,56 @@ class JpegInfo:
         coded = self.bits == 8 and (self.huffman or self.arithmetic)
         return coded and self.common_sampling and self.color != "cmyk"
 
+    def ending(self, end: int) -> "JpegInfo":
+        """The same of a picture that ends elsewhere."""
+        return JpegInfo(
+            width=self.width,
+            height=self.height,
+            bits=self.bits,
+            huffman=self.huffman,
+            arithmetic=self.arithmetic,
+            color=self.color,
+            common_sampling=self.common_sampling,
+            scans=self.scans,
+            orientation=self.orientation,
+            end=end,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Seen:
+    """What the segments up to ``place`` said."""
+
+    place: int = 2
+    segments: int = 0
+    frame: bytes = b""
+    frame_marker: int = 0
+    scans: int = 0
+    orientation: int = 0
+    jfif: bool = False
+    adobe_transform: int = -1
+    ended: bool = False
+
+    def take(self, marker: int, payload: bytes) -> None:
+        """Notes a segment."""
+        if marker in _FRAMES:
+            if self.frame:
+                raise ImageError("JPEG with two frames")
+            self.frame, self.frame_marker = payload, marker
+        elif marker == _SOS:
+            self.scans += 1
+        elif marker == _APP0 and payload[:5] == b"JFIF\0":
+            self.jfif = True
+        elif marker == _APP1 and payload[:6] == b"Exif\0\0" and not self.orientation:
+            self.orientation = _exif_orientation(payload[6:])
+        elif marker == _APP14 and payload[:5] == b"Adobe" and len(payload) >= 12:
+            self.adobe_transform = payload[11]
+
+
+# Of the last file that was one scan and no more: its bytes up to the codes, and what they say.
+# Images of one size from one encoder agree in them: a third of the time for CIFAR-10's JPEGs.
+_last_simple: tuple[bytes, JpegInfo] | None = None
+
 
 def inspect_jpeg(blob: bytes) -> JpegInfo:
     """Reads all markers of a JPEG up to its end.
@@ -66,23 +115,50 @@ def inspect_jpeg(blob: bytes) -> JpegInfo:
     Raises:
         ImageError: If it is cut, has no frame or no scan, or is built to be slow.
     """
-    frame, frame_marker, scans, orientation, end = b"", 0, 0, 0, 0
-    jfif, adobe_transform = False, -1
-    for marker, payload, after in _segments(blob):
-        end = after
-        if marker in _FRAMES:
-            if frame:
-                raise ImageError("JPEG with two frames")
-            frame, frame_marker = payload, marker
-        elif marker == _SOS:
-            scans += 1
-        elif marker == _APP0 and payload[:5] == b"JFIF\0":
-            jfif = True
-        elif marker == _APP1 and payload[:6] == b"Exif\0\0" and not orientation:
-            orientation = _exif_orientation(payload[6:])
-        elif marker == _APP14 and payload[:5] == b"Adobe" and len(payload) >= 12:
-            adobe_transform = payload[11]
-    if len(frame) < 9 or len(frame) < 6 + 3 * frame[5] or not scans:
+    global _last_simple  # one reference, replaced whole: threads may race for it
+    if _last_simple is not None and blob.startswith(_last_simple[0]):
+        end = _after_codes(blob, len(_last_simple[0])) + 2
+        if blob[end - 1] == _EOI:
+            return _last_simple[1].ending(end)
+    seen = _Seen()
+    _read_segments(blob, seen)
+    head, segments = seen.place, seen.segments
+    while not seen.ended:
+        seen.place = _after_codes(blob, seen.place)
+        _read_segments(blob, seen)
+    info = _info(seen)
+    if seen.segments == segments + 1:
+        _last_simple = blob[:head], info
+    return info
+
+
+def _read_segments(blob: bytes, seen: _Seen) -> None:
+    """Segments up to the next codes, or to the end of the image."""
+    while seen.segments < MAX_SEGMENTS and seen.scans <= MAX_SCANS:
+        seen.segments += 1
+        place = seen.place
+        while blob[place : place + 2] == b"\xff\xff":
+            place += 1
+        if len(blob) < place + 2 or blob[place] != 0xFF:
+            raise ImageError(f"cut or damaged JPEG (no marker at byte {place} of {len(blob)})")
+        marker = blob[place + 1]
+        if marker == _EOI:
+            seen.place, seen.ended = place + 2, True
+            return
+        length = int.from_bytes(blob[place + 2 : place + 4], "big")
+        after = place + 2 + length
+        if length < 2 or after > len(blob):
+            raise ImageError(f"cut or damaged JPEG (segment at byte {place} of {len(blob)})")
+        seen.place = after
+        seen.take(marker, blob[place + 4 : after])
+        if marker == _SOS:
+            return
+    raise ImageError(f"JPEG of over {MAX_SCANS} scans or {MAX_SEGMENTS} segments is refused")
+
+
+def _info(seen: _Seen) -> JpegInfo:
+    frame = seen.frame
+    if len(frame) < 9 or len(frame) < 6 + 3 * frame[5] or not seen.scans:
         raise ImageError("JPEG without a picture")
     bits, height, width, count = struct.unpack(">BHHB", frame[:6])
     components = [frame[6 + 3 * i : 9 + 3 * i] for i in range(count)]
@@ -91,40 +167,14 @@ def inspect_jpeg(blob: bytes) -> JpegInfo:
         width=width,
         height=height,
         bits=bits,
-        huffman=frame_marker in _HUFFMAN_FRAMES,
-        arithmetic=frame_marker in _ARITHMETIC_FRAMES,
-        color=_color([identifier for identifier, _, _ in components], jfif, adobe_transform),
+        huffman=seen.frame_marker in _HUFFMAN_FRAMES,
+        arithmetic=seen.frame_marker in _ARITHMETIC_FRAMES,
+        color=_color([identifier for identifier, _, _ in components], seen),
         common_sampling=factors[0] in _COMMON_SAMPLINGS and set(factors[1:]) <= {(1, 1)},
-        scans=scans,
-        orientation=orientation or 1,
-        end=end,
+        scans=seen.scans,
+        orientation=seen.orientation or 1,
+        end=seen.place,
     )
-
-
-def _segments(blob: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Marker, payload and the byte after it, for each segment up to the end of the image."""
-    place, scans = 2, 0
-    for _ in range(MAX_SEGMENTS):
-        while blob[place : place + 2] == b"\xff\xff":
-            place += 1
-        if len(blob) < place + 2 or blob[place] != 0xFF:
-            raise ImageError(f"cut or damaged JPEG (no marker at byte {place} of {len(blob)})")
-        marker = blob[place + 1]
-        if marker == _EOI:
-            yield marker, b"", place + 2
-            return
-        length = int.from_bytes(blob[place + 2 : place + 4], "big")
-        after = place + 2 + length
-        if length < 2 or after > len(blob):
-            raise ImageError(f"cut or damaged JPEG (segment at byte {place} of {len(blob)})")
-        yield marker, blob[place + 4 : after], after
-        place = after
-        if marker == _SOS:
-            scans += 1
-            place = _after_codes(blob, after)
-        if scans > MAX_SCANS:
-            break
-    raise ImageError(f"JPEG of over {MAX_SCANS} scans or {MAX_SEGMENTS} segments is refused")
 
 
 def _after_codes(blob: bytes, place: int) -> int:
@@ -135,16 +185,16 @@ def _after_codes(blob: bytes, place: int) -> int:
     return found.start()
 
 
-def _color(identifiers: list[int], jfif: bool, adobe_transform: int) -> str:
+def _color(identifiers: list[int], seen: _Seen) -> str:
     """The color space, by libjpeg's rules (jdapimin.c): JFIF, else Adobe, else component names."""
     if len(identifiers) == 1:
         return "gray"
     if len(identifiers) != 3:
         return "cmyk"
-    if jfif:
+    if seen.jfif:
         return "ycbcr"
-    if adobe_transform >= 0:
-        return "rgb" if adobe_transform == 0 else "ycbcr"
+    if seen.adobe_transform >= 0:
+        return "rgb" if seen.adobe_transform == 0 else "ycbcr"
     return "rgb" if bytes(identifiers) == b"RGB" else "ycbcr"
 
 

@@ -191,3 +191,22 @@ def test_refuses_what_is_no_image(blob: bytes) -> None:
 def test_refuses_floating_point_pixels() -> None:
     with pytest.raises(ImageError, match="floating-point"):
         load_image(encoded(np.ones((4, 4), np.float32), "TIFF"), 512)
+
+
+def test_a_head_like_the_last_one_changes_nothing() -> None:
+    first, turned = picture(15), picture(15)[::-1]
+    alike = [encoded(first, quality=90), encoded(turned, quality=90)]
+    others = [encoded(first, quality=90, progressive=True), encoded(first, quality=50)]
+    alone = []
+    for blob in [*alike, *others]:
+        inspect_jpeg(encoded(picture(15, 30, 20)))
+        alone.append(inspect_jpeg(blob))
+    assert alone[0].end != alone[1].end
+    for blob, expected in zip([*alike, *others], alone, strict=True):
+        inspect_jpeg(alike[0])
+        assert inspect_jpeg(blob) == expected
+    cut, double = alike[1][:-2], alike[1][:-2] + alike[1][2:]
+    for broken, reason in ((cut, "without an end marker"), (double, "two frames")):
+        inspect_jpeg(alike[0])
+        with pytest.raises(ImageError, match=reason):
+            inspect_jpeg(broken)

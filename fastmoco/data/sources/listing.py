@@ -45,7 +45,6 @@ def list_images(root: Path) -> Listing:
             f"{root}: holds no images; looked in it and below for {' '.join(sorted(EXTENSIONS))} "
             f"({num_ignored} other files)"
         )
-    found.sort(key=lambda row: row[0].split("/"))
     return Listing(
         root=root,
         names=[name for name, _, _ in found],
@@ -59,14 +58,15 @@ def _walk(
 ) -> Iterator[tuple[str, os.stat_result | None]]:
     """Relative names of all files below, each with its status if it is an image by its extension.
 
-    Follows links, but not into a folder that it is in already. Hidden folders are passed over.
+    In the order of their parts. Follows links, but not into a folder that it is in already. Hidden
+    folders are passed over.
     """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             hidden = entry.name.startswith(".")
             if entry.is_dir():
                 if not hidden:

@@ -1,0 +1,88 @@
+"""What is fast learns as what is plain: 200 steps of the loss, side by side.
+
+Plain: PIL's loader, float32, the textbook loss, eager. Fast: decode once, bfloat16, channels_last,
+the chunked loss, torch.compile. Trajectories part after some steps, as those of any two roundings
+do (docs/log.md, "Step"), so the curves are compared and not the weights.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastmoco.config import load_config
+from fastmoco.data.convert import ConvertConfig, Encoding, convert
+from fastmoco.schema import TrainConfig
+from fastmoco.train.loop import train
+from fastmoco.train.metrics import read_metrics
+from tests.compiling import require_compiler
+
+STEPS = 200
+PLAIN = [
+    "pipeline.name=torchvision",
+    "precision=float32",
+    "moco.loss=plain",
+    "train.compile=never",
+]
+FAST = ["pipeline.name=beton", "precision=bf16", "moco.loss=chunked", "train.compile=always"]
+OPTIONS = [
+    "policy=cifar",
+    "global_batch_size=32",
+    "pipeline.view_size=32",
+    "model.encoder=resnet18",
+    "model.stem=small_stride2",
+    "model.width=8",
+    "moco.dim=32",
+    "moco.queue_size=256",
+    "moco.momentum=0.99",
+    "moco.batch_norm_splits=4",
+    "optimizer.learning_rate=0.06",
+    "optimizer.warmup_epochs=1",
+    f"train.max_steps={STEPS}",
+    "train.log_every_steps=1",
+    "checkpoint.every_steps=1000",
+]
+SAME_SEED_NATS = 0.02
+"""How far two runs of one seed may be apart, on the mean over all steps."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("textures") / "train.beton"
+    convert("builtin:textures", path, ConvertConfig(encoding=Encoding.raw, workers=1))
+    return path
+
+
+def _losses(dataset: Path, folder: Path, seed: int, options: list[str]) -> npt.NDArray[np.float64]:
+    name = f"{folder}/{seed}"
+    overrides = [*OPTIONS, *options, f"seed={seed}", f"data.train={dataset}", f"run_dir={name}"]
+    run = train(load_config(TrainConfig, overrides))
+    losses = np.array([row["loss"] for row in read_metrics(run / "metrics.jsonl")])
+    assert losses.shape == (STEPS,)
+    return losses
+
+
+def _means(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return losses.reshape(-1, 10).mean(axis=1)
+
+
+def test_fast_path_learns_as_the_plain_one(
+    dataset: Path, tmp_path: Path, full_curves: bool
+) -> None:
+    require_compiler()
+    seeds = range(3) if full_curves else range(1)
+    plain = [_losses(dataset, tmp_path / "plain", seed, PLAIN) for seed in seeds]
+    fast = _losses(dataset, tmp_path / "fast", 0, FAST)
+    difference = (fast - plain[0]).mean()
+    assert abs(difference) <= SAME_SEED_NATS
+    if not full_curves:
+        return
+    means = np.stack([_means(losses) for losses in plain])
+    # Seed 0 is the least or the greatest of the three in most windows, so that its twin may pass by
+    # the little that the two differ.
+    assert (_means(fast) >= means.min(axis=0) - SAME_SEED_NATS).all()
+    assert (_means(fast) <= means.max(axis=0) + SAME_SEED_NATS).all()
+    inside = (_means(fast) >= means.min(axis=0)) & (_means(fast) <= means.max(axis=0))
+    print(f"fast - plain, seed 0: {difference:+.4f} nats on the mean of {STEPS} steps;")
+    print(f"{inside.sum()} of {len(inside)} 10-step means inside the range of 3 plain seeds")
