@@ -19,6 +19,7 @@ from tests.end_to_end.test_training import (  # noqa: F401
     dataset,
     train_arguments,
 )
+from tests.optional import require
 from tests.ranks import free_port
 
 # Ends on one rank, in one step, by a signal, or by an error where it is 0: PLACE COUNT RANK SIGNAL.
@@ -161,3 +162,18 @@ def test_what_two_devices_refuse(options, tmp_path, option, words):
     assert output.count(words) == 1
     assert re.search(r"exitcode *: 2", output)
     assert not (tmp_path / "run").exists()
+
+
+def test_ffcv_feeds_two_devices_and_goes_on_after_a_kill(options, tmp_path):
+    require("ffcv")
+    more = ["pipeline.name=ffcv", "train.max_steps=8", "monitor.every_epochs=0"]
+    code, output = finish(start(*command_line(options(tmp_path / "whole", *more))))
+    assert code == 0, output
+    assert "loader ffcv" in output
+    run = tmp_path / "killed"
+    code, _ = finish(start(*one_rank(signal.SIGKILL, 1, 7, options(run, *more))), 100)
+    assert code != 0
+    assert load_checkpoint(run).step == 5
+    code, output = finish(start(*command_line(options(run, *more))))
+    assert code == 0, output
+    assert_same_run(run, tmp_path / "whole", steps=8)
