@@ -173,16 +173,42 @@ class MoCo(nn.Module):
         return query, key
 
     @torch.no_grad()
-    def update_key_encoder(self) -> None:
+    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+        """What follows the optimizer's step: the momentum update, then enqueue. In place.
+
+        Args:
+            contrast: Of the step, on this rank; the keys of all ranks are enqueued.
+            learned: Bool scalar on the device, equal on all ranks: False where loss scaling skipped
+                the optimizer's step, and then nothing changes. None is True.
+        """
+        self.update_key_encoder(learned)
+        self.queue.enqueue(self._keys_of_all(contrast), learned)
+
+    @torch.no_grad()
+    def update_key_encoder(self, learned: Tensor | None = None) -> None:
         """``k <- m k + (1 - m) q`` over the parameters, in place (Eq. 2); EMAN's statistics too.
 
         The official code does it at the start of the next forward pass, Algorithm 1 after the
         optimizer's step, as here: the encoders start equal, so queries and keys are the same at
         every step.
+
+        Args:
+            learned: As of `advance`.
         """
         query: list[Tensor] = list(self.query_encoder.parameters())
         key: list[Tensor] = list(self.key_encoder.parameters())
-        torch._foreach_lerp_(key, query, 1 - self.momentum)
         if self.running_keys:
-            query, key = self.running_statistics()
+            running = self.running_statistics()
+            query, key = query + running[0], key + running[1]
+        if learned is None:
             torch._foreach_lerp_(key, query, 1 - self.momentum)
+        else:
+            # A weight on the device, which lerp takes for one tensor only: k <- k + w (q - k).
+            way = torch._foreach_sub(query, key)
+            torch._foreach_mul_(way, learned.to(way[0].dtype) * (1 - self.momentum))
+            torch._foreach_add_(key, way)
+
+    def _keys_of_all(self, contrast: Contrast) -> Tensor:
+        """What every rank enqueues: the keys of all, as one rank would have them in order."""
+        halves = contrast.key.chunk(contrast.terms)
+        return torch.cat([gather_rows(half, self.ranks) for half in halves])

@@ -103,8 +103,7 @@ class TrainStep:
             overflown = self._overflown()
         with record_function(STAGES[3]):
             if not overflown:
-                self.model.update_key_encoder()
-                self.model.queue.enqueue(self._keys_of_all(contrast))
+                self.model.advance(contrast)
         return metrics
 
     def _average(self, metrics: Tensor) -> None:
@@ -122,14 +121,6 @@ class TrainStep:
             gradients = [p.grad for p in parameters if p.grad is not None]
             query, key = self.model.running_statistics()
             average_over_ranks([*gradients, *query, *key, metrics], self.model.ranks)
-
-    def _keys_of_all(self, contrast: Contrast) -> Tensor:
-        """What every rank enqueues: the keys of all, as one rank would have them in order."""
-        ranks = self.model.ranks
-        if not ranks.several:
-            return contrast.key
-        halves = contrast.key.chunk(contrast.terms)
-        return torch.cat([gather_rows(half, ranks) for half in halves])
 
     def _plain_contrast(self, crops: Tensor, draw_key: Tensor) -> tuple[Contrast, Tensor]:
         with torch.no_grad():
