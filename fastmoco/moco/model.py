@@ -147,21 +147,47 @@ class MoCo(nn.Module):
         )
 
     def _contrast(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
-        query = _unit_norm(self.query_encoder(query_view))
         with torch.no_grad():
-            key = self._embed_keys(key_view, permutation)
+            key_view = self.shuffled(key_view, permutation)
+            key = self.unshuffled(self.embed_keys(key_view), permutation)
+        return self.contrast(query_view, key)
+
+    def contrast(self, query_view: Tensor, key: Tensor) -> Contrast:
+        """Contrast views with keys; also for a part of a batch (`MicroBatches`).
+
+        Args:
+            query_view: ``(N, 3, H, W)``, normalized, channels_last.
+            key: Unit-norm key of each, ``(N, C)``.
+        """
+        query = _unit_norm(self.query_encoder(query_view))
         loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)
         return Contrast(loss, query.detach(), key, rank)
 
-    def _embed_keys(self, key_view: Tensor, permutation: Tensor) -> Tensor:
+    def embed_keys(self, key_view: Tensor) -> Tensor:
+        """Views ``(N, 3, H, W)`` to unit-norm keys ``(N, C)``; called without gradient."""
+        return _unit_norm(self.key_encoder(key_view))
+
+    def shuffled(self, key_view: Tensor, permutation: Tensor) -> Tensor:
+        """The views that this rank's key encoder sees, in its order; as they are if not shuffled.
+
+        Args:
+            key_view: As of `forward`.
+            permutation: As of `forward`.
+        """
         if not self.shuffle_keys:
-            return _unit_norm(self.key_encoder(key_view))
-        if self.symmetric and self.ranks.several:
+            return key_view
+        if not self.ranks.several:
+            return key_view[permutation]
+        if self.symmetric:
             key_view = own_rows(gather_rows(key_view, self.ranks)[permutation], self.ranks)
-            key_view = key_view.contiguous(memory_format=torch.channels_last)
-        elif not self.ranks.several:
-            key_view = key_view[permutation]
-        key = gather_rows(_unit_norm(self.key_encoder(key_view)), self.ranks)
+            return key_view.contiguous(memory_format=torch.channels_last)
+        return key_view  # the step has exchanged the crops
+
+    def unshuffled(self, key: Tensor, permutation: Tensor) -> Tensor:
+        """Keys ``(N, C)`` of what `shuffled` gave, as those of this rank's images in their order."""
+        if not self.shuffle_keys:
+            return key
+        key = gather_rows(key, self.ranks)
         return own_rows(torch.empty_like(key).index_copy_(0, permutation, key), self.ranks)
 
     def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
