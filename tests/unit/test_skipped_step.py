@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmoco.moco.build import build_model
-from fastmoco.moco.model import Contrast
+from fastmoco.moco.contrastive import Contrast
 from fastmoco.moco.queue import Queue
 from fastmoco.schema import BatchNorm, MocoConfig, ModelConfig, Stem
 
@@ -47,7 +47,7 @@ def test_momentum_update_by_a_flag_on_the_device(dtype, batch_norm):
     bound = 1e-6 if dtype is torch.float32 else 1e-15
     before = copy.deepcopy(model.state_dict())
     rows = torch.randn(3, 8, dtype=dtype)
-    contrast = Contrast(loss=rows.sum(), query=rows, key=rows, rank=torch.zeros(3))
+    contrast = Contrast(rows.sum(), rows, rows, torch.zeros(3), negative_similarity=rows.sum())
     model.advance(contrast, NO)
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
     plain = copy.deepcopy(model)
