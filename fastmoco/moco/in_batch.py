@@ -1,8 +1,8 @@
 """InfoNCE where the negatives are the batch's other keys, in its textbook form.
 
 All N x K logits lie in memory at once: K is a batch here, no queue, and gradients may flow to the
-keys. NT-Xent over a global batch of 4,096 images on one device holds 8,192 x 8,192 logits, 268 MB
-in float32, and twice that for the backward pass (computed).
+keys. NT-Xent over a global batch of 4,096 images on one device holds several matrices of 8,192 x
+8,192 logits, 268 MB each in float32 (computed).
 """
 
 import torch

@@ -1,11 +1,13 @@
 """What each mechanism is built of, draws, skips and refuses."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from fastmoco.config import load_config
 from fastmoco.moco.build import build_model, build_query_encoder
 from fastmoco.moco.in_batch import in_batch_info_nce
 from fastmoco.moco.memory_bank import draw_others
@@ -26,6 +28,7 @@ from fastmoco.schema import (
     UsageError,
 )
 from fastmoco.train.loop import check_config
+from fastmoco.train.schedules import base_learning_rate
 
 OTHERS = [Mechanism.end_to_end, Mechanism.memory_bank, Mechanism.moco_v3]
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -260,3 +263,18 @@ def test_what_means_nothing_is_refused(tmp_path, options, words):
 def test_what_is_not_read_is_not_refused(tmp_path, mechanism):
     moco = MocoConfig(mechanism=mechanism, queue_size=2, momentum=0.9)
     check_config(TrainConfig(data=DataConfig(train=tmp_path), global_batch_size=16, moco=moco))
+
+
+@pytest.mark.parametrize(
+    ("name", "mechanism", "negatives", "rate"),
+    [("simclr", "end_to_end", 8190, 4.8), ("moco_v3", "moco_v3", 4095, 4.8)],
+)
+def test_presets_fit_together(tmp_path, name, mechanism, negatives, rate):
+    cfg = load_config(TrainConfig, [f"experiment={name}", f"data.train={tmp_path}"])
+    check_config(cfg)
+    check_config(cfg, Ranks(0, 8))
+    assert cfg.moco.mechanism.value == mechanism
+    assert base_learning_rate(cfg.optimizer, cfg.global_batch_size) == pytest.approx(rate)
+    moco = dataclasses.replace(cfg.moco, hidden_dim=12) if name == "moco_v3" else cfg.moco
+    model = build_model(ModelConfig(encoder="resnet18", width=4), moco)
+    assert model.num_negatives(cfg.global_batch_size) == negatives
