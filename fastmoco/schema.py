@@ -74,7 +74,8 @@ class BatchNorm(StrEnum):
     """Over which images batch norm takes its statistics in training."""
 
     auto = "auto"
-    """shuffled on several devices or with batch_norm_splits, else plain."""
+    """shuffled on several devices or with batch_norm_splits, else plain; mechanisms without keys to
+    shuffle: synchronized where the batch has the negatives, else plain."""
     plain = "plain"
     """Each device's own batch."""
     shuffled = "shuffled"

@@ -83,4 +83,4 @@ class EndToEnd(ContrastiveModel):
     def describe(self, global_batch_size: int) -> str:
         """For the run's header."""
         loss = "NT-Xent" if self.both_views else "InfoNCE"
-        return f"end_to_end, {loss} over {self.num_negatives(global_batch_size)} of the batch"
+        return f"end_to_end, {loss}, {self.num_negatives(global_batch_size)} negatives of the batch"

@@ -131,7 +131,7 @@ class MemoryBank(ContrastiveModel):
     def describe(self, global_batch_size: int) -> str:
         """For the run's header."""
         del global_batch_size
-        return f"memory_bank, {self.count} of {len(self.bank)} entries"
+        return f"memory_bank, {self.count} negatives of {len(self.bank)} entries"
 
     def settle(self, device: torch.device, loss: Loss) -> None:
         """On a GPU the bank is float16: eight times finer than bfloat16 for unit vectors."""

@@ -157,7 +157,7 @@ class MoCoV3(ContrastiveModel):
     def describe(self, global_batch_size: int) -> str:
         """For the run's header."""
         return (
-            f"moco_v3, {self.num_negatives(global_batch_size)} of the batch, "
+            f"moco_v3, {self.num_negatives(global_batch_size)} negatives of the batch, "
             f"momentum {self.base_momentum:g} to 1"
         )
 

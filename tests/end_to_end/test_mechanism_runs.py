@@ -139,4 +139,4 @@ def test_a_dry_run_counts_the_mechanism(dataset, tmp_path, capsys):  # noqa: F81
     assert cli.main([*arguments, "train.dry_run=true", "train.max_steps=3"]) == 0
     captured = capsys.readouterr()
     assert "whole run" in captured.out
-    assert "memory_bank, 36 of 48 entries" in captured.err
+    assert "memory_bank, 36 negatives of 48 entries" in captured.err
