@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from fastmoco.moco.build import build_model
-from fastmoco.moco.loss import resolve_loss
 from fastmoco.moco.model import MoCo
 from fastmoco.pipelines.policies import Policy
 from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Precision
@@ -18,9 +17,8 @@ def built_model(model: ModelConfig, moco: MocoConfig, device: torch.device) -> M
     """The same weights at each call."""
     torch.manual_seed(0)
     built = build_model(model, moco).to(device)
-    if device.type == "cuda":
-        built.queue.half()
-    built.loss = resolve_loss(moco.loss, device, moco.dim)
+    assert isinstance(built, MoCo)
+    built.settle(device, moco.loss)
     return built
 
 

@@ -26,6 +26,28 @@ class Stem(StrEnum):
     """3 x 3 convolution of stride 2, no pool: a quarter of the work of `small`."""
 
 
+class Mechanism(StrEnum):
+    """Where a query's positive and its negatives come from."""
+
+    moco = "moco"
+    """A momentum encoder and a queue."""
+    end_to_end = "end_to_end"
+    """The batch, by gradients on both sides: SimCLR (arXiv:2002.05709)."""
+    memory_bank = "memory_bank"
+    """An entry for each image of the dataset (arXiv:1805.01978)."""
+    moco_v3 = "moco_v3"
+    """A momentum encoder, a prediction head and the batch (arXiv:2104.02057)."""
+
+
+class Negatives(StrEnum):
+    """What an end-to-end query is told from, of the other images of its batch."""
+
+    both_views = "both_views"
+    """NT-Xent: 2 (N - 1), and each view is a query once."""
+    other_view = "other_view"
+    """N - 1: first views are queries, second views keys (arXiv:1911.05722, Figure 3)."""
+
+
 class Head(StrEnum):
     """The projection head after the backbone."""
 
@@ -52,7 +74,8 @@ class BatchNorm(StrEnum):
     """Over which images batch norm takes its statistics in training."""
 
     auto = "auto"
-    """shuffled on several devices or with batch_norm_splits, else plain."""
+    """shuffled on several devices or with batch_norm_splits, else plain; mechanisms without keys to
+    shuffle: synchronized where the batch has the negatives, else plain."""
     plain = "plain"
     """Each device's own batch."""
     shuffled = "shuffled"
@@ -134,16 +157,24 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class MocoConfig:
-    """Momentum Contrast."""
+    """Momentum Contrast, and what it is compared with."""
 
+    mechanism: Mechanism = Mechanism.moco
+    """moco (queue), end_to_end (SimCLR), memory_bank or moco_v3."""
     head: Head = Head.mlp
-    """Projection head: linear (v1) or mlp (v2)."""
+    """Projection head: linear (v1) or mlp (v2); moco_v3 has its own."""
     dim: int = 128
     """C, length of the embedding."""
+    hidden_dim: int = 4096
+    """moco_v3: width of the hidden layers of its projection and prediction heads."""
     queue_size: int = 65536
-    """K, number of negatives."""
+    """K, number of negatives in the queue, or drawn from the memory bank."""
+    negatives: Negatives = Negatives.both_views
+    """end_to_end: both_views (NT-Xent) of the batch's other images, or other_view."""
     momentum: float = 0.999
-    """m of the key encoder; 0.99 for small sets."""
+    """m of the key encoder; 0.99 for small sets; of moco_v3 at the start."""
+    bank_momentum: float = 0.5
+    """memory_bank: share of an entry that stays when its image is seen."""
     temperature: float = 0.2
     """tau of InfoNCE."""
     symmetric: bool = False

@@ -47,6 +47,7 @@ class Draw(IntEnum):
     BLUR_SIGMA = 14
     SHUFFLE = 15
     POOL = 16
+    NEGATIVES = 17
 
 
 # ---------------------------------------------------------------- host (Numba)
@@ -263,9 +264,27 @@ def stream_uniforms(stream: Tensor, part: int, count: int) -> Tensor:
     Returns:
         ``(N, count)`` float32 in [0, 1), multiples of 2^-24.
     """
+    return _shift_right(_stream(stream, part, count), 40).to(torch.float32) * 2.0**-24
+
+
+def stream_integers(stream: Tensor, part: int, count: int, below: int) -> Tensor:
+    """As `stream_uniforms`, integers.
+
+    Args:
+        stream: ``(N,)`` int64, from `fork`.
+        part: 0 or more; parts are independent.
+        count: Draws of each.
+        below: 1 or more; the remainder of 63 bits favors none by more than ``below / 2^63``.
+
+    Returns:
+        ``(N, count)`` int64 in [0, below).
+    """
+    return _shift_right(_stream(stream, part, count), 1) % below
+
+
+def _stream(stream: Tensor, part: int, count: int) -> Tensor:
     place = torch.arange(1, count + 1, device=stream.device) * _signed(_GOLDEN)
-    bits = _shift_right(_mix_tensor(_absorb_tensor(stream, part)[:, None] + place), 40)
-    return bits.to(torch.float32) * 2.0**-24
+    return _mix_tensor(_absorb_tensor(stream, part)[:, None] + place)
 
 
 def permutation(draw_key: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fastmoco.config import config_from_dict
 from fastmoco.data.beton_set import Dataset
-from fastmoco.moco.build import build_model
-from fastmoco.moco.model import Encoder
+from fastmoco.moco.build import build_query_encoder
+from fastmoco.moco.contrastive import Encoder
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
@@ -79,7 +79,7 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
     checkpoint = load_checkpoint(Path(path))
     cfg = config_from_dict(TrainConfig, checkpoint.facts["config"])
     torch.manual_seed(cfg.seed)
-    encoder = build_model(cfg.model, cfg.moco).query_encoder
+    encoder = build_query_encoder(cfg.model, cfg.moco)
     if not untrained:
         restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
     facts = checkpoint.facts

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.ranks import Ranks
-from fastmoco.schema import BatchNorm, MocoConfig
+from fastmoco.schema import BatchNorm, Mechanism, MocoConfig
 
 
 def resolve_batch_norm(moco: MocoConfig, ranks: Ranks) -> tuple[BatchNorm, int]:
@@ -20,6 +20,11 @@ def resolve_batch_norm(moco: MocoConfig, ranks: Ranks) -> tuple[BatchNorm, int]:
         The kind, not ``auto``, and the number of groups over all devices: 1 is the whole batch.
     """
     kind, groups = moco.batch_norm, ranks.world_size
+    if kind is BatchNorm.auto and moco.mechanism is not Mechanism.moco:
+        # Where keys are of the same batch, a device's own statistics would tell positives apart
+        # (arXiv:2002.05709, "Global BN"); entries of a bank are of other batches.
+        in_batch = moco.mechanism is not Mechanism.memory_bank
+        kind = BatchNorm.synchronized if in_batch and ranks.several else BatchNorm.plain
     if kind in (BatchNorm.auto, BatchNorm.shuffled) and moco.batch_norm_splits > 1:
         groups = moco.batch_norm_splits
     if kind is BatchNorm.auto:
@@ -73,8 +78,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         return torch.addcmul(shift, groups, scale).view_as(input).to(input.dtype)
 
 
-class SynchronizedBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` with the statistics of the batches of all ranks together.
+class _SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm with the statistics of the batches of all ranks together.
 
     ``mean = E_r mean_r`` and ``var = E_r var_r + Var_r mean_r``: the law of total variance, for
     batches of equal size. One gather forward and one sum backward per layer. On CPU and CUDA alike:
@@ -86,37 +91,48 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
     momentum: float
 
-    def __init__(self, num_features: int, *, ranks: Ranks) -> None:
+    def __init__(self, num_features: int, *, ranks: Ranks, affine: bool = True) -> None:
         """Make the layer.
 
         Args:
             num_features: C.
             ranks: Who takes part, with as many samples each.
+            affine: Whether a learned scale and shift follow.
         """
-        super().__init__(num_features)
+        super().__init__(num_features, affine=affine)
         self.ranks = ranks
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``(N, C, H, W)``; running statistics change in place in training."""
+        """Normalize ``(N, C, ...)``; running statistics change in place in training."""
         if not self.training:
             return super().forward(input)
         values = input.to(torch.promote_types(input.dtype, torch.float32))
-        var, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        over = [dim for dim in range(input.ndim) if dim != 1]
+        var, mean = torch.var_mean(values, dim=over, correction=0)
         gathered = gather_rows(torch.stack([mean, var])[None], self.ranks)  # (world_size, 2, C)
         means, variances = gathered.unbind(1)
         mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         count = self.ranks.world_size * values[:, 0].numel()
         _update_running(self, mean[None], var[None], count)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        shift = self.bias - mean * scale
-        per_channel = (-1, 1, 1)
+        scale = torch.rsqrt(var + self.eps)
+        scale = self.weight * scale if self.affine else scale
+        shift = (self.bias if self.affine else 0) - mean * scale
+        per_channel = [-1] + [1] * (input.ndim - 2)
         normal = torch.addcmul(shift.view(per_channel), values, scale.view(per_channel))
         return normal.to(input.dtype)
 
 
+class SynchronizedBatchNorm1d(_SynchronizedBatchNorm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over all ranks."""
+
+
+class SynchronizedBatchNorm2d(_SynchronizedBatchNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over all ranks."""
+
+
 @torch.no_grad()
 def _update_running(
-    layer: SplitBatchNorm2d | SynchronizedBatchNorm2d, mean: Tensor, var: Tensor, count: int
+    layer: SplitBatchNorm2d | _SynchronizedBatchNorm, mean: Tensor, var: Tensor, count: int
 ) -> None:
     """Move the running statistics towards the mean over groups ``(S, C)`` of `count` values."""
     layer.running_mean.lerp_(mean.mean(0), layer.momentum)

@@ -6,21 +6,78 @@ from torch import nn
 
 from fastmoco.moco.batchnorm import (
     SplitBatchNorm2d,
+    SynchronizedBatchNorm1d,
     SynchronizedBatchNorm2d,
     resolve_batch_norm,
 )
-from fastmoco.moco.encoders import NormLayer, build_encoder
-from fastmoco.moco.model import MoCo, build_head
+from fastmoco.moco.contrastive import ContrastiveModel, Encoder, build_head
+from fastmoco.moco.encoders import NormLayer, ResNet, build_encoder
+from fastmoco.moco.end_to_end import EndToEnd
+from fastmoco.moco.memory_bank import MemoryBank
+from fastmoco.moco.moco_v3 import HeadNorm, MoCoV3, projection_head
+from fastmoco.moco.model import MoCo
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import BatchNorm, MocoConfig, ModelConfig
+from fastmoco.schema import BatchNorm, Mechanism, MocoConfig, ModelConfig
 
 
-def build_model(model: ModelConfig, moco: MocoConfig, ranks: Ranks = ALONE) -> MoCo:
-    """Build encoders, heads and queue, initialized from torch's global generator, on the CPU.
+def build_model(
+    model: ModelConfig, moco: MocoConfig, ranks: Ranks = ALONE, *, num_samples: int = 0
+) -> ContrastiveModel:
+    """Build encoders, heads and what the mechanism remembers, on the CPU.
+
+    Args:
+        model: The encoder.
+        moco: The mechanism.
+        ranks: Which part of a global batch this process sees.
+        num_samples: Images of the dataset, for a memory bank.
+
+    Returns:
+        Initialized from torch's global generator, the encoder first.
 
     Raises:
         ValueError: If the encoder's name is unknown.
     """
+    backbone, head = _parts(model, moco, ranks)
+    if moco.mechanism is Mechanism.moco:
+        return _build_moco(backbone, head, moco, ranks)
+    if moco.mechanism is Mechanism.memory_bank:
+        return MemoryBank(
+            backbone,
+            head,
+            dim=moco.dim,
+            num_samples=num_samples,
+            num_negatives=moco.queue_size,
+            bank_momentum=moco.bank_momentum,
+            temperature=moco.temperature,
+            ranks=ranks,
+        )
+    if moco.mechanism is Mechanism.end_to_end:
+        return EndToEnd(
+            backbone, head, temperature=moco.temperature, negatives=moco.negatives, ranks=ranks
+        )
+    return MoCoV3(
+        backbone,
+        head,
+        dim=moco.dim,
+        hidden_dim=moco.hidden_dim,
+        momentum=moco.momentum,
+        temperature=moco.temperature,
+        norm_layer=_head_norm(moco, ranks),
+        ranks=ranks,
+    )
+
+
+def build_query_encoder(model: ModelConfig, moco: MocoConfig) -> Encoder:
+    """The query encoder alone, as `build_model` would initialize it for one device.
+
+    Raises:
+        ValueError: If the encoder's name is unknown.
+    """
+    return Encoder(*_parts(model, moco, ALONE))
+
+
+def _parts(model: ModelConfig, moco: MocoConfig, ranks: Ranks) -> tuple[ResNet, nn.Module]:
+    """Backbone and projection head of the query encoder."""
     kind, groups = resolve_batch_norm(moco, ranks)
     backbone = build_encoder(
         model.encoder,
@@ -28,9 +85,17 @@ def build_model(model: ModelConfig, moco: MocoConfig, ranks: Ranks = ALONE) -> M
         width=model.width,
         norm_layer=_norm_layer(kind, groups, ranks),
     )
+    if moco.mechanism is not Mechanism.moco_v3:
+        return backbone, build_head(moco.head, backbone.feature_dim, moco.dim)
+    norm_layer = _head_norm(moco, ranks)
+    return backbone, projection_head(backbone.feature_dim, moco.hidden_dim, moco.dim, norm_layer)
+
+
+def _build_moco(backbone: ResNet, head: nn.Module, moco: MocoConfig, ranks: Ranks) -> MoCo:
+    kind, groups = resolve_batch_norm(moco, ranks)
     return MoCo(
         backbone,
-        build_head(moco.head, backbone.feature_dim, moco.dim),
+        head,
         dim=moco.dim,
         queue_size=moco.queue_size,
         momentum=moco.momentum,
@@ -48,3 +113,10 @@ def _norm_layer(kind: BatchNorm, groups: int, ranks: Ranks) -> NormLayer:
     if groups > ranks.world_size:
         return partial(SplitBatchNorm2d, num_splits=groups // ranks.world_size)
     return nn.BatchNorm2d
+
+
+def _head_norm(moco: MocoConfig, ranks: Ranks) -> HeadNorm:
+    kind, _ = resolve_batch_norm(moco, ranks)
+    if kind is BatchNorm.synchronized and ranks.several:
+        return partial(SynchronizedBatchNorm1d, ranks=ranks)
+    return nn.BatchNorm1d

@@ -1,66 +1,28 @@
 """MoCo: query encoder, momentum-updated key encoder, queue (arXiv:1911.05722, Algorithm 1)."""
 
 import copy
-from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastmoco.moco.collectives import gather_rows, own_rows
+from fastmoco.moco.contrastive import (
+    Contrast,
+    ContrastiveModel,
+    Encoder,
+    floating_buffers,
+    unit_norm,
+)
 from fastmoco.moco.encoders import ResNet
-from fastmoco.moco.loss import info_nce
+from fastmoco.moco.loss import info_nce, resolve_loss
+from fastmoco.moco.momentum import follow
 from fastmoco.moco.queue import Queue
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import Head, Loss
+from fastmoco.schema import Loss
 
 
-def build_head(head: Head, feature_dim: int, dim: int) -> nn.Module:
-    """Map features ``(N, feature_dim)`` to embeddings ``(N, dim)``."""
-    if head is Head.linear:
-        return nn.Linear(feature_dim, dim)
-    return nn.Sequential(
-        nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, dim)
-    )
-
-
-def _unit_norm(embedding: Tensor) -> Tensor:
-    return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
-
-
-@dataclass(slots=True)
-class Contrast:
-    """What one forward pass gives; tensors on the device, nothing read by the host."""
-
-    loss: Tensor
-    """Scalar, nats; gradients flow to the query encoder. Symmetric: the sum of both losses."""
-    query: Tensor
-    """Unit-norm ``(N, C)``, detached; ``(2N, C)`` where the loss is symmetric."""
-    key: Tensor
-    """Unit-norm, one for each query, detached: to be enqueued after the optimizer's step."""
-    rank: Tensor
-    """Number of negatives above the positive, one for each query."""
-    terms: int = 1
-    """How many losses `loss` is the sum of: 2 where it is symmetric."""
-
-
-class Encoder(nn.Module):
-    """Backbone and projection head: images to embeddings."""
-
-    def __init__(self, backbone: ResNet, head: nn.Module) -> None:
-        """Take the parts."""
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` to ``(N, C)``, not normalized."""
-        embedding: Tensor = self.head(self.backbone(images))
-        return embedding
-
-
-class MoCo(nn.Module):
+class MoCo(ContrastiveModel):
     """Query encoder, key encoder and queue.
 
     Attributes:
@@ -69,7 +31,6 @@ class MoCo(nn.Module):
             training mode and its buffers are its own, as in the official code (but see
             `running_keys`).
         queue: The negatives; equal on all ranks.
-        ranks: Which part of a global batch this process sees.
     """
 
     def __init__(
@@ -104,7 +65,7 @@ class MoCo(nn.Module):
             ranks: Which part of a global batch this process sees.
             loss: How InfoNCE is computed; not ``auto``.
         """
-        super().__init__()
+        super().__init__(ranks)
         self.query_encoder = Encoder(backbone, head)
         self.key_encoder = copy.deepcopy(self.query_encoder).requires_grad_(False)
         self.queue = Queue(queue_size, dim)
@@ -113,7 +74,6 @@ class MoCo(nn.Module):
         self.shuffle_keys = shuffle_keys
         self.symmetric = symmetric
         self.running_keys = running_keys
-        self.ranks = ranks
         self.loss = loss
         self.train()
 
@@ -123,7 +83,14 @@ class MoCo(nn.Module):
         self.key_encoder.train(mode and not self.running_keys)
         return self
 
-    def forward(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
+    def forward(
+        self,
+        query_view: Tensor,
+        key_view: Tensor,
+        permutation: Tensor,
+        sample_id: Tensor | None = None,
+        draw_key: Tensor | None = None,
+    ) -> Contrast:
         """Contrast two views of each image; changes nothing but batch norm's running statistics.
 
         Args:
@@ -132,7 +99,10 @@ class MoCo(nn.Module):
                 symmetric: of the images that the permutation gives this rank.
             permutation: ``(world_size * N,)`` int64; the order in which the key encoders see the
                 global batch where keys are shuffled.
+            sample_id: Not looked at.
+            draw_key: Not looked at.
         """
+        del sample_id, draw_key
         contrast = self._contrast(query_view, key_view, permutation)
         if not self.symmetric:
             return contrast
@@ -143,46 +113,106 @@ class MoCo(nn.Module):
             torch.cat([contrast.query, other.query]),
             torch.cat([contrast.key, other.key]),
             torch.cat([contrast.rank, other.rank]),
+            (contrast.negative_similarity + other.negative_similarity) / 2,
             terms=2,
         )
 
     def _contrast(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
-        query = _unit_norm(self.query_encoder(query_view))
         with torch.no_grad():
-            key = self._embed_keys(key_view, permutation)
-        loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)
-        return Contrast(loss, query.detach(), key, rank)
+            key_view = self.shuffled(key_view, permutation)
+            key = self.unshuffled(self.embed_keys(key_view), permutation)
+        return self.contrast(query_view, key)
 
-    def _embed_keys(self, key_view: Tensor, permutation: Tensor) -> Tensor:
+    def contrast(self, query_view: Tensor, key: Tensor) -> Contrast:
+        """Contrast views with keys; also for a part of a batch (`MicroBatches`).
+
+        Args:
+            query_view: ``(N, 3, H, W)``, normalized, channels_last.
+            key: Unit-norm key of each, ``(N, C)``.
+        """
+        query = unit_norm(self.query_encoder(query_view))
+        loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)
+        query = query.detach()
+        similarity = (query.mean(dim=0) * self.queue.keys.to(query.dtype).mean(dim=0)).sum()
+        return Contrast(loss, query, key, rank, similarity)
+
+    def embed_keys(self, key_view: Tensor) -> Tensor:
+        """Views ``(N, 3, H, W)`` to unit-norm keys ``(N, C)``; called without gradient."""
+        return unit_norm(self.key_encoder(key_view))
+
+    def shuffled(self, key_view: Tensor, permutation: Tensor) -> Tensor:
+        """The views that this rank's key encoder sees, in its order; as they are if not shuffled.
+
+        Args:
+            key_view: As of `forward`.
+            permutation: As of `forward`.
+        """
         if not self.shuffle_keys:
-            return _unit_norm(self.key_encoder(key_view))
-        if self.symmetric and self.ranks.several:
+            return key_view
+        if not self.ranks.several:
+            return key_view[permutation]
+        if self.symmetric:
             key_view = own_rows(gather_rows(key_view, self.ranks)[permutation], self.ranks)
-            key_view = key_view.contiguous(memory_format=torch.channels_last)
-        elif not self.ranks.several:
-            key_view = key_view[permutation]
-        key = gather_rows(_unit_norm(self.key_encoder(key_view)), self.ranks)
+            return key_view.contiguous(memory_format=torch.channels_last)
+        return key_view  # the step has exchanged the crops
+
+    def unshuffled(self, key: Tensor, permutation: Tensor) -> Tensor:
+        """Keys ``(N, C)`` of what `shuffled` gave, put in the order of this rank's images."""
+        if not self.shuffle_keys:
+            return key
+        key = gather_rows(key, self.ranks)
         return own_rows(torch.empty_like(key).index_copy_(0, permutation, key), self.ranks)
 
     def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances of the query and of the key encoder, the buffers."""
-        query, key = (
-            [buffer for buffer in encoder.buffers() if buffer.is_floating_point()]
-            for encoder in (self.query_encoder, self.key_encoder)
-        )
-        return query, key
+        return floating_buffers(self.query_encoder), floating_buffers(self.key_encoder)
+
+    def num_negatives(self, global_batch_size: int) -> int:
+        """The queue's length, whatever the batch."""
+        del global_batch_size
+        return len(self.queue.keys)
+
+    def describe(self, global_batch_size: int) -> str:
+        """For the run's header."""
+        return f"moco, queue {self.num_negatives(global_batch_size)}"
+
+    def settle(self, device: torch.device, loss: Loss) -> None:
+        """On a GPU the queue is float16: eight times finer than bfloat16 for unit vectors."""
+        if device.type == "cuda":
+            self.queue.half()
+        self.loss = resolve_loss(loss, device, self.queue.keys.shape[1])
 
     @torch.no_grad()
-    def update_key_encoder(self) -> None:
+    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+        """What follows the optimizer's step: the momentum update, then enqueue. In place.
+
+        Args:
+            contrast: Of the step, on this rank; the keys of all ranks are enqueued.
+            learned: Bool scalar on the device, equal on all ranks: False where loss scaling skipped
+                the optimizer's step, and then nothing changes. None is True.
+        """
+        self.update_key_encoder(learned)
+        self.queue.enqueue(self._keys_of_all(contrast), learned)
+
+    @torch.no_grad()
+    def update_key_encoder(self, learned: Tensor | None = None) -> None:
         """``k <- m k + (1 - m) q`` over the parameters, in place (Eq. 2); EMAN's statistics too.
 
         The official code does it at the start of the next forward pass, Algorithm 1 after the
         optimizer's step, as here: the encoders start equal, so queries and keys are the same at
         every step.
+
+        Args:
+            learned: As of `advance`.
         """
         query: list[Tensor] = list(self.query_encoder.parameters())
         key: list[Tensor] = list(self.key_encoder.parameters())
-        torch._foreach_lerp_(key, query, 1 - self.momentum)
         if self.running_keys:
-            query, key = self.running_statistics()
-            torch._foreach_lerp_(key, query, 1 - self.momentum)
+            running = self.running_statistics()
+            query, key = query + running[0], key + running[1]
+        follow(key, query, float(1 - self.momentum), learned)
+
+    def _keys_of_all(self, contrast: Contrast) -> Tensor:
+        """What every rank enqueues: the keys of all, as one rank would have them in order."""
+        halves = contrast.key.chunk(contrast.terms)
+        return torch.cat([gather_rows(half, self.ranks) for half in halves])

@@ -32,11 +32,13 @@ class Queue(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
+    def enqueue(self, keys: Tensor, learned: Tensor | None = None) -> None:
         """Overwrite the N oldest keys in place; wraps, so K need not be a multiple of N.
 
         Args:
             keys: ``(N, C)``, unit norm, N <= K.
+            learned: Bool scalar on the device; where it is False nothing changes, whatever `keys`
+                holds. None is True.
 
         Raises:
             ValueError: If N > K: some of the batch would be lost at once.
@@ -47,5 +49,10 @@ class Queue(nn.Module):
                 f"set moco.queue_size={len(keys)} or more"
             )
         rows = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys.index_copy_(0, rows, keys.to(self.keys.dtype))
-        self.pointer.add_(len(keys)).remainder_(len(self.keys))
+        keys, count = keys.to(self.keys.dtype), len(keys)
+        if learned is None:
+            self.pointer.add_(count).remainder_(len(self.keys))
+        else:
+            keys = torch.where(learned, keys, self.keys[rows])
+            self.pointer.add_(learned * count).remainder_(len(self.keys))
+        self.keys.index_copy_(0, rows, keys)

@@ -161,7 +161,8 @@ def _flops_per_image(trainer: Trainer) -> float:
     views = torch.randn(2, count, 3, size, size, device=trainer.device)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     with FlopCounterMode(display=False) as counter:
-        model(views[0], views[1], torch.arange(count, device=trainer.device)).loss.backward()
+        ids = torch.arange(count, device=trainer.device)
+        model(views[0], views[1], ids, ids, ids).loss.backward()
     model.zero_grad(set_to_none=True)
     model.load_state_dict(state)
     total: int = counter.get_total_flops()

@@ -17,6 +17,7 @@ from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.pipelines.source_set import open_image_set
 from fastmoco.ranks import ALONE, Ranks, environment_ranks
 from fastmoco.schema import BatchNorm, TrainConfig, UsageError
+from fastmoco.train.check_mechanism import check_mechanism
 from fastmoco.train.checkpoint import newest_checkpoint
 from fastmoco.train.distributed import (
     check_same_step,
@@ -66,12 +67,7 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> None:
             "train.dry_run and train.profile measure one device; start them without torchrun, "
             "with the batch of one device"
         )
-    keys, of_batch = (2 * batch, "2 x ") if moco.symmetric else (batch, "")
-    if moco.queue_size < keys:
-        raise UsageError(
-            f"queue_size={moco.queue_size} is smaller than {of_batch}global_batch_size={batch}; "
-            f"set moco.queue_size={keys} or more"
-        )
+    check_mechanism(moco, batch)
     _check_groups(cfg, ranks)
     if not 0 <= moco.momentum <= 1:
         raise UsageError(
@@ -256,6 +252,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
     cfg, dataset = trainer.cfg, trainer.dataset
     model = trainer.step.model
     parameters = sum(parameter.numel() for parameter in model.query_encoder.parameters())
+    batch = cfg.global_batch_size
     peak = base_learning_rate(cfg.optimizer, cfg.global_batch_size)
     rate = f"learning rate {cfg.optimizer.learning_rate:g}"
     if cfg.optimizer.scale_learning_rate:
@@ -277,15 +274,15 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         trainer.loader_reason,
     )
     logger.info(
-        "model     %s width %d, %s stem, %.2fM parameters; batch norm %s; queue %d, "
+        "model     %s width %d, %s stem, %.2fM parameters; batch norm %s; %s, "
         "chance loss ln(K+1) = %.2f, computed %s",
         cfg.model.encoder,
         cfg.model.width,
         cfg.model.stem.value,
         parameters / 1e6,
         trainer.batch_norm,
-        cfg.moco.queue_size,
-        math.log(cfg.moco.queue_size + 1),
+        model.describe(batch),
+        math.log(model.num_negatives(batch) + 1),
         model.loss.value,
     )
     logger.info(

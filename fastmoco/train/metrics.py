@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.files import atomic_write_text
-from fastmoco.moco.model import Contrast
+from fastmoco.moco.contrastive import Contrast
 
 STEP_METRICS = (
     "loss",
@@ -24,7 +24,7 @@ STEP_METRICS = (
 )
 
 
-def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
+def step_metrics(contrast: Contrast) -> Tensor:
     """The values of `STEP_METRICS` for one batch, ``(8,)`` float32 on the device.
 
     Accuracies are percentages of the (K+1)-way look-up. Alignment is the mean ``|q - k|^2`` and
@@ -32,11 +32,7 @@ def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
     deviation is the standard deviation of the query's components over the batch, times sqrt(C):
     about 1 for features spread over the sphere, 0 at collapse.
 
-    The loss is the mean over queries: half of the sum that a symmetric loss is.
-
-    Args:
-        contrast: Of the batch.
-        queue: ``(K, C)``, the negatives it saw.
+    The loss is the mean over queries, in nats: half of the sum that a symmetric loss is.
     """
     query, key = contrast.query.float(), contrast.key.float()
     count, dim = query.shape
@@ -48,11 +44,11 @@ def step_metrics(contrast: Contrast, queue: Tensor) -> Tensor:
     pairs = max(1, count * (count - 1))
     return torch.stack(
         [
-            contrast.loss.detach().float() / contrast.terms,
+            contrast.loss.detach().float() / (contrast.terms * contrast.factor),
             100 * (contrast.rank < 1).float().mean(),
             100 * (contrast.rank < 5).float().mean(),
             positive.mean(),
-            (query.mean(dim=0) * queue.float().mean(dim=0)).sum(),
+            contrast.negative_similarity.float(),
             (2 - 2 * positive).mean(),
             ((kernel.sum() - count) / pairs).log(),
             query.std(dim=0).mean() * math.sqrt(dim),

@@ -187,13 +187,13 @@ def make_row(
     trainer: Trainer, clock: StepClock, learning_rate: float, knn_top1: float | None
 ) -> dict[str, Any]:
     """A row of ``metrics.jsonl``: means since the last row; reads the device."""
-    device, queue_size = trainer.device, trainer.cfg.moco.queue_size
+    device = trainer.device
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
         "step": trainer.steps_done,
         "epoch": trainer.steps_done / trainer.steps_per_epoch,
         **trainer.metrics.flush(),
-        "loss_floor_ln_k1": math.log(queue_size + 1),
+        "loss_floor_ln_k1": math.log(trainer.num_negatives + 1),
         "learning_rate": learning_rate,
         **clock.read(trainer.cfg.global_batch_size),
         "device_memory_peak_bytes": memory,

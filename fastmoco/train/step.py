@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
-from fastmoco.moco.model import Contrast, MoCo
+from fastmoco.moco.contrastive import Contrast, ContrastiveModel
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import permutation
@@ -39,7 +39,7 @@ class TrainStep:
 
     def __init__(
         self,
-        model: MoCo,
+        model: ContrastiveModel,
         optimizer: torch.optim.Optimizer,
         *,
         policy: Policy,
@@ -51,8 +51,8 @@ class TrainStep:
         """Take the parts.
 
         Args:
-            model: Encoders and queue, on the device; changed in place by every call.
-            optimizer: Over the query encoder's parameters.
+            model: Encoders and what they remember, on the device; changed in place by every call.
+            optimizer: Over what the model has to learn.
             policy: Augmentations of the views.
             mean: ``(3,)`` channel mean in 0..1, on the device.
             std: ``(3,)`` channel standard deviation in 0..1, on the device.
@@ -70,8 +70,8 @@ class TrainStep:
         self.device_type = mean.device.type
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision is Precision.fp16)
-        self._contrast: Callable[[Tensor, Tensor], tuple[Contrast, Tensor]] = self._plain_contrast
-        self._encode: Callable[[Tensor, Tensor, Tensor], tuple[Contrast, Tensor]]
+        self._contrast: Callable[..., tuple[Contrast, Tensor]] = self._plain_contrast
+        self._encode: Callable[..., tuple[Contrast, Tensor]]
         self._encode = self._plain_encode
         self.eager_part = ""  # for the run's header
         if compiled and policy.pool:
@@ -93,7 +93,7 @@ class TrainStep:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         with record_function(STAGES[0]):
-            contrast, metrics = self._contrast(batch.crops, batch.draw_key)
+            contrast, metrics = self._contrast(batch.crops, batch.sample_id, batch.draw_key)
         with record_function(STAGES[1]):
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(contrast.loss).backward()  # type: ignore[no-untyped-call]
@@ -103,8 +103,7 @@ class TrainStep:
             overflown = self._overflown()
         with record_function(STAGES[3]):
             if not overflown:
-                self.model.update_key_encoder()
-                self.model.queue.enqueue(self._keys_of_all(contrast))
+                self.model.advance(contrast)
         return metrics
 
     def _average(self, metrics: Tensor) -> None:
@@ -118,26 +117,24 @@ class TrainStep:
         those of one device with as many groups.
         """
         if self.model.ranks.several:
-            parameters = self.model.query_encoder.parameters()
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [p.grad for p in self.model.learnable() if p.grad is not None]
             query, key = self.model.running_statistics()
             average_over_ranks([*gradients, *query, *key, metrics], self.model.ranks)
 
-    def _keys_of_all(self, contrast: Contrast) -> Tensor:
-        """What every rank enqueues: the keys of all, as one rank would have them in order."""
-        ranks = self.model.ranks
-        if not ranks.several:
-            return contrast.key
-        halves = contrast.key.chunk(contrast.terms)
-        return torch.cat([gather_rows(half, ranks) for half in halves])
-
-    def _plain_contrast(self, crops: Tensor, draw_key: Tensor) -> tuple[Contrast, Tensor]:
+    def _plain_contrast(
+        self, crops: Tensor, sample_id: Tensor, draw_key: Tensor
+    ) -> tuple[Contrast, Tensor]:
         with torch.no_grad():
-            crops, draw_key, order = self._exchange_keys(crops, draw_key)
-            query_view, key_view = augment_views(
-                crops, draw_key, self.policy, self.mean, self.std, self.view_dtype
+            crops, view_keys, order = self._exchange_keys(crops, draw_key)
+            views = augment_views(
+                crops[:, : self.model.num_views],
+                view_keys,
+                self.policy,
+                self.mean,
+                self.std,
+                self.view_dtype,
             )
-        return self._encode(query_view, key_view, order)
+        return self._encode(views[0], views[-1], order, sample_id, draw_key)
 
     def _exchange_keys(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The order in which keys are seen and, across ranks, the key crops it gives this one.
@@ -171,14 +168,19 @@ class TrainStep:
         )
 
     def _plain_encode(
-        self, query_view: Tensor, key_view: Tensor, order: Tensor
+        self,
+        query_view: Tensor,
+        key_view: Tensor,
+        order: Tensor,
+        sample_id: Tensor,
+        draw_key: Tensor,
     ) -> tuple[Contrast, Tensor]:
         with torch.autocast(
             self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not torch.float32
         ):
-            contrast = self.model(query_view, key_view, order)
+            contrast = self.model(query_view, key_view, order, sample_id, draw_key)
         with torch.no_grad():
-            return contrast, step_metrics(contrast, self.model.queue.keys)
+            return contrast, step_metrics(contrast)
 
     def _overflown(self) -> bool:
         """Whether the scaler skipped this step; moves the scale on."""

@@ -8,7 +8,6 @@ import torch
 from fastmoco.config import config_to_dict
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
-from fastmoco.moco.loss import resolve_loss
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.source_set import ImageSet
@@ -68,6 +67,11 @@ class Trainer:
         """Kind and groups of batch norm on these devices, for people and for the checkpoint."""
         kind, groups = resolve_batch_norm(self.cfg.moco, self.ranks)
         return f"{kind.value}, {groups} group{'s' if groups > 1 else ''}"
+
+    @property
+    def num_negatives(self) -> int:
+        """K, of each query."""
+        return self.step.model.num_negatives(self.cfg.global_batch_size)
 
     @property
     def learning_rate(self) -> float:
@@ -132,6 +136,8 @@ class Trainer:
 
     def take(self, batch: Batch, learning_rate: float) -> None:
         """Do one step."""
+        whole = self.cfg.train.epochs * self.steps_per_epoch  # as schedules span it
+        self.step.model.set_progress(self.steps_done / whole)
         self.metrics.add(self.step(batch, learning_rate))
         self.steps_done += 1
 
@@ -220,13 +226,12 @@ def build_trainer(
     if compiled:
         torch.compiler.reset()  # an earlier run of a sweep in this process: its graphs, its limit
     torch.manual_seed(cfg.seed)
-    model = build_model(cfg.model, cfg.moco, ranks).to(device).to(memory_format=torch.channels_last)
-    if device.type == "cuda":
-        model.queue.half()  # eight times finer than bfloat16 for unit vectors
-    model.loss = resolve_loss(cfg.moco.loss, device, cfg.moco.dim)
+    model = build_model(cfg.model, cfg.moco, ranks, num_samples=len(dataset))
+    model = model.to(device).to(memory_format=torch.channels_last)
+    model.settle(device, cfg.moco.loss)
     step = TrainStep(
         model,
-        build_optimizer(model.query_encoder.parameters(), cfg.optimizer),
+        build_optimizer(model.learnable(), cfg.optimizer),
         policy=cfg.policy,
         mean=torch.tensor(mean, device=device),
         std=torch.tensor(std, device=device),

@@ -1,0 +1,169 @@
+"""What every mechanism is to the rest: one small interface, and the parts that they share.
+
+A mechanism says where a query's positive and negatives come from. The step, the loop, the
+checkpoint and the evaluation know `ContrastiveModel` alone; `build` is where a configuration
+chooses one:
+
+- `model.MoCo`: a momentum encoder and a queue (arXiv:1911.05722, arXiv:2003.04297).
+- `end_to_end.EndToEnd`: the batch itself, by gradients (arXiv:2002.05709).
+- `memory_bank.MemoryBank`: an entry for each image (arXiv:1805.01978).
+- `moco_v3.MoCoV3`: a momentum encoder and the batch (arXiv:2104.02057).
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmoco.moco.encoders import ResNet
+from fastmoco.ranks import Ranks
+from fastmoco.schema import Head, Loss
+
+
+def build_head(head: Head, feature_dim: int, dim: int) -> nn.Module:
+    """Map features ``(N, feature_dim)`` to embeddings ``(N, dim)``."""
+    if head is Head.linear:
+        return nn.Linear(feature_dim, dim)
+    return nn.Sequential(
+        nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, dim)
+    )
+
+
+def unit_norm(embedding: Tensor) -> Tensor:
+    """Rows of length 1, float32 at least."""
+    return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+
+
+@dataclass(slots=True)
+class Contrast:
+    """What one forward pass gives; tensors on the device, nothing read by the host."""
+
+    loss: Tensor
+    """Scalar; gradients flow. ``terms * factor`` times the mean loss of a query in nats."""
+    query: Tensor
+    """Unit-norm ``(N, C)``, detached; ``(2N, C)`` where each view is a query."""
+    key: Tensor
+    """The positive of each query, unit-norm, detached."""
+    rank: Tensor
+    """Number of negatives above the positive, one for each query."""
+    negative_similarity: Tensor
+    """Scalar: the mean ``q.k`` over all queries and their negatives, detached."""
+    terms: int = 1
+    """How many losses `loss` is the sum of: 2 where it is symmetric."""
+    factor: float = 1.0
+    """What multiplies each of them."""
+    sample_id: Tensor | None = None
+    """``(N,)`` int64, whose queries they are: where the mechanism remembers images by their id."""
+
+
+class Encoder(nn.Module):
+    """Backbone and projection head: images to embeddings."""
+
+    def __init__(self, backbone: ResNet, head: nn.Module) -> None:
+        """Take the parts."""
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` to ``(N, C)``, not normalized."""
+        embedding: Tensor = self.head(self.backbone(images))
+        return embedding
+
+
+class ContrastiveModel(nn.Module, ABC):
+    """Encoders and what a mechanism remembers; a `TrainStep` turns it into a step of training.
+
+    Its state is its parameters and buffers, equal on all ranks. Only parameters that require
+    gradients are the optimizer's.
+
+    Attributes:
+        query_encoder: ``backbone`` and ``head``: what is evaluated and exported.
+        ranks: Which part of a global batch this process sees.
+        num_views: How many of an image's two crops become views.
+        shuffle_keys: Whether the second views are encoded in another order (and by another rank)
+            than the first.
+        symmetric: Whether MoCo's loss takes each view once as query and once as key.
+        loss: How InfoNCE is computed; not ``auto``.
+    """
+
+    query_encoder: Encoder
+    num_views = 2
+    shuffle_keys = False
+    symmetric = False
+    loss = Loss.plain
+
+    def __init__(self, ranks: Ranks) -> None:
+        """Take what all of them have."""
+        super().__init__()
+        self.ranks = ranks
+
+    @abstractmethod
+    def forward(
+        self,
+        query_view: Tensor,
+        key_view: Tensor,
+        permutation: Tensor,
+        sample_id: Tensor,
+        draw_key: Tensor,
+    ) -> Contrast:
+        """Contrast views of N images; changes nothing but batch norm's running statistics.
+
+        Args:
+            query_view: ``(N, 3, H, W)``, normalized, channels_last.
+            key_view: The same images, augmented anew; `query_view` itself where `num_views` is 1.
+            permutation: ``(world_size * N,)`` int64; the order in which keys are encoded where
+                they are shuffled.
+            sample_id: ``(N,)`` int64, of this rank's images.
+            draw_key: ``(N,)`` int64, likewise: for what is drawn.
+        """
+
+    @abstractmethod
+    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+        """What follows the optimizer's step, in place; on all ranks together.
+
+        Args:
+            contrast: Of the step, on this rank.
+            learned: Bool scalar on the device, equal on all ranks: False where loss scaling skipped
+                the optimizer's step, and then nothing changes. None is True.
+        """
+
+    @abstractmethod
+    def num_negatives(self, global_batch_size: int) -> int:
+        """K, of each query: chance is a loss of ln(K+1)."""
+
+    @abstractmethod
+    def describe(self, global_batch_size: int) -> str:
+        """Mechanism and where its negatives come from, for the run's header."""
+
+    def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Running means and variances of what is trained and of the key encoder, the buffers."""
+        return floating_buffers(self.query_encoder), []
+
+    def learnable(self) -> list[nn.Parameter]:
+        """What the optimizer trains."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def settle(self, device: torch.device, loss: Loss) -> None:
+        """Choose what depends on the device, once the model lies there: number formats, kernels.
+
+        Args:
+            device: Where the model lies.
+            loss: How InfoNCE is to be computed; may be ``auto``.
+        """
+        del device, loss
+
+    def set_progress(self, progress: float) -> None:
+        """Move what follows a schedule, before a step.
+
+        Args:
+            progress: Share of the run's steps that are done, in [0, 1].
+        """
+        del progress
+
+
+def floating_buffers(module: nn.Module) -> list[Tensor]:
+    """The buffers that hold running statistics, not counts."""
+    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]

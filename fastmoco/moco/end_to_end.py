@@ -1,0 +1,86 @@
+"""End to end: the dictionary is the batch, and its keys carry gradients too.
+
+SimCLR (arXiv:2002.05709) where each view meets both views of all other images; or the end-to-end
+mechanism that MoCo is compared with (arXiv:1911.05722, Figures 2a and 3), where queries are of one
+view and keys of the other, by one encoder for both.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fastmoco.moco.collectives import gather_rows
+from fastmoco.moco.contrastive import Contrast, ContrastiveModel, Encoder, unit_norm
+from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.in_batch import in_batch_info_nce
+from fastmoco.ranks import ALONE, Ranks
+from fastmoco.schema import Negatives
+
+
+class EndToEnd(ContrastiveModel):
+    """One encoder; both views of a batch pass it together, so batch norm sees 2N of them.
+
+    Embeddings are gathered over ranks with their gradients: two ranks learn as one with the whole
+    batch would.
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        head: nn.Module,
+        *,
+        temperature: float,
+        negatives: Negatives = Negatives.both_views,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Take the encoder's two parts.
+
+        Args:
+            backbone: Images to features.
+            head: Features to embeddings.
+            temperature: tau > 0.
+            negatives: Of a query: both views of all other images (NT-Xent, each view a query once),
+                or their other view (only first views are queries).
+            ranks: Which part of a global batch this process sees.
+        """
+        super().__init__(ranks)
+        self.query_encoder = Encoder(backbone, head)
+        self.temperature = temperature
+        self.both_views = negatives is Negatives.both_views
+        self.train()
+
+    def forward(
+        self,
+        query_view: Tensor,
+        key_view: Tensor,
+        permutation: Tensor,
+        sample_id: Tensor,
+        draw_key: Tensor,
+    ) -> Contrast:
+        """NT-Xent or InfoNCE over the global batch; see `ContrastiveModel.forward`."""
+        del permutation, sample_id, draw_key
+        views = torch.cat([query_view, key_view])
+        first, second = unit_norm(self.query_encoder(views)).chunk(2)
+        all_first, all_second = (gather_rows(rows, self.ranks) for rows in (first, second))
+        count, batch = len(first), len(all_first)
+        place = self.ranks.rank * count + torch.arange(count, device=first.device)
+        if self.both_views:
+            query, key = torch.cat([first, second]), torch.cat([second, first])
+            keys = torch.cat([all_first, all_second])
+            own = torch.cat([place, place + batch])
+            positive = torch.cat([place + batch, place])
+        else:
+            query, key, keys, own, positive = first, second, all_second, None, place
+        loss, rank, similarity = in_batch_info_nce(query, keys, positive, self.temperature, own)
+        return Contrast(loss, query.detach(), key.detach(), rank, similarity)
+
+    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+        """Nothing: it remembers nothing."""
+
+    def num_negatives(self, global_batch_size: int) -> int:
+        """2 (B - 1) for a global batch of B images, or B - 1."""
+        return (2 if self.both_views else 1) * (global_batch_size - 1)
+
+    def describe(self, global_batch_size: int) -> str:
+        """For the run's header."""
+        loss = "NT-Xent" if self.both_views else "InfoNCE"
+        return f"end_to_end, {loss}, {self.num_negatives(global_batch_size)} negatives of the batch"

@@ -1,0 +1,172 @@
+"""MoCo v3: a momentum encoder, a prediction head, and the batch as dictionary (arXiv:2104.02057).
+
+Written from Algorithm 1 of the paper.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fastmoco.moco.collectives import gather_rows
+from fastmoco.moco.contrastive import (
+    Contrast,
+    ContrastiveModel,
+    Encoder,
+    floating_buffers,
+    unit_norm,
+)
+from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.in_batch import in_batch_info_nce
+from fastmoco.moco.momentum import follow
+from fastmoco.ranks import ALONE, Ranks
+
+HeadNorm = Callable[..., nn.Module]
+"""Makes a normalization of ``(N, channels)`` from `channels`, and takes `affine`."""
+
+
+def batch_norm_mlp(widths: list[int], norm_layer: HeadNorm) -> nn.Sequential:
+    """Linear layers, each with batch norm, and ReLU between them; the last norm is not affine.
+
+    No linear layer has a bias: the batch norm after it would take it away.
+
+    Args:
+        widths: Of the input, of the hidden layers, and of the output.
+        norm_layer: Makes the batch norms.
+    """
+    layers: list[nn.Module] = []
+    for index, (inputs, outputs) in enumerate(pairwise(widths)):
+        last = index == len(widths) - 2
+        layers += [nn.Linear(inputs, outputs, bias=False), norm_layer(outputs, affine=not last)]
+        layers += [] if last else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def projection_head(
+    feature_dim: int, hidden_dim: int, dim: int, norm_layer: HeadNorm
+) -> nn.Sequential:
+    """The 3-layer MLP after the backbone; of both encoders."""
+    return batch_norm_mlp([feature_dim, hidden_dim, hidden_dim, dim], norm_layer)
+
+
+class MoCoV3(ContrastiveModel):
+    """Query encoder with a predictor, key encoder; no queue.
+
+    Attributes:
+        query_encoder: Backbone and projection head: Algorithm 1's f_q without its predictor, which
+            is what f_k follows and what is evaluated.
+        predictor: The 2-layer MLP that turns projections into queries.
+        key_encoder: Starts as a copy; batch norm in training mode.
+        momentum: Float64 scalar on the device, m of the next update: rises from `base_momentum` to
+            1 by half a cosine. Not in the state: it is a function of the run's progress.
+    """
+
+    momentum: Tensor
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        head: nn.Module,
+        *,
+        dim: int,
+        hidden_dim: int,
+        momentum: float,
+        temperature: float,
+        norm_layer: HeadNorm = nn.BatchNorm1d,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Take the encoder's two parts and make its momentum copy.
+
+        Args:
+            backbone: Images to features; parameters that need no gradient stay as they are.
+            head: From `projection_head`.
+            dim: C, the embedding's length.
+            hidden_dim: Width of the predictor's hidden layer.
+            momentum: m of the key encoder at the start, in [0, 1].
+            temperature: tau > 0.
+            norm_layer: Makes the predictor's batch norms.
+            ranks: Which part of a global batch this process sees.
+        """
+        super().__init__(ranks)
+        self.query_encoder = Encoder(backbone, head)
+        self.key_encoder = copy.deepcopy(self.query_encoder).requires_grad_(False)
+        self.predictor = batch_norm_mlp([dim, hidden_dim, dim], norm_layer)
+        self.base_momentum = momentum
+        start = torch.tensor(momentum, dtype=torch.float64)
+        self.register_buffer("momentum", start, persistent=False)
+        self.temperature = temperature
+        self.train()
+
+    def forward(
+        self,
+        query_view: Tensor,
+        key_view: Tensor,
+        permutation: Tensor,
+        sample_id: Tensor,
+        draw_key: Tensor,
+    ) -> Contrast:
+        """``ctr(q1, k2) + ctr(q2, k1)`` of Algorithm 1; see `ContrastiveModel.forward`.
+
+        Keys are gathered over ranks, and carry no gradient.
+        """
+        del permutation, sample_id, draw_key
+        views = (query_view, key_view)
+        queries = [unit_norm(self.predictor(self.query_encoder(view))) for view in views]
+        with torch.no_grad():
+            keys = [unit_norm(self.key_encoder(view)) for view in views]
+        place = torch.arange(len(query_view), device=query_view.device)
+        place = place + self.ranks.rank * len(query_view)
+        halves = [
+            in_batch_info_nce(query, gather_rows(key, self.ranks), place, self.temperature)
+            for query, key in zip(queries, keys[::-1], strict=True)
+        ]
+        factor = 2 * self.temperature
+        losses, ranks, similarities = zip(*halves, strict=True)
+        return Contrast(
+            factor * (losses[0] + losses[1]),
+            torch.cat(queries).detach(),
+            torch.cat(keys[::-1]),
+            torch.cat(ranks),
+            (similarities[0] + similarities[1]) / 2,
+            terms=2,
+            factor=factor,
+        )
+
+    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+        """The momentum update of the key encoder's parameters."""
+        del contrast
+        query, key = (list(e.parameters()) for e in (self.query_encoder, self.key_encoder))
+        follow(key, query, 1 - self.momentum, learned)
+
+    def set_progress(self, progress: float) -> None:
+        """``m = 1 - (1 - m_0) (cos(pi progress) + 1) / 2``."""
+        self.momentum.fill_(momentum_at(self.base_momentum, progress))
+
+    def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of query encoder and predictor, and of the key encoder."""
+        query = floating_buffers(self.query_encoder) + floating_buffers(self.predictor)
+        return query, floating_buffers(self.key_encoder)
+
+    def num_negatives(self, global_batch_size: int) -> int:
+        """The other images' keys."""
+        return global_batch_size - 1
+
+    def describe(self, global_batch_size: int) -> str:
+        """For the run's header."""
+        return (
+            f"moco_v3, {self.num_negatives(global_batch_size)} negatives of the batch, "
+            f"momentum {self.base_momentum:g} to 1"
+        )
+
+
+def momentum_at(start: float, progress: float) -> float:
+    """Half a cosine from `start` to 1.
+
+    Args:
+        start: m at the first step.
+        progress: Share of the run's steps that are done, in [0, 1].
+    """
+    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2

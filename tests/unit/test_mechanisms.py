@@ -1,0 +1,280 @@
+"""What each mechanism is built of, draws, skips and refuses."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fastmoco.config import load_config
+from fastmoco.moco.build import build_model, build_query_encoder
+from fastmoco.moco.in_batch import in_batch_info_nce
+from fastmoco.moco.memory_bank import draw_others
+from fastmoco.moco.moco_v3 import momentum_at
+from fastmoco.pipelines.draws import Draw, fork, stream_integers
+from fastmoco.ranks import ALONE, Ranks
+from fastmoco.schema import (
+    BatchNorm,
+    DataConfig,
+    Head,
+    Loss,
+    Mechanism,
+    MocoConfig,
+    ModelConfig,
+    Negatives,
+    Stem,
+    TrainConfig,
+    UsageError,
+)
+from fastmoco.train.loop import check_config
+from fastmoco.train.schedules import base_learning_rate
+
+OTHERS = [Mechanism.end_to_end, Mechanism.memory_bank, Mechanism.moco_v3]
+YES, NO = torch.tensor(True), torch.tensor(False)
+
+
+def small_model(mechanism, ranks=ALONE, **changes):
+    moco = MocoConfig(mechanism=mechanism, dim=8, queue_size=16, hidden_dim=12, **changes)
+    encoder = ModelConfig(encoder="resnet18", stem=Stem.small_stride2, width=4)
+    return build_model(encoder, moco, ranks, num_samples=40)
+
+
+def contrast_of(model, count=6):
+    views, ids = torch.randn(2, count, 3, 16, 16), torch.arange(count)
+    return model(views[0], views[1], ids, ids + 3, ids + 100)
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_every_mechanism_keeps_the_interface(mechanism):
+    torch.manual_seed(0)
+    model = small_model(mechanism)
+    contrast = contrast_of(model)
+    assert contrast.query.shape == contrast.key.shape == (len(contrast.rank), 8)
+    torch.testing.assert_close(contrast.query.norm(dim=1), torch.ones(len(contrast.rank)))
+    torch.testing.assert_close(contrast.key.norm(dim=1), torch.ones(len(contrast.rank)))
+    assert not contrast.query.requires_grad
+    assert not contrast.key.requires_grad
+    contrast.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.learnable())
+    assert {id(p) for p in model.query_encoder.parameters()} <= {id(p) for p in model.learnable()}
+    statistics = [tensor for tensors in model.running_statistics() for tensor in tensors]
+    names = [name for name, _ in model.named_buffers() if "running" in name]
+    assert len(statistics) == len(names) > 0
+    negatives = model.num_negatives(6)
+    assert int(contrast.rank.max()) <= negatives
+    assert mechanism.value in model.describe(6)
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_negatives_are_as_many_as_is_said(mechanism):
+    """With all embeddings equal the loss is that of chance, ln(K+1)."""
+    torch.manual_seed(0)
+    model = small_model(mechanism).eval()
+    with torch.no_grad():
+        for buffer in (getattr(model, "bank", None), getattr(model, "queue", None)):
+            if buffer is not None:
+                rows = buffer if isinstance(buffer, torch.Tensor) else buffer.keys
+                rows.copy_(F.normalize(torch.ones_like(rows), dim=1))
+    images, ids = torch.zeros(6, 3, 16, 16), torch.arange(6)
+    contrast = model(images, images, ids, ids, ids)
+    loss = contrast.loss.item() / (contrast.terms * contrast.factor)
+    if mechanism in (Mechanism.end_to_end, Mechanism.moco_v3):
+        assert loss == pytest.approx(math.log(model.num_negatives(6) + 1), abs=1e-5)
+    else:  # queries are one vector, the dictionary another
+        similarity = contrast.negative_similarity.item()
+        positive = (contrast.query * contrast.key).sum(1).mean().item()
+        share = math.exp(positive / 0.2) + model.num_negatives(6) * math.exp(similarity / 0.2)
+        assert loss == pytest.approx(math.log(share) - positive / 0.2, abs=1e-4)
+
+
+@pytest.mark.parametrize("mechanism", OTHERS)
+def test_a_skipped_step_changes_nothing(mechanism):
+    torch.manual_seed(0)
+    model, asked = small_model(mechanism), small_model(mechanism)
+    asked.load_state_dict(model.state_dict())
+    contrast = contrast_of(model)
+    with torch.no_grad():
+        for parameter in model.query_encoder.parameters():
+            parameter.add_(0.1)
+    asked.load_state_dict(model.state_dict())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    asked.advance(contrast, NO)
+    assert all(map(torch.equal, before.values(), asked.state_dict().values()))
+    asked.advance(contrast, YES)
+    model.advance(contrast)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(asked.state_dict()[name], value, msg=name)
+    changed = [n for n, value in before.items() if not torch.equal(value, model.state_dict()[n])]
+    expected = {"memory_bank": "bank", "moco_v3": "key_encoder"}.get(mechanism, "nothing")
+    assert {name.split(".")[0] for name in changed} == {expected} - {"nothing"}
+
+
+def test_bank_moves_the_entries_of_the_batch_alone():
+    torch.manual_seed(0)
+    model = small_model(Mechanism.memory_bank, bank_momentum=0.75)
+    before, contrast = model.bank.clone(), contrast_of(model)
+    address = model.bank.data_ptr()
+    torch.testing.assert_close(contrast.key, before[3:9])
+    model.advance(contrast)
+    expected = F.normalize(0.75 * before[3:9] + 0.25 * contrast.query, dim=1)
+    torch.testing.assert_close(model.bank[3:9], expected)
+    assert torch.equal(model.bank[:3], before[:3])
+    assert torch.equal(model.bank[9:], before[9:])
+    assert model.bank.data_ptr() == address
+    assert "bank" in model.state_dict()
+
+
+def test_drawn_others_are_never_of_the_batch_and_equally_likely():
+    batch = torch.tensor([7, 0, 11, 4, 5])
+    stream = fork(torch.tensor([99]), Draw.NEGATIVES, 0)
+    drawn = draw_others(batch, stream, 7000, 12)
+    counts = torch.bincount(drawn, minlength=12)
+    assert counts[batch].tolist() == [0] * 5
+    others = counts[counts > 0]
+    assert len(others) == 7
+    assert (others - 1000).abs().max() < 5 * math.sqrt(1000)
+    assert torch.equal(drawn, draw_others(batch.flip(0), stream, 7000, 12))
+    another = fork(torch.tensor([98]), Draw.NEGATIVES, 0)
+    assert not torch.equal(drawn, draw_others(batch, another, 7000, 12))
+    with pytest.raises(ValueError, match="global_batch_size=5 leaves none of the dataset's 5"):
+        draw_others(batch, stream, 4, 5)
+
+
+def test_stream_integers_are_splitmix_by_whole_numbers():
+    """The hash of `draws`, in Python's integers."""
+    bits = (1 << 64) - 1
+
+    def absorb(state, word):
+        return mix(state + 0x9E3779B97F4A7C15 * (word + 1) & bits)
+
+    def mix(z):
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & bits
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & bits
+        return z ^ z >> 31
+
+    key = 0xFEDCBA9876543210
+    stream = fork(torch.tensor([key - (1 << 64)]), Draw.NEGATIVES, 1)
+    part = absorb(absorb(key, int(Draw.NEGATIVES) << 32 | 1 << 16), 2)
+    expected = [(mix(part + 0x9E3779B97F4A7C15 * i & bits) >> 1) % 1_281_167 for i in range(1, 6)]
+    assert stream_integers(stream, 2, 5, 1_281_167).tolist() == [expected]
+
+
+def test_in_batch_loss_is_computed_in_float32_under_autocast():
+    rows = F.normalize(torch.randn(8, 32), dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _, similarity = in_batch_info_nce(rows, rows, torch.arange(8), 0.07)
+    assert loss.dtype == similarity.dtype == torch.float32
+
+
+def test_moco_v3_heads_are_those_of_the_paper():
+    model = small_model(Mechanism.moco_v3)
+    for head, widths in (
+        (model.query_encoder.head, [32, 12, 12, 8]),
+        (model.predictor, [8, 12, 8]),
+    ):
+        linear = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
+        norms = [layer for layer in head if isinstance(layer, torch.nn.BatchNorm1d)]
+        assert [linear[0].in_features] + [layer.out_features for layer in linear] == widths
+        assert [norm.affine for norm in norms] == [True] * (len(linear) - 1) + [False]
+        assert sum(isinstance(layer, torch.nn.ReLU) for layer in head) == len(linear) - 1
+    key = set(model.key_encoder.state_dict())
+    assert key == set(model.query_encoder.state_dict())
+    assert not any("momentum" in name for name in model.state_dict())
+
+
+def test_momentum_rises_by_half_a_cosine():
+    assert momentum_at(0.99, 0) == pytest.approx(0.99)
+    assert momentum_at(0.99, 0.5) == pytest.approx(0.995)
+    assert momentum_at(0.99, 1) == 1
+    model = small_model(Mechanism.moco_v3, momentum=0.5)
+    address = model.momentum.data_ptr()
+    model.set_progress(0.5)
+    assert model.momentum.item() == pytest.approx(0.75)
+    assert model.momentum.data_ptr() == address  # a captured graph reads it
+
+
+@pytest.mark.parametrize("mechanism", Mechanism)
+def test_the_query_encoder_alone_starts_as_that_of_the_model(mechanism):
+    moco = MocoConfig(mechanism=mechanism, dim=8, queue_size=16, hidden_dim=12)
+    encoder = ModelConfig(encoder="resnet18", stem=Stem.small_stride2, width=4)
+    torch.manual_seed(3)
+    whole = build_model(encoder, moco, num_samples=40).query_encoder.state_dict()
+    torch.manual_seed(3)
+    alone = build_query_encoder(encoder, moco).state_dict()
+    assert whole.keys() == alone.keys()
+    assert all(torch.equal(value, alone[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "devices", "kind"),
+    [
+        ("end_to_end", 1, "plain"),
+        ("end_to_end", 2, "synchronized"),
+        ("memory_bank", 2, "plain"),
+        ("moco_v3", 2, "synchronized"),
+    ],
+)
+def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
+    model = small_model(Mechanism(mechanism), Ranks(0, devices))
+    synchronized = "Synchronized" in type(model.query_encoder.backbone.bn1).__name__
+    assert synchronized == (kind == "synchronized")
+    if mechanism == "moco_v3":
+        assert ("Synchronized" in type(model.predictor[1]).__name__) == synchronized
+    assert not model.shuffle_keys
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mechanism": "end_to_end", "symmetric": True}, r"moco\.symmetric=true .*=false"),
+        ({"mechanism": "memory_bank", "symmetric": True}, "a bank's entry is no view"),
+        ({"mechanism": "moco_v3", "symmetric": True}, "always is symmetric"),
+        ({"mechanism": "moco_v3", "batch_norm": "shuffled"}, r"moco\.batch_norm=shuffled"),
+        ({"mechanism": "end_to_end", "batch_norm": "eman"}, r"moco\.batch_norm=eman"),
+        ({"mechanism": "memory_bank", "batch_norm_splits": 2}, r"moco\.batch_norm_splits=1"),
+        ({"mechanism": "end_to_end", "loss": "fused"}, r"moco\.loss=fused .*moco\.loss=auto"),
+        ({"mechanism": "moco_v3", "loss": "chunked"}, r"moco\.loss=chunked"),
+        ({"mechanism": "moco_v3", "head": "linear"}, r"moco\.head=linear .*moco\.head=mlp"),
+        ({"mechanism": "moco_v3", "hidden_dim": 0}, r"moco\.hidden_dim=0"),
+        ({"negatives": "other_view"}, r"moco\.negatives=other_view .*moco\.mechanism=end_to_end"),
+        ({"bank_momentum": 0.9}, r"moco\.bank_momentum=0\.9 .*=memory_bank"),
+        ({"mechanism": "end_to_end", "hidden_dim": 8}, r"moco\.hidden_dim=8 .*=moco_v3"),
+        ({"mechanism": "memory_bank", "bank_momentum": 1.0}, r"moco\.bank_momentum=1\.0"),
+        ({"mechanism": "memory_bank", "queue_size": 0}, r"moco\.queue_size=0"),
+    ],
+)
+def test_what_means_nothing_is_refused(tmp_path, options, words):
+    kinds = {
+        "mechanism": Mechanism,
+        "batch_norm": BatchNorm,
+        "loss": Loss,
+        "head": Head,
+        "negatives": Negatives,
+    }
+    moco = MocoConfig(**{name: kinds.get(name, type(v))(v) for name, v in options.items()})
+    cfg = TrainConfig(data=DataConfig(train=tmp_path), global_batch_size=16, moco=moco)
+    with pytest.raises(UsageError, match=words) as found:
+        check_config(cfg)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("mechanism", OTHERS)
+def test_what_is_not_read_is_not_refused(tmp_path, mechanism):
+    moco = MocoConfig(mechanism=mechanism, queue_size=2, momentum=0.9)
+    check_config(TrainConfig(data=DataConfig(train=tmp_path), global_batch_size=16, moco=moco))
+
+
+@pytest.mark.parametrize(
+    ("name", "mechanism", "negatives", "rate"),
+    [("simclr", "end_to_end", 8190, 4.8), ("moco_v3", "moco_v3", 4095, 4.8)],
+)
+def test_presets_fit_together(tmp_path, name, mechanism, negatives, rate):
+    cfg = load_config(TrainConfig, [f"experiment={name}", f"data.train={tmp_path}"])
+    check_config(cfg)
+    check_config(cfg, Ranks(0, 8))
+    assert cfg.moco.mechanism.value == mechanism
+    assert base_learning_rate(cfg.optimizer, cfg.global_batch_size) == pytest.approx(rate)
+    moco = dataclasses.replace(cfg.moco, hidden_dim=12) if name == "moco_v3" else cfg.moco
+    model = build_model(ModelConfig(encoder="resnet18", width=4), moco)
+    assert model.num_negatives(cfg.global_batch_size) == negatives
