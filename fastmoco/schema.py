@@ -147,11 +147,16 @@ class ModelConfig:
     """The encoder."""
 
     encoder: str = "resnet50"
-    """resnet18, resnet34 or resnet50."""
+    """resnet18 to resnet152, resnext50_32x4d, alexnet, alexnet_bn and others; halves:NAME, a pair
+    of half the width for L and ab; timm:NAME, any of timm's (pip install 'fastmoco[timm]')."""
     stem: Stem = Stem.imagenet
     """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work)."""
     width: int = 64
-    """Channels of the first stage; 64 is the paper's."""
+    """Channels of the first stage: 64 is the paper's, 128 and 256 are ResNet-50 x2 and x4."""
+    zero_init_residual: bool = False
+    """ResNets: each residual block starts as the identity."""
+    freeze_patch_projection: bool = False
+    """Vision transformers: the first layer stays as it was drawn, as MoCo v3 has it."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from fastmoco.moco.contrastive import (
     floating_buffers,
     unit_norm,
 )
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.loss import info_nce, resolve_loss
 from fastmoco.moco.momentum import follow
 from fastmoco.moco.queue import Queue
@@ -35,7 +35,7 @@ class MoCo(ContrastiveModel):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         head: nn.Module,
         *,
         dim: int,
