@@ -48,6 +48,16 @@ class Negatives(StrEnum):
     """N - 1: first views are queries, second views keys (arXiv:1911.05722, Figure 3)."""
 
 
+class Pretext(StrEnum):
+    """What a query's positive is, of a pair of views."""
+
+    instance = "instance"
+    """The other view of its image."""
+    cross_channel = "cross_channel"
+    """Of its lightness the colors of the other view, and of its colors the lightness
+    (arXiv:1906.05849)."""
+
+
 class Head(StrEnum):
     """The projection head after the backbone."""
 
@@ -165,6 +175,9 @@ class MocoConfig:
 
     mechanism: Mechanism = Mechanism.moco
     """moco (queue), end_to_end (SimCLR), memory_bank or moco_v3."""
+    pretext: Pretext = Pretext.instance
+    """A query's positive: instance (the other view), or cross_channel (of the lightness of a view
+    the colors of the other; needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
     """Projection head: linear (v1) or mlp (v2); moco_v3 has its own."""
     dim: int = 128

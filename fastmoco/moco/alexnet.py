@@ -9,6 +9,9 @@ from fastmoco.schema import Stem
 # 32 pixels, `small_stride2` 3.
 POOLED_SIDE = {Stem.imagenet: 6, Stem.small: 6, Stem.small_stride2: 3}
 
+# Of smaller images a pool would leave nothing.
+SMALLEST_VIEW = {Stem.imagenet: 63, Stem.small: 7, Stem.small_stride2: 13}
+
 
 class AlexNet(Backbone):
     """AlexNet up to its second linear layer; parameter names are torchvision's.

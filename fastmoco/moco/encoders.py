@@ -163,6 +163,8 @@ def build_encoder(
         encoder = _build_timm(inner, model, norm_layer, view_size)
     elif kind in ("", "halves") and inner in (*RESNETS, *ALEXNETS):
         encoder = _build_own(kind, inner, model, norm_layer)
+        if inner in ALEXNETS:
+            _check_view_of_alexnet(model, view_size)
     else:
         raise UsageError(
             f"model.encoder={model.encoder} is unknown"
@@ -221,6 +223,17 @@ def _build_alexnet(
         )
     layer = norm_layer if name == "alexnet_bn" else None
     return AlexNet(stem=model.stem, width=width, norm_layer=layer, in_channels=in_channels)
+
+
+def _check_view_of_alexnet(model: ModelConfig, view_size: int) -> None:
+    from fastmoco.moco.alexnet import SMALLEST_VIEW
+
+    if view_size < SMALLEST_VIEW[model.stem]:
+        raise UsageError(
+            f"pipeline.view_size={view_size} is too small for model.encoder={model.encoder} with "
+            f"model.stem={model.stem}, which needs {SMALLEST_VIEW[model.stem]} pixels; set "
+            "model.stem=small"
+        )
 
 
 def _build_timm(name: str, model: ModelConfig, norm_layer: NormLayer, view_size: int) -> Backbone:

@@ -115,6 +115,7 @@ class MoCo(ContrastiveModel):
             torch.cat([contrast.rank, other.rank]),
             (contrast.negative_similarity + other.negative_similarity) / 2,
             terms=2,
+            factor=contrast.factor,
         )
 
     def _contrast(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:

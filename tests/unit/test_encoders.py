@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from fastmoco.config import load_config
+from fastmoco.moco.alexnet import SMALLEST_VIEW
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
 from fastmoco.moco.encoders import RESNETS, build_encoder
@@ -119,6 +120,17 @@ def test_stems_of_alexnet(stem, size, side):
     images = torch.randn(2, 3, size, size)
     assert encoder.features(images).shape == (2, 16, side, side)
     assert encoder(images).shape == (2, 256) == (2, encoder.feature_dim)
+
+
+@pytest.mark.parametrize(("stem", "smallest"), SMALLEST_VIEW.items())
+def test_views_that_are_too_small_for_alexnet_are_refused(stem, smallest):
+    config = ModelConfig(encoder="alexnet", stem=stem, width=4)
+    encoder = build_encoder(config, view_size=smallest)
+    encoder(torch.randn(1, 3, smallest, smallest))
+    with pytest.raises(RuntimeError):
+        encoder(torch.randn(1, 3, smallest - 1, smallest - 1))
+    with pytest.raises(UsageError, match=rf"needs {smallest} pixels; set model\.stem=small"):
+        build_encoder(config, view_size=smallest - 1)
 
 
 @pytest.mark.parametrize("block", ["resnet18", "resnet50"])
