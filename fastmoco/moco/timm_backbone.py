@@ -39,7 +39,7 @@ class TimmBackbone(Backbone):
         self.feature_dim = _feature_dim(self.network, name, view_size)
         remove_dropout(self.network)
         if type(norm_layer(1)) is not nn.BatchNorm2d:
-            _replace_batch_norm(self.network, name, norm_layer)
+            replace_batch_norm(self.network, name, norm_layer)
 
     def freeze_patch_projection(self) -> None:
         """Let a vision transformer's first layer stay as it was drawn: it needs no gradient.
@@ -119,7 +119,7 @@ def remove_dropout(network: nn.Module) -> None:
                 setattr(module, attribute, 0.0)
 
 
-def _replace_batch_norm(network: nn.Module, name: str, norm_layer: NormLayer) -> None:
+def replace_batch_norm(network: nn.Module, name: str, norm_layer: NormLayer) -> None:
     """Put `norm_layer` into the place of each batch norm; names in the state stay.
 
     Raises:

@@ -234,6 +234,20 @@ def test_timm_models_draw_nothing():
     assert torch.equal(model.train()(images), model(images))
 
 
+def test_a_replaced_batch_norm_keeps_its_settings():
+    from fastmoco.moco.timm_backbone import replace_batch_norm
+
+    old = nn.BatchNorm2d(3, eps=0.1, momentum=0.3)
+    nn.init.normal_(old.weight)
+    network = nn.Sequential(old)
+    replace_batch_norm(network, "name", lambda c: SplitBatchNorm2d(c, num_splits=2))
+    new = network[0]
+    assert (type(new), new.eps, new.momentum) == (SplitBatchNorm2d, 0.1, 0.3)
+    assert torch.equal(new.weight, old.weight)
+    with pytest.raises(UsageError, match=r"timm:name has a BatchNorm2d that cannot"):
+        replace_batch_norm(nn.Sequential(nn.BatchNorm2d(3, affine=False)), "name", nn.BatchNorm2d)
+
+
 def test_names_with_a_colon_pass_the_command_line():
     for name in ("halves:resnet50", "timm:vit_small_patch16_224.augreg_in1k"):
         assert load_config(TrainConfig, [f"model.encoder={name}"]).model.encoder == name
