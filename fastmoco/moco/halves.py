@@ -67,34 +67,33 @@ class HalvesHead(nn.Module):
 
 
 def scaled_lab(images: Tensor) -> Tensor:
-    """CIE L*a*b* of sRGB images, each channel scaled to -1..1 over all of sRGB; without autocast.
+    """CIE L*a*b* of sRGB images, each channel scaled to -1..1 over all of sRGB.
 
     Computed as `kornia.color.rgb_to_lab` does, and not by it: Kornia copies its matrix and its
-    white point from the host in each call, which no CUDA graph can hold, and on a GPU multiplies by
-    a convolution, which keeps three decimal digits where torch allows TF32 for convolutions, as it
-    does by default.
+    white point from the host in each call, which must not happen while a CUDA graph is captured,
+    and on a GPU multiplies by a convolution, which keeps three decimal digits where torch allows
+    TF32 for convolutions, as it does by default.
 
     Args:
         images: ``(N, 3, H, W)``, RGB in 0..1.
 
     Returns:
-        ``(N, 3, H, W)``, float32 at least.
+        ``(N, 3, H, W)``, float32 at least, also under autocast, which changes no operation here.
     """
-    with torch.autocast(images.device.type, enabled=False):
-        images = images.to(torch.promote_types(images.dtype, torch.float32))
-        # The linear part of either curve is for small values, where a power's slope is steep.
-        power = ((images + 0.055) / 1.055).clamp(min=0.01).pow(2.4)
-        red, green, blue = torch.where(images > 0.04045, power, images / 12.92).unbind(1)
-        x, y, z = (
-            _lab_curve((r * red + g * green + b * blue) / white)
-            for (r, g, b), white in zip(RGB_TO_XYZ, WHITE, strict=True)
-        )
-        lab = (116 * y - 16, 500 * (x - y), 200 * (y - z))
-        scaled = [
-            (value - (low + high) / 2) * (2 / (high - low))
-            for value, low, high in zip(lab, LAB_LOW, LAB_HIGH, strict=True)
-        ]
-        return torch.stack(scaled, 1)
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    # The linear part of either curve is for small values, where a power's slope is steep.
+    power = ((images + 0.055) / 1.055).clamp(min=0.01).pow(2.4)
+    red, green, blue = torch.where(images > 0.04045, power, images / 12.92).unbind(1)
+    x, y, z = (
+        _lab_curve((r * red + g * green + b * blue) / white)
+        for (r, g, b), white in zip(RGB_TO_XYZ, WHITE, strict=True)
+    )
+    lab = (116 * y - 16, 500 * (x - y), 200 * (y - z))
+    scaled = [
+        (value - (low + high) / 2) * (2 / (high - low))
+        for value, low, high in zip(lab, LAB_LOW, LAB_HIGH, strict=True)
+    ]
+    return torch.stack(scaled, 1)
 
 
 def _lab_curve(ratio: Tensor) -> Tensor:

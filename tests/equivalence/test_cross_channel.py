@@ -169,9 +169,10 @@ def test_metrics_are_means_of_both_halves():
     views = augment_views(batch.crops, batch.draw_key, POLICY, **PLAIN, dtype=torch.float64)
     ids = torch.arange(BATCH)
     contrast = model(views[0], views[1], ids, ids, ids)
-    halves = contrast.query.view(BATCH, 2, DIM), contrast.key.view(BATCH, 2, DIM)
-    for rows in halves:
-        torch.testing.assert_close(rows.norm(dim=2), torch.full((BATCH, 2), 0.5**0.5).double())
+    halves = [rows.unflatten(1, (2, DIM)) for rows in (contrast.query, contrast.key)]
+    for rows in (*halves, model.queue.keys.unflatten(1, (2, DIM))):
+        lengths = rows.norm(dim=2)
+        torch.testing.assert_close(lengths, torch.full_like(lengths, 0.5**0.5), rtol=0, atol=1e-6)
     similarity = 2 * (halves[0] * halves[1]).sum(2)  # (N, 2), of unit vectors
     torch.testing.assert_close((contrast.query * contrast.key).sum(1), similarity.mean(1))
     queue = 2 * torch.einsum("nhc,khc->hnk", halves[0], model.queue.keys.view(QUEUE, 2, DIM))

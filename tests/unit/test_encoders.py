@@ -216,7 +216,7 @@ def test_a_frozen_patch_projection_stays_as_it_was_drawn():
 
 
 def test_timm_models_for_one_size_take_the_views_size_and_others():
-    encoder = build_encoder(tiny("timm:test_vit"), view_size=32).eval()
+    encoder = build_encoder(ModelConfig(encoder="timm:vit_tiny_patch16_224"), view_size=32).eval()
     assert encoder.network.patch_embed.img_size == (32, 32)
     for size in (32, 48):
         assert encoder(torch.randn(2, 3, size, size)).shape == (2, encoder.feature_dim)
