@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from fastmoco.moco.encoders import Backbone, NormLayer
 from fastmoco.schema import UsageError
@@ -112,10 +113,10 @@ def _feature_dim(network: nn.Module, name: str, view_size: int) -> int:
 def remove_dropout(network: nn.Module) -> None:
     """Dropout and stochastic depth draw from a generator with a state; a run has none to save."""
     for module in network.modules():
-        for attribute in ("p", "drop_prob"):
-            if "Drop" in type(module).__name__ and isinstance(
-                getattr(module, attribute, None), float
-            ):
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        for attribute in ("drop_prob", "drop_rate"):  # GhostNet's is a function with a rate of 0.2
+            if isinstance(getattr(module, attribute, None), float):
                 setattr(module, attribute, 0.0)
 
 

@@ -232,6 +232,8 @@ def test_timm_models_draw_nothing():
     remove_dropout(model)
     images = torch.randn(2, 3, 160, 160)
     assert torch.equal(model.train()(images), model(images))
+    functional = build_encoder(ModelConfig(encoder="timm:ghostnet_050"), view_size=64)
+    assert torch.equal(functional(images), functional(images))
 
 
 def test_a_replaced_batch_norm_keeps_its_settings():
