@@ -48,6 +48,16 @@ class Negatives(StrEnum):
     """N - 1: first views are queries, second views keys (arXiv:1911.05722, Figure 3)."""
 
 
+class Pretext(StrEnum):
+    """What a query's positive is, of a pair of views."""
+
+    instance = "instance"
+    """The other view of its image."""
+    cross_channel = "cross_channel"
+    """Of its lightness the colors of the other view, and of its colors the lightness
+    (arXiv:1906.05849)."""
+
+
 class Head(StrEnum):
     """The projection head after the backbone."""
 
@@ -148,11 +158,16 @@ class ModelConfig:
     """The encoder."""
 
     encoder: str = "resnet50"
-    """resnet18, resnet34 or resnet50."""
+    """resnet18 to resnet152, resnext50_32x4d, alexnet, alexnet_bn and others; halves:NAME, a pair
+    of half the width for L and ab; timm:NAME, any of timm's (pip install 'fastmoco[timm]')."""
     stem: Stem = Stem.imagenet
     """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work)."""
     width: int = 64
-    """Channels of the first stage; 64 is the paper's."""
+    """Channels of the first stage: 64 is the paper's, 128 and 256 are ResNet-50 x2 and x4."""
+    zero_init_residual: bool = False
+    """ResNets: each residual block starts as the identity."""
+    freeze_patch_projection: bool = False
+    """Vision transformers: the first layer stays as it was drawn, as MoCo v3 has it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -161,6 +176,9 @@ class MocoConfig:
 
     mechanism: Mechanism = Mechanism.moco
     """moco (queue), end_to_end (SimCLR), memory_bank or moco_v3."""
+    pretext: Pretext = Pretext.instance
+    """A query's positive: instance (the other view), or cross_channel (of the lightness of a view
+    the colors of the other; needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
     """Projection head: linear (v1) or mlp (v2); moco_v3 has its own."""
     dim: int = 128

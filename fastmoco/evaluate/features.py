@@ -79,7 +79,7 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
     checkpoint = load_checkpoint(Path(path))
     cfg = config_from_dict(TrainConfig, checkpoint.facts["config"])
     torch.manual_seed(cfg.seed)
-    encoder = build_query_encoder(cfg.model, cfg.moco)
+    encoder = build_query_encoder(cfg.model, cfg.moco, view_size=cfg.pipeline.view_size)
     if not untrained:
         restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
     facts = checkpoint.facts

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import torch
 from torch import nn
 
 from fastmoco.moco.batchnorm import (
@@ -11,17 +12,31 @@ from fastmoco.moco.batchnorm import (
     resolve_batch_norm,
 )
 from fastmoco.moco.contrastive import ContrastiveModel, Encoder, build_head
-from fastmoco.moco.encoders import NormLayer, ResNet, build_encoder
+from fastmoco.moco.encoders import Backbone, NormLayer, build_encoder
 from fastmoco.moco.end_to_end import EndToEnd
+from fastmoco.moco.halves import Halves, HalvesHead
 from fastmoco.moco.memory_bank import MemoryBank
 from fastmoco.moco.moco_v3 import HeadNorm, MoCoV3, projection_head
 from fastmoco.moco.model import MoCo
+from fastmoco.moco.pretext import CrossChannel
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import BatchNorm, Mechanism, MocoConfig, ModelConfig
+from fastmoco.schema import (
+    BatchNorm,
+    Mechanism,
+    MocoConfig,
+    ModelConfig,
+    Pretext,
+    UsageError,
+)
 
 
 def build_model(
-    model: ModelConfig, moco: MocoConfig, ranks: Ranks = ALONE, *, num_samples: int = 0
+    model: ModelConfig,
+    moco: MocoConfig,
+    ranks: Ranks = ALONE,
+    *,
+    num_samples: int = 0,
+    view_size: int = 224,
 ) -> ContrastiveModel:
     """Build encoders, heads and what the mechanism remembers, on the CPU.
 
@@ -30,14 +45,15 @@ def build_model(
         moco: The mechanism.
         ranks: Which part of a global batch this process sees.
         num_samples: Images of the dataset, for a memory bank.
+        view_size: Side of the views, pixels: some of timm's models are made for one size.
 
     Returns:
         Initialized from torch's global generator, the encoder first.
 
     Raises:
-        ValueError: If the encoder's name is unknown.
+        UsageError: If the encoder's name is unknown, or a setting does not fit it.
     """
-    backbone, head = _parts(model, moco, ranks)
+    backbone, head = _parts(model, moco, ranks, view_size)
     if moco.mechanism is Mechanism.moco:
         return _build_moco(backbone, head, moco, ranks)
     if moco.mechanism is Mechanism.memory_bank:
@@ -67,33 +83,58 @@ def build_model(
     )
 
 
-def build_query_encoder(model: ModelConfig, moco: MocoConfig) -> Encoder:
+def build_query_encoder(model: ModelConfig, moco: MocoConfig, *, view_size: int = 224) -> Encoder:
     """The query encoder alone, as `build_model` would initialize it for one device.
 
     Raises:
-        ValueError: If the encoder's name is unknown.
+        UsageError: If the encoder's name is unknown, or a setting does not fit it.
     """
-    return Encoder(*_parts(model, moco, ALONE))
+    return Encoder(*_parts(model, moco, ALONE, view_size))
 
 
-def _parts(model: ModelConfig, moco: MocoConfig, ranks: Ranks) -> tuple[ResNet, nn.Module]:
+def check_encoder(model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size: int) -> None:
+    """Build the encoder for nothing, to find out whether it can be.
+
+    On the meta device, where no memory is taken, but for timm's models: not all can be built there.
+
+    Raises:
+        UsageError: As of `build_model`.
+    """
+    with torch.device("cpu" if model.encoder.startswith("timm:") else "meta"):
+        _parts(model, moco, ranks, view_size)
+
+
+def _parts(
+    model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size: int
+) -> tuple[Backbone, nn.Module]:
     """Backbone and projection head of the query encoder."""
     kind, groups = resolve_batch_norm(moco, ranks)
     backbone = build_encoder(
-        model.encoder,
-        stem=model.stem,
-        width=model.width,
-        norm_layer=_norm_layer(kind, groups, ranks),
+        model, norm_layer=_norm_layer(kind, groups, ranks), view_size=view_size
     )
+    if moco.pretext is Pretext.cross_channel:
+        return backbone, _head_of_halves(backbone, model, moco)
     if moco.mechanism is not Mechanism.moco_v3:
         return backbone, build_head(moco.head, backbone.feature_dim, moco.dim)
     norm_layer = _head_norm(moco, ranks)
     return backbone, projection_head(backbone.feature_dim, moco.hidden_dim, moco.dim, norm_layer)
 
 
-def _build_moco(backbone: ResNet, head: nn.Module, moco: MocoConfig, ranks: Ranks) -> MoCo:
+def _head_of_halves(backbone: Backbone, model: ModelConfig, moco: MocoConfig) -> HalvesHead:
+    if not isinstance(backbone, Halves):
+        name = model.encoder if ":" not in model.encoder else "resnet50"
+        raise UsageError(
+            f"moco.pretext=cross_channel needs a pair of encoders; set model.encoder=halves:{name}"
+        )
+    lightness, color = backbone.lightness.feature_dim, backbone.color.feature_dim
+    return HalvesHead(
+        build_head(moco.head, lightness, moco.dim), build_head(moco.head, color, moco.dim)
+    )
+
+
+def _build_moco(backbone: Backbone, head: nn.Module, moco: MocoConfig, ranks: Ranks) -> MoCo:
     kind, groups = resolve_batch_norm(moco, ranks)
-    return MoCo(
+    return (CrossChannel if moco.pretext is Pretext.cross_channel else MoCo)(
         backbone,
         head,
         dim=moco.dim,

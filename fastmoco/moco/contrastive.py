@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.encoders import Backbone
 from fastmoco.ranks import Ranks
 from fastmoco.schema import Head, Loss
 
@@ -61,7 +61,7 @@ class Contrast:
 class Encoder(nn.Module):
     """Backbone and projection head: images to embeddings."""
 
-    def __init__(self, backbone: ResNet, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         """Take the parts."""
         super().__init__()
         self.backbone = backbone

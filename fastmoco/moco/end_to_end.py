@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.contrastive import Contrast, ContrastiveModel, Encoder, unit_norm
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.in_batch import in_batch_info_nce
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import Negatives
@@ -25,7 +25,7 @@ class EndToEnd(ContrastiveModel):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         head: nn.Module,
         *,
         temperature: float,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.contrastive import Contrast, ContrastiveModel, Encoder, unit_norm
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.loss import info_nce, resolve_loss
 from fastmoco.pipelines.draws import Draw, fork, stream_integers
 from fastmoco.ranks import ALONE, Ranks
@@ -59,7 +59,7 @@ class MemoryBank(ContrastiveModel):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         head: nn.Module,
         *,
         dim: int,

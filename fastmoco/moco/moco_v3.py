@@ -19,7 +19,7 @@ from fastmoco.moco.contrastive import (
     floating_buffers,
     unit_norm,
 )
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.in_batch import in_batch_info_nce
 from fastmoco.moco.momentum import follow
 from fastmoco.ranks import ALONE, Ranks
@@ -68,7 +68,7 @@ class MoCoV3(ContrastiveModel):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         head: nn.Module,
         *,
         dim: int,

@@ -14,7 +14,7 @@ from fastmoco.moco.contrastive import (
     floating_buffers,
     unit_norm,
 )
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.loss import info_nce, resolve_loss
 from fastmoco.moco.momentum import follow
 from fastmoco.moco.queue import Queue
@@ -35,7 +35,7 @@ class MoCo(ContrastiveModel):
 
     def __init__(
         self,
-        backbone: ResNet,
+        backbone: Backbone,
         head: nn.Module,
         *,
         dim: int,
@@ -115,6 +115,7 @@ class MoCo(ContrastiveModel):
             torch.cat([contrast.rank, other.rank]),
             (contrast.negative_similarity + other.negative_similarity) / 2,
             terms=2,
+            factor=contrast.factor,
         )
 
     def _contrast(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:

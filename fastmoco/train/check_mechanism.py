@@ -13,6 +13,7 @@ OWNERS = {
     "negatives": Mechanism.end_to_end,
     "bank_momentum": Mechanism.memory_bank,
     "hidden_dim": Mechanism.moco_v3,
+    "pretext": Mechanism.moco,
 }
 
 # Why each view is a query once, or never, whatever moco.symmetric says.

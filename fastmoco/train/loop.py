@@ -13,6 +13,7 @@ from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.inspection.first_views import write_first_views
 from fastmoco.inspection.pictures import draw_curves
 from fastmoco.moco.batchnorm import resolve_batch_norm
+from fastmoco.moco.build import check_encoder
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.pipelines.source_set import open_image_set
 from fastmoco.ranks import ALONE, Ranks, environment_ranks
@@ -69,6 +70,7 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> None:
         )
     check_mechanism(moco, batch)
     _check_groups(cfg, ranks)
+    check_encoder(cfg.model, moco, ranks, cfg.pipeline.view_size)
     if not 0 <= moco.momentum <= 1:
         raise UsageError(
             f"moco.momentum={moco.momentum} is outside 0..1; set it, for example, to 0.999"

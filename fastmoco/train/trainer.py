@@ -8,6 +8,7 @@ import torch
 from fastmoco.config import config_to_dict
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
+from fastmoco.moco.encoders import Backbone
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.source_set import ImageSet
@@ -207,6 +208,15 @@ class Trainer:
             save_checkpoint(self.run.checkpoints, self.checkpoint(), keep=self.cfg.checkpoint.keep)
 
 
+def channel_statistics(dataset: ImageSet, backbone: Backbone) -> tuple[list[float], list[float]]:
+    """Channel mean and deviation that views are normalized by, in 0..1."""
+    if backbone.takes_plain_rgb:
+        return [0.0] * 3, [1.0] * 3
+    std = dataset.facts.get("channel_std", DEFAULT_STD)
+    # A constant channel would divide by zero.
+    return dataset.facts.get("channel_mean", DEFAULT_MEAN), [max(value, 1e-3) for value in std]
+
+
 def build_trainer(
     cfg: TrainConfig,
     run: RunFolder,
@@ -220,13 +230,12 @@ def build_trainer(
     Raises:
         ValueError: If the dataset is smaller than a batch.
     """
-    mean = dataset.facts.get("channel_mean", DEFAULT_MEAN)
-    # A constant channel would divide by zero.
-    std = [max(value, 1e-3) for value in dataset.facts.get("channel_std", DEFAULT_STD)]
     if compiled:
         torch.compiler.reset()  # an earlier run of a sweep in this process: its graphs, its limit
     torch.manual_seed(cfg.seed)
-    model = build_model(cfg.model, cfg.moco, ranks, num_samples=len(dataset))
+    view_size = cfg.pipeline.view_size
+    model = build_model(cfg.model, cfg.moco, ranks, num_samples=len(dataset), view_size=view_size)
+    mean, std = channel_statistics(dataset, model.query_encoder.backbone)
     model = model.to(device).to(memory_format=torch.channels_last)
     model.settle(device, cfg.moco.loss)
     step = TrainStep(

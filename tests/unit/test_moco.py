@@ -1,46 +1,17 @@
-"""Encoders, split batch norm, queue, loss and momentum update."""
+"""Split batch norm, queue, loss and momentum update."""
 
 import math
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
 
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
-from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.queue import Queue
 from fastmoco.schema import MocoConfig, ModelConfig, Stem
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-def test_encoders_are_torchvisions(name):
-    torch.manual_seed(0)
-    theirs = getattr(torchvision.models, name)()
-    theirs.fc = nn.Identity()
-    ours = build_encoder(name, stem=Stem.imagenet)
-    ours.load_state_dict(theirs.state_dict())  # strict: the same names and shapes
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(ours.eval()(images), theirs.eval()(images))
-
-
-@pytest.mark.parametrize(
-    ("stem", "side"), [(Stem.imagenet, 1), (Stem.small, 4), (Stem.small_stride2, 2)]
-)
-def test_stems_and_width(stem, side):
-    encoder = build_encoder("resnet18", stem=stem, width=8)
-    maps = []
-    encoder.layer4.register_forward_hook(lambda _module, _args, output: maps.append(output))
-    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 64) == (2, encoder.feature_dim)
-    assert maps[0].shape == (2, 64, side, side)
-
-
-def test_unknown_encoder_is_refused():
-    with pytest.raises(ValueError, match=r"model\.encoder=resnet19 is unknown.*resnet18"):
-        build_encoder("resnet19", stem=Stem.small)
 
 
 def test_split_batch_norm_is_plain_batch_norm_of_each_group():

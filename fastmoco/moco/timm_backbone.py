@@ -1,0 +1,162 @@
+"""Any model of timm as encoder, up to its pooled feature."""
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from fastmoco.moco.encoders import Backbone, NormLayer
+from fastmoco.schema import UsageError
+
+
+class TimmBackbone(Backbone):
+    """A model of timm, randomly initialized, without its classifier.
+
+    Attributes:
+        network: The model; its parameters have timm's names.
+        feature_dim: D, the length of its pooled feature.
+    """
+
+    def __init__(
+        self, name: str, *, view_size: int, norm_layer: NormLayer = nn.BatchNorm2d
+    ) -> None:
+        """Create the model, and try it on one image.
+
+        Args:
+            name: As timm has it, such as ``vit_small_patch16_224``.
+            view_size: Side of the images, pixels.
+            norm_layer: Takes the place of each batch norm, with its settings and weights.
+
+        Raises:
+            UsageError: If timm is missing or has no such model, or if the model does not take
+                images of this size, gives no feature vector, or has a batch norm that cannot be
+                replaced.
+        """
+        super().__init__()
+        self.network = _create(name, view_size)
+        self.feature_dim = _feature_dim(self.network, name, view_size)
+        remove_dropout(self.network)
+        if type(norm_layer(1)) is not nn.BatchNorm2d:
+            replace_batch_norm(self.network, name, norm_layer)
+
+    def freeze_patch_projection(self) -> None:
+        """Let a vision transformer's first layer stay as it was drawn: it needs no gradient.
+
+        Against the instability of MoCo v3's training (arXiv:2104.02057, section 4.3).
+
+        Raises:
+            UsageError: If there is no such layer.
+        """
+        projection = getattr(getattr(self.network, "patch_embed", None), "proj", None)
+        if not isinstance(projection, nn.Module):
+            raise UsageError(
+                "model.freeze_patch_projection=true needs a model with a patch projection, such as "
+                "model.encoder=timm:vit_small_patch16_224"
+            )
+        projection.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` to features ``(N, feature_dim)``."""
+        features: Tensor = self.network(images)
+        return features
+
+
+def _create(name: str, view_size: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UsageError(
+            f"model.encoder=timm:{name} needs timm; install it: pip install 'fastmoco[timm]'"
+        ) from error
+    known = timm.list_models()
+    if name.split(".")[0] not in known:  # also: hf-hub:NAME would download
+        near = difflib.get_close_matches(name, known, n=1)
+        raise UsageError(
+            f"model.encoder=timm:{name} is unknown to timm {timm.__version__}"
+            + (f"; did you mean timm:{near[0]}?" if near else "; timm.list_models() has its names")
+        )
+    # Some are built for one size; vision transformers then take others too, in evaluation.
+    sized: dict[str, Any] = {"img_size": view_size}
+    for options in ({**sized, "dynamic_img_size": True}, sized, {}):
+        try:
+            model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+        except TypeError:
+            if not options:
+                raise
+        else:
+            return model
+    raise AssertionError
+
+
+@torch.no_grad()
+def _feature_dim(network: nn.Module, name: str, view_size: int) -> int:
+    """The length of the feature of one image; models say it under several names, or wrongly."""
+    network.eval()
+    try:
+        feature = network(torch.zeros(1, 3, view_size, view_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"model.encoder=timm:{name} does not take views of {view_size} pixels ({reason}); set "
+            "pipeline.view_size to a size that it takes"
+        ) from error
+    finally:
+        network.train()
+    if not isinstance(feature, Tensor) or feature.ndim != 2:
+        raise UsageError(f"model.encoder=timm:{name} gives no feature vector; choose another model")
+    return feature.shape[1]
+
+
+def remove_dropout(network: nn.Module) -> None:
+    """Dropout and stochastic depth draw from a generator with a state; a run has none to save."""
+    for module in network.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        for attribute in ("drop_prob", "drop_rate"):  # GhostNet's is a function with a rate of 0.2
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, 0.0)
+
+
+def replace_batch_norm(network: nn.Module, name: str, norm_layer: NormLayer) -> None:
+    """Put `norm_layer` into the place of each batch norm; names in the state stay.
+
+    Raises:
+        UsageError: If one is of another kind than two-dimensional, with weights and statistics.
+    """
+    from timm.layers.norm_act import BatchNormAct2d
+
+    replaced: dict[nn.Module, nn.Module] = {}
+    for parent in list(network.modules()):
+        for child_name, old in list(parent.named_children()):
+            if not isinstance(old, _BatchNorm):
+                continue
+            if type(old) not in (nn.BatchNorm2d, BatchNormAct2d) or not (
+                old.affine and old.track_running_stats and old.momentum is not None
+            ):
+                raise UsageError(
+                    f"model.encoder=timm:{name} has a {type(old).__name__} that cannot be split or "
+                    "synchronized; set moco.batch_norm=plain"
+                )
+            if old not in replaced:
+                replaced[old] = _replacement(old, norm_layer)
+            setattr(parent, child_name, replaced[old])
+
+
+def _replacement(old: _BatchNorm, norm_layer: NormLayer) -> nn.Module:
+    new: Any = norm_layer(old.num_features)
+    new.eps, new.momentum = old.eps, old.momentum
+    if hasattr(old, "act"):  # timm's BatchNormAct2d also is the activation after it
+        new.drop, new.act = old.drop, old.act
+        new.register_forward_hook(_activate)
+    new.load_state_dict(old.state_dict())
+    module: nn.Module = new
+    return module
+
+
+def _activate(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    del args
+    activated: Tensor = module.act(module.drop(output))
+    return activated
