@@ -37,9 +37,11 @@ from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.schema import MocoConfig, ModelConfig, Precision, Stem
+from fastmoco.train.graphed_step import CudaRecording, GraphedStep
 
 OFFICIAL, TUNED = "official", "official + AMP + channels_last + foreach"
 OURS, OURS_FP32 = "fastmoco", "fastmoco, float32"
+OURS_UNGRAPHED = "fastmoco, no CUDA graph"
 NO_AUGMENTATION = replace(
     POLICIES["moco_v2"],
     jitter_probability=0.0,
@@ -114,6 +116,8 @@ def _bench_step(
         OURS_FP32: _ours(parts, batch, Precision.float32),
         OURS: _ours(parts, batch, Precision.fp16 if on_cuda else Precision.bf16),
     }
+    if on_cuda:
+        contenders[OURS_UNGRAPHED] = _ours(parts, batch, Precision.fp16, graphed=False)
     seconds = measure_blocks(contenders, OURS, _plan(settings, device, 3), _timer(device))
     goals = GPU_GOALS[model.encoder] if on_cuda else {OFFICIAL: CPU_GOAL}
     peaks = {name: device_peak_bytes(work) for name, work in contenders.items() if on_cuda}
@@ -124,6 +128,7 @@ def _bench_step(
         (OURS_FP32, OFFICIAL, ""),
         (TUNED, OFFICIAL, ""),
         (OFFICIAL, "", ""),
+        *([(OURS, OURS_UNGRAPHED, "")] if on_cuda else []),
     ):
         note = notes.get(name, "")
         report.rows.append(_row(seconds, name, peer, images=batch_size, goal=goal, note=note))
@@ -206,7 +211,8 @@ def _official(parts: Parts, batch: Batch, dtype: torch.dtype | None = None) -> W
     return lambda: step(views[0], views[1])
 
 
-def _ours(parts: Parts, batch: Batch, precision: Precision) -> Work:
+def _ours(parts: Parts, batch: Batch, precision: Precision, *, graphed: bool = True) -> Work:
+    """A step as `fastmoco train` does it: on a GPU, a CUDA graph."""
     model, queue_size, device = parts
     step = training_step(
         model,
@@ -216,6 +222,9 @@ def _ours(parts: Parts, batch: Batch, precision: Precision) -> Work:
         precision=precision,
         compiled=True,
     )
+    if device.type == "cuda" and graphed:
+        replayed = GraphedStep(step, CudaRecording(device), required=True)
+        return lambda: replayed(batch, LEARNING_RATE)
     return lambda: step(batch, LEARNING_RATE)
 
 

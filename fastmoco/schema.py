@@ -113,6 +113,15 @@ class Compile(StrEnum):
     never = "never"
 
 
+class CudaGraph(StrEnum):
+    """Whether a step is captured once as a CUDA graph and then replayed."""
+
+    auto = "auto"
+    """On one GPU, where optimizer and policy allow it."""
+    always = "always"
+    never = "never"
+
+
 class Features(StrEnum):
     """Which vector of the encoder stands for an image."""
 
@@ -168,6 +177,8 @@ class ModelConfig:
     """ResNets: each residual block starts as the identity."""
     freeze_patch_projection: bool = False
     """Vision transformers: the first layer stays as it was drawn, as MoCo v3 has it."""
+    activation_checkpointing: bool = False
+    """ResNets: compute activations again in the backward pass; less memory, a third more time."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,15 +221,17 @@ class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
     name: str = "sgd"
-    """sgd, adam or adamw."""
+    """sgd, adam, adamw, or lars (pip install 'fastmoco[timm]')."""
     learning_rate: float = 0.03
     """Peak learning rate."""
     scale_learning_rate: bool = False
     """Multiply the learning rate by global_batch_size / 256."""
     sgd_momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
     """On all parameters, batch norm's included, as in the official code."""
+    exclude_bias_and_norm: bool | None = None
+    """No weight decay, and with lars no adaptation, on biases and batch norm; null = lars only."""
     schedule: str = "cosine"
     """cosine (to 0) or multistep."""
     warmup_epochs: float = 0.0
@@ -245,6 +258,11 @@ class LoopConfig:
     """The same with a table of where a step's time goes, and a trace beside the run folder."""
     compile: Compile = Compile.auto
     """torch.compile: auto, always or never."""
+    cuda_graph: CudaGraph = CudaGraph.auto
+    """The whole step as one CUDA graph: auto (on one GPU), always or never."""
+    accumulate: int = 1
+    """Micro-batches that a device cuts its share of a batch into, one after the other: less memory.
+    Each is a group of batch norm; all see the same queue; keys are enqueued after the step."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,6 +1,9 @@
 """Seeds for every test, and the `gpu` marker's reason where there is no CUDA device."""
 
 import random
+import warnings
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -39,6 +42,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture
+def compile_without_inductor(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes `torch.compile` capture and partition as always, but run torch's own operations.
+
+    That is what decides what is computed, in a tenth of the time.
+    """
+
+    def patch() -> None:
+        eager = partial(torch.compile, backend="aot_eager_decomp_partition")
+        with warnings.catch_warnings():
+            # Torch 2.11 warns of its own old parts while it loads the compiler.
+            warnings.simplefilter("ignore")
+            eager(lambda x: x + 1)(torch.ones(8, requires_grad=True))
+        torch.compiler.reset()
+        monkeypatch.setattr(torch, "compile", eager)
+
+    return patch
 
 
 @pytest.fixture(autouse=True)

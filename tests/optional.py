@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -14,12 +15,20 @@ def require(module_name: str) -> None:
     happen in the process of the tests. Without the module the test, or the whole file when called
     at its top, is skipped with the reason; with ``FASTMOCO_REQUIRE_ALL=1`` it fails instead.
     """
-    command = [sys.executable, "-c", f"import {module_name}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode == 0:
+    cause = _failure(module_name)
+    if not cause:
         return
-    cause = (done.stderr.strip().splitlines() or ["no message"])[-1]
     reason = f"{module_name} cannot be imported ({cause}); `make help` says what it needs"
     if os.environ.get("FASTMOCO_REQUIRE_ALL") == "1":
         raise RuntimeError(f"FASTMOCO_REQUIRE_ALL=1, but {reason}")
     pytest.skip(reason, allow_module_level=True)
+
+
+@cache
+def _failure(module_name: str) -> str:
+    """Why it cannot be imported; "" if it can."""
+    command = [sys.executable, "-c", f"import {module_name}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode == 0:
+        return ""
+    return (done.stderr.strip().splitlines() or ["no message"])[-1]

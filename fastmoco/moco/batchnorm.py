@@ -13,13 +13,20 @@ from fastmoco.ranks import Ranks
 from fastmoco.schema import BatchNorm, Mechanism, MocoConfig
 
 
-def resolve_batch_norm(moco: MocoConfig, ranks: Ranks) -> tuple[BatchNorm, int]:
+def resolve_batch_norm(
+    moco: MocoConfig, ranks: Ranks, accumulate: int = 1
+) -> tuple[BatchNorm, int]:
     """What ``auto`` is on these devices, and how many groups of a global batch are normalized.
+
+    Args:
+        moco: What is asked for.
+        ranks: Who trains.
+        accumulate: Micro-batches, each a group at least: on one device as many splits.
 
     Returns:
         The kind, not ``auto``, and the number of groups over all devices: 1 is the whole batch.
     """
-    kind, groups = moco.batch_norm, ranks.world_size
+    kind, groups = moco.batch_norm, ranks.world_size * accumulate
     if kind is BatchNorm.auto and moco.mechanism is not Mechanism.moco:
         # Where keys are of the same batch, a device's own statistics would tell positives apart
         # (arXiv:2002.05709, "Global BN"); entries of a bank are of other batches.
@@ -29,7 +36,7 @@ def resolve_batch_norm(moco: MocoConfig, ranks: Ranks) -> tuple[BatchNorm, int]:
         groups = moco.batch_norm_splits
     if kind is BatchNorm.auto:
         kind = BatchNorm.shuffled if groups > 1 else BatchNorm.plain
-    return kind, 1 if kind is BatchNorm.synchronized else groups
+    return kind, accumulate if kind is BatchNorm.synchronized else groups
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):

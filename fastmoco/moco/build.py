@@ -34,28 +34,27 @@ def build_model(
     model: ModelConfig,
     moco: MocoConfig,
     ranks: Ranks = ALONE,
+    accumulate: int = 1,
     *,
     num_samples: int = 0,
     view_size: int = 224,
 ) -> ContrastiveModel:
-    """Build encoders, heads and what the mechanism remembers, on the CPU.
+    """Build encoders, heads and what the mechanism remembers, on the CPU, by torch's generator.
 
     Args:
         model: The encoder.
         moco: The mechanism.
         ranks: Which part of a global batch this process sees.
+        accumulate: Micro-batches of a step: one forward pass sees one.
         num_samples: Images of the dataset, for a memory bank.
         view_size: Side of the views, pixels: some of timm's models are made for one size.
-
-    Returns:
-        Initialized from torch's global generator, the encoder first.
 
     Raises:
         UsageError: If the encoder's name is unknown, or a setting does not fit it.
     """
-    backbone, head = _parts(model, moco, ranks, view_size)
+    backbone, head = _parts(model, moco, ranks, view_size, accumulate)
     if moco.mechanism is Mechanism.moco:
-        return _build_moco(backbone, head, moco, ranks)
+        return _build_moco(backbone, head, moco, ranks, accumulate)
     if moco.mechanism is Mechanism.memory_bank:
         return MemoryBank(
             backbone,
@@ -92,7 +91,9 @@ def build_query_encoder(model: ModelConfig, moco: MocoConfig, *, view_size: int 
     return Encoder(*_parts(model, moco, ALONE, view_size))
 
 
-def check_encoder(model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size: int) -> None:
+def check_encoder(
+    model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size: int, accumulate: int = 1
+) -> None:
     """Build the encoder for nothing, to find out whether it can be.
 
     On the meta device, where no memory is taken, but for timm's models: not all can be built there.
@@ -101,16 +102,16 @@ def check_encoder(model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size:
         UsageError: As of `build_model`.
     """
     with torch.device("cpu" if model.encoder.startswith("timm:") else "meta"):
-        _parts(model, moco, ranks, view_size)
+        _parts(model, moco, ranks, view_size, accumulate)
 
 
 def _parts(
-    model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size: int
+    model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size: int, accumulate: int = 1
 ) -> tuple[Backbone, nn.Module]:
     """Backbone and projection head of the query encoder."""
-    kind, groups = resolve_batch_norm(moco, ranks)
+    kind, groups = resolve_batch_norm(moco, ranks, accumulate)
     backbone = build_encoder(
-        model, norm_layer=_norm_layer(kind, groups, ranks), view_size=view_size
+        model, norm_layer=_norm_layer(kind, groups // accumulate, ranks), view_size=view_size
     )
     if moco.pretext is Pretext.cross_channel:
         return backbone, _head_of_halves(backbone, model, moco)
@@ -132,8 +133,10 @@ def _head_of_halves(backbone: Backbone, model: ModelConfig, moco: MocoConfig) ->
     )
 
 
-def _build_moco(backbone: Backbone, head: nn.Module, moco: MocoConfig, ranks: Ranks) -> MoCo:
-    kind, groups = resolve_batch_norm(moco, ranks)
+def _build_moco(
+    backbone: Backbone, head: nn.Module, moco: MocoConfig, ranks: Ranks, accumulate: int
+) -> MoCo:
+    kind, groups = resolve_batch_norm(moco, ranks, accumulate)
     return (CrossChannel if moco.pretext is Pretext.cross_channel else MoCo)(
         backbone,
         head,

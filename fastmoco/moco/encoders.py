@@ -7,12 +7,15 @@ used.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
+from fastmoco.moco.recomputation import recomputed
 from fastmoco.names import nearest_name
 from fastmoco.schema import ModelConfig, Stem, UsageError
 
@@ -73,6 +76,7 @@ class ResNet(Backbone):
 
     Attributes:
         feature_dim: D, the length of the feature vector: 8 x width, times 4 for bottleneck blocks.
+        activation_checkpointing: Keep of each block its input alone (`recomputed`).
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class ResNet(Backbone):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = channels
+        self.activation_checkpointing = False
         self._initialize(zero_init_residual)
 
     def _initialize(self, zero_init_residual: bool) -> None:
@@ -121,7 +126,11 @@ class ResNet(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         """``(N, 3, H, W)`` to features ``(N, feature_dim)``."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            for block in chain(self.layer1, self.layer2, self.layer3, self.layer4):
+                x = recomputed(block, x)
+        else:
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         features: Tensor = self.avgpool(x).flatten(1)
         return features
 
@@ -201,7 +210,7 @@ def _build_resnet(
             f"{model.encoder}; set model.width={model.width * 64 // (width * layout.group_width)} "
             "or more"
         )
-    return ResNet(
+    encoder = ResNet(
         layout,
         stem=model.stem,
         width=width,
@@ -209,6 +218,8 @@ def _build_resnet(
         in_channels=in_channels,
         zero_init_residual=model.zero_init_residual,
     )
+    encoder.activation_checkpointing = model.activation_checkpointing
+    return encoder
 
 
 def _build_alexnet(
@@ -216,10 +227,10 @@ def _build_alexnet(
 ) -> Backbone:
     from fastmoco.moco.alexnet import AlexNet
 
-    if model.zero_init_residual:
+    if model.zero_init_residual or model.activation_checkpointing:
         raise UsageError(
             f"model.encoder={model.encoder} has no residual blocks; set "
-            "model.zero_init_residual=false"
+            "model.zero_init_residual=false model.activation_checkpointing=false"
         )
     layer = norm_layer if name == "alexnet_bn" else None
     return AlexNet(stem=model.stem, width=width, norm_layer=layer, in_channels=in_channels)
@@ -243,6 +254,11 @@ def _build_timm(name: str, model: ModelConfig, norm_layer: NormLayer, view_size:
         raise UsageError(
             f"model.encoder={model.encoder} has a stem, a width and first weights of its own; set "
             "model.stem=imagenet model.width=64 model.zero_init_residual=false"
+        )
+    if model.activation_checkpointing:
+        raise UsageError(
+            f"model.encoder={model.encoder} keeps its activations, only fastmoco's own ResNets can "
+            "do without; set model.activation_checkpointing=false"
         )
     encoder = TimmBackbone(name, view_size=view_size, norm_layer=norm_layer)
     if model.freeze_patch_projection:

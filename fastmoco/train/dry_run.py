@@ -23,6 +23,7 @@ from fastmoco.device import resolve_compile, resolve_device
 from fastmoco.files import atomic_path
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.schema import TrainConfig
+from fastmoco.train.graphed_step import WARM_UP_STEPS
 from fastmoco.train.loop import log_header
 from fastmoco.train.report import StepClock
 from fastmoco.train.run_folder import open_run_folder, run_path
@@ -116,9 +117,13 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
     start = time.perf_counter()
     _take(trainer, loader)
     first_step_seconds = time.perf_counter() - start
+    if trainer.graphed:  # those that are not replayed yet
+        for _ in range(min(WARM_UP_STEPS, trainer.total_steps - 1)):
+            _take(trainer, loader)
+        _synchronize(trainer.device)
     clock = StepClock()
     with _profiled(cfg):
-        for _ in range(min(STEPS, trainer.total_steps - 1)):
+        for _ in range(min(STEPS, trainer.total_steps - trainer.steps_done)):
             clock.add(_take(trainer, loader))
         _synchronize(trainer.device)
     speeds = clock.read(cfg.global_batch_size)
@@ -208,9 +213,10 @@ def _stage_table(profiler: profile) -> str:
     """Milliseconds a step of each stage, on the host and of the kernels it started."""
     lines = [f"{'stage, ms a step':<28}{'host':>9}{'device':>9}"]
     events = {event.key: event for event in profiler.key_averages()}
+    steps = events[STAGES[-1]].count  # backward passes are several with train.accumulate
     for stage in STAGES:
         event = events[stage]
-        host = event.cpu_time_total / event.count / 1e3
-        device = event.device_time_total / event.count / 1e3
+        host = event.cpu_time_total / steps / 1e3
+        device = event.device_time_total / steps / 1e3
         lines.append(f"{stage:<28}{host:>9.2f}{device:>9.2f}")
     return "\n".join(lines)

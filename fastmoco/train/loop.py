@@ -17,7 +17,7 @@ from fastmoco.moco.build import check_encoder
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.pipelines.source_set import open_image_set
 from fastmoco.ranks import ALONE, Ranks, environment_ranks
-from fastmoco.schema import BatchNorm, TrainConfig, UsageError
+from fastmoco.schema import BatchNorm, Mechanism, TrainConfig, UsageError
 from fastmoco.train.check_mechanism import check_mechanism
 from fastmoco.train.checkpoint import newest_checkpoint
 from fastmoco.train.distributed import (
@@ -70,7 +70,7 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> None:
         )
     check_mechanism(moco, batch)
     _check_groups(cfg, ranks)
-    check_encoder(cfg.model, moco, ranks, cfg.pipeline.view_size)
+    check_encoder(cfg.model, moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)
     if not 0 <= moco.momentum <= 1:
         raise UsageError(
             f"moco.momentum={moco.momentum} is outside 0..1; set it, for example, to 0.999"
@@ -96,17 +96,29 @@ def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
             f"global_batch_size={batch} is not a positive multiple of the {devices} devices; "
             f"set global_batch_size={max(1, round(batch / devices)) * devices} or another one"
         )
-    kind, groups = resolve_batch_norm(cfg.moco, ranks)
+    parts = cfg.train.accumulate
+    if parts > 1 and cfg.moco.mechanism is not Mechanism.moco:
+        raise UsageError(
+            f"train.accumulate={parts} is for moco.mechanism=moco, whose negatives lie in a queue, "
+            f"not for {cfg.moco.mechanism}; set train.accumulate=1"
+        )
+    if parts < 1 or batch // devices % parts:
+        raise UsageError(
+            f"train.accumulate={parts} does not cut a device's {batch // devices} images into equal"
+            " micro-batches; set it to a divisor"
+        )
+    kind, groups = resolve_batch_norm(cfg.moco, ranks, parts)
+    places = f"{devices} device{'s' if devices > 1 else ''}"
+    places += f" with train.accumulate={parts}" if parts > 1 else ""
     if splits < 1 or batch % groups or batch // groups < 2:
         raise UsageError(
             f"moco.batch_norm_splits={splits} does not split global_batch_size={batch} into equal "
-            f"groups of 2 or more on {devices} device{'s' if devices > 1 else ''}; "
-            "set it to a divisor"
+            f"groups of 2 or more on {places}; set it to a divisor"
         )
-    if kind is BatchNorm.shuffled and groups % devices:
+    if kind is BatchNorm.shuffled and groups % (devices * parts):
         raise UsageError(
-            f"moco.batch_norm_splits={splits} groups do not fall evenly on {devices} devices; "
-            f"set it to a multiple of {devices}, or to 1: a group on each"
+            f"moco.batch_norm_splits={splits} groups do not fall evenly on {places}; "
+            f"set it to a multiple of {devices * parts}, or to 1: a group on each"
         )
     if kind is BatchNorm.shuffled and groups == 1:
         raise UsageError(
@@ -265,7 +277,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         f"{trainer.ranks.world_size} x " if trainer.ranks.several else "",
         describe_device(trainer.device),
         cfg.precision.value,
-        ", ".join(filter(None, [compiled, trainer.step.eager_part])),
+        ", ".join(filter(None, [compiled, trainer.step.eager_part, trainer.graph])),
     )
     logger.info(
         "data      %s, %d images, decoded on the %s by the loader %s (%s)",
@@ -288,7 +300,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         model.loss.value,
     )
     logger.info(
-        "optimizer %s, %s, %s, batch %d%s",
+        "optimizer %s, %s, %s, batch %d%s%s",
         cfg.optimizer.name,
         rate,
         cfg.optimizer.schedule,
@@ -296,6 +308,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader, com
         f", {cfg.global_batch_size // trainer.ranks.world_size} a device"
         if trainer.ranks.several
         else "",
+        f" in {cfg.train.accumulate} micro-batches" if cfg.train.accumulate > 1 else "",
     )
     start = f"from step {trainer.steps_done} " if trainer.steps_done else ""
     logger.info(

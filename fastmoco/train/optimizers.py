@@ -1,59 +1,110 @@
-"""Optimizers by name; torch's own, in their fused form."""
+"""Optimizers by name: torch's own in their fused form, and LARS from timm."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastmoco.schema import OptimizerConfig, UsageError
 
+Groups = list[dict[str, Any]]
 
-def _sgd(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=cfg.learning_rate,
-        momentum=cfg.sgd_momentum,
-        weight_decay=cfg.weight_decay,
-        fused=True,
-    )
+
+def _sgd(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
+    rate = _rate_on_device(groups, cfg.learning_rate)
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=cfg.sgd_momentum, fused=True)
     # Where loss scaling skips the first step, the fused kernel (torch 2.15) leaves the momentum it
     # has allocated unwritten, and the second step would add whatever lies there.
-    for parameter in optimizer.param_groups[0]["params"]:
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+    return _with_zero_momentum(optimizer)
 
 
-def _adam(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(
-        parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
-    )
+def _adam(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
+    rate = _rate_on_device(groups, cfg.learning_rate)
+    return torch.optim.Adam(groups, lr=rate, fused=True, capturable=_is_on_cuda(groups))
 
 
-def _adamw(parameters: Iterable[nn.Parameter], cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True
-    )
+def _adamw(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
+    rate = _rate_on_device(groups, cfg.learning_rate)
+    return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=_is_on_cuda(groups))
 
 
-OPTIMIZERS: dict[
-    str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch.optim.Optimizer]
-] = {
+def _lars(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
+    """LARS (arXiv:1708.03888): a layer's rate is as its ``|w| / (|g| + decay |w|)``, times 1e-3.
+
+    timm adapts where there is weight decay, so a group without it is plain SGD with momentum, as
+    SimCLR has biases and batch norm (arXiv:2002.05709, section B.7).
+    """
+    try:
+        from timm.optim.lars import Lars
+    except ImportError as error:
+        raise UsageError(
+            "optimizer.name=lars needs timm; install it: pip install 'fastmoco[timm]'"
+        ) from error
+    optimizer: torch.optim.Optimizer = Lars(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum)
+    # Loss scaling takes a skipped step back, and can do so only to what was there before it.
+    return _with_zero_momentum(optimizer)
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "adam": _adam,
     "adamw": _adamw,
+    "lars": _lars,
 }
 
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter], cfg: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """Build the optimizer: one group, weight decay on all of it, as in the official code.
+    """Build the optimizer over parameters on their device.
+
+    One group with weight decay on all of it, as in the official code; with
+    ``exclude_bias_and_norm`` two: matrices and kernels, then all that has one dimension, without
+    decay. The learning rate of the fused ones is a tensor on the device (see `set_learning_rate`).
 
     Raises:
-        UsageError: If the name is unknown.
+        UsageError: If the name is unknown, or LARS is asked for and timm is not installed.
     """
     if cfg.name not in OPTIMIZERS:
         raise UsageError(
             f"optimizer.name={cfg.name} is unknown; set it to one of {', '.join(OPTIMIZERS)}"
         )
-    return OPTIMIZERS[cfg.name](parameters, cfg)
+    excluding, every = cfg.exclude_bias_and_norm, list(parameters)
+    if excluding is None:
+        excluding = cfg.name == "lars"
+    groups = [{"params": every, "weight_decay": cfg.weight_decay}]
+    if excluding:
+        groups[0]["params"] = [p for p in every if p.ndim > 1]
+        groups.append({"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0})
+    return OPTIMIZERS[cfg.name](groups, cfg)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the rate of the next step; where it is a tensor, in place and without waiting for it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+def _is_on_cuda(groups: Groups) -> bool:
+    return any(parameter.is_cuda for group in groups for parameter in group["params"])
+
+
+def _rate_on_device(groups: Groups, learning_rate: float) -> Tensor:
+    """A scalar that a captured step reads anew; the fused kernels take float32 on CUDA.
+
+    On the CPU they take its value as a number: float64 there, so that it is the same number.
+    """
+    if _is_on_cuda(groups):
+        return torch.tensor(learning_rate, device=groups[0]["params"][0].device)
+    return torch.tensor(learning_rate, dtype=torch.float64)
+
+
+def _with_zero_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -20,6 +20,7 @@ FREE_KEYS = frozenset(
         "pipeline.num_threads",
         "pipeline.prefetch_batches",
         "train.max_steps",
+        "train.cuda_graph",  # the same kernels either way
         "train.dry_run",
         "train.profile",
         "checkpoint.every_steps",
@@ -108,7 +109,9 @@ def open_run_folder(cfg: TrainConfig, *, write: bool = True) -> RunFolder:
 
 
 def _differences(saved: Any, given: dict[str, Any]) -> Iterator[str]:
-    old, new = dict(_flat(saved)), dict(_flat(given))
+    # An option that is younger than the run had what is now its default.
+    old = {**dict(_flat(config_to_dict(TrainConfig()))), **dict(_flat(saved))}
+    new = dict(_flat(given))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield f"{key}: {old.get(key)} there, {new.get(key)} now"

@@ -12,12 +12,16 @@ from torch.profiler import record_function
 
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
 from fastmoco.moco.contrastive import Contrast, ContrastiveModel
+from fastmoco.moco.model import MoCo
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import permutation
 from fastmoco.pipelines.policies import Policy
 from fastmoco.schema import Precision
+from fastmoco.train.loss_scaler import LossScaler
 from fastmoco.train.metrics import step_metrics
+from fastmoco.train.micro_batches import MicroBatches
+from fastmoco.train.optimizers import set_learning_rate
 
 AUTOCAST_DTYPES = {
     Precision.float32: torch.float32,
@@ -33,8 +37,8 @@ class TrainStep:
     """Turns a batch of crops into one update of the model.
 
     Views have the weights' dtype (autocast casts them at the first convolution); weights are
-    channels_last. Nothing is read back to the host, but for fp16: its loss scaler reads one flag a
-    step, to skip momentum update and enqueue together with an overflown optimizer step.
+    channels_last. Nothing is read back to the host: where fp16 overflows, the device skips
+    optimizer, momentum update and enqueue (not batch norm's running statistics).
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class TrainStep:
         std: Tensor,
         precision: Precision = Precision.float32,
         compiled: bool = False,
+        accumulate: int = 1,
     ) -> None:
         """Take the parts.
 
@@ -59,6 +64,7 @@ class TrainStep:
             precision: Of the encoders.
             compiled: Capture augmentation, encoders and loss by `torch.compile`. The modules
                 themselves stay eager, and so does the augmentation of a policy with a pool.
+            accumulate: Micro-batches that the batch is cut into (`MicroBatches`).
         """
         self.model = model
         self.optimizer = optimizer
@@ -69,16 +75,28 @@ class TrainStep:
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         self.device_type = mean.device.type
         self.view_dtype = next(model.query_encoder.parameters()).dtype
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision is Precision.fp16)
+        self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
         self._contrast: Callable[..., tuple[Contrast, Tensor]] = self._plain_contrast
+        self._views: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._plain_views
         self._encode: Callable[..., tuple[Contrast, Tensor]]
         self._encode = self._plain_encode
-        self.eager_part = ""  # for the run's header
-        if compiled and policy.pool:
+        self._micro_batches: MicroBatches | None = None
+        if accumulate > 1:
+            assert isinstance(model, MoCo)  # `check_config` refuses the others
+            self._micro_batches = MicroBatches(
+                model, accumulate, autocast=self._autocast, stage=STAGES[0], compiled=compiled
+            )
+        self.eager_part = self._compile() if compiled else ""  # for the run's header
+
+    def _compile(self) -> str:
+        """Capture what of a step can be; gives what stays eager."""
+        if self._micro_batches is None and self.policy.pool:
             self._encode = torch.compile(self._plain_encode, dynamic=False)
-            self.eager_part = "augmentation eager (policy.pool)"
-        elif compiled:
+        elif self._micro_batches is None:
             self._contrast = torch.compile(self._plain_contrast, dynamic=False)
+        elif not self.policy.pool:
+            self._views = torch.compile(self._plain_views, dynamic=False)
+        return "augmentation eager (policy.pool)" if self.policy.pool else ""
 
     def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
         """Do one step.
@@ -90,21 +108,45 @@ class TrainStep:
         Returns:
             `metrics.step_metrics` of the batch, on the device; over ranks, their mean.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        with record_function(STAGES[0]):
-            contrast, metrics = self._contrast(batch.crops, batch.sample_id, batch.draw_key)
-        with record_function(STAGES[1]):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(contrast.loss).backward()  # type: ignore[no-untyped-call]
-            self._average(metrics)
+        set_learning_rate(self.optimizer, learning_rate)
+        return self.learn(batch)
+
+    def learn(self, batch: Batch) -> Tensor:
+        """Do one step at the learning rate that is set; a pure function of tensors.
+
+        So it can be captured as a CUDA graph: what it reads of the host is the same in every step.
+
+        Args:
+            batch: As of a call.
+
+        Returns:
+            As of a call.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        contrast, metrics = self._differentiate(batch)
+        self._average(metrics)
         with record_function(STAGES[2]):
-            self.scaler.step(self.optimizer)
-            overflown = self._overflown()
+            learned = self.scaler.step(self.optimizer)
         with record_function(STAGES[3]):
-            if not overflown:
-                self.model.advance(contrast)
+            self.model.advance(contrast, learned)
         return metrics
+
+    def _differentiate(self, batch: Batch) -> tuple[Contrast, Tensor]:
+        """The loss's gradient, into the query encoder; whole, or micro-batch by micro-batch."""
+        if self._micro_batches is None:
+            with record_function(STAGES[0]):
+                contrast, metrics = self._contrast(batch.crops, batch.sample_id, batch.draw_key)
+            self._backward(contrast.loss)
+            return contrast, metrics
+        with record_function(STAGES[0]):
+            query_view, key_view, order = self._views(batch.crops, batch.draw_key)
+        contrast = self._micro_batches(query_view, key_view, order, self._backward)
+        with torch.no_grad():
+            return contrast, step_metrics(contrast)
+
+    def _backward(self, loss: Tensor) -> None:
+        with record_function(STAGES[1]):
+            self.scaler.scaled(loss).backward()  # type: ignore[no-untyped-call]
 
     def _average(self, metrics: Tensor) -> None:
         """Mean over ranks of gradients, running statistics and metrics, in place.
@@ -124,17 +166,21 @@ class TrainStep:
     def _plain_contrast(
         self, crops: Tensor, sample_id: Tensor, draw_key: Tensor
     ) -> tuple[Contrast, Tensor]:
-        with torch.no_grad():
-            crops, view_keys, order = self._exchange_keys(crops, draw_key)
-            views = augment_views(
-                crops[:, : self.model.num_views],
-                view_keys,
-                self.policy,
-                self.mean,
-                self.std,
-                self.view_dtype,
-            )
-        return self._encode(views[0], views[-1], order, sample_id, draw_key)
+        return self._encode(*self._plain_views(crops, draw_key), sample_id, draw_key)
+
+    @torch.no_grad()
+    def _plain_views(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the model is given: first and second views, and the order of keys."""
+        crops, view_keys, order = self._exchange_keys(crops, draw_key)
+        views = augment_views(
+            crops[:, : self.model.num_views],
+            view_keys,
+            self.policy,
+            self.mean,
+            self.std,
+            self.view_dtype,
+        )
+        return views[0], views[-1], order
 
     def _exchange_keys(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The order in which keys are seen and, across ranks, the key crops it gives this one.
@@ -175,26 +221,20 @@ class TrainStep:
         sample_id: Tensor,
         draw_key: Tensor,
     ) -> tuple[Contrast, Tensor]:
-        with torch.autocast(
-            self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not torch.float32
-        ):
+        with self._autocast():
             contrast = self.model(query_view, key_view, order, sample_id, draw_key)
         with torch.no_grad():
             return contrast, step_metrics(contrast)
 
-    def _overflown(self) -> bool:
-        """Whether the scaler skipped this step; moves the scale on."""
-        if not self.scaler.is_enabled():
-            return False
-        scale = self.scaler.get_scale()
-        self.scaler.update()
-        return self.scaler.get_scale() < scale
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not torch.float32
+        )
 
     def state(self) -> dict[str, Any]:
         """The loss scaler's numbers: JSON, for the checkpoint."""
-        return dict(self.scaler.state_dict())
+        return self.scaler.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what `state` gave."""
-        if state:
-            self.scaler.load_state_dict(dict(state))
+        self.scaler.restore(state)

@@ -13,7 +13,7 @@ from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loa
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import TrainConfig
+from fastmoco.schema import CudaGraph, TrainConfig
 from fastmoco.train.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -25,6 +25,7 @@ from fastmoco.train.checkpoint import (
     with_prefix,
 )
 from fastmoco.train.distributed import loader_threads, of_first
+from fastmoco.train.graphed_step import CudaRecording, GraphedStep, resolve_cuda_graph
 from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.run_folder import RunFolder
@@ -56,6 +57,10 @@ class Trainer:
     steps_done: int = 0
     loader_name: str = ""
     loader_reason: str = ""
+    graphed: GraphedStep | None = None
+    """The same step, where it is captured."""
+    graph: str = ""
+    """Whether it is, and why not, for the run's header."""
 
     @property
     def total_steps(self) -> int:
@@ -66,7 +71,7 @@ class Trainer:
     @property
     def batch_norm(self) -> str:
         """Kind and groups of batch norm on these devices, for people and for the checkpoint."""
-        kind, groups = resolve_batch_norm(self.cfg.moco, self.ranks)
+        kind, groups = resolve_batch_norm(self.cfg.moco, self.ranks, self.cfg.train.accumulate)
         return f"{kind.value}, {groups} group{'s' if groups > 1 else ''}"
 
     @property
@@ -139,7 +144,7 @@ class Trainer:
         """Do one step."""
         whole = self.cfg.train.epochs * self.steps_per_epoch  # as schedules span it
         self.step.model.set_progress(self.steps_done / whole)
-        self.metrics.add(self.step(batch, learning_rate))
+        self.metrics.add((self.graphed or self.step)(batch, learning_rate))
         self.steps_done += 1
 
     def check_finite(self) -> None:
@@ -229,12 +234,20 @@ def build_trainer(
 
     Raises:
         ValueError: If the dataset is smaller than a batch.
+        UsageError: If a CUDA graph must be and cannot.
     """
+    graphed, graph = resolve_cuda_graph(cfg, device, ranks)
     if compiled:
         torch.compiler.reset()  # an earlier run of a sweep in this process: its graphs, its limit
     torch.manual_seed(cfg.seed)
-    view_size = cfg.pipeline.view_size
-    model = build_model(cfg.model, cfg.moco, ranks, num_samples=len(dataset), view_size=view_size)
+    model = build_model(
+        cfg.model,
+        cfg.moco,
+        ranks,
+        cfg.train.accumulate,
+        num_samples=len(dataset),
+        view_size=cfg.pipeline.view_size,
+    )
     mean, std = channel_statistics(dataset, model.query_encoder.backbone)
     model = model.to(device).to(memory_format=torch.channels_last)
     model.settle(device, cfg.moco.loss)
@@ -246,10 +259,16 @@ def build_trainer(
         std=torch.tensor(std, device=device),
         precision=cfg.precision,
         compiled=compiled,
+        accumulate=cfg.train.accumulate,
     )
     plan = EpochPlan(
         seed=cfg.seed, epoch=0, num_samples=len(dataset), global_batch_size=cfg.global_batch_size
     )
-    return Trainer(
+    trainer = Trainer(
         cfg, run, dataset, step, MetricsSum(device), device, mean, std, plan.num_batches, ranks
     )
+    trainer.graph = graph
+    if graphed:
+        required = cfg.train.cuda_graph is CudaGraph.always
+        trainer.graphed = GraphedStep(step, CudaRecording(device), required=required)
+    return trainer

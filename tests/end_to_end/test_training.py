@@ -42,7 +42,7 @@ TIMES = {"images_per_second", "data_wait_fraction", "step_seconds", "device_memo
 KILLER = """
 import os, signal, sys
 from fastmoco import cli
-from fastmoco.train import checkpoint, step
+from fastmoco.train import checkpoint, trainer
 
 place, count = sys.argv[1], int(sys.argv[2])
 
@@ -57,7 +57,7 @@ def killing(function):
     return wrapped
 
 if place == "step":
-    step.TrainStep.__call__ = killing(step.TrainStep.__call__)
+    trainer.Trainer.take = killing(trainer.Trainer.take)
 else:
     checkpoint.atomic_write_text = killing(checkpoint.atomic_write_text)
 sys.exit(cli.main(sys.argv[3:]))
@@ -189,9 +189,9 @@ def test_another_configuration_is_refused(dataset, eager_run, capsys):
 def test_a_stop_signal_saves_and_the_run_goes_on(
     dataset, eager_run, tmp_path, monkeypatch, capsys, number, code
 ):
-    from fastmoco.train.step import TrainStep
+    from fastmoco.train.trainer import Trainer
 
-    plain, steps = TrainStep.__call__, []
+    plain, steps = Trainer.take, []
 
     def signalling(self, batch, rate):
         steps.append(rate)
@@ -202,7 +202,7 @@ def test_a_stop_signal_saves_and_the_run_goes_on(
     run = tmp_path / "run"
     arguments = train_arguments(dataset, run, "train.compile=never")
     with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "__call__", signalling)
+        patch.setattr(Trainer, "take", signalling)
         assert cli.main(arguments) == code
     assert "stopped after step 7, saved" in capsys.readouterr().err
     assert load_checkpoint(run).step == 7

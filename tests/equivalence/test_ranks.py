@@ -6,6 +6,7 @@ gradient by a finite step.
 """
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -30,7 +31,15 @@ SETTINGS = OptimizerConfig(
 )
 
 
-def make_model(ranks, batch_norm, splits=1, dtype=torch.float64, smooth=False, symmetric=False):
+def make_model(
+    ranks,
+    batch_norm,
+    splits=1,
+    dtype=torch.float64,
+    smooth=False,
+    symmetric=False,
+    accumulate=1,
+):
     torch.manual_seed(0)
     moco = MocoConfig(
         dim=algorithm.DIM,
@@ -42,7 +51,7 @@ def make_model(ranks, batch_norm, splits=1, dtype=torch.float64, smooth=False, s
         symmetric=symmetric,
     )
     encoder = ModelConfig(encoder="resnet18", stem=Stem.small, width=4)
-    model = build_model(encoder, moco, ranks)
+    model = build_model(encoder, moco, ranks, accumulate)
     if smooth:
         algorithm.smooth(model)
     return model.to(dtype=dtype, memory_format=torch.channels_last)
@@ -57,7 +66,16 @@ def own_batch(batch, ranks):
     return dataclasses.replace(batch, **fields)
 
 
-def train_model(model, *, policy="moco_v2", compiled=False, precision=Precision.float32):
+def train_model(
+    model,
+    *,
+    policy="moco_v2",
+    compiled=False,
+    precision=Precision.float32,
+    accumulate=1,
+    overflowing=(),
+):
+    """Metrics and state after `STEPS`; in those of `overflowing`, rank 1 alone overflows."""
     step = TrainStep(
         model,
         build_optimizer(model.query_encoder.parameters(), SETTINGS),
@@ -66,12 +84,16 @@ def train_model(model, *, policy="moco_v2", compiled=False, precision=Precision.
         std=algorithm.STD,
         precision=precision,
         compiled=compiled,
+        accumulate=accumulate,
     )
-    metrics = [
-        step(own_batch(batch, model.ranks), algorithm.LEARNING_RATE)
-        for batch in algorithm.batches()[:STEPS]
-    ]
-    return {"metrics": torch.stack(metrics), **model.state_dict()}
+    metrics, skipped = [], []
+    for number, batch in enumerate(algorithm.batches()[:STEPS]):
+        overflows = number in overflowing and model.ranks.rank == 1
+        step.scaler.scale.fill_(3e38 if overflows else 1024.0)
+        metrics.append(step(own_batch(batch, model.ranks), algorithm.LEARNING_RATE))
+        skipped.append(step.scaler.found_inf.clone())
+    found = {"metrics": torch.stack(metrics), "skipped": torch.stack(skipped)}
+    return {**found, **model.state_dict()}
 
 
 # What two ranks train: arguments of `make_model`, and of `train_model`.
@@ -84,7 +106,8 @@ RUNS = {
     "pool": (("shuffled",), {"policy": "imagenette_pool"}),
     "eman": (("eman",), {}),
     "symmetric": (("shuffled", 1, torch.float64, False, True), {}),
-    "fp16": (("auto", 1, torch.float32), {"precision": Precision.fp16}),
+    "fp16": (("auto", 1, torch.float32), {"precision": Precision.fp16, "overflowing": (0, 3)}),
+    "in parts": (("auto", 1, torch.float64, False, False, 2), {"accumulate": 2}),
 }
 COMPILED = {
     name: (model, {"compiled": True})
@@ -119,7 +142,7 @@ def two_ranks():
 def assert_same(ours, expected, tolerance):
     """Weights, running statistics, queue and pointer; and the losses, which are float32."""
     for name, value in expected.items():
-        if name != "metrics":
+        if name not in ("metrics", "skipped"):
             torch.testing.assert_close(ours[name], value, rtol=tolerance, atol=tolerance, msg=name)
     places = [STEP_METRICS.index(n) for n in ("loss", "accuracy_top1", "alignment")]
     torch.testing.assert_close(
@@ -181,7 +204,16 @@ def test_two_symmetric_shuffling_ranks_are_one_rank(two_ranks):
 
 
 def test_two_ranks_with_loss_scaling_skip_alike(two_ranks):
-    assert all(value.isfinite().all() for value in two_ranks["fp16"].values())
+    """What overflows on one rank is left out on both: their states were found bit-equal."""
+    found = two_ranks["fp16"]
+    assert found["skipped"].tolist() == [number in (0, 3) for number in range(STEPS)]
+    assert all(value.isfinite().all() for value in found.values())
+    assert found["queue.pointer"] == (STEPS - 2) * algorithm.BATCH % algorithm.QUEUE
+
+
+def test_two_ranks_in_two_micro_batches_are_one_rank_split_in_four(two_ranks):
+    one = train_model(make_model(ALONE, "shuffled", splits=4))
+    assert_same(two_ranks["in parts"], one, 1e-9)
 
 
 @pytest.mark.timeout(900)
@@ -200,15 +232,17 @@ def gather_and_average(ranks: Ranks):
     ((ranks.rank + 1) * torch.arange(len(gathered)) * gathered.sum(dim=1)).sum().backward()
     crops = torch.full((1, 2), ranks.rank, dtype=torch.uint8)
     strided = torch.arange(6.0).view(2, 3).T + ranks.rank
-    average_over_ranks([strided, rows.detach()], ranks)
-    return gathered.detach(), rows.grad, gather_rows(crops, ranks), strided, rows.detach()
+    overflow = torch.tensor([1.0] * 4 if ranks.rank else [math.inf, -math.inf, math.nan, 1.0])
+    average_over_ranks([strided, rows.detach(), overflow], ranks)
+    return gathered.detach(), rows.grad, gather_rows(crops, ranks), strided, rows.detach(), overflow
 
 
 def test_gather_and_average_are_what_they_say():
     for rank, found in enumerate(run_ranks(gather_and_average, world_size=3)):
-        gathered, gradient, crops, strided, mean = found
+        gathered, gradient, crops, strided, mean, overflow = found
         assert gathered[:, 0].tolist() == [1, 1, 2, 2, 3, 3]
         assert gradient.tolist() == [[6 * (2 * rank + i)] * 3 for i in range(2)]
         assert crops.tolist() == [[0, 0], [1, 1], [2, 2]]
         assert torch.equal(strided, torch.arange(6.0).view(2, 3).T + 1)
         assert torch.equal(mean, torch.full((2, 3), 2.0))
+        assert overflow.isfinite().tolist() == [False, False, False, True]

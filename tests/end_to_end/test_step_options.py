@@ -1,0 +1,108 @@
+"""Options of the step through the command line: LARS, micro-batches, a recorded step; resumed."""
+
+import pytest
+import torch
+
+from fastmoco import cli
+from fastmoco.train import graphed_step, trainer
+from fastmoco.train.checkpoint import load_checkpoint
+from tests.end_to_end.test_training import (  # noqa: F401
+    assert_same_run,
+    dataset,
+    train_arguments,
+)
+from tests.optional import require
+from tests.recording import TapeRecording
+from tests.steps import tensors_of
+
+EAGER = ["device=cpu", "train.compile=never"]
+LARS = [
+    *EAGER,
+    "optimizer.name=lars",
+    "optimizer.learning_rate=0.3",
+    "train.accumulate=2",
+    "model.activation_checkpointing=true",
+    "precision=fp16",
+    "monitor.every_epochs=0",
+]
+
+
+def test_lars_in_micro_batches_resumes_in_the_middle_of_an_epoch(dataset, tmp_path):  # noqa: F811
+    require("timm")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert cli.main(train_arguments(dataset, whole, *LARS)) == 0
+    for steps in (8, 20):
+        more = f"train.max_steps={steps}"
+        assert cli.main(train_arguments(dataset, resumed, *LARS, more)) == 0
+        assert load_checkpoint(resumed).step == steps
+    ours, theirs = load_checkpoint(resumed), load_checkpoint(whole)
+    assert_same_weights(ours, theirs)
+    assert ours.facts["scaler"] == theirs.facts["scaler"]
+    assert "batch 8 in 2 micro-batches" in (whole / "train.log").read_text()
+
+
+def assert_same_weights(ours, theirs):
+    differing = [
+        name
+        for name, value in theirs.tensors.items()
+        if not name.startswith("metrics") and not ours.tensors[name].equal(value)
+    ]
+    assert differing == []
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """As on a GPU, with a tape in the place of its graph; gives the recordings that were made."""
+    made = []
+
+    def graphed(step, recording, *, required):
+        del recording
+        made.append(TapeRecording(lambda: tensors_of(step).values()))
+        return graphed_step.GraphedStep(step, made[-1], required=required)
+
+    monkeypatch.setattr(trainer, "resolve_cuda_graph", lambda *_: (True, "CUDA graph of a test"))
+    monkeypatch.setattr(trainer, "CudaRecording", lambda _: None)
+    monkeypatch.setattr(trainer, "GraphedStep", graphed)
+    return made
+
+
+def test_a_recorded_run_is_the_plain_one(dataset, tmp_path, recorded, monkeypatch):  # noqa: F811
+    plain, whole, resumed = (tmp_path / name for name in ("plain", "whole", "resumed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "resolve_cuda_graph", lambda *_: (False, ""))
+        assert cli.main(train_arguments(dataset, plain, *EAGER)) == 0
+    assert recorded == []
+    assert cli.main(train_arguments(dataset, whole, *EAGER)) == 0
+    assert_same_run(whole, plain)
+    assert "CUDA graph of a test" in (whole / "train.log").read_text()
+    assert cli.main(train_arguments(dataset, resumed, *EAGER, "train.max_steps=9")) == 0
+    assert cli.main(train_arguments(dataset, resumed, *EAGER)) == 0
+    assert_same_weights(load_checkpoint(resumed), load_checkpoint(plain))
+    assert [(r.warm_ups, r.replays) for r in recorded] == [(3, 17), (3, 6), (3, 8)]
+
+
+def test_a_dry_run_times_replays(dataset, tmp_path, recorded, capsys):  # noqa: F811
+    more = [*EAGER, "train.dry_run=true", "monitor.every_epochs=0"]
+    assert cli.main(train_arguments(dataset, tmp_path / "run", *more)) == 0
+    assert "images/s" in capsys.readouterr().out
+    assert [(r.warm_ups, r.replays) for r in recorded] == [(3, 17)]
+
+
+def test_a_graph_that_cannot_be_is_refused(dataset, tmp_path, capsys):  # noqa: F811
+    more = [*EAGER, "train.cuda_graph=always"]
+    assert cli.main(train_arguments(dataset, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert "train.cuda_graph=always cannot be: the device is cpu; set it to auto" in error[0]
+
+
+@pytest.mark.gpu
+def test_a_captured_run_resumes_on_a_gpu(dataset, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    captured = ["device=cuda", "train.compile=never", "train.cuda_graph=always", "precision=fp16"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert cli.main(train_arguments(dataset, whole, *captured)) == 0
+    assert "CUDA graph after 3 steps" in (whole / "train.log").read_text()
+    assert cli.main(train_arguments(dataset, resumed, *captured, "train.max_steps=9")) == 0
+    assert cli.main(train_arguments(dataset, resumed, *captured)) == 0
+    assert_same_weights(load_checkpoint(resumed), load_checkpoint(whole))
