@@ -24,10 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.data.convert_config import ConvertConfig
+from fastmoco.evaluate.schema import KnnConfig
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
-from fastmoco.schema import KnnConfig, TrainConfig, UsageError, ViewsConfig
+from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
 
 T = TypeVar("T")
 
@@ -220,15 +221,19 @@ def _kind(hint: Any) -> str:
 
 
 def _field_docs(schema: type) -> dict[str, str]:
-    """The string literals under a dataclass's fields, from its source: Python drops them."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            name, value = statement.target, following.value
-            if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
-                docs[name.id] = inspect.cleandoc(str(value.value)).replace("\n", " ")
+    """The string literals under a dataclass's fields, from its source: Python drops them.
+
+    Those of the dataclasses that it extends are its own.
+    """
+    docs: dict[str, str] = {}
+    for owner in filter(is_dataclass, reversed(schema.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+                name, value = statement.target, following.value
+                if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
+                    docs[name.id] = inspect.cleandoc(str(value.value)).replace("\n", " ")
     return docs
 
 

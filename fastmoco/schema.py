@@ -250,25 +250,6 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class KnnConfig:
-    """Everything that `fastmoco knn` reads."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    k: int = 200
-    """Neighbors that vote."""
-    temperature: float = 0.1
-    """Their votes weigh exp(similarity / temperature)."""
-    features: Features = Features.backbone
-    """backbone or embedding."""
-    baselines: bool = False
-    """Measure raw pixels and the untrained encoder as well."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    global_batch_size: int = 256
-    """Images per forward pass."""
-
-
-@dataclass(kw_only=True, slots=True)
 class ViewsConfig:
     """Everything that `fastmoco views` reads."""
 

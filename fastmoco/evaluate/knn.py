@@ -13,11 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmoco.data.beton_set import Dataset, open_dataset
-from fastmoco.device import resolve_device
-from fastmoco.evaluate.features import FeatureSet, FrozenEncoder, extract_features, load_encoder
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.schema import Features, KnnConfig, UsageError
+from fastmoco.evaluate.features import (
+    PIXELS,
+    FeatureRequest,
+    FeatureSet,
+    FrozenEncoder,
+    dataset_features,
+    extract_features,
+    features_folder,
+    open_encoder,
+    request_of,
+)
+from fastmoco.evaluate.schema import KnnConfig
+from fastmoco.pipelines.source_set import ImageSet, open_image_set
+from fastmoco.schema import UsageError
 
 CHUNK_ELEMENTS = 1 << 26  # similarities per chunk: 256 MB of float32
 
@@ -38,6 +47,8 @@ class KnnResult:
     num_test: int
     seconds: float
     """Features and classification."""
+    features_reused: bool = False
+    """Whether both sets' features were found on disk."""
     baselines: dict[str, Any] = field(default_factory=dict)
     """By name: results of raw pixels and of the untrained encoder."""
 
@@ -57,7 +68,7 @@ class KnnResult:
         return "\n".join(lines)
 
 
-def check_knn_labels(train: Dataset, test: Dataset) -> None:
+def check_knn_labels(train: ImageSet, test: ImageSet) -> None:
     """Refuse sets that a classifier cannot learn from or be measured on.
 
     Raises:
@@ -126,39 +137,24 @@ def knn_accuracy(
 
 def encoder_accuracy(
     encoder: FrozenEncoder,
-    features: str,
-    train: Dataset,
-    test: Dataset,
+    request: FeatureRequest,
+    train: ImageSet,
+    test: ImageSet,
     *,
     k: int,
     temperature: float,
-    batch_size: int,
-    device: torch.device,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in percent of an encoder's features.
+    """Top-1 and top-5 in percent of an encoder's features, of which nothing is kept.
 
     Args:
-        encoder: On the device.
-        features: backbone, embedding, or pixels (the normalized crop itself; the encoder then gives
-            the crop alone).
+        encoder: On its device.
+        request: Which vectors.
         train: Images that vote.
         test: Images to classify.
         k: Neighbors.
         temperature: Of their votes.
-        batch_size: Images per forward pass.
-        device: Where to compute.
     """
-
-    def encode(crops: Tensor) -> Tensor:
-        if features == "pixels":
-            return ((crops / 255 - encoder.mean) / encoder.std).flatten(1)
-        return encoder.encode_crops(crops, Features(features))
-
-    spec = LoaderSpec(view_size=encoder.eval_size, center_crop=encoder.center_crop, policy=None)
-    sets = [
-        extract_features(encode, dataset, spec=spec, batch_size=batch_size, device=device)
-        for dataset in (train, test)
-    ]
+    sets = [extract_features(encoder, dataset, request) for dataset in (train, test)]
     return knn_accuracy(*sets, k=k, temperature=temperature)
 
 
@@ -180,49 +176,45 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
             )
     assert cfg.data.train
     assert cfg.data.test
-    device = resolve_device(cfg.device)
-    trained = load_encoder(run).to(device)
-    with open_dataset(cfg.data.train) as train, open_dataset(cfg.data.test) as test:
+    trained, folder = open_encoder(run, cfg), features_folder(run) if cfg.cache else None
+    with open_image_set(cfg.data.train) as train, open_image_set(cfg.data.test) as test:
         check_knn_labels(train, test)
-        result = _measure(trained, cfg.features.value, train, test, cfg, device)
+        result = _measure(trained, request_of(cfg), train, test, cfg, folder)
         if cfg.baselines:
-            untrained = load_encoder(run, untrained=True).to(device)
-            for name, encoder, features in (
-                ("untrained", untrained, cfg.features.value),
-                ("pixels", trained, "pixels"),
+            untrained = open_encoder(run, cfg, untrained=True)
+            for name, encoder, request in (
+                ("untrained", untrained, request_of(cfg)),
+                ("pixels", trained, request_of(cfg, PIXELS)),
             ):
-                result.baselines[name] = _measure(
-                    encoder, features, train, test, cfg, device
-                ).to_json()
+                row = _measure(encoder, request, train, test, cfg, folder)
+                result.baselines[name] = row.to_json()
     return result
 
 
 def _measure(
     encoder: FrozenEncoder,
-    features: str,
-    train: Dataset,
-    test: Dataset,
+    request: FeatureRequest,
+    train: ImageSet,
+    test: ImageSet,
     cfg: KnnConfig,
-    device: torch.device,
+    folder: Path | None,
 ) -> KnnResult:
     start = time.perf_counter()
-    top1, top5 = encoder_accuracy(
-        encoder,
-        features,
-        train,
-        test,
+    sets = [dataset_features(encoder, one, request, folder) for one in (train, test)]
+    device = encoder.mean.device
+    top1, top5 = knn_accuracy(
+        *(FeatureSet(one.vectors.to(device), one.labels.to(device)) for one in sets),
         k=cfg.k,
         temperature=cfg.temperature,
-        batch_size=cfg.global_batch_size,
-        device=device,
     )
     return KnnResult(
         top1=top1,
         top5=top5,
         k=min(cfg.k, len(train)),
         temperature=cfg.temperature,
-        features=features,
+        features=request.features,
         num_train=len(train),
         num_test=len(test),
         seconds=time.perf_counter() - start,
+        features_reused=all(one.reused for one in sets),
     )
