@@ -195,6 +195,46 @@ def _knn(arguments: list[str]) -> None:
     print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
 
+def _linear(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.linear import linear
+
+    result = linear(Path(run), _load("LinearConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _finetune(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.finetune import finetune
+
+    result = finetune(Path(run), _load("FinetuneConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _evaluate(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.tables import evaluate
+
+    result = evaluate(Path(run), _load("EvaluateConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _noise_table(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.tables import noise_table
+
+    result = noise_table(Path(run), _load("NoiseTableConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
 def _demo(arguments: list[str]) -> None:
     _, overrides, _ = _split(arguments, ())
     from fastmoco.demo import demo
@@ -228,8 +268,34 @@ COMMANDS = {
     "knn": Command(
         _knn,
         "fastmoco knn RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
-        "evaluate a run by weighted k-nearest neighbors",
+        "evaluate a run by k-nearest neighbors",
         "KnnConfig",
+    ),
+    "linear": Command(
+        _linear,
+        "fastmoco linear RUN data.train=FILE.beton data.test=FILE.beton [protocol=NAME] "
+        "[key=value ...] [--json]",
+        "evaluate a run by a linear classifier on the frozen encoder",
+        "LinearConfig",
+    ),
+    "finetune": Command(
+        _finetune,
+        "fastmoco finetune RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
+        "train a run's encoder, or a part of it, with few or all labels",
+        "FinetuneConfig",
+    ),
+    "evaluate": Command(
+        _evaluate,
+        "fastmoco evaluate RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
+        "knn, linear and finetune of a run with their baselines, as one table",
+        "EvaluateConfig",
+    ),
+    "noise-table": Command(
+        _noise_table,
+        "fastmoco noise-table RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] "
+        "[--json]",
+        "accuracy against wrong labels, pretrained, untrained and supervised",
+        "NoiseTableConfig",
     ),
     "demo": Command(
         _demo,
@@ -247,7 +313,7 @@ def _print_overview() -> None:
         "Pretrain image encoders without labels by Momentum Contrast.",
         "",
     ]
-    lines += [f"  {name:<9}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "fastmoco COMMAND --help lists a command's options."]
     print("\n".join(lines))  # noqa: T201
 

@@ -24,7 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.data.convert_config import ConvertConfig
-from fastmoco.evaluate.schema import KnnConfig
+from fastmoco.evaluate.schema import (
+    EvaluateConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LinearConfig,
+    NoiseTableConfig,
+)
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
@@ -38,12 +44,18 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 GROUPS: dict[type, tuple[str, ...]] = {
     TrainConfig: ("experiment", "policy"),
     ViewsConfig: ("policy",),
+    LinearConfig: ("protocol", "policy"),
+    FinetuneConfig: ("policy",),
 }
 
 CONFIG_NAMES: dict[type, str] = {
     TrainConfig: "train",
     ViewsConfig: "views",
     KnnConfig: "knn",
+    LinearConfig: "linear",
+    FinetuneConfig: "finetune",
+    EvaluateConfig: "evaluate",
+    NoiseTableConfig: "noise_table",
     ConvertConfig: "convert",
 }
 
@@ -54,6 +66,10 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="views_schema", node=ViewsConfig)
     store.store(name="knn", node=KnnConfig)
+    store.store(name="linear_schema", node=LinearConfig)
+    store.store(name="finetune_schema", node=FinetuneConfig)
+    store.store(name="evaluate", node=EvaluateConfig)
+    store.store(name="noise_table", node=NoiseTableConfig)
     store.store(name="convert", node=ConvertConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
@@ -70,7 +86,7 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Compose a command's configuration.
 
     Args:
-        schema: `TrainConfig`, `ViewsConfig`, `KnnConfig` or `ConvertConfig`.
+        schema: A key of `CONFIG_NAMES`.
         overrides: ``key=value`` in Hydra's grammar, later ones win.
 
     Returns:

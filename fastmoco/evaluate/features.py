@@ -42,6 +42,7 @@ class FrozenEncoder(nn.Module):
         head: The projection head.
         mean: Buffer ``(3,)``, channel mean in 0..1.
         std: Buffer ``(3,)``, channel standard deviation in 0..1.
+        view_size: Side of the views that it was trained on, pixels.
         eval_size: Side of the crops that evaluation gives it, pixels.
         center_crop: Central share of an image that evaluation looks at.
     """
@@ -64,6 +65,7 @@ class FrozenEncoder(nn.Module):
         self.backbone, self.head = encoder.backbone, encoder.head
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
+        self.view_size = pipeline.view_size
         self.eval_size = pipeline.eval_size or pipeline.view_size
         self.center_crop = pipeline.center_crop
         self.eval().requires_grad_(False)
@@ -82,7 +84,10 @@ class FrozenEncoder(nn.Module):
             crops: One of each image.
             features: ``backbone``, ``embedding`` (after the projection head), or ``pixels``.
         """
-        images = normalized(crops, self.mean, self.std, torch.float32)
+        return self.encode(normalized(crops, self.mean, self.std, torch.float32), features)
+
+    def encode(self, images: Tensor, features: str) -> Tensor:
+        """As `encode_crops`, of normalized images ``(N, 3, H, W)``."""
         if features == PIXELS:
             return images.flatten(1)
         vectors: Tensor = self.backbone(images)

@@ -7,7 +7,8 @@ from typing import Self
 import torch
 
 from fastmoco.evaluate.features import FeatureRequest, FrozenEncoder
-from fastmoco.evaluate.knn import check_knn_labels, encoder_accuracy
+from fastmoco.evaluate.knn import encoder_accuracy
+from fastmoco.evaluate.labels import check_labels
 from fastmoco.pipelines.source_set import ImageSet, open_image_set
 from fastmoco.schema import TrainConfig
 from fastmoco.train.trainer import Trainer
@@ -31,7 +32,7 @@ class KnnMonitor:
             for path in (cfg.data.train, cfg.data.test):
                 assert path is not None  # check_config refused it
                 self._sets.append(open_image_set(path))
-            check_knn_labels(*self._sets)
+            check_labels(*self._sets)
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether the last step ended an epoch to measure after."""
