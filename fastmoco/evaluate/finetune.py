@@ -28,6 +28,8 @@ from fastmoco.schema import UsageError
 from fastmoco.train.schedules import learning_rate
 from fastmoco.train.trainer import DEFAULT_MEAN, DEFAULT_STD, DivergedError
 
+CURVE_POINTS = 5  # all test images go through the encoder each time
+
 
 def finetune(run: Path, cfg: FinetuneConfig) -> ClassifierResult:
     """Fine-tune a run's encoder and measure it, and the run from scratch where asked for.
@@ -87,12 +89,7 @@ def fit_finetuned(run: Path, task: Task, cfg: FinetuneConfig, folder: Path) -> C
             "optimizer": cfg.optimizer.name,
             "learning_rate": tuning.encoder_rate,
             "head_learning_rate": cfg.head_learning_rate,
-            "label_share": cfg.label_share,
-            "label_noise": cfg.label_noise,
-            "label_noise_share": task.noise_share,
-            "num_train": len(task.ids),
-            "num_test": len(task.test),
-            "seed": cfg.seed,
+            **task.facts(cfg),
         },
         seconds=time.perf_counter() - start,
         seconds_training=tuning.seconds,
@@ -157,7 +154,7 @@ def _train(tuning: Tuning) -> None:
             tuning.seconds += time.perf_counter() - start
             row = {"epoch": epoch + 1, "loss_train": loss}
             row["learning_rate"] = tuning.encoder_rate * factor
-            if is_measured(epoch, epochs):
+            if is_measured(epoch, epochs, CURVE_POINTS):
                 row["top1"], row["top5"] = measure(tuning.encoder, tuning.head, task, cfg)
             tuning.curve.append(row)
             tuning.save()

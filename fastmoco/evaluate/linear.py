@@ -9,6 +9,7 @@ step by step.
 """
 
 import dataclasses
+import math
 import time
 from contextlib import closing
 from pathlib import Path
@@ -38,6 +39,7 @@ from fastmoco.train.schedules import learning_rate
 BASELINE_RATES = [0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
 """Baselines choose theirs: what suits trained features need not suit pixels."""
 EXTRACTION_BATCH = 256
+CURVE_POINTS = 20
 
 
 def linear(run: Path, cfg: LinearConfig) -> ClassifierResult:
@@ -58,12 +60,13 @@ def linear(run: Path, cfg: LinearConfig) -> ClassifierResult:
     with open_task(cfg) as task:
         trained = open_encoder(run, cfg)
         result = fit_linear(trained, task, cfg, folder)
-        result.protocol["init"] = "pretrained"
         if cfg.baselines:
             untrained = open_encoder(run, cfg, untrained=True)
             result.baselines["untrained"] = fit_linear(untrained, task, _choosing(cfg), folder)
             of_pixels = dataclasses.replace(_choosing(cfg), views=LinearViews.cached)
             result.baselines["pixels"] = fit_linear(trained, task, of_pixels, None, PIXELS)
+            for name, baseline in result.baselines.items():
+                baseline.protocol["init"] = name
     result.write(out_folder(run, cfg, "linear"))
     return result
 
@@ -103,61 +106,60 @@ def fit_linear(
     cached = None
     if cfg.views is LinearViews.cached:
         cached = dataset_features(encoder, task.train, request, folder)
-    grid = Grid.of(cfg, task)
-    heads = Heads(
-        grid.heads,
-        dim=test.vectors.shape[1],
-        classes=task.classes.count,
-        cfg=cfg.optimizer,
-        device=encoder.mean.device,
-        seed=cfg.seed,
-    )
+    grid, device = Grid.of(cfg, task), encoder.mean.device
+    size = {"dim": test.vectors.shape[1], "classes": task.classes.count}
+    heads = Heads(grid.heads, **size, cfg=cfg.optimizer, device=device, seed=cfg.seed)
     steps = (
         encoded_steps(encoder, task, cfg, request)
         if cached is None
-        else cached_steps(cached, task, cfg, encoder.mean.device)
+        else cached_steps(cached, task, cfg, device)
     )
     curve, seconds = _train(heads, steps, task, cfg, grid, test)
     held_out = grid.accuracies(heads, encoder, task, request, cached)
     best = grid.best(held_out)
     if encoder.fingerprint() != before:
         raise RuntimeError("a frozen weight or statistic of the encoder moved while it was read")
-    accuracies = {key: curve[-1][key][best] for key in ("top1", "top5")}
+    found = {
+        "features": request.features,
+        "learning_rate": heads.rates[best],
+        "held_out_top1": dict(zip(map(str, grid.rates), held_out, strict=False)),
+        "features_reused": test.reused and (cached is None or cached.reused),
+    }
     return ClassifierResult(
-        **accuracies,
+        top1=curve[-1]["top1"][best],
+        top5=curve[-1]["top5"][best],
         about=_about(cfg, task, grid, best, request.features),
-        protocol={
-            "init": "untrained",
-            "protocol": cfg.name,
-            "views": cfg.views.value,
-            "features": request.features,
-            "epochs": cfg.train.epochs,
-            "global_batch_size": task.batch_size(cfg),
-            "optimizer": cfg.optimizer.name,
-            "learning_rate": heads.rates[best],
-            "held_out_top1": dict(zip(map(str, grid.rates), held_out, strict=False)),
-            "label_share": cfg.label_share,
-            "label_noise": cfg.label_noise,
-            "label_noise_share": task.noise_share,
-            "num_train": len(task.ids),
-            "num_test": len(task.test),
-            "seed": cfg.seed,
-            "features_reused": test.reused and (cached is None or cached.reused),
-        },
+        protocol=_protocol(cfg, task) | found,
         seconds=time.perf_counter() - start,
         seconds_training=seconds,
         curve=[_of_head(row, best) for row in curve],
     )
 
 
+def _protocol(cfg: LinearConfig, task: Task) -> dict[str, Any]:
+    return {
+        "init": "pretrained",
+        "protocol": cfg.name,
+        "views": cfg.views.value,
+        "epochs": cfg.train.epochs,
+        "global_batch_size": task.batch_size(cfg),
+        "optimizer": cfg.optimizer.name,
+        **task.facts(cfg),
+    }
+
+
 def _of_head(row: dict[str, Any], head: int) -> dict[str, Any]:
-    return {key: value[head] if isinstance(value, list) else value for key, value in row.items()}
+    """A row of the curve for one head; None where it diverged, as JSON knows no other word."""
+    own = {key: value[head] if isinstance(value, list) else value for key, value in row.items()}
+    return {key: value if math.isfinite(value) else None for key, value in own.items()}
 
 
 def _about(cfg: LinearConfig, task: Task, grid: Grid, best: int, features: str) -> str:
-    chosen = f"learning rate {grid.rates[best % len(grid.rates)]:g}"
+    place = best % len(grid.rates)
+    chosen = f"learning rate {grid.rates[place]:g}"
     if grid.held is not None:
-        chosen += f" (of {len(grid.rates)}, by {int(grid.held.sum())} held-out images)"
+        edge = ", the grid's edge" if place in (0, len(grid.rates) - 1) else ""
+        chosen += f" (of {len(grid.rates)} by {int(grid.held.sum())} held-out images{edge})"
     return (
         f"linear, protocol {cfg.name}: {cfg.views.value} views, {features}, {cfg.optimizer.name}, "
         f"{chosen}, {cfg.train.epochs} epochs, batch {task.batch_size(cfg)}, "
@@ -178,7 +180,7 @@ def _train(
             start = time.perf_counter()
             row = _epoch(heads, steps, epoch, task.plan(cfg).num_batches, labels, weights, cfg)
             seconds += time.perf_counter() - start
-            if is_measured(epoch, epochs):
+            if is_measured(epoch, epochs, CURVE_POINTS):
                 found = [top_accuracies(ranks) for ranks in heads.ranks(vectors, right).unbind(1)]
                 row["top1"], row["top5"] = map(list, zip(*found, strict=True))
             curve.append(row)

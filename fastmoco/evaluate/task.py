@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastmoco.evaluate.labels import Classes, check_labels, noisy_labels, stratified_part
 from fastmoco.evaluate.results import results_folder
@@ -12,9 +13,6 @@ from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.draws import INT64
 from fastmoco.pipelines.source_set import ImageSet, open_image_set
 from fastmoco.schema import UsageError
-
-EVALUATIONS = 20
-"""How often, at most, the test set is looked at for the curve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,17 @@ class Task:
             text += f", {100 * self.noise_share:.1f}% of the labels wrong ({cfg.label_noise})"
         return text
 
+    def facts(self, cfg: ClassifierConfig) -> dict[str, Any]:
+        """The same as JSON values."""
+        return {
+            "label_share": cfg.label_share,
+            "label_noise": cfg.label_noise,
+            "label_noise_share": self.noise_share,
+            "num_train": len(self.ids),
+            "num_test": len(self.test),
+            "seed": cfg.seed,
+        }
+
 
 @contextmanager
 def open_task(cfg: ClassifierConfig) -> Iterator[Task]:
@@ -91,9 +100,12 @@ def _check(cfg: ClassifierConfig) -> None:
         raise UsageError(f"global_batch_size={cfg.global_batch_size} must be 1 or more")
 
 
-def is_measured(epoch: int, epochs: int) -> bool:
-    """Whether the test set is looked at after this epoch, counted from 0."""
-    return epoch == epochs - 1 or (epoch + 1) % -(-epochs // EVALUATIONS) == 0
+def is_measured(epoch: int, epochs: int, times: int) -> bool:
+    """Whether the test set is looked at for the curve after this epoch, counted from 0.
+
+    At the end, and before at most `times` times.
+    """
+    return epoch == epochs - 1 or (epoch + 1) % -(-epochs // times) == 0
 
 
 def out_folder(run: Path, cfg: ClassifierConfig, command: str) -> Path:

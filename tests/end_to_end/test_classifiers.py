@@ -37,9 +37,8 @@ def curve(folder):
 def test_the_official_protocol_learns_beside_its_baselines(capsys, place, tmp_path):
     options = [*FAST, "optimizer.learning_rate=3", "baselines=true", f"out={tmp_path}"]
     found = command(capsys, place, "linear", *options)
-    assert (found["protocol"], found["views"], found["learning_rate"]) == tuple(
-        ["official", "augmented", 3]
-    )
+    assert (found["protocol"], found["views"]) == ("official", "augmented")
+    assert found["learning_rate"] == 3
     assert (found["num_train"], found["num_test"]) == (60, 30)
     assert found["top1"] > 50  # 33 by chance
     assert found["top5"] == 100

@@ -1,10 +1,12 @@
 """The written-out heads against autograd and torch's optimizers."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastmoco.evaluate.grid import Grid
 from fastmoco.evaluate.heads import Heads
 from fastmoco.schema import OptimizerConfig, UsageError
 
@@ -70,6 +72,16 @@ def test_many_heads_are_as_many_single_ones():
     ranks = together.ranks(features, labels)
     expected = (logits > logits.gather(2, labels[:, None, None].expand(-1, 3, 1))).sum(2)
     assert torch.equal(ranks, expected)
+
+
+def test_of_each_rate_one_head_is_not_told_of_held_out_images():
+    grid = Grid([0.1, 1.0], np.array([True, False, True, False]))
+    weights = grid.weights(torch.device("cpu"))
+    assert weights.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
+    assert grid.heads == [0.1, 1.0, 0.1, 1.0]
+    assert grid.best([50.0, 60.0]) == 3
+    assert grid.best([60.0, 60.0]) == 2  # of equals the first
+    assert Grid([0.1], None).weights(torch.device("cpu")) is None
 
 
 def test_a_head_that_diverged_is_never_right():

@@ -68,6 +68,15 @@ def test_the_nearest_are_those_of_a_whole_sort(monkeypatch, k):
     assert all(len(set(row)) == k for row in torch.cat(rows).tolist())
 
 
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_what_fills_the_last_group_is_no_neighbor(k):
+    bank, queries = clusters(301, 1).vectors.abs(), -clusters(20, 2).vectors.abs()
+    values, rows = next(neighbors.nearest(bank, queries, k))
+    similarity = F.normalize(queries) @ F.normalize(bank).T  # all below 0
+    torch.testing.assert_close(values, similarity.sort(1, descending=True)[0][:, :k])
+    assert rows.max() < 301
+
+
 def test_majority_equals_scikit_learn():
     train, test = clusters(300, 1), clusters(90, 2)
     sklearn = KNeighborsClassifier(10, metric="cosine", algorithm="brute")
