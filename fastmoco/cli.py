@@ -235,6 +235,26 @@ def _noise_table(arguments: list[str]) -> None:
     print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
 
+def _export(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.handover.export import export
+
+    summary = export(Path(run), _load("ExportConfig", overrides))
+    print(json.dumps(summary.to_json()) if as_json else summary.to_text())  # noqa: T201
+
+
+def _import(arguments: list[str]) -> None:
+    (path,), overrides, as_json = _split(arguments, ("FILE",))
+    from pathlib import Path
+
+    from fastmoco.handover.take_in import import_weights
+
+    summary = import_weights(Path(path), _load("ImportConfig", overrides))
+    print(json.dumps(summary.to_json()) if as_json else summary.to_text())  # noqa: T201
+
+
 def _demo(arguments: list[str]) -> None:
     _, overrides, _ = _split(arguments, ())
     from fastmoco.demo import demo
@@ -296,6 +316,17 @@ COMMANDS = {
         "[--json]",
         "accuracy against wrong labels, pretrained, untrained and supervised",
         "NoiseTableConfig",
+    "export": Command(
+        _export,
+        "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",
+        "hand the encoder to torchvision, timm, Hugging Face, detectron2 or ONNX",
+        "ExportConfig",
+    ),
+    "import": Command(
+        _import,
+        "fastmoco import FILE out=FOLDER [key=value ...] [--json]",
+        "take in weights of MoCo, solo-learn, lightly, torchvision or timm, to use as RUN",
+        "ImportConfig",
     ),
     "demo": Command(
         _demo,

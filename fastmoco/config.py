@@ -31,6 +31,8 @@ from fastmoco.evaluate.schema import (
     LinearConfig,
     NoiseTableConfig,
 )
+from fastmoco.evaluate.schema import KnnConfig
+from fastmoco.handover.options import ExportConfig, ImportConfig
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
@@ -57,6 +59,8 @@ CONFIG_NAMES: dict[type, str] = {
     EvaluateConfig: "evaluate",
     NoiseTableConfig: "noise_table",
     ConvertConfig: "convert",
+    ExportConfig: "export",
+    ImportConfig: "import",
 }
 
 
@@ -71,6 +75,8 @@ def register_schemas() -> None:
     store.store(name="evaluate", node=EvaluateConfig)
     store.store(name="noise_table", node=NoiseTableConfig)
     store.store(name="convert", node=ConvertConfig)
+    store.store(name="export", node=ExportConfig)
+    store.store(name="import", node=ImportConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 

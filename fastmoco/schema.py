@@ -24,6 +24,8 @@ class Stem(StrEnum):
     """3 x 3 convolution of stride 1, no pool: for views of 32 pixels."""
     small_stride2 = "small_stride2"
     """3 x 3 convolution of stride 2, no pool: a quarter of the work of `small`."""
+    small_pad2 = "small_pad2"
+    """`small` with a border of 2 pixels: solo-learn's on CIFAR, to take its weights in."""
 
 
 class Head(StrEnum):
@@ -127,7 +129,8 @@ class ModelConfig:
     encoder: str = "resnet50"
     """resnet18, resnet34 or resnet50."""
     stem: Stem = Stem.imagenet
-    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work)."""
+    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work);
+    small_pad2 is solo-learn's small."""
     width: int = 64
     """Channels of the first stage; 64 is the paper's."""
 

@@ -24,7 +24,7 @@ from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.draws import INT64
 from fastmoco.pipelines.source_set import ImageSet
-from fastmoco.schema import Features, PipelineConfig, Precision, TrainConfig
+from fastmoco.schema import Features, PipelineConfig, Precision, TrainConfig, UsageError
 from fastmoco.train.checkpoint import load_checkpoint, restore_module, under_prefix
 from fastmoco.train.step import AUTOCAST_DTYPES
 
@@ -102,11 +102,24 @@ class FrozenEncoder(nn.Module):
         return digest.hexdigest()
 
 
+class NoHead(nn.Module):
+    """Stands where a projection head would: this encoder came without one."""
+
+    def forward(self, _: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError("this encoder has no projection head; set features=backbone")
+
+
 def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
-    """Load the query encoder of a run.
+    """Load the query encoder of a run, or one that was exported or imported.
 
     Args:
-        path: A run folder, or one of its checkpoint files.
+        path: A run folder, one of its checkpoint files, a folder of `fastmoco import`, or a file of
+            `fastmoco export to=safetensors`.
         untrained: The same encoder as it was before the first step.
 
     Raises:
@@ -116,6 +129,8 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
     cfg = config_from_dict(TrainConfig, checkpoint.facts["config"])
     torch.manual_seed(cfg.seed)
     encoder = build_model(cfg.model, cfg.moco).query_encoder
+    if not checkpoint.facts.get("has_head", True):
+        encoder.head = NoHead()
     if not untrained:
         restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
     facts = checkpoint.facts

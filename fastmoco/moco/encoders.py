@@ -26,7 +26,8 @@ def _stem_layers(stem: Stem, width: int) -> tuple[nn.Conv2d, nn.Module]:
         pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         return nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), pool
     stride = 2 if stem is Stem.small_stride2 else 1
-    return nn.Conv2d(3, width, 3, stride=stride, padding=1, bias=False), nn.Identity()
+    padding = 2 if stem is Stem.small_pad2 else 1
+    return nn.Conv2d(3, width, 3, stride=stride, padding=padding, bias=False), nn.Identity()
 
 
 class ResNet(nn.Module):
