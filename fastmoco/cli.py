@@ -7,6 +7,7 @@ import difflib
 import importlib
 import io
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -235,6 +236,28 @@ def _noise_table(arguments: list[str]) -> None:
     print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
 
+def _embed(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.embed import embed
+
+    summary = embed(Path(run), _load("EmbedConfig", overrides))
+    print(json.dumps(summary.to_json()) if as_json else summary.to_text())  # noqa: T201
+
+
+def _neighbors(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.inspection.neighbors import write_neighbors
+
+    # A list of numbers needs no brackets here: to Hydra it would be a sweep.
+    overrides = [re.sub(r"^(queries=)(\d+(?:,\d+)*)$", r"\1[\2]", item) for item in overrides]
+    found = write_neighbors(Path(run), _load("NeighborsConfig", overrides))
+    print(json.dumps(found.to_json()) if as_json else found.to_text())  # noqa: T201
+
+
 def _export(arguments: list[str]) -> None:
     (run,), overrides, as_json = _split(arguments, ("RUN",))
     from pathlib import Path
@@ -316,6 +339,19 @@ COMMANDS = {
         "[--json]",
         "accuracy against wrong labels, pretrained, untrained and supervised",
         "NoiseTableConfig",
+    ),
+    "embed": Command(
+        _embed,
+        "fastmoco embed RUN data.test=FILE.beton out=FILE.parquet [key=value ...] [--json]",
+        "write the features of a dataset as Parquet or npy",
+        "EmbedConfig",
+    ),
+    "neighbors": Command(
+        _neighbors,
+        "fastmoco neighbors RUN data.test=FILE.beton [queries=ID,ID] [key=value ...] [--json]",
+        "write a picture of images and those that are nearest to them",
+        "NeighborsConfig",
+    ),
     "export": Command(
         _export,
         "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",

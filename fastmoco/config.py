@@ -31,8 +31,12 @@ from fastmoco.evaluate.schema import (
     LinearConfig,
     NoiseTableConfig,
 )
-from fastmoco.evaluate.schema import KnnConfig
-from fastmoco.handover.options import ExportConfig, ImportConfig
+from fastmoco.handover.options import (
+    EmbedConfig,
+    ExportConfig,
+    ImportConfig,
+    NeighborsConfig,
+)
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
@@ -58,6 +62,8 @@ CONFIG_NAMES: dict[type, str] = {
     FinetuneConfig: "finetune",
     EvaluateConfig: "evaluate",
     NoiseTableConfig: "noise_table",
+    EmbedConfig: "embed",
+    NeighborsConfig: "neighbors",
     ConvertConfig: "convert",
     ExportConfig: "export",
     ImportConfig: "import",
@@ -74,6 +80,8 @@ def register_schemas() -> None:
     store.store(name="finetune_schema", node=FinetuneConfig)
     store.store(name="evaluate", node=EvaluateConfig)
     store.store(name="noise_table", node=NoiseTableConfig)
+    store.store(name="embed", node=EmbedConfig)
+    store.store(name="neighbors", node=NeighborsConfig)
     store.store(name="convert", node=ConvertConfig)
     store.store(name="export", node=ExportConfig)
     store.store(name="import", node=ImportConfig)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastmoco.config import config_from_dict
 from fastmoco.data.progress import show_progress
 from fastmoco.device import resolve_device
-from fastmoco.evaluate.feature_cache import cached_rows
+from fastmoco.evaluate.feature_cache import CachedRows, cached_rows
 from fastmoco.evaluate.schema import FeaturesConfig
 from fastmoco.moco.build import build_model
 from fastmoco.moco.model import Encoder
@@ -293,22 +293,52 @@ def dataset_features(
         A map of the file in host memory where there is one: 1.28 million rows of 2,048 (10.5 GB)
         need no more memory than the system likes to give.
     """
+    labels = torch.tensor(dataset.labels)
+    rows = _cached(encoder, dataset, request, folder)
+    if rows is not None:
+        return FeatureSet(rows.vectors, labels, rows.reused)
+    batches = _shown(feature_batches(encoder, dataset, request), dataset)
+    vectors = _gathered(batches, len(dataset))
+    return FeatureSet(vectors, labels.to(vectors.device))
+
+
+def feature_rows(
+    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+) -> Iterator[Tensor]:
+    """The rows of `dataset_features`, a batch at a time: never all in memory.
+
+    Args:
+        encoder: As of `dataset_features`; likewise the others.
+        dataset: Open.
+        request: Which vectors; of all images.
+        folder: Of the cache, or None.
+
+    Yields:
+        ``(N, D)`` float32 on the host, in file order; the last batch may be smaller.
+    """
+    rows = _cached(encoder, dataset, request, folder)
+    if rows is not None:
+        yield from rows.vectors.split(request.batch_size)
+        return
+    for batch in _shown(feature_batches(encoder, dataset, request), dataset):
+        yield batch.cpu()
+
+
+def _cached(
+    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+) -> CachedRows | None:
     assert request.sample_ids is None
+    if folder is None or request.features == PIXELS:
+        return None
+    facts = {
+        "encoder": encoder.fingerprint(),
+        "dataset": dataset.fingerprint,
+        "features": request.features,
+        "precision": request.precision.value,
+        "device": encoder.mean.device.type,
+    }
 
     def batches() -> Iterator[Tensor]:
         return _shown(feature_batches(encoder, dataset, request), dataset)
 
-    labels = torch.tensor(dataset.labels)
-    if folder is not None and request.features != PIXELS:
-        facts = {
-            "encoder": encoder.fingerprint(),
-            "dataset": dataset.fingerprint,
-            "features": request.features,
-            "precision": request.precision.value,
-            "device": encoder.mean.device.type,
-        }
-        rows = cached_rows(folder, facts, len(dataset), batches)
-        if rows is not None:
-            return FeatureSet(rows.vectors, labels, rows.reused)
-    vectors = _gathered(batches(), len(dataset))
-    return FeatureSet(vectors, labels.to(vectors.device))
+    return cached_rows(folder, facts, len(dataset), batches)

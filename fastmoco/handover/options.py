@@ -1,9 +1,10 @@
-"""What `fastmoco export` and `fastmoco import` read; imports no torch."""
+"""What `fastmoco export`, `import`, `embed` and `neighbors` read; imports no torch."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from fastmoco.evaluate.schema import FeaturesConfig
 from fastmoco.schema import Stem
 
 # Of ImageNet, in 0..1: what nearly all published encoders were trained with.
@@ -98,3 +99,25 @@ class ImportConfig:
     """Side of the crops for evaluation, pixels; 0 = 224 for the imagenet stem, else 32."""
     center_crop: float = 0.0
     """Central share that evaluation looks at; 0 = 0.875 for the imagenet stem, else 1."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EmbedConfig(FeaturesConfig):
+    """Everything that `fastmoco embed` reads."""
+
+    out: Path | None = None
+    """.parquet, or .npy with the samples' ids, paths and labels in a .csv beside it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class NeighborsConfig(FeaturesConfig):
+    """Everything that `fastmoco neighbors` reads."""
+
+    queries: list[int] = field(default_factory=list)
+    """Ids of the images to find neighbors of, such as 3,17; empty: count of them by a hash."""
+    count: int = 8
+    """How many queries, where none are named."""
+    k: int = 8
+    """Neighbors of each."""
+    out: Path = Path("neighbors.png")
+    """PNG file to write."""
