@@ -13,7 +13,7 @@ from safetensors.torch import save
 from fastmoco.files import atomic_folder
 from fastmoco.handover.model_card import model_card
 from fastmoco.handover.options import ExportConfig
-from fastmoco.handover.state_dicts import timm_model, timm_state
+from fastmoco.handover.state_dicts import timm_model, timm_options, timm_state
 from fastmoco.handover.subject import Subject, refuse_head
 from fastmoco.schema import UsageError
 
@@ -49,6 +49,7 @@ def timm_config(subject: Subject, name: str) -> dict[str, Any]:
         "architecture": name,
         "num_classes": 0,
         "num_features": encoder.backbone.feature_dim,
+        "model_args": timm_options(subject),
         "pretrained_cfg": {
             "tag": "fastmoco",
             "custom_load": False,

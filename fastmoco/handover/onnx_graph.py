@@ -27,22 +27,16 @@ TOLERANCE = 1e-4
 class _Graph(nn.Module):
     """What is exported: images in, vectors out."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, encoder: "FrozenEncoder", part: Part, normalize: Normalize) -> None:
         super().__init__()
-        self.backbone = encoder.backbone
-        self.head = encoder.head if part is Part.encoder else nn.Identity()
         self.inside = normalize is Normalize.inside
-        self.register_buffer("mean", encoder.mean[:, None, None].clone())
-        self.register_buffer("std", encoder.std[:, None, None].clone())
+        # The whole encoder normalizes by itself, its backbone does not.
+        self.body: nn.Module = encoder if self.inside else encoder.backbone
+        self.head = encoder.head if part is Part.encoder else nn.Identity()
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.inside:
-            images = (images - self.mean) / self.std
-        vectors: Tensor = self.head(self.backbone(images))
+        vectors: Tensor = self.head(self.body(images))
         return vectors
 
 

@@ -1,6 +1,7 @@
 """The backbone as a state dict of torchvision and of timm.
 
-Our ResNets have torchvision's names, and timm's are the same. The classifier is left out.
+Our ResNets have torchvision's names, and timm's are the same; a model of timm (``timm:NAME``) keeps
+its own. The classifier is left out.
 """
 
 import io
@@ -17,7 +18,8 @@ from fastmoco.handover.options import ExportConfig
 from fastmoco.handover.subject import Subject, refuse_head
 from fastmoco.schema import UsageError
 
-TIMM_PREFIX = "timm:"
+TIMM_PREFIX, TIMM_MODULE = "timm:", "network."
+"""Of `model.encoder`, and of the tensors of the backbone that holds one of timm's models."""
 # Of torchvision's; timm names them and their tensors alike (a test compares all of them).
 RESNETS = (
     "resnet18",
@@ -62,7 +64,10 @@ def write_timm(out: Path, subject: Subject, cfg: ExportConfig) -> str:
     refuse_head(cfg.part, "timm")
     name = timm_model(subject, "timm")
     _write_state(out, timm_state(subject))
-    return f"model = timm.create_model({name!r}, num_classes=0, checkpoint_path={str(out)!r})"
+    options = "".join(f", {key}={value}" for key, value in timm_options(subject).items())
+    return (
+        f"model = timm.create_model({name!r}, num_classes=0, checkpoint_path={str(out)!r}{options})"
+    )
 
 
 def library_model(subject: Subject, target: str) -> str:
@@ -74,7 +79,7 @@ def library_model(subject: Subject, target: str) -> str:
     name = subject.config.model.encoder
     advice = "use to=safetensors or to=onnx"
     if name not in RESNETS:
-        raise UsageError(f"to={target} has no counterpart of model.encoder={name}; {advice}")
+        raise UsageError(f"to={target} takes ResNets, not model.encoder={name}; {advice}")
     with torch.device("meta"):
         expected = getattr(torchvision.models, name)().state_dict()
     theirs = {key: tuple(t.shape) for key, t in expected.items() if not key.startswith("fc.")}
@@ -94,12 +99,22 @@ def timm_model(subject: Subject, target: str) -> str:
     Raises:
         UsageError: If timm has none.
     """
+    name = subject.config.model.encoder
+    if name.startswith(TIMM_PREFIX):
+        return name.removeprefix(TIMM_PREFIX)
     return library_model(subject, target)
 
 
 def timm_state(subject: Subject) -> dict[str, Tensor]:
     """The backbone under timm's names."""
-    return backbone_state(subject)
+    state = backbone_state(subject)
+    return {name.removeprefix(TIMM_MODULE): tensor for name, tensor in state.items()}
+
+
+def timm_options(subject: Subject) -> dict[str, int]:
+    """What `timm.create_model` needs besides the name: the size that positions are learned for."""
+    learned = f"{TIMM_MODULE}pos_embed" in subject.encoder.backbone.state_dict()
+    return {"img_size": subject.config.pipeline.view_size} if learned else {}
 
 
 def backbone_state(subject: Subject) -> dict[str, Tensor]:

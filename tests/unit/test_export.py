@@ -1,6 +1,7 @@
 """An exported encoder gives the same features in the library that it was exported for."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,7 +20,8 @@ from fastmoco.handover.detectron2_weights import detectron2_name
 from fastmoco.handover.export import export
 from fastmoco.handover.options import ExportConfig, Normalize, Part, Target
 from fastmoco.handover.state_dicts import RESNETS
-from fastmoco.schema import Features, Stem
+from fastmoco.handover.subject import Subject
+from fastmoco.schema import Features, ModelConfig, Stem, TrainConfig
 from tests.encoders import MEAN, STD, images, write_run
 
 
@@ -86,6 +88,33 @@ def test_hugging_face_folder(run, tmp_path):
     assert (list(data["mean"]), list(data["std"])) == (MEAN, STD)
     assert (list(data["input_size"]), data["crop_pct"]) == ([3, 64, 64], 0.875)
     assert f"local-dir:{out}" in summary.loading
+
+
+def test_models_of_timm_go_back_to_timm(tmp_path, monkeypatch):
+    """A vision transformer whose positions were learned for images of 32 pixels."""
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32).eval()
+    backbone = torch.nn.Module()
+    backbone.network, backbone.feature_dim = network, 192
+    encoder = SimpleNamespace(
+        backbone=backbone,
+        mean=torch.tensor(MEAN),
+        std=torch.tensor(STD),
+        eval_size=32,
+        center_crop=0.875,
+    )
+    config = TrainConfig(model=ModelConfig(encoder="timm:vit_tiny_patch16_224"))
+    config.pipeline.view_size = 32
+    facts = {"imported": {"file": "x.pth", "sha256": "0", "layout": "torchvision"}}
+    subject = Subject(tmp_path / "run", tmp_path / "run" / "x", encoder, config, facts, 7)
+    monkeypatch.setattr("fastmoco.handover.export.load_subject", lambda _: subject)
+    out, folder = tmp_path / "a.pth", tmp_path / "folder"
+    summary = export(subject.run, ExportConfig(to=Target.timm, out=out))
+    export(subject.run, ExportConfig(to=Target.huggingface, out=folder))
+    models = [eval(summary.loading.removeprefix("model = "))]  # as it is printed
+    models.append(timm.create_model(f"local-dir:{folder}", pretrained=True))
+    with torch.no_grad():
+        for model in models:
+            assert torch.equal(model.eval()(images(32)), network(images(32)))
 
 
 def test_model_card_says_what_the_run_was(run, tmp_path):
