@@ -236,46 +236,21 @@ def _noise_table(arguments: list[str]) -> None:
     print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
 
-def _embed(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
+def _about(path: str, function: str, schema: str) -> Callable[[list[str]], None]:
+    """A command about one path: ``module.function(Path, config)`` gives a result to print."""
 
-    from fastmoco.evaluate.embed import embed
+    def run(arguments: list[str]) -> None:
+        (place,), overrides, as_json = _split(arguments, (path,))
+        from pathlib import Path
 
-    summary = embed(Path(run), _load("EmbedConfig", overrides))
-    print(json.dumps(summary.to_json()) if as_json else summary.to_text())  # noqa: T201
+        # A list of numbers needs no brackets here: to Hydra it would be a sweep.
+        overrides = [re.sub(r"^(queries)=(\d+(,\d+)*)$", r"\1=[\2]", item) for item in overrides]
+        module, _, name = function.rpartition(".")
+        call = getattr(importlib.import_module(f"fastmoco.{module}"), name)
+        result = call(Path(place), _load(schema, overrides))
+        print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
-
-def _neighbors(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
-
-    from fastmoco.inspection.neighbors import write_neighbors
-
-    # A list of numbers needs no brackets here: to Hydra it would be a sweep.
-    overrides = [re.sub(r"^(queries=)(\d+(?:,\d+)*)$", r"\1[\2]", item) for item in overrides]
-    found = write_neighbors(Path(run), _load("NeighborsConfig", overrides))
-    print(json.dumps(found.to_json()) if as_json else found.to_text())  # noqa: T201
-
-
-def _export(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
-
-    from fastmoco.handover.export import export
-
-    summary = export(Path(run), _load("ExportConfig", overrides))
-    print(json.dumps(summary.to_json()) if as_json else summary.to_text())  # noqa: T201
-
-
-def _import(arguments: list[str]) -> None:
-    (path,), overrides, as_json = _split(arguments, ("FILE",))
-    from pathlib import Path
-
-    from fastmoco.handover.take_in import import_weights
-
-    summary = import_weights(Path(path), _load("ImportConfig", overrides))
-    print(json.dumps(summary.to_json()) if as_json else summary.to_text())  # noqa: T201
+    return run
 
 
 def _demo(arguments: list[str]) -> None:
@@ -341,25 +316,25 @@ COMMANDS = {
         "NoiseTableConfig",
     ),
     "embed": Command(
-        _embed,
+        _about("RUN", "evaluate.embed.embed", "EmbedConfig"),
         "fastmoco embed RUN data.test=FILE.beton out=FILE.parquet [key=value ...] [--json]",
         "write the features of a dataset as Parquet or npy",
         "EmbedConfig",
     ),
     "neighbors": Command(
-        _neighbors,
+        _about("RUN", "inspection.neighbors.write_neighbors", "NeighborsConfig"),
         "fastmoco neighbors RUN data.test=FILE.beton [queries=ID,ID] [key=value ...] [--json]",
         "write a picture of images and those that are nearest to them",
         "NeighborsConfig",
     ),
     "export": Command(
-        _export,
+        _about("RUN", "handover.export.export", "ExportConfig"),
         "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",
         "hand the encoder to torchvision, timm, Hugging Face, detectron2 or ONNX",
         "ExportConfig",
     ),
     "import": Command(
-        _import,
+        _about("FILE", "handover.take_in.import_weights", "ImportConfig"),
         "fastmoco import FILE out=FOLDER [key=value ...] [--json]",
         "take in weights of MoCo, solo-learn, lightly, torchvision or timm, to use as RUN",
         "ImportConfig",
