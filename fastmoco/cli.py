@@ -7,6 +7,7 @@ import difflib
 import importlib
 import io
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -195,6 +196,63 @@ def _knn(arguments: list[str]) -> None:
     print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
 
+def _linear(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.linear import linear
+
+    result = linear(Path(run), _load("LinearConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _finetune(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.finetune import finetune
+
+    result = finetune(Path(run), _load("FinetuneConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _evaluate(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.tables import evaluate
+
+    result = evaluate(Path(run), _load("EvaluateConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _noise_table(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.evaluate.tables import noise_table
+
+    result = noise_table(Path(run), _load("NoiseTableConfig", overrides))
+    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
+def _about(path: str, function: str, schema: str) -> Callable[[list[str]], None]:
+    """A command about one path: ``module.function(Path, config)`` gives a result to print."""
+
+    def run(arguments: list[str]) -> None:
+        (place,), overrides, as_json = _split(arguments, (path,))
+        from pathlib import Path
+
+        # A list of numbers needs no brackets here: to Hydra it would be a sweep.
+        overrides = [re.sub(r"^(queries)=(\d+(,\d+)*)$", r"\1=[\2]", item) for item in overrides]
+        module, _, name = function.rpartition(".")
+        call = getattr(importlib.import_module(f"fastmoco.{module}"), name)
+        result = call(Path(place), _load(schema, overrides))
+        print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+    return run
+
+
 def _demo(arguments: list[str]) -> None:
     _, overrides, _ = _split(arguments, ())
     from fastmoco.demo import demo
@@ -228,8 +286,58 @@ COMMANDS = {
     "knn": Command(
         _knn,
         "fastmoco knn RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
-        "evaluate a run by weighted k-nearest neighbors",
+        "evaluate a run by k-nearest neighbors",
         "KnnConfig",
+    ),
+    "linear": Command(
+        _linear,
+        "fastmoco linear RUN data.train=FILE.beton data.test=FILE.beton [protocol=NAME] "
+        "[key=value ...] [--json]",
+        "evaluate a run by a linear classifier on the frozen encoder",
+        "LinearConfig",
+    ),
+    "finetune": Command(
+        _finetune,
+        "fastmoco finetune RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
+        "train a run's encoder, or a part of it, with few or all labels",
+        "FinetuneConfig",
+    ),
+    "evaluate": Command(
+        _evaluate,
+        "fastmoco evaluate RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
+        "knn, linear and finetune of a run with their baselines, as one table",
+        "EvaluateConfig",
+    ),
+    "noise-table": Command(
+        _noise_table,
+        "fastmoco noise-table RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] "
+        "[--json]",
+        "accuracy against wrong labels, pretrained, untrained and supervised",
+        "NoiseTableConfig",
+    ),
+    "embed": Command(
+        _about("RUN", "evaluate.embed.embed", "EmbedConfig"),
+        "fastmoco embed RUN data.test=FILE.beton out=FILE.parquet [key=value ...] [--json]",
+        "write the features of a dataset as Parquet or npy",
+        "EmbedConfig",
+    ),
+    "neighbors": Command(
+        _about("RUN", "inspection.neighbors.write_neighbors", "NeighborsConfig"),
+        "fastmoco neighbors RUN data.test=FILE.beton [queries=ID,ID] [key=value ...] [--json]",
+        "write a picture of images and those that are nearest to them",
+        "NeighborsConfig",
+    ),
+    "export": Command(
+        _about("RUN", "handover.export.export", "ExportConfig"),
+        "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",
+        "hand the encoder to torchvision, timm, Hugging Face, detectron2 or ONNX",
+        "ExportConfig",
+    ),
+    "import": Command(
+        _about("FILE", "handover.take_in.import_weights", "ImportConfig"),
+        "fastmoco import FILE out=FOLDER [key=value ...] [--json]",
+        "take in weights of MoCo, solo-learn, lightly, torchvision or timm, to use as RUN",
+        "ImportConfig",
     ),
     "demo": Command(
         _demo,
@@ -247,7 +355,7 @@ def _print_overview() -> None:
         "Pretrain image encoders without labels by Momentum Contrast.",
         "",
     ]
-    lines += [f"  {name:<9}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "fastmoco COMMAND --help lists a command's options."]
     print("\n".join(lines))  # noqa: T201
 

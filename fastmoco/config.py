@@ -24,10 +24,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.data.convert_config import ConvertConfig
+from fastmoco.evaluate.schema import (
+    EvaluateConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LinearConfig,
+    NoiseTableConfig,
+)
+from fastmoco.handover.options import (
+    EmbedConfig,
+    ExportConfig,
+    ImportConfig,
+    NeighborsConfig,
+)
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
-from fastmoco.schema import KnnConfig, TrainConfig, UsageError, ViewsConfig
+from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
 
 T = TypeVar("T")
 
@@ -37,13 +50,23 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 GROUPS: dict[type, tuple[str, ...]] = {
     TrainConfig: ("experiment", "policy"),
     ViewsConfig: ("policy",),
+    LinearConfig: ("protocol", "policy"),
+    FinetuneConfig: ("policy",),
 }
 
 CONFIG_NAMES: dict[type, str] = {
     TrainConfig: "train",
     ViewsConfig: "views",
     KnnConfig: "knn",
+    LinearConfig: "linear",
+    FinetuneConfig: "finetune",
+    EvaluateConfig: "evaluate",
+    NoiseTableConfig: "noise_table",
+    EmbedConfig: "embed",
+    NeighborsConfig: "neighbors",
     ConvertConfig: "convert",
+    ExportConfig: "export",
+    ImportConfig: "import",
 }
 
 
@@ -53,7 +76,15 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="views_schema", node=ViewsConfig)
     store.store(name="knn", node=KnnConfig)
+    store.store(name="linear_schema", node=LinearConfig)
+    store.store(name="finetune_schema", node=FinetuneConfig)
+    store.store(name="evaluate", node=EvaluateConfig)
+    store.store(name="noise_table", node=NoiseTableConfig)
+    store.store(name="embed", node=EmbedConfig)
+    store.store(name="neighbors", node=NeighborsConfig)
     store.store(name="convert", node=ConvertConfig)
+    store.store(name="export", node=ExportConfig)
+    store.store(name="import", node=ImportConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 
@@ -69,7 +100,7 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Compose a command's configuration.
 
     Args:
-        schema: `TrainConfig`, `ViewsConfig`, `KnnConfig` or `ConvertConfig`.
+        schema: A key of `CONFIG_NAMES`.
         overrides: ``key=value`` in Hydra's grammar, later ones win.
 
     Returns:
@@ -220,15 +251,19 @@ def _kind(hint: Any) -> str:
 
 
 def _field_docs(schema: type) -> dict[str, str]:
-    """The string literals under a dataclass's fields, from its source: Python drops them."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for statement, following in zip(body.body, body.body[1:], strict=False):
-        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-            name, value = statement.target, following.value
-            if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
-                docs[name.id] = inspect.cleandoc(str(value.value)).replace("\n", " ")
+    """The string literals under a dataclass's fields, from its source: Python drops them.
+
+    Those of the dataclasses that it extends are its own.
+    """
+    docs: dict[str, str] = {}
+    for owner in filter(is_dataclass, reversed(schema.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+                name, value = statement.target, following.value
+                if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
+                    docs[name.id] = inspect.cleandoc(str(value.value)).replace("\n", " ")
     return docs
 
 

@@ -12,8 +12,9 @@ from fastmoco.config import load_config, quote_paths
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.evaluate.knn import KnnResult, knn
+from fastmoco.evaluate.schema import KnnConfig
 from fastmoco.files import atomic_write_text
-from fastmoco.schema import DataConfig, KnnConfig, TrainConfig, UsageError
+from fastmoco.schema import DataConfig, TrainConfig, UsageError
 from fastmoco.train.loop import train
 from fastmoco.train.run_folder import run_path
 

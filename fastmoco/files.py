@@ -1,6 +1,7 @@
 """Files that are whole or not there at all: temporary file, fsync, rename, fsync of the folder."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.partial")
     try:
         yield temporary
-        descriptor = os.open(temporary, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(temporary, os.O_RDWR)
         temporary.replace(target)
         sync_folder(target.parent)
     finally:
@@ -30,7 +27,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 def sync_folder(folder: Path) -> None:
     """Bring a folder's entries (a rename) to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder, os.O_RDONLY)
+
+
+def _sync(path: Path, mode: int) -> None:
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:
@@ -41,3 +42,25 @@ def atomic_write_text(target: Path, text: str) -> None:
     """Write a small text file, whole or not at all."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Give a new folder beside `target` that becomes it when the block ends well.
+
+    `target` must be missing or empty. An exception or a kill leaves it so; the leftover of a kill
+    is removed by the next try.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            _sync(path, os.O_RDONLY)
+        sync_folder(temporary)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

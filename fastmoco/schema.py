@@ -24,6 +24,8 @@ class Stem(StrEnum):
     """3 x 3 convolution of stride 1, no pool: for views of 32 pixels."""
     small_stride2 = "small_stride2"
     """3 x 3 convolution of stride 2, no pool: a quarter of the work of `small`."""
+    small_pad2 = "small_pad2"
+    """`small` with a border of 2 pixels: solo-learn's on CIFAR, to take its weights in."""
 
 
 class Mechanism(StrEnum):
@@ -170,7 +172,8 @@ class ModelConfig:
     """resnet18 to resnet152, resnext50_32x4d, alexnet, alexnet_bn and others; halves:NAME, a pair
     of half the width for L and ab; timm:NAME, any of timm's (pip install 'fastmoco[timm]')."""
     stem: Stem = Stem.imagenet
-    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work)."""
+    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work);
+    small_pad2 is solo-learn's small."""
     width: int = 64
     """Channels of the first stage: 64 is the paper's, 128 and 256 are ResNet-50 x2 and x4."""
     zero_init_residual: bool = False
@@ -314,25 +317,6 @@ class TrainConfig:
     train: LoopConfig = field(default_factory=LoopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-
-
-@dataclass(kw_only=True, slots=True)
-class KnnConfig:
-    """Everything that `fastmoco knn` reads."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    k: int = 200
-    """Neighbors that vote."""
-    temperature: float = 0.1
-    """Their votes weigh exp(similarity / temperature)."""
-    features: Features = Features.backbone
-    """backbone or embedding."""
-    baselines: bool = False
-    """Measure raw pixels and the untrained encoder as well."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    global_batch_size: int = 256
-    """Images per forward pass."""
 
 
 @dataclass(kw_only=True, slots=True)

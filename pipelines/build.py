@@ -32,7 +32,9 @@ class LoaderSpec:
     view_size: int
     """Side of the square views, pixels."""
     policy: Policy | None
-    """Draws two crops an image, by ``crop_scale`` and ``crop_ratio``; None: one central crop."""
+    """Draws crops, by ``crop_scale`` and ``crop_ratio``; None: one central crop an image."""
+    policy_views: int = 2
+    """Crops of an image that a policy draws."""
     center_crop: float = 0.875
     """Evaluation: side of the central square as a share of the short side (0.875 = 224 / 256)."""
     num_threads: int = 0
@@ -59,8 +61,8 @@ class LoaderSpec:
 
     @property
     def num_views(self) -> int:
-        """V: 2 in training, 1 in evaluation."""
-        return 1 if self.policy is None else 2
+        """V: 1 in evaluation, else 2, or as many as are asked for."""
+        return 1 if self.policy is None else self.policy_views
 
 
 def build_loader(

@@ -4,7 +4,7 @@ images --convert--> beton --loader--> crops (uint8) --augment--> views --step-->
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -33,6 +33,8 @@ class EpochPlan:
     world_size: int = 1
     start_batch: int = 0
     training: bool = True
+    sample_ids: INT64 | None = field(default=None, compare=False)
+    """``(num_samples,)``: the part of a dataset that is visited; None: all of it."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a batch."""
@@ -61,8 +63,10 @@ class EpochPlan:
     def order(self) -> INT64:
         """Sample ids in the order of visit, ``(num_samples,)`` int64."""
         if self.training:
-            return epoch_order(self.seed, self.epoch, self.num_samples)
-        return np.arange(self.num_samples, dtype=np.int64)
+            order = epoch_order(self.seed, self.epoch, self.num_samples)
+        else:
+            order = np.arange(self.num_samples, dtype=np.int64)
+        return order if self.sample_ids is None else self.sample_ids[order]
 
     def batches(self) -> Iterator[INT64]:
         """This rank's sample ids, batch by batch from `start_batch`.

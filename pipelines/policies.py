@@ -131,6 +131,8 @@ POLICIES = {
         hue=0.1,
         grayscale_probability=0.2,
     ),
+    # Crop and flip alone, as the official code trains classifiers (``main_lincls.py``).
+    "supervised": Policy(crop_scale=(0.08, 1.0)),
     # The report names no crop. Scale 1 takes the whole image, stretched to a square, and of one
     # longer than 4:3 the largest central part of that shape.
     "imagenette_pool": Policy(

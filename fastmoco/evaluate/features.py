@@ -1,6 +1,10 @@
-"""Features of a frozen encoder over a dataset, from center crops."""
+"""Features of a frozen encoder over a dataset, from center crops.
 
-from collections.abc import Callable
+Each is computed once: `dataset_features` keeps them in the run folder (`feature_cache`).
+"""
+
+import hashlib
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.config import config_from_dict
-from fastmoco.data.beton_set import Dataset
+from fastmoco.data.progress import show_progress
+from fastmoco.device import resolve_device
+from fastmoco.evaluate.feature_cache import CachedRows, cached_rows
+from fastmoco.evaluate.schema import FeaturesConfig
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.contrastive import Encoder
 from fastmoco.pipelines.augment import normalized
-from fastmoco.pipelines.build import LoaderSpec, build_loader
+from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
-from fastmoco.schema import Features, PipelineConfig, TrainConfig
+from fastmoco.pipelines.draws import INT64
+from fastmoco.pipelines.source_set import ImageSet
+from fastmoco.schema import Features, PipelineConfig, Precision, TrainConfig, UsageError
 from fastmoco.train.checkpoint import load_checkpoint, restore_module, under_prefix
+from fastmoco.train.step import AUTOCAST_DTYPES
+
+PIXELS = "pixels"
+"""Beside `Features`: the normalized crop itself, the baseline of every encoder."""
+MAX_PIXEL_SIDE, SMALL_PIXEL_SIDE = 64, 32
+"""Raw pixels of larger crops are those of a small one: 150,528 numbers an image serve nobody."""
 
 
 class FrozenEncoder(nn.Module):
@@ -27,6 +42,7 @@ class FrozenEncoder(nn.Module):
         head: The projection head.
         mean: Buffer ``(3,)``, channel mean in 0..1.
         std: Buffer ``(3,)``, channel standard deviation in 0..1.
+        view_size: Side of the views that it was trained on, pixels.
         eval_size: Side of the crops that evaluation gives it, pixels.
         center_crop: Central share of an image that evaluation looks at.
     """
@@ -49,6 +65,7 @@ class FrozenEncoder(nn.Module):
         self.backbone, self.head = encoder.backbone, encoder.head
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
+        self.view_size = pipeline.view_size
         self.eval_size = pipeline.eval_size or pipeline.view_size
         self.center_crop = pipeline.center_crop
         self.eval().requires_grad_(False)
@@ -60,17 +77,49 @@ class FrozenEncoder(nn.Module):
         features: Tensor = self.backbone(normal)
         return features
 
-    def encode_crops(self, crops: Tensor, features: Features) -> Tensor:
-        """Backbone features or embeddings of evaluation crops, ``(N, 1, H, W, 3)`` uint8."""
-        vectors: Tensor = self.backbone(normalized(crops, self.mean, self.std, torch.float32))
-        return self.head(vectors) if features is Features.embedding else vectors
+    def encode_crops(self, crops: Tensor, features: str) -> Tensor:
+        """Vectors ``(N, D)`` of evaluation crops, ``(N, 1, H, W, 3)`` uint8.
+
+        Args:
+            crops: One of each image.
+            features: ``backbone``, ``embedding`` (after the projection head), or ``pixels``.
+        """
+        return self.encode(normalized(crops, self.mean, self.std, torch.float32), features)
+
+    def encode(self, images: Tensor, features: str) -> Tensor:
+        """As `encode_crops`, of normalized images ``(N, 3, H, W)``."""
+        if features == PIXELS:
+            return images.flatten(1)
+        vectors: Tensor = self.backbone(images)
+        return self.head(vectors) if features == Features.embedding else vectors
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of all that decides its features: layers, weights, statistics, crop."""
+        digest = hashlib.sha256(f"{self}{self.eval_size} {self.center_crop!r}".encode())
+        for name, tensor in self.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class NoHead(nn.Module):
+    """Stands where a projection head would: this encoder came without one."""
+
+    def forward(self, _: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError("this encoder has no projection head; set features=backbone")
 
 
 def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
-    """Load the query encoder of a run.
+    """Load the query encoder of a run, or one that was exported or imported.
 
     Args:
-        path: A run folder, or one of its checkpoint files.
+        path: A run folder, one of its checkpoint files, a folder of `fastmoco import`, or a file of
+            `fastmoco export to=safetensors`.
         untrained: The same encoder as it was before the first step.
 
     Raises:
@@ -80,6 +129,8 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
     cfg = config_from_dict(TrainConfig, checkpoint.facts["config"])
     torch.manual_seed(cfg.seed)
     encoder = build_query_encoder(cfg.model, cfg.moco, view_size=cfg.pipeline.view_size)
+    if not checkpoint.facts.get("has_head", True):
+        encoder.head = NoHead()
     if not untrained:
         restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
     facts = checkpoint.facts
@@ -88,41 +139,206 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
     )
 
 
+def open_encoder(run: Path, cfg: FeaturesConfig, *, untrained: bool = False) -> FrozenEncoder:
+    """As `load_encoder`, on the device, with the crops that the options ask for."""
+    encoder = load_encoder(run, untrained=untrained).to(resolve_device(cfg.device))
+    encoder.eval_size = cfg.pipeline.eval_size or encoder.eval_size
+    if cfg.pipeline.center_crop is not None:
+        encoder.center_crop = cfg.pipeline.center_crop
+    return encoder
+
+
 @dataclass(slots=True)
 class FeatureSet:
-    """Features of a whole dataset, in file order."""
+    """Features of a whole dataset, in file order: row i is sample i."""
 
     vectors: Tensor
-    """``(n, D)`` float32, on the device, not normalized."""
+    """``(n, D)`` float32, not normalized; on the device, or a map of a file in host memory."""
     labels: Tensor
-    """``(n,)`` int64, on the device; -1 where unlabeled."""
+    """``(n,)`` int64, beside the vectors; -1 where unlabeled."""
+    reused: bool = False
+    """Whether they were found on disk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureRequest:
+    """Which vectors of images, and how they are made."""
+
+    features: str
+    """``backbone``, ``embedding`` or ``pixels``."""
+    batch_size: int
+    """Images per forward pass."""
+    precision: Precision = Precision.float32
+    """Of the encoder, by autocast."""
+    loader: str = AUTO
+    """As `build_loader` names them."""
+    num_threads: int = 0
+    """As in `LoaderSpec`."""
+    sample_ids: INT64 | None = None
+    """Only these, in this order; None: all, in file order."""
+
+
+def request_of(cfg: FeaturesConfig, features: str | None = None) -> FeatureRequest:
+    """What a configuration asks for, or another kind of vectors made likewise."""
+    return FeatureRequest(
+        features=features or cfg.features.value,
+        batch_size=cfg.global_batch_size,
+        precision=cfg.precision,
+        loader=cfg.pipeline.name,
+        num_threads=cfg.pipeline.num_threads,
+    )
 
 
 @torch.no_grad()
-def extract_features(
-    encode: Callable[[Tensor], Tensor],
-    dataset: Dataset,
-    *,
-    spec: LoaderSpec,
-    batch_size: int,
-    device: torch.device,
-) -> FeatureSet:
-    """Run `encode` over every image of a dataset; no sample is dropped.
+def feature_batches(
+    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest
+) -> Iterator[Tensor]:
+    """Encode every image of a dataset; no sample is dropped.
 
     Args:
-        encode: Crops ``(N, 1, H, W, 3)`` uint8 to vectors ``(N, D)``.
-        dataset: An open dataset file.
-        spec: Of the crops, with ``policy=None``.
-        batch_size: Images per call.
-        device: Where crops and vectors lie.
+        encoder: On its device, in evaluation mode.
+        dataset: Open.
+        request: Which vectors.
+
+    Yields:
+        ``(N, D)`` float32 on the encoder's device, in order; the last batch may be smaller.
     """
-    plan = EpochPlan(
-        seed=0, epoch=0, num_samples=len(dataset), global_batch_size=batch_size, training=False
+    size = encoder.eval_size
+    if request.features == PIXELS and size > MAX_PIXEL_SIDE:
+        size = SMALL_PIXEL_SIDE
+    spec = LoaderSpec(
+        view_size=size,
+        center_crop=encoder.center_crop,
+        policy=None,
+        num_threads=request.num_threads,
     )
-    loader = build_loader(dataset, plan, spec=spec, stop_epoch=1, device=device)
-    vectors, labels = [], []
+    ids, device = request.sample_ids, encoder.mean.device
+    plan = EpochPlan(
+        seed=0,
+        epoch=0,
+        num_samples=len(dataset) if ids is None else len(ids),
+        global_batch_size=request.batch_size,
+        training=False,
+        sample_ids=ids,
+    )
+    dtype = AUTOCAST_DTYPES[request.precision]
+    loader = build_loader(
+        dataset, plan, spec=spec, stop_epoch=1, device=device, name=request.loader
+    )
     with closing(loader):
         for batch in loader:
-            vectors.append(encode(batch.crops).float())
-            labels.append(batch.label.clone())
-    return FeatureSet(torch.cat(vectors), torch.cat(labels))
+            with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+                vectors = encoder.encode_crops(batch.crops, request.features)
+            yield vectors.float()
+
+
+def extract_features(
+    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest
+) -> FeatureSet:
+    """The vectors of `feature_batches` in one tensor on the device, with their labels."""
+    labels = torch.tensor(dataset.labels)
+    if request.sample_ids is not None:
+        labels = labels[torch.from_numpy(request.sample_ids)]
+    vectors = _gathered(feature_batches(encoder, dataset, request), len(labels))
+    return FeatureSet(vectors, labels.to(vectors.device))
+
+
+def _gathered(batches: Iterator[Tensor], count: int) -> Tensor:
+    """All rows; allocated once, where a list of batches would need the memory twice."""
+    first = next(batches)
+    vectors = first.new_empty(count, first.shape[1])
+    vectors[: len(first)] = first
+    done = len(first)
+    for batch in batches:
+        vectors[done : done + len(batch)] = batch
+        done += len(batch)
+    assert done == count
+    return vectors
+
+
+def _shown(batches: Iterator[Tensor], dataset: ImageSet) -> Iterator[Tensor]:
+    """The batches of all images, with a progress bar."""
+    done = 0
+    with show_progress(len(dataset)) as advance:
+        for batch in batches:
+            stop = done + len(batch)
+            advance(len(batch), int(dataset.sizes[done:stop].sum()))
+            done = stop
+            yield batch
+
+
+def features_folder(run: Path) -> Path:
+    """Where the features of a run, or of one of its checkpoint files, are kept."""
+    if run.is_dir():
+        return run / "features"
+    folder = run.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "features"
+
+
+def dataset_features(
+    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+) -> FeatureSet:
+    """Features of a dataset, computed once: kept in a folder, and taken from there.
+
+    Found again are those of an equal encoder, dataset, crop, precision and kind of device. Raw
+    pixels are made anew each time: that is as quick as reading them, and they are large.
+
+    Args:
+        encoder: On its device.
+        dataset: Open.
+        request: Which vectors; of all images.
+        folder: `features_folder` of the run; None: keep nothing, everything stays on the device.
+
+    Returns:
+        A map of the file in host memory where there is one: 1.28 million rows of 2,048 (10.5 GB)
+        need no more memory than the system likes to give.
+    """
+    labels = torch.tensor(dataset.labels)
+    rows = _cached(encoder, dataset, request, folder)
+    if rows is not None:
+        return FeatureSet(rows.vectors, labels, rows.reused)
+    batches = _shown(feature_batches(encoder, dataset, request), dataset)
+    vectors = _gathered(batches, len(dataset))
+    return FeatureSet(vectors, labels.to(vectors.device))
+
+
+def feature_rows(
+    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+) -> Iterator[Tensor]:
+    """The rows of `dataset_features`, a batch at a time: never all in memory.
+
+    Args:
+        encoder: As of `dataset_features`; likewise the others.
+        dataset: Open.
+        request: Which vectors; of all images.
+        folder: Of the cache, or None.
+
+    Yields:
+        ``(N, D)`` float32 on the host, in file order; the last batch may be smaller.
+    """
+    rows = _cached(encoder, dataset, request, folder)
+    if rows is not None:
+        yield from rows.vectors.split(request.batch_size)
+        return
+    for batch in _shown(feature_batches(encoder, dataset, request), dataset):
+        yield batch.cpu()
+
+
+def _cached(
+    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+) -> CachedRows | None:
+    assert request.sample_ids is None
+    if folder is None or request.features == PIXELS:
+        return None
+    facts = {
+        "encoder": encoder.fingerprint(),
+        "dataset": dataset.fingerprint,
+        "features": request.features,
+        "precision": request.precision.value,
+        "device": encoder.mean.device.type,
+    }
+
+    def batches() -> Iterator[Tensor]:
+        return _shown(feature_batches(encoder, dataset, request), dataset)
+
+    return cached_rows(folder, facts, len(dataset), batches)

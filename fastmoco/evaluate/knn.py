@@ -1,7 +1,8 @@
-"""Weighted k-nearest-neighbor classification of frozen features.
+"""k-nearest-neighbor classification of frozen features.
 
 The protocol of instance discrimination (arXiv:1805.01978, section 3.4): cosine similarity, the k
-nearest training images vote for their classes with weights ``exp(similarity / T)``.
+nearest training images vote for their classes with weights ``exp(similarity / T)``. Or each with
+one vote: ``vote=majority``.
 """
 
 import time
@@ -11,15 +12,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from fastmoco.data.beton_set import Dataset, open_dataset
-from fastmoco.device import resolve_device
-from fastmoco.evaluate.features import FeatureSet, FrozenEncoder, extract_features, load_encoder
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.schema import Features, KnnConfig, UsageError
-
-CHUNK_ELEMENTS = 1 << 26  # similarities per chunk: 256 MB of float32
+from fastmoco.evaluate.classes import MAX_PRINTED, ClassTable, class_ranks, top_accuracies
+from fastmoco.evaluate.features import (
+    PIXELS,
+    FeatureRequest,
+    FeatureSet,
+    FrozenEncoder,
+    dataset_features,
+    extract_features,
+    features_folder,
+    open_encoder,
+    request_of,
+)
+from fastmoco.evaluate.labels import Classes, check_labels
+from fastmoco.evaluate.neighbors import nearest
+from fastmoco.evaluate.results import results_folder, write_result
+from fastmoco.evaluate.schema import KnnConfig, Vote
+from fastmoco.pipelines.source_set import ImageSet, open_image_set
+from fastmoco.schema import UsageError
 
 
 @dataclass(slots=True)
@@ -32,85 +43,84 @@ class KnnResult:
     """Percent."""
     k: int
     temperature: float
+    vote: str
+    """weighted or majority."""
+    leave_one_out: bool
     features: str
     """backbone, embedding or pixels."""
     num_train: int
     num_test: int
     seconds: float
     """Features and classification."""
+    features_reused: bool = False
+    """Whether all features were found on disk."""
     baselines: dict[str, Any] = field(default_factory=dict)
     """By name: results of raw pixels and of the untrained encoder."""
+    classes: ClassTable | None = None
+    """Of the encoder itself; of baselines none."""
+    tables: bool = False
+    """Whether classes are printed however many there are."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        values = asdict(self)
+        del values["classes"], values["tables"]
+        return values | (self.classes.to_json() if self.classes else {})
 
     def to_text(self) -> str:
         """The result beside its baselines, and the protocol, as a table."""
         rows = {"trained" if self.baselines else self.features: self.to_json(), **self.baselines}
         lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
         lines += [f"{name:<12}{row['top1']:>9.2f}{row['top5']:>9.2f}" for name, row in rows.items()]
-        lines.append(
-            f"weighted kNN, k={self.k}, T={self.temperature:g}, {self.features} features, "
-            f"{self.num_train} training and {self.num_test} test images"
-        )
+        lines.append(self.about())
+        if self.classes and (self.tables or len(self.classes.names) <= MAX_PRINTED):
+            lines += ["", self.classes.to_text()]
         return "\n".join(lines)
 
-
-def check_knn_labels(train: Dataset, test: Dataset) -> None:
-    """Refuse sets that a classifier cannot learn from or be measured on.
-
-    Raises:
-        UsageError: If a set is unlabeled, its classes have other names, or the test set has one
-            that the training set lacks.
-    """
-    classes = []
-    for which, labels in (("train", train.labels), ("test", test.labels)):
-        values = torch.as_tensor(labels)
-        if bool((values < 0).any()):
-            raise UsageError(
-                f"data.{which} has images without a label; kNN needs a dataset of class folders"
-            )
-        classes.append(set(values.tolist()))
-    names = [train.classes, test.classes]
-    if all(names) and names[0] != names[1]:
-        odd = sorted(set(names[0]) ^ set(names[1])) or names[0]
-        raise UsageError(
-            f"data.train and data.test have different classes (such as {odd[0]}); "
-            "convert both from folders of the same classes"
-        )
-    if missing := classes[1] - classes[0]:
-        raise UsageError(
-            f"class {min(missing)} of data.test has no image in data.train; "
-            "both must have the same classes"
-        )
+    def about(self) -> str:
+        """The protocol, for people."""
+        vote = f"T={self.temperature:g}" if self.vote == Vote.weighted else "majority"
+        images = f"{self.num_train} training and {self.num_test} test images"
+        if self.leave_one_out:
+            images = f"{self.num_train} images, each by all others"
+        reused = " (found on disk)" if self.features_reused else ""
+        return f"kNN, k={self.k}, {vote}, {self.features} features{reused}, {images}"
 
 
 @torch.no_grad()
-def knn_votes(train: FeatureSet, queries: Tensor, *, k: int, temperature: float) -> Tensor:
+def knn_votes(
+    train: FeatureSet,
+    queries: Tensor,
+    *,
+    k: int,
+    temperature: float,
+    vote: Vote = Vote.weighted,
+    leave_one_out: bool = False,
+) -> Tensor:
     """Class scores of each query, exact, in chunks that bound the memory.
 
     Args:
-        train: Features that vote; n of them.
+        train: Features that vote; n of them, labeled.
         queries: ``(m, D)``, on the same device.
-        k: Neighbors, at most n.
+        k: Neighbors, at most n; with `leave_one_out` at most n - 1.
         temperature: T > 0.
+        vote: How they vote.
+        leave_one_out: The queries are those of `train`, and none votes for itself.
 
     Returns:
         ``(m, classes)`` float32: the sum of ``exp(similarity / T - 1 / T)`` over the neighbors of
-        each class.
+        each class, or their number.
     """
-    bank = F.normalize(train.vectors, dim=1)
     num_classes = int(train.labels.max()) + 1
     scores = torch.zeros(len(queries), num_classes, device=queries.device)
-    for start in range(0, len(queries), max(1, CHUNK_ELEMENTS // len(bank))):
-        rows = slice(start, start + max(1, CHUNK_ELEMENTS // len(bank)))
-        similarity = F.normalize(queries[rows], dim=1) @ bank.T
-        nearest, index = similarity.topk(k, dim=1)
-        weights = (
-            (nearest - 1) / temperature
-        ).exp()  # the common factor keeps float32 in range at small T
-        scores[rows].scatter_add_(1, train.labels[index], weights)
+    start = 0
+    for similarity, rows in nearest(train.vectors, queries, k, leave_one_out=leave_one_out):
+        weights = torch.ones_like(similarity)
+        if vote is Vote.weighted:
+            # The common factor keeps float32 in range at small T.
+            weights = ((similarity - 1) / temperature).exp()
+        scores[start : start + len(rows)].scatter_add_(1, train.labels[rows], weights)
+        start += len(rows)
     return scores
 
 
@@ -119,47 +129,50 @@ def knn_accuracy(
 ) -> tuple[float, float]:
     """Top-1 and top-5 accuracy in percent; k is cut to the size of the training set."""
     scores = knn_votes(train, test.vectors, k=min(k, len(train.labels)), temperature=temperature)
-    top = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    hits = top == test.labels[:, None]
-    return 100 * hits[:, 0].float().mean().item(), 100 * hits.any(dim=1).float().mean().item()
+    return top_accuracies(class_ranks(scores, test.labels))
 
 
 def encoder_accuracy(
     encoder: FrozenEncoder,
-    features: str,
-    train: Dataset,
-    test: Dataset,
+    request: FeatureRequest,
+    train: ImageSet,
+    test: ImageSet,
     *,
     k: int,
     temperature: float,
-    batch_size: int,
-    device: torch.device,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in percent of an encoder's features.
+    """Top-1 and top-5 in percent of an encoder's features, of which nothing is kept.
 
     Args:
-        encoder: On the device.
-        features: backbone, embedding, or pixels (the normalized crop itself; the encoder then gives
-            the crop alone).
+        encoder: On its device.
+        request: Which vectors.
         train: Images that vote.
         test: Images to classify.
         k: Neighbors.
         temperature: Of their votes.
-        batch_size: Images per forward pass.
-        device: Where to compute.
     """
-
-    def encode(crops: Tensor) -> Tensor:
-        if features == "pixels":
-            return ((crops / 255 - encoder.mean) / encoder.std).flatten(1)
-        return encoder.encode_crops(crops, Features(features))
-
-    spec = LoaderSpec(view_size=encoder.eval_size, center_crop=encoder.center_crop, policy=None)
-    sets = [
-        extract_features(encode, dataset, spec=spec, batch_size=batch_size, device=device)
-        for dataset in (train, test)
-    ]
+    sets = [extract_features(encoder, dataset, request) for dataset in (train, test)]
     return knn_accuracy(*sets, k=k, temperature=temperature)
+
+
+def check_knn_config(cfg: KnnConfig) -> None:
+    """Refuse settings that cannot work.
+
+    Raises:
+        UsageError: Naming the option to change.
+    """
+    if cfg.data.train is None or (cfg.data.test is None and not cfg.leave_one_out):
+        which = "train" if cfg.data.train is None else "test"
+        one = "; or leave_one_out=true for one set" if which == "test" else ""
+        raise UsageError(
+            f"data.{which} is not set; give a labeled dataset file, data.{which}=FILE.beton{one}"
+        )
+    if cfg.k < 1:
+        raise UsageError(f"k={cfg.k} is no number of neighbors; set it to 1 or more")
+    if cfg.temperature <= 0:
+        raise UsageError(
+            f"temperature={cfg.temperature} is not positive; set it, for example, to 0.1"
+        )
 
 
 def knn(run: Path, cfg: KnnConfig) -> KnnResult:
@@ -169,60 +182,83 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
         run: Run folder or checkpoint.
         cfg: Datasets and protocol.
 
+    Returns:
+        The result; also written to ``evaluation/knn.json`` in the run folder.
+
     Raises:
         UsageError: If a dataset is not given or cannot serve.
         CheckpointError: If there is no sound checkpoint.
     """
-    for which in ("train", "test"):
-        if getattr(cfg.data, which) is None:
-            raise UsageError(
-                f"data.{which} is not set; give a labeled dataset file, data.{which}=FILE.beton"
-            )
-    assert cfg.data.train
-    assert cfg.data.test
-    device = resolve_device(cfg.device)
-    trained = load_encoder(run).to(device)
-    with open_dataset(cfg.data.train) as train, open_dataset(cfg.data.test) as test:
-        check_knn_labels(train, test)
-        result = _measure(trained, cfg.features.value, train, test, cfg, device)
+    check_knn_config(cfg)
+    assert cfg.data.train is not None
+    trained, folder = open_encoder(run, cfg), features_folder(run) if cfg.cache else None
+    test_path = cfg.data.train if cfg.leave_one_out else cfg.data.test
+    assert test_path is not None
+    with open_image_set(cfg.data.train) as train, open_image_set(test_path) as test:
+        classes = check_labels(train, test)
+        if cfg.leave_one_out and len(train) < 2:
+            raise UsageError(f"{cfg.data.train} holds one image; leave_one_out=true needs two")
+        measured = _Measured(train, test, classes, cfg, folder)
+        result = measured.result(trained, request_of(cfg))
         if cfg.baselines:
-            untrained = load_encoder(run, untrained=True).to(device)
-            for name, encoder, features in (
-                ("untrained", untrained, cfg.features.value),
-                ("pixels", trained, "pixels"),
+            untrained = open_encoder(run, cfg, untrained=True)
+            for name, encoder, request in (
+                ("untrained", untrained, request_of(cfg)),
+                ("pixels", trained, request_of(cfg, PIXELS)),
             ):
-                result.baselines[name] = _measure(
-                    encoder, features, train, test, cfg, device
-                ).to_json()
+                row = measured.result(encoder, request)
+                row.classes = None
+                result.baselines[name] = row.to_json()
+    write_result(results_folder(run) / "knn.json", result.to_json())
     return result
 
 
-def _measure(
-    encoder: FrozenEncoder,
-    features: str,
-    train: Dataset,
-    test: Dataset,
-    cfg: KnnConfig,
-    device: torch.device,
-) -> KnnResult:
-    start = time.perf_counter()
-    top1, top5 = encoder_accuracy(
-        encoder,
-        features,
-        train,
-        test,
-        k=cfg.k,
-        temperature=cfg.temperature,
-        batch_size=cfg.global_batch_size,
-        device=device,
-    )
-    return KnnResult(
-        top1=top1,
-        top5=top5,
-        k=min(cfg.k, len(train)),
-        temperature=cfg.temperature,
-        features=features,
-        num_train=len(train),
-        num_test=len(test),
-        seconds=time.perf_counter() - start,
-    )
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What every encoder is measured on alike."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: Classes
+    cfg: KnnConfig
+    folder: Path | None
+
+    def result(self, encoder: FrozenEncoder, request: FeatureRequest) -> KnnResult:
+        """Features, votes, accuracies."""
+        start, cfg, alone = time.perf_counter(), self.cfg, self.cfg.leave_one_out
+        device = encoder.mean.device
+        sets = [self._features(encoder, request, self.train)]
+        sets.append(sets[0] if alone else self._features(encoder, request, self.test))
+        voters, queries = (
+            FeatureSet(one.vectors.to(device), one.labels.to(device)) for one in sets
+        )
+        k = min(cfg.k, len(self.train) - alone)
+        scores = knn_votes(
+            voters,
+            queries.vectors,
+            k=k,
+            temperature=cfg.temperature,
+            vote=cfg.vote,
+            leave_one_out=alone,
+        )
+        top1, top5 = top_accuracies(class_ranks(scores, queries.labels))
+        return KnnResult(
+            top1=top1,
+            top5=top5,
+            k=k,
+            temperature=cfg.temperature,
+            vote=cfg.vote.value,
+            leave_one_out=alone,
+            features=request.features,
+            num_train=len(self.train),
+            num_test=len(self.test),
+            seconds=time.perf_counter() - start,
+            features_reused=all(one.reused for one in sets),
+            classes=ClassTable.count(self.classes.names, queries.labels, scores.argmax(1)),
+            tables=cfg.tables,
+        )
+
+    def _features(
+        self, encoder: FrozenEncoder, request: FeatureRequest, dataset: ImageSet
+    ) -> FeatureSet:
+        return dataset_features(encoder, dataset, request, self.folder)

@@ -6,9 +6,10 @@ from typing import Self
 
 import torch
 
-from fastmoco.data.beton_set import Dataset, open_dataset
-from fastmoco.evaluate.features import FrozenEncoder
-from fastmoco.evaluate.knn import check_knn_labels, encoder_accuracy
+from fastmoco.evaluate.features import FeatureRequest, FrozenEncoder
+from fastmoco.evaluate.knn import encoder_accuracy
+from fastmoco.evaluate.labels import check_labels
+from fastmoco.pipelines.source_set import ImageSet, open_image_set
 from fastmoco.schema import TrainConfig
 from fastmoco.train.trainer import Trainer
 
@@ -26,12 +27,12 @@ class KnnMonitor:
             UsageError: If a dataset is unlabeled, or the classes differ.
         """
         self._cfg, self._device = cfg, device
-        self._sets: list[Dataset] = []
+        self._sets: list[ImageSet] = []
         if cfg.monitor.every_epochs:
             for path in (cfg.data.train, cfg.data.test):
                 assert path is not None  # check_config refused it
-                self._sets.append(open_dataset(path))
-            check_knn_labels(*self._sets)
+                self._sets.append(open_image_set(path))
+            check_labels(*self._sets)
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether the last step ended an epoch to measure after."""
@@ -54,13 +55,11 @@ class KnnMonitor:
         monitor = self._cfg.monitor
         top1, _ = encoder_accuracy(
             frozen,
-            monitor.features.value,
+            FeatureRequest(features=monitor.features.value, batch_size=self._cfg.global_batch_size),
             train,
             test,
             k=monitor.k,
             temperature=monitor.temperature,
-            batch_size=self._cfg.global_batch_size,
-            device=self._device,
         )
         return top1
 

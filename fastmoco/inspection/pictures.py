@@ -4,7 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,42 @@ def _show(axes: Axes, image: npt.NDArray[Any]) -> None:
     axes.imshow(image, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+class Cell(NamedTuple):
+    """One place of a contact sheet."""
+
+    image: IMAGE
+    """``(H, W, 3)``."""
+    caption: str
+    """Under it; cut where it is too long."""
+    color: str | None
+    """Of its frame, or none."""
+
+
+def draw_contact_sheet(
+    path: Path, sheet: Sequence[Sequence[Cell]], *, headers: Sequence[str]
+) -> None:
+    """Write rows of images with words under them.
+
+    Args:
+        path: PNG file, replaced whole.
+        sheet: Rows of equal length.
+        headers: Above the columns.
+    """
+    columns = len(headers)
+    figure = Figure(figsize=(1.5 * columns + 0.2, 1.75 * len(sheet) + 0.3), layout="constrained")
+    axes = figure.subplots(len(sheet), columns, squeeze=False)
+    for place, header in zip(axes[0], headers, strict=True):
+        place.set_title(header, fontsize=9, loc="left")
+    for line, cells in zip(sheet, axes, strict=True):
+        for cell, place in zip(line, cells, strict=True):
+            _show(place, cell.image)
+            place.set_xlabel(textwrap.shorten(cell.caption, 22, placeholder="..."), fontsize=8)
+            for spine in place.spines.values():
+                spine.set_visible(cell.color is not None)
+                spine.set(color=cell.color, linewidth=2.5)
+    _save(figure, path)
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:

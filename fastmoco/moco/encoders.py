@@ -67,7 +67,8 @@ def _stem_layers(stem: Stem, in_channels: int, width: int) -> tuple[nn.Conv2d, n
         pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         return nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False), pool
     stride = 2 if stem is Stem.small_stride2 else 1
-    convolution = nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False)
+    padding = 2 if stem is Stem.small_pad2 else 1
+    convolution = nn.Conv2d(in_channels, width, 3, stride=stride, padding=padding, bias=False)
     return convolution, nn.Identity()
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastmoco.files import atomic_path, atomic_write_text
+from fastmoco.train.encoder_file import read_encoder_file
 
 FORMAT_VERSION = 1
 
@@ -91,6 +92,8 @@ def _newest_first(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint: a run folder (its newest), or a checkpoint's JSON or safetensors file.
 
+    An exported encoder (`encoder_file`) comes as one that holds nothing else.
+
     Raises:
         CheckpointError: If there is none, or if the file is damaged.
     """
@@ -102,12 +105,24 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 f"{path} holds no checkpoint; give a run folder of fastmoco train"
             )
         path = found[0]
+    elif path.suffix == ".safetensors" and path.exists() and not path.with_suffix(".json").exists():
+        return _exported(path)
     path = path.with_suffix(".json")
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist; give a run folder or a checkpoint of fastmoco train"
         )
     return _read(path)
+
+
+def _exported(path: Path) -> Checkpoint:
+    try:
+        tensors, step, facts = read_encoder_file(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return Checkpoint(
+        step=step, tensors=with_prefix("model.query_encoder", tensors), facts=facts, path=path
+    )
 
 
 def _read(path: Path) -> Checkpoint:

@@ -12,7 +12,8 @@ from fastmoco.config import (
     preset_names,
     quote_paths,
 )
-from fastmoco.schema import Head, KnnConfig, Precision, TrainConfig, UsageError
+from fastmoco.evaluate.schema import KnnConfig
+from fastmoco.schema import Head, Precision, TrainConfig, UsageError
 
 
 @pytest.mark.parametrize("schema", [TrainConfig, KnnConfig, ConvertConfig])

@@ -1,13 +1,13 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
+from torch.nn import functional as F
 
-from fastmoco.evaluate import knn
+from fastmoco.evaluate import knn, neighbors
+from fastmoco.evaluate.classes import ClassTable, class_ranks, top_accuracies
 from fastmoco.evaluate.features import FeatureSet
-from fastmoco.schema import UsageError
+from fastmoco.evaluate.schema import Vote
 
 
 def clusters(count, seed):
@@ -26,7 +26,8 @@ def test_equals_scikit_learn(monkeypatch, k, temperature):
     sklearn.fit(train.vectors.double().numpy(), train.labels.numpy())
     probability = sklearn.predict_proba(test.vectors.double().numpy())
     expected = np.argsort(-probability, axis=1)
-    monkeypatch.setattr(knn, "CHUNK_ELEMENTS", 300 * 32)  # several chunks, the last one partial
+    monkeypatch.setattr(neighbors, "MIN_QUERIES", 32)
+    monkeypatch.setattr(neighbors, "CHUNK_ELEMENTS", 0)  # several chunks, the last one partial
     scores = knn.knn_votes(train, test.vectors, k=k, temperature=temperature)
     torch.testing.assert_close(
         scores / scores.sum(1, keepdim=True),
@@ -55,15 +56,65 @@ def test_k_is_cut_to_the_training_set():
     )
 
 
-def test_sets_that_cannot_serve_are_refused():
-    def labeled(labels, classes):
-        return SimpleNamespace(labels=np.array(labels), classes=classes)
+@pytest.mark.parametrize("k", [1, 3, 40, 300])
+def test_the_nearest_are_those_of_a_whole_sort(monkeypatch, k):
+    monkeypatch.setattr(neighbors, "MIN_QUERIES", 32)
+    monkeypatch.setattr(neighbors, "CHUNK_ELEMENTS", 0)
+    bank, queries = clusters(300, 1).vectors, clusters(90, 2).vectors
+    similarity = F.normalize(queries) @ F.normalize(bank).T
+    values, rows = zip(*neighbors.nearest(bank, queries, k), strict=True)
+    torch.testing.assert_close(torch.cat(values), similarity.sort(1, descending=True)[0][:, :k])
+    torch.testing.assert_close(torch.cat(values), similarity.gather(1, torch.cat(rows)))
+    assert all(len(set(row)) == k for row in torch.cat(rows).tolist())
 
-    train = labeled([0, 1, 1], ["cat", "dog"])
-    with pytest.raises(UsageError, match=r"data\.test has images without a label"):
-        knn.check_knn_labels(train, labeled([0, -1], []))
-    with pytest.raises(UsageError, match=r"class 2 of data\.test has no image in data\.train"):
-        knn.check_knn_labels(train, labeled([0, 2], []))
-    with pytest.raises(UsageError, match=r"different classes \(such as cow\)"):
-        knn.check_knn_labels(train, labeled([0, 1], ["cat", "cow"]))
-    knn.check_knn_labels(train, labeled([1], ["cat", "dog"]))
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+def test_what_fills_the_last_group_is_no_neighbor(k):
+    bank, queries = clusters(301, 1).vectors.abs(), -clusters(20, 2).vectors.abs()
+    values, rows = next(neighbors.nearest(bank, queries, k))
+    similarity = F.normalize(queries) @ F.normalize(bank).T  # all below 0
+    torch.testing.assert_close(values, similarity.sort(1, descending=True)[0][:, :k])
+    assert rows.max() < 301
+
+
+def test_majority_equals_scikit_learn():
+    train, test = clusters(300, 1), clusters(90, 2)
+    sklearn = KNeighborsClassifier(10, metric="cosine", algorithm="brute")
+    sklearn.fit(train.vectors.double().numpy(), train.labels.numpy())
+    scores = knn.knn_votes(train, test.vectors, k=10, temperature=1.0, vote=Vote.majority)
+    assert (scores.sum(1) == 10).all()
+    predicted = sklearn.predict(test.vectors.double().numpy())  # of equal classes the first, too
+    assert scores.argmax(1).tolist() == predicted.tolist()
+
+
+def test_leaving_one_out_equals_taking_it_out(monkeypatch):
+    monkeypatch.setattr(neighbors, "MIN_QUERIES", 7)
+    monkeypatch.setattr(neighbors, "CHUNK_ELEMENTS", 0)
+    train = clusters(40, 1)
+    train.labels[:7] = torch.arange(7)
+    scores = knn.knn_votes(train, train.vectors, k=9, temperature=0.2, leave_one_out=True)
+    for one in range(7, 40):
+        others = torch.arange(40) != one
+        rest = FeatureSet(train.vectors[others], train.labels[others])
+        expected = knn.knn_votes(rest, train.vectors[one : one + 1], k=9, temperature=0.2)
+        torch.testing.assert_close(scores[one : one + 1], expected)
+
+
+def test_ranks_break_ties_by_the_number_of_the_class():
+    scores = torch.tensor([[2.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+    ranks = [class_ranks(scores, torch.tensor([label])).item() for label in range(7)]
+    assert ranks == [0, 1, 2, 3, 4, 5, 6]
+    assert top_accuracies(torch.tensor([0, 4, 5, 1])) == (25.0, 75.0)
+
+
+def test_classes_are_counted():
+    table = ClassTable.count(
+        ["cat", "dog", "eel"], torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 2, 0])
+    )
+    assert table.confusion == [[2, 0, 1], [1, 0, 0], [0, 0, 0]]
+    cat, dog, eel = table.to_json()["classes"]
+    assert cat == {"name": "cat", "images": 3, "top1": pytest.approx(200 / 3)}
+    assert (dog["top1"], eel["top1"]) == (0.0, None)
+    lines = table.to_text().splitlines()
+    assert lines[1].split() == ["0", "cat", "3", "66.67", "2", "0", "1"]
+    assert lines[3].split() == ["2", "eel", "0", "-", "0", "0", "0"]

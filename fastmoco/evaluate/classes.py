@@ -1,0 +1,72 @@
+"""How well each class was recognized."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_PRINTED = 20
+"""Classes whose tables are printed unasked."""
+
+
+def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the right one, ``(n,)``; of equal scores the first class does.
+
+    What is no number comes before everything: a classifier that diverged is never right.
+
+    Args:
+        scores: ``(n, C)``, the greater the better.
+        labels: ``(n,)`` int64.
+    """
+    right = scores.gather(1, labels[:, None])
+    number = torch.arange(scores.shape[1], device=scores.device)
+    equal_before = (scores == right) & (number < labels[:, None])
+    return (~(scores <= right) | equal_before).sum(1)
+
+
+def top_accuracies(ranks: Tensor) -> tuple[float, float]:
+    """Top-1 and top-5 in percent of `class_ranks`."""
+    top1, top5 = (100 * (ranks < bound).double().mean().item() for bound in (1, 5))
+    return top1, top5
+
+
+@dataclass(slots=True)
+class ClassTable:
+    """Counts of what was taken for what."""
+
+    names: list[str]
+    confusion: list[list[int]]
+    """Row: the class; column: what its images were taken for."""
+
+    @classmethod
+    def count(cls, names: list[str], labels: Tensor, predicted: Tensor) -> "ClassTable":
+        """Of all images: ``(n,)`` int64 each."""
+        size = len(names)
+        counts = torch.bincount(labels * size + predicted, minlength=size * size)
+        return cls(names, counts.view(size, size).tolist())
+
+    def to_json(self) -> dict[str, Any]:
+        """Per class: how many images and top-1 in percent; and the matrix."""
+        rows = [
+            {"name": name, "images": sum(row), "top1": _percent(row, number)}
+            for number, (name, row) in enumerate(zip(self.names, self.confusion, strict=True))
+        ]
+        return {"classes": rows, "confusion": self.confusion}
+
+    def to_text(self) -> str:
+        """The same as a table: a line for each class, and its row of the matrix by numbers."""
+        width = max(5, *(len(name) for name in self.names))
+        digits = max(4, *(len(str(count)) + 1 for row in self.confusion for count in row))
+        head = "".join(f"{number:>{digits}}" for number in range(len(self.names)))
+        lines = [f"{'':>4} {'class':<{width}}{'images':>8}{'top-1 %':>9}  {head}  taken for"]
+        for number, (name, row) in enumerate(zip(self.names, self.confusion, strict=True)):
+            right = _percent(row, number)
+            shown = f"{right:>9.2f}" if right is not None else f"{'-':>9}"
+            cells = "".join(f"{count:>{digits}}" for count in row)
+            lines.append(f"{number:>4} {name:<{width}}{sum(row):>8}{shown}  {cells}")
+        return "\n".join(lines)
+
+
+def _percent(row: list[int], number: int) -> float | None:
+    return 100 * row[number] / sum(row) if sum(row) else None

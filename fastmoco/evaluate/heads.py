@@ -1,0 +1,133 @@
+"""Linear classifiers of the same features, many learning rates at once.
+
+All heads read the same rows, so their logits are one matrix product and their gradients another:
+``logits = X W + b``, ``dW = X^T (softmax - onehot)``. Written out, without autograd, a step of one
+head is some 15 small operations; optimizers are torch's rules with a rate for each head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmoco.evaluate.classes import class_ranks
+from fastmoco.schema import OptimizerConfig, UsageError
+
+INITIAL_STD = 0.01  # main_lincls.py of MoCo's code
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # torch's defaults
+EVALUATION_ELEMENTS = 1 << 24
+
+
+class Heads:
+    """G linear classifiers ``D -> C``; all start from the same weights, N(0, 0.01), and bias 0.
+
+    Attributes:
+        weight: ``(D, G * C)`` float32, changed in place by `step`.
+        bias: ``(G * C,)`` float32, likewise.
+        rates: Peak learning rate of each head, G of them.
+    """
+
+    def __init__(
+        self,
+        rates: Sequence[float],
+        *,
+        dim: int,
+        classes: int,
+        cfg: OptimizerConfig,
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        """Make the heads.
+
+        Args:
+            rates: Of each head.
+            dim: D.
+            classes: C.
+            cfg: Optimizer: ``name``, ``sgd_momentum``, ``weight_decay``.
+            device: Where they lie.
+            seed: Of the initial weights, drawn on the CPU.
+
+        Raises:
+            UsageError: If the optimizer is unknown.
+        """
+        if cfg.name not in ("sgd", "adam", "adamw"):
+            raise UsageError(
+                f"optimizer.name={cfg.name} is unknown; set it to one of sgd, adam, adamw"
+            )
+        self.rates, self._classes, self._cfg = list(rates), classes, cfg
+        generator = torch.Generator().manual_seed(seed)
+        start = INITIAL_STD * torch.randn(dim, classes, generator=generator)
+        self.weight = start.repeat(1, len(rates)).to(device)
+        self.bias = torch.zeros(len(rates) * classes, device=device)
+        self._rates = torch.tensor(self.rates, device=device).repeat_interleave(classes)
+        self._moments = [
+            [torch.zeros_like(part) for _ in range(1 if cfg.name == "sgd" else 2)]
+            for part in (self.weight, self.bias)
+        ]
+        self._steps = 0
+
+    def logits(self, features: Tensor) -> Tensor:
+        """``(N, D)`` to ``(N, G, C)``."""
+        product = torch.addmm(self.bias, features, self.weight)
+        return product.view(len(features), len(self.rates), self._classes)
+
+    @torch.no_grad()
+    def step(
+        self, features: Tensor, labels: Tensor, *, factor: float, weights: Tensor | None = None
+    ) -> Tensor:
+        """One step of every head on its mean cross-entropy; changes `weight` and `bias`.
+
+        Args:
+            features: ``(N, D)`` float32.
+            labels: ``(N,)`` int64.
+            factor: Of the schedule, times each head's rate.
+            weights: ``(N, G)`` float32: how much each row counts in each head's mean; None: alike.
+
+        Returns:
+            Each row's cross-entropy before the step, ``(N, G)``, nats.
+        """
+        log_shares = self.logits(features).log_softmax(2)
+        right = labels[:, None, None].expand(-1, len(self.rates), 1)
+        losses = -log_shares.gather(2, right)[..., 0]
+        gradient = log_shares.exp_().scatter_add_(2, right, -torch.ones_like(losses)[..., None])
+        if weights is None:
+            gradient /= len(features)
+        else:
+            gradient *= (weights / weights.sum(0).clamp(min=1))[..., None]
+        flat = gradient.flatten(1)
+        self._steps += 1
+        self._update(self.weight, features.T @ flat, self._moments[0], factor)
+        self._update(self.bias, flat.sum(0), self._moments[1], factor)
+        return losses
+
+    def _update(
+        self, part: Tensor, gradient: Tensor, moments: Sequence[Tensor], factor: float
+    ) -> None:
+        """Torch's rule of the optimizer, in place, with a rate for each column."""
+        cfg, rates = self._cfg, self._rates * factor
+        if cfg.name == "adamw":
+            part.mul_(1 - rates * cfg.weight_decay)
+        elif cfg.weight_decay:
+            gradient = gradient.add(part, alpha=cfg.weight_decay)
+        if cfg.name == "sgd":
+            (momentum,) = moments
+            momentum.mul_(cfg.sgd_momentum).add_(gradient)
+            part.addcmul_(momentum, rates, value=-1)
+            return
+        mean, square = moments
+        mean.lerp_(gradient, 1 - ADAM_BETAS[0])
+        square.mul_(ADAM_BETAS[1]).addcmul_(gradient, gradient, value=1 - ADAM_BETAS[1])
+        corrections = [1 - beta**self._steps for beta in ADAM_BETAS]
+        scale = (square / corrections[1]).sqrt_().add_(ADAM_EPS)
+        part.addcmul_(mean / scale, rates, value=-1 / corrections[0])
+
+    @torch.no_grad()
+    def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
+        """How many classes each head puts before the right one, ``(N, G)``; in chunks."""
+        rows = max(1, EVALUATION_ELEMENTS // self.weight.shape[1])
+        found = []
+        for part, right in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):
+            scores = self.logits(part).flatten(0, 1)
+            ranks = class_ranks(scores, right.repeat_interleave(len(self.rates)))
+            found.append(ranks.view(len(part), -1))
+        return torch.cat(found)

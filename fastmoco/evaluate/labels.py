@@ -1,0 +1,178 @@
+"""Labels that evaluation learns from: checked, a stratified part of them, and noise in them.
+
+Every choice is a pure function of the seed and the sample's id, so that parts are nested: the 1%
+lie within the 10%, and labels that are wrong at a rate of 0.2 are so at 0.4 too.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmoco.data.sources.labels import split_table_name
+from fastmoco.data.sources.tables import read_table
+from fastmoco.pipelines.draws import INT64, draw_keys
+from fastmoco.pipelines.source_set import ImageSet
+from fastmoco.schema import UsageError
+
+# In place of the epoch in a draw's key, far from any epoch: which stream of draws.
+_PART, _HOLDOUT, _NOISE, _NOISY_CLASS = (2**30 + number for number in range(4))
+
+
+@dataclass(slots=True)
+class Classes:
+    """What classes there are."""
+
+    count: int
+    names: list[str]
+    """One each; their numbers where the sets name none."""
+
+
+def check_labels(train: ImageSet, test: ImageSet) -> Classes:
+    """Refuse sets that a classifier cannot learn from or be measured on.
+
+    Raises:
+        UsageError: If a set is unlabeled, its classes have other names, or the test set has one
+            that the training set lacks.
+    """
+    found = [set(np.unique(one.labels).tolist()) for one in (train, test)]
+    for which, numbers in zip(("train", "test"), found, strict=True):
+        if min(numbers) < 0:
+            raise UsageError(
+                f"data.{which} has images without a label; it must be made of class folders or of "
+                "a table with labels (fastmoco convert)"
+            )
+    if train.classes and test.classes and train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes)) or train.classes
+        raise UsageError(
+            f"data.train and data.test have different classes (such as {odd[0]}); "
+            "convert both from folders of the same classes"
+        )
+    count = max(len(train.classes), len(test.classes), max(found[0] | found[1]) + 1)
+    names = train.classes or test.classes
+    names = [*names, *(str(number) for number in range(len(names), count))]
+    if missing := found[1] - found[0]:
+        one = min(missing)
+        raise UsageError(
+            f"class {names[one]} of data.test has no image in data.train; both must have the same "
+            "classes"
+        )
+    return Classes(count, names)
+
+
+def stratified_part(labels: INT64, share: float, seed: int) -> INT64:
+    """Ids of a share of every class, at least one image each.
+
+    Args:
+        labels: ``(n,)``.
+        share: In (0, 1].
+        seed: Of the choice.
+
+    Returns:
+        Ids in ascending order, int64.
+    """
+    return np.sort(_first_of_classes(labels, share, seed, _PART))
+
+
+def hold_out(labels: INT64, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Which images stay out of training, to choose a setting by: a share of every class.
+
+    A class of one image stays in whole.
+
+    Returns:
+        ``(n,)`` bool.
+    """
+    held = np.zeros(len(labels), bool)
+    held[_first_of_classes(labels, share, seed, _HOLDOUT, spare=1)] = True
+    return held
+
+
+def _first_of_classes(labels: INT64, share: float, seed: int, stream: int, spare: int = 0) -> INT64:
+    """Of every class the images whose hash is least; at most all but `spare`, at least one."""
+    order = np.argsort(_hashes(len(labels), seed, stream), kind="stable")
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    takes = np.minimum(np.maximum(1, np.rint(share * counts).astype(np.int64)), counts - spare)
+    chosen = [order[start : start + take] for start, take in zip(starts, takes, strict=True)]
+    return np.concatenate(chosen)
+
+
+def symmetric_noise(labels: INT64, rate: float, num_classes: int, seed: int) -> INT64:
+    """Each label is, with probability `rate`, another class's, all others being equally likely.
+
+    Args:
+        labels: ``(n,)``, 0 or more.
+        rate: In [0, 1].
+        num_classes: C, at least 2.
+        seed: Of all draws.
+
+    Returns:
+        ``(n,)`` int64.
+    """
+    wrong = _uniforms(len(labels), seed, _NOISE) < rate
+    step = 1 + (_uniforms(len(labels), seed, _NOISY_CLASS) * (num_classes - 1)).astype(np.int64)
+    return np.where(wrong, (labels + step) % num_classes, labels)
+
+
+def _hashes(count: int, seed: int, stream: int) -> npt.NDArray[np.uint64]:
+    return draw_keys(seed, stream, np.arange(count)).view(np.uint64)
+
+
+def _uniforms(count: int, seed: int, stream: int) -> npt.NDArray[np.float64]:
+    """In [0, 1), of 53 bits."""
+    return (_hashes(count, seed, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def noisy_labels(dataset: ImageSet, noise: str, classes: Classes, seed: int) -> INT64:
+    """The labels to learn from.
+
+    Args:
+        dataset: The training set.
+        noise: ``""``: its own labels; a number: `symmetric_noise` of that rate; or
+            ``FILE.csv:COLUMN`` (TSV, Parquet), a table with a column ``path``, as Imagenette's
+            ``noisy_imagenette.csv:noisy_labels_25``.
+        classes: As of `check_labels`.
+        seed: Of the symmetric noise.
+
+    Raises:
+        UsageError: If `noise` is neither, or the table lacks an image or has other classes.
+    """
+    if not noise:
+        return dataset.labels
+    if table := split_table_name(noise):
+        return _labels_of_table(dataset, *table, classes)
+    try:
+        rate = float(noise)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 1:
+        raise UsageError(
+            f"label_noise={noise} is neither a rate, 0 to 1, nor a table's column; "
+            "set it to 0.25 or to FILE.csv:COLUMN, for example"
+        )
+    if classes.count < 2:
+        raise UsageError("label_noise needs two classes or more; data.train has one")
+    return symmetric_noise(dataset.labels, rate, classes.count, seed)
+
+
+def _labels_of_table(dataset: ImageSet, path: Path, column: str, classes: Classes) -> INT64:
+    """By the images' relative paths, as they are or below one more folder (``train/``)."""
+    table = read_table(path, ["path", column])
+    rows = {name: row for row, name in enumerate(table.column("path"))}
+    below = {name.partition("/")[2]: row for name, row in rows.items() if name.startswith("train/")}
+    texts, chosen = table.column(column), []
+    for sample_id in range(len(dataset)):
+        name = dataset.name(sample_id)
+        row = rows.get(name, below.get(name))
+        if row is None:
+            raise UsageError(f"label_noise={path}:{column} has no row for {name} of data.train")
+        chosen.append(row)
+    number_of = {name: number for number, name in enumerate(classes.names)}
+    wanted = [texts[row].strip() for row in chosen]
+    if odd := next((text for text in wanted if text not in number_of), None):
+        raise UsageError(
+            f"label_noise={path}:{column} has the class {odd!r}, which data.train has not; "
+            f"it has {', '.join(classes.names[:5])}, ..."
+        )
+    return np.array([number_of[text] for text in wanted], np.int64)

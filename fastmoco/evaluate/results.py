@@ -1,0 +1,107 @@
+"""What evaluation found, and where it is written."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from fastmoco.files import atomic_path, atomic_write_text
+
+
+def results_folder(run: Path) -> Path:
+    """``evaluation`` in the run folder, or beside a file of weights."""
+    if run.is_dir():
+        return run / "evaluation"
+    folder = run.parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON, whole; where that cannot be, it is said and nothing else is lost."""
+    write_text(path, json.dumps(result, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_result`, of a text."""
+    try:
+        atomic_write_text(path, text)
+    except OSError as error:
+        warnings.warn(f"{path} cannot be written: {error}", stacklevel=2)
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifierResult:
+    """What a trained classifier reached, with the protocol that it followed."""
+
+    top1: float
+    """Percent of the test images."""
+    top5: float
+    """Percent."""
+    about: str
+    """The protocol, for people."""
+    protocol: dict[str, Any]
+    """The protocol, JSON values."""
+    seconds: float
+    """All of it, features included."""
+    seconds_training: float
+    """Of them, the steps of the classifier, with its views."""
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    """A row for each epoch: ``epoch, loss_train, learning_rate``, and at times ``top1, top5``."""
+    baselines: dict[str, "ClassifierResult"] = field(default_factory=dict)
+    """By name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, without the curve."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            **self.protocol,
+            "seconds": self.seconds,
+            "seconds_training": self.seconds_training,
+            "baselines": {name: one.to_json() for name, one in self.baselines.items()},
+        }
+
+    def to_text(self) -> str:
+        """The result beside its baselines, and the protocol, as a table."""
+        rows = {str(self.protocol["init"]): self, **self.baselines}
+        lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
+        lines += [f"{name:<12}{one.top1:>9.2f}{one.top5:>9.2f}" for name, one in rows.items()]
+        return "\n".join([*lines, self.about])
+
+    def write(self, folder: Path) -> None:
+        """Write ``result.json``, ``curves.jsonl`` and ``curves.png``, each whole."""
+        write_result(folder / "result.json", self.to_json())
+        named = {"": self, **self.baselines}
+        rows = [
+            {"of": name, **row} if name else row for name, one in named.items() for row in one.curve
+        ]
+        write_text(folder / "curves.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        try:
+            draw_curves(folder / "curves.png", self.curve)
+        except OSError as error:
+            warnings.warn(f"{folder}/curves.png cannot be written: {error}", stacklevel=2)
+
+
+def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Training loss and test accuracy over the epochs, as a PNG file, replaced whole."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([row["epoch"] for row in rows], [row["loss_train"] for row in rows])
+    left.set_ylabel("training loss, nats")
+    measured = [row for row in rows if "top1" in row]
+    for name in ("top1", "top5"):
+        epochs = [row["epoch"] for row in measured]
+        right.plot(epochs, [row[name] for row in measured], marker=".", label=name)
+    right.set_ylabel("test accuracy, %")
+    right.legend()
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    FigureCanvasAgg(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

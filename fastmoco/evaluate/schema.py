@@ -1,0 +1,218 @@
+"""What the evaluating commands read; strings under fields are help texts, as in `fastmoco.schema`.
+
+Importing this imports no torch, so that commands which need none start at once.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.schema import DataConfig, Features, OptimizerConfig, Precision
+
+
+@dataclass(kw_only=True, slots=True)
+class CropConfig:
+    """How evaluation reads images; by default as the run did."""
+
+    name: str = "auto"
+    """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
+    eval_size: int = 0
+    """Side of the crops, pixels; 0 = as the run has it."""
+    center_crop: float | None = None
+    """Side of the central square, as a share of the short one; none = as the run has it."""
+    num_threads: int = 0
+    """Threads that decode and crop; 0 = one per core."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FeaturesConfig:
+    """What every command reads that runs a frozen encoder over datasets."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    pipeline: CropConfig = field(default_factory=CropConfig)
+    features: Features = Features.backbone
+    """backbone or embedding."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = Precision.float32
+    """float32, fp16 or bf16, of the encoder; features are float32."""
+    global_batch_size: int = 256
+    """Images per forward pass; in training, per step."""
+    cache: bool = True
+    """Keep features in RUN/features, and take them from there where nothing has changed."""
+
+
+class Vote(StrEnum):
+    """How neighbors vote."""
+
+    weighted = "weighted"
+    """By exp(similarity / temperature)."""
+    majority = "majority"
+    """All alike; of equal classes the first."""
+
+
+@dataclass(kw_only=True, slots=True)
+class KnnConfig(FeaturesConfig):
+    """Everything that `fastmoco knn` reads."""
+
+    k: int = 200
+    """Neighbors that vote."""
+    temperature: float = 0.1
+    """Their votes weigh exp(similarity / temperature)."""
+    vote: Vote = Vote.weighted
+    """weighted or majority."""
+    leave_one_out: bool = False
+    """Each image of data.train is classified by all others; data.test is not needed."""
+    baselines: bool = False
+    """Measure raw pixels and the untrained encoder as well."""
+    tables: bool = False
+    """Print classes and confusion matrix of more than 20 classes too; JSON always has them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EpochsConfig:
+    """How long a classifier is trained."""
+
+    epochs: int = 100
+    """Passes over the labeled images; the schedule spans all of them."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifierConfig(FeaturesConfig):
+    """What both commands read that train a classifier."""
+
+    name: str = "official"
+    """Of the results: RUN/evaluation/COMMAND-NAME unless `out` says otherwise."""
+    out: Path | None = None
+    """Folder of the results."""
+    seed: int = 0
+    """Of all draws and of the initial weights."""
+    train: EpochsConfig = field(default_factory=EpochsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    policy: Policy = field(default_factory=lambda: POLICIES["supervised"])
+    label_share: float = 1.0
+    """Share of every class's labels to learn from: 0.01, 0.1, 1."""
+    label_noise: str = ""
+    """Rate at which labels are wrong, 0 to 1; or FILE.csv:COLUMN, of a table with the column
+    path."""
+    baselines: bool = False
+    """Measure baselines as well."""
+
+
+class LinearViews(StrEnum):
+    """What a linear classifier is trained on."""
+
+    augmented = "augmented"
+    """New views of the policy in every epoch, through the encoder."""
+    both = "both"
+    """Each image twice: an augmented view and its central crop."""
+    central = "central"
+    """Central crops, through the encoder in every epoch: slow, to prove `cached`."""
+    cached = "cached"
+    """Features of central crops, computed once."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LinearConfig(ClassifierConfig):
+    """Everything that `fastmoco linear` reads."""
+
+    views: LinearViews = LinearViews.augmented
+    """augmented, both (augmented and central), central, or cached (central, computed once)."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=30.0, weight_decay=0.0, schedule="multistep", milestones=[60, 80]
+        )
+    )
+    learning_rates: list[float] = field(default_factory=list)
+    """Rates tried at the same time, the best chosen by held-out images; none = the optimizer's."""
+    holdout: float = 0.1
+    """Share of the training images that a choice among rates is made by."""
+
+
+class Trainable(StrEnum):
+    """From where on an encoder is trained; what lies before stays as it is."""
+
+    all = "all"
+    layer2 = "layer2"
+    layer3 = "layer3"
+    layer4 = "layer4"
+    head = "head"
+    """The classifier alone."""
+
+
+class Init(StrEnum):
+    """What fine-tuning starts from."""
+
+    pretrained = "pretrained"
+    """The run's encoder."""
+    random = "random"
+    """The same encoder untrained: a supervised run from scratch."""
+    weights = "weights"
+    """A file of torchvision's weights for this architecture."""
+
+
+@dataclass(kw_only=True, slots=True)
+class FinetuneConfig(ClassifierConfig):
+    """Everything that `fastmoco finetune` reads."""
+
+    name: str = ""
+    """Of the results, in RUN/evaluation/finetune-NAME; by default what it starts from."""
+    init: Init = Init.pretrained
+    """pretrained, random, or weights (a file)."""
+    weights: Path | None = None
+    """With init=weights: a state dict in torchvision's names, .pth or .safetensors."""
+    trainable: Trainable = Trainable.all
+    """all, the last stages from layer2, layer3 or layer4 on, or head."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=0.01))
+    head_learning_rate: float = 0.1
+    """Peak learning rate of the classifier; `optimizer.learning_rate` is the encoder's."""
+    scratch_learning_rate: float = 0.1
+    """Peak learning rate of the encoder with init=random: what is learned from nothing."""
+    train: EpochsConfig = field(default_factory=lambda: EpochsConfig(epochs=30))
+
+
+class Method(StrEnum):
+    """A way to evaluate an encoder."""
+
+    knn = "knn"
+    linear = "linear"
+    finetune = "finetune"
+
+
+@dataclass(kw_only=True, slots=True)
+class TableConfig(FeaturesConfig):
+    """What both commands read that make a table of several methods."""
+
+    seed: int = 0
+    """Of all draws and of the initial weights."""
+    protocol: str = "fast"
+    """Of the linear classifier: official, fast, imagenette or competition."""
+    linear_epochs: int = 0
+    """Of the linear classifier; 0 = as its protocol says."""
+    finetune_epochs: int = 30
+    """Of fine-tuning and of the run from scratch."""
+    label_share: float = 1.0
+    """Share of every class's labels that linear and finetune learn from."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateConfig(TableConfig):
+    """Everything that `fastmoco evaluate` reads."""
+
+    methods: list[Method] = field(default_factory=lambda: list(Method))
+    """Which of knn, linear, finetune; each with its baselines."""
+    k: int = 200
+    """Neighbors that vote."""
+    temperature: float = 0.1
+    """Their votes weigh exp(similarity / temperature)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class NoiseTableConfig(TableConfig):
+    """Everything that `fastmoco noise-table` reads."""
+
+    methods: list[Method] = field(default_factory=lambda: [Method.linear, Method.finetune])
+    """Which of linear, finetune; each from the run's encoder and from the untrained one."""
+    noises: list[str] = field(default_factory=lambda: ["0", "0.2", "0.4", "0.6"])
+    """Rates, 0 to 1, or columns, FILE.csv:COLUMN."""

@@ -1,0 +1,1 @@
+"""Encoders handed on to other libraries, and taken in from them."""

@@ -1,0 +1,100 @@
+"""One file for one encoder: safetensors whose metadata say how to build and how to feed it.
+
+Tensors are named ``backbone.*`` and ``head.*``. The metadata entry ``fastmoco`` is JSON: format
+version, step, facts as of a checkpoint, and the SHA-256 of the tensors.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fastmoco.files import atomic_path
+
+FORMAT_VERSION = 1
+METADATA_KEY = "fastmoco"
+
+
+class EncoderFileError(ValueError):
+    """A file is damaged or holds no encoder of fastmoco; the message says what to do."""
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of names, types, shapes and values, whatever the order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_encoder_file(
+    path: Path, tensors: Mapping[str, Tensor], *, step: int, facts: dict[str, Any]
+) -> None:
+    """Write an encoder, whole or not at all.
+
+    Args:
+        path: The file, replaced if it is there.
+        tensors: ``backbone.*`` and ``head.*``.
+        step: Steps that it was trained for.
+        facts: ``config``, ``channel_mean``, ``channel_std``, ``has_head`` and more: JSON values.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    record = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "sha256": tensors_digest(plain),
+        "facts": facts,
+    }
+    # One entry only: safetensors writes several in no fixed order.
+    content = save(plain, {METADATA_KEY: json.dumps(record)})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
+    """Read what `write_encoder_file` wrote.
+
+    Returns:
+        Tensors on the CPU, step, facts.
+
+    Raises:
+        EncoderFileError: If the file is damaged, or not of fastmoco.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise EncoderFileError(
+            f"{path} is damaged or no safetensors file ({error}); export it again"
+        ) from error
+    if text is None:
+        raise EncoderFileError(
+            f"{path} is no export of fastmoco; `fastmoco import {path} out=FOLDER` takes in "
+            "weights of others"
+        )
+    try:
+        record = json.loads(text)
+        version, digest = record["format_version"], record["sha256"]
+        step, facts = int(record["step"]), dict(record["facts"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EncoderFileError(f"{path}: its description is damaged; export it again") from error
+    if version != FORMAT_VERSION:
+        raise EncoderFileError(
+            f"{path} has format version {version}, not {FORMAT_VERSION}; "
+            "use the fastmoco that wrote it"
+        )
+    if tensors_digest(tensors) != digest:
+        raise EncoderFileError(f"{path} is damaged (its checksum does not hold); export it again")
+    return tensors, step, facts

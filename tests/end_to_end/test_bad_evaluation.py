@@ -1,0 +1,117 @@
+"""What a user gets for bad input of the evaluating commands: one line that says what to do."""
+
+import json
+
+import pytest
+
+from fastmoco import cli
+from tests.pictures import encoded, picture
+from tests.runs import write_colors, write_run
+
+COMMANDS = ["knn", "linear", "finetune", "evaluate", "noise-table"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_run(folder / "run")
+    write_colors(folder / "good", seed=1, per_class=2)
+    write_colors(folder / "two classes", seed=1, per_class=2, names="blue green")
+    write_colors(folder / "other names", seed=1, per_class=2, names="blue green violet")
+    write_colors(folder / "one class", seed=1, per_class=3, names="red")
+    (folder / "unlabeled").mkdir()
+    for number in range(3):
+        (folder / "unlabeled" / f"{number}.jpg").write_bytes(encoded(picture(number)))
+    return folder
+
+
+def refused(capsys, arguments, *words):
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) in (1, 2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    for word in words:
+        assert str(word) in lines[0]
+
+
+def data(place, train="good", test="good"):
+    return [f"data.train={place / train}", f"data.test={place / test}"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_sets_that_cannot_serve(capsys, place, command):
+    run = place / "run"
+    for train, test, words in (
+        ("unlabeled", "good", "data.train has images without a label"),
+        ("good", "unlabeled", "data.test has images without a label"),
+        ("good", "other names", "different classes (such as red)"),
+        ("good", "two classes", "different classes (such as red)"),
+        ("none", "good", place / "none"),
+    ):
+        refused(capsys, [command, run, *data(place, train, test)], words)
+    refused(capsys, [command, run, f"data.test={place / 'good'}"], "data.train is not set")
+    refused(capsys, [command, run, f"data.train={place / 'good'}"], "data.test is not set")
+
+
+def test_a_class_that_is_missing_in_training(capsys, place, tmp_path):
+    for name, numbers in (("train", [0, 0, 1]), ("test", [0, 1, 2])):
+        rows = [f"{name}{row}.jpg,{number}" for row, number in enumerate(numbers)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+        for row in range(3):
+            (tmp_path / f"{name}{row}.jpg").write_bytes(encoded(picture(row)))
+        arguments = ["convert", tmp_path / f"{name}.csv", tmp_path / f"{name}.beton"]
+        assert cli.main([str(argument) for argument in arguments]) == 0
+    sets = [f"data.{name}={tmp_path / name}.beton" for name in ("train", "test")]
+    for command in ("knn", "linear", "finetune"):
+        refused(capsys, [command, place / "run", *sets], "class 2 of data.test has no image in")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_checkpoint_of_another_architecture(capsys, place, tmp_path, command):
+    run = write_run(tmp_path / "run")
+    (record,) = (run / "checkpoints").glob("*.json")
+    facts = json.loads(record.read_text())
+    facts["facts"]["config"]["model"]["width"] = 8
+    record.write_text(json.dumps(facts))
+    refused(capsys, [command, run, *data(place)], "is of another model: backbone.conv1.weight")
+    refused(capsys, [command, tmp_path, *data(place)], "holds no checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "words"),
+    [
+        ("knn", "k=0", "k=0 is no number of neighbors"),
+        ("knn", "temperature=0", "temperature=0.0 is not positive"),
+        ("knn", "vote=all", "vote"),
+        ("knn", "pipeline.name=fast", "fast is unknown"),
+        ("linear", "protocol=offical", "did you mean official?"),
+        ("linear", "label_share=0", "label_share=0.0 is no share"),
+        ("linear", "label_noise=2", "label_noise=2 is neither a rate"),
+        ("linear", "train.epochs=0", "train.epochs=0 trains nothing"),
+        ("linear", "learning_rates=[1,-1]", "holds one that is not positive"),
+        ("linear", "optimizer.name=lamb", "optimizer.name=lamb is unknown"),
+        ("linear", "optimizer.schedule=steps", "optimizer.schedule=steps is unknown"),
+        ("finetune", "init=weights", "init=weights and weights=FILE belong together"),
+        ("finetune", "trainable=layer5", "trainable"),
+        ("evaluate", "protocol=slow", "unknown protocol=slow"),
+        ("evaluate", "methods=[]", "methods must be some of [knn,linear,finetune]"),
+        ("noise-table", "methods=[knn]", "methods must be some of [linear,finetune]"),
+        ("noise-table", "noises=[many]", "label_noise=many is neither a rate"),
+    ],
+)
+def test_settings_that_do_not_fit(capsys, place, tmp_path, command, option, words):
+    more = ["linear_epochs=1", "methods=[linear]"] if "noises" in option else []
+    out = [f"out={tmp_path}"] if command in ("linear", "finetune") else []
+    refused(capsys, [command, place / "run", *data(place), *more, *out, option], words)
+
+
+def test_weights_of_another_architecture(capsys, place, tmp_path):
+    wide = write_run(tmp_path / "wide", "model.width=8")
+    weights = next((wide / "checkpoints").glob("*.safetensors"))
+    options = ["init=weights", f"weights={weights}", f"out={tmp_path / 'out'}"]
+    refused(capsys, ["finetune", place / "run", *data(place), *options], "another architecture")
+
+
+def test_one_class_is_no_task(capsys, place, tmp_path):
+    sets = data(place, "one class", "one class")
+    refused(capsys, ["linear", place / "run", *sets, f"out={tmp_path}"], "has one class only")
