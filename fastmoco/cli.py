@@ -195,6 +195,17 @@ def _knn(arguments: list[str]) -> None:
     print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
 
+def _detect(arguments: list[str]) -> None:
+    (run,), overrides, as_json = _split(arguments, ("RUN",))
+    from pathlib import Path
+
+    from fastmoco.detection.detect import detect
+
+    result = detect(Path(run), _load("DetectConfig", overrides))
+    if environment_ranks().is_first:
+        print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+
+
 def _demo(arguments: list[str]) -> None:
     _, overrides, _ = _split(arguments, ())
     from fastmoco.demo import demo
@@ -230,6 +241,12 @@ COMMANDS = {
         "fastmoco knn RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
         "evaluate a run by weighted k-nearest neighbors",
         "KnnConfig",
+    ),
+    "detect": Command(
+        _detect,
+        "fastmoco detect RUN data.train=VOCdevkit [protocol=NAME] [key=value ...] [--json]",
+        "fine-tune a detector on a run's encoder and measure it; the same command again resumes",
+        "DetectConfig",
     ),
     "demo": Command(
         _demo,

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.data.convert_config import ConvertConfig
+from fastmoco.detection.schema import DetectConfig
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
@@ -37,6 +38,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 GROUPS: dict[type, tuple[str, ...]] = {
     TrainConfig: ("experiment", "policy"),
     ViewsConfig: ("policy",),
+    DetectConfig: ("protocol",),
 }
 
 CONFIG_NAMES: dict[type, str] = {
@@ -44,6 +46,7 @@ CONFIG_NAMES: dict[type, str] = {
     ViewsConfig: "views",
     KnnConfig: "knn",
     ConvertConfig: "convert",
+    DetectConfig: "detect",
 }
 
 
@@ -54,6 +57,7 @@ def register_schemas() -> None:
     store.store(name="views_schema", node=ViewsConfig)
     store.store(name="knn", node=KnnConfig)
     store.store(name="convert", node=ConvertConfig)
+    store.store(name="detect_schema", node=DetectConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 
@@ -69,7 +73,7 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Compose a command's configuration.
 
     Args:
-        schema: `TrainConfig`, `ViewsConfig`, `KnnConfig` or `ConvertConfig`.
+        schema: A key of `CONFIG_NAMES`.
         overrides: ``key=value`` in Hydra's grammar, later ones win.
 
     Returns:

@@ -1,7 +1,7 @@
 """``runs/NAME/``: what a run writes, and what may go on in it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,7 @@ def open_run_folder(cfg: TrainConfig, *, write: bool = True) -> RunFolder:
     config = config_to_dict(cfg)
     if run.config.exists():
         saved = OmegaConf.to_container(OmegaConf.load(run.config))
-        differing = [
-            line for line in _differences(saved, config) if line.split(":")[0] not in FREE_KEYS
-        ]
-        if differing:
+        if differing := config_differences(saved, config, FREE_KEYS):
             raise UsageError(
                 f"{run.path} holds a run of another configuration ({'; '.join(differing)}); "
                 "give the same options to resume it, or another run_dir or name for a new run"
@@ -107,11 +104,14 @@ def open_run_folder(cfg: TrainConfig, *, write: bool = True) -> RunFolder:
     return run
 
 
-def _differences(saved: Any, given: dict[str, Any]) -> Iterator[str]:
+def config_differences(saved: Any, given: dict[str, Any], free_keys: Collection[str]) -> list[str]:
+    """``KEY: OLD there, NEW now`` for each key that is not free and has another value."""
     old, new = dict(_flat(saved)), dict(_flat(given))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            yield f"{key}: {old.get(key)} there, {new.get(key)} now"
+    return [
+        f"{key}: {old.get(key)} there, {new.get(key)} now"
+        for key in sorted(old.keys() | new.keys())
+        if key not in free_keys and old.get(key) != new.get(key)
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
