@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
-from fastmoco.detection.backbones import Body, Conv5Head, dilate, set_batch_norm
+from fastmoco.detection.backbones import Body, Conv5Head, check_resnet, dilate, set_batch_norm
 from fastmoco.detection.fitting import Fitting, build_sgd, learning_rate, seed_region_sampling
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.norm import DetectionBatchNorm2d
@@ -25,12 +25,10 @@ from fastmoco.detection.segmenter import Segmenter
 from fastmoco.detection.starting import load_weights, open_backbone
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.encoders import build_encoder
-from fastmoco.moco.model import Encoder
 from fastmoco.ranks import ALONE
 from fastmoco.schema import Stem, UsageError
 from fastmoco.train.trainer import DivergedError
 from tests.detection_data import write_run
-from tests.ranks import run_ranks
 
 SMALL = DetectConfig(
     model=DetectorConfig(
@@ -270,9 +268,7 @@ def test_files_that_are_no_weights_of_the_encoder(tmp_path):
     with pytest.raises(UsageError, match=r"does not fit .*conv1\.weight is \(8, 3, 3, 3\) there"):
         load_weights(resnet, path)
     with pytest.raises(UsageError, match="needs a ResNet, this run has a Linear"):
-        from fastmoco.detection.backbones import check_resnet
-
-        check_resnet(Encoder(nn.Linear(2, 2), nn.Identity()).backbone)
+        check_resnet(nn.Linear(2, 2))
 
 
 def test_region_sampling_is_a_function_of_seed_step_and_rank():
@@ -312,34 +308,6 @@ def test_precise_batch_norm_is_the_mean_over_batches():
 
 def test_a_loss_that_is_no_number_stops_the_run():
     fitting = small_fitting(replace(SMALL, learning_rate=1e30, warmup_steps=0))
-    with pytest.raises(DivergedError, match=r"at step \d; lower learning_rate"):
-        for seed in range(4):
-            fitting.take([sample(seed)])
-
-
-def normalize_parts(ranks, parts):
-    torch.manual_seed(0)
-    layer = DetectionBatchNorm2d(3, ranks=ranks).double()
-    nn.init.normal_(layer.weight)
-    mine = parts if ranks is ALONE else [parts[ranks.rank]]
-    inputs = [part.clone().requires_grad_() for part in mine]
-    columns = torch.cat([part.permute(1, 0, 2, 3).flatten(1) for part in inputs], dim=1)
-    output = layer(columns[None, :, :, None])[0, :, :, 0]
-    (output.sin() ** 2).sum().backward()
-    return {
-        "gradients": [part.grad for part in inputs],
-        "mean": layer.running_mean,
-        "var": layer.running_var,
-    }
-
-
-def test_batch_norm_over_ranks_is_that_of_all_values():
-    torch.manual_seed(1)
-    # Of different sizes and numbers, as padded images and regions are.
-    parts = [torch.randn(2, 3, 5, 7).double(), 3 + torch.randn(3, 3, 2, 4).double()]
-    alone = normalize_parts(ALONE, parts)
-    ranks = run_ranks(normalize_parts, parts)
-    for rank, result in enumerate(ranks):
-        torch.testing.assert_close(result["gradients"][0], alone["gradients"][rank])
-        torch.testing.assert_close(result["mean"], alone["mean"])
-        torch.testing.assert_close(result["var"], alone["var"])
+    fitting.take([sample(0)])
+    with pytest.raises(DivergedError, match="at step 1; lower learning_rate"):
+        fitting.take([sample(1)])
