@@ -244,7 +244,7 @@ COMMANDS = {
     ),
     "detect": Command(
         _detect,
-        "fastmoco detect RUN data.train=VOCdevkit [protocol=NAME] [key=value ...] [--json]",
+        "fastmoco detect RUN data.train=VOCdevkit [recipe=NAME] [key=value ...] [--json]",
         "fine-tune a detector on a run's encoder and measure it; the same command again resumes",
         "DetectConfig",
     ),

@@ -38,7 +38,7 @@ CONFIG_FOLDER = Path(__file__).parent / "configs"
 GROUPS: dict[type, tuple[str, ...]] = {
     TrainConfig: ("experiment", "policy"),
     ViewsConfig: ("policy",),
-    DetectConfig: ("protocol",),
+    DetectConfig: ("recipe",),
 }
 
 CONFIG_NAMES: dict[type, str] = {

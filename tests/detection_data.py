@@ -40,14 +40,14 @@ def write_small_scenes(folder: Path, *, train: int = 8, test: int = 4) -> Path:
 
 def voc_options(scenes: Path) -> list[str]:
     """What reads them as VOC, by the small protocol."""
-    return ["protocol=scenes", f"data.train={scenes / 'VOCdevkit'}"]
+    return ["recipe=scenes", f"data.train={scenes / 'VOCdevkit'}"]
 
 
 def coco_options(scenes: Path) -> list[str]:
     """What reads them as COCO, by the small protocol."""
     images = scenes / "VOCdevkit/VOC2007/JPEGImages"
     return [
-        "protocol=scenes",
+        "recipe=scenes",
         "layout=coco",
         f"data.train={scenes / 'annotations/instances_trainval.json'}",
         f"data.test={scenes / 'annotations/instances_test.json'}",

@@ -110,7 +110,7 @@ def detect(run: Path, cfg: DetectConfig) -> DetectResult:
             place = RunFolder(folder / f"seed-{seed}")
             trials.append(_run_trial(run, trial, place, train, test, device, ranks, stop))
     counts = len(train.scenes), len(test.scenes)
-    protocol = protocol_of(cfg, train=train.name, test=test.name, counts=counts)
+    protocol = protocol_of(run, cfg, train=train.name, test=test.name, counts=counts)
     result = DetectResult(trials, protocol)
     if ranks.is_first:
         _write_json(folder / "result.json", result.to_json())
@@ -146,8 +146,7 @@ def _run_trial(
         fitting.restore(saved)
     check_same_step(fitting.steps_done, ranks)
     path = place.path / "result.json"
-    if fitting.is_finished() and path.exists():
-        figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if fitting.is_finished() and (figures := _figures_of(path, test)):
         return figures
     with run_logger(place, ranks) as logger:
         log_header(logger, fitting, place, train, test)
@@ -157,11 +156,20 @@ def _run_trial(
             wait_for_all(ranks)
             return {}
         start = time.perf_counter()
-        figures = {"seed": cfg.seed, **measure(fitting.model, cfg, test, device)}
+        figures = {"seed": cfg.seed, **measure(fitting.model, cfg, test, device, stop)}
         figures["seconds"] = time.perf_counter() - start
+        figures["test_fingerprint"] = test.fingerprint
         _write_json(path, figures)
         wait_for_all(ranks)
     return figures
+
+
+def _figures_of(path: Path, test: SceneSet) -> dict[str, Any]:
+    """What a finished trial wrote; empty where it was not on this test set."""
+    if not path.exists():
+        return {}
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return figures if figures["test_fingerprint"] == test.fingerprint else {}
 
 
 def claim_folder(place: RunFolder, cfg: DetectConfig, *, write: bool) -> None:

@@ -2,6 +2,7 @@
 
 import statistics
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from fastmoco.detection.schema import DetectConfig, Layout, Task
@@ -12,7 +13,8 @@ class DetectResult:
     """Figures of one or more trials, in percent."""
 
     trials: list[dict[str, Any]]
-    """Of each seed: ``seed``, ``seconds`` of the evaluation, and the figures of `Measurement`."""
+    """Of each seed: ``seed``, ``seconds`` of testing, ``test_fingerprint``, and the figures of
+    `Measurement`."""
     protocol: dict[str, Any]
     """What was trained and tested, and how."""
 
@@ -38,14 +40,14 @@ class DetectResult:
         """A table: a row a seed, their mean and spread, and the protocol below."""
         summary = self.summary()
         names = list(summary)
-        lines = [f"{'':<10}" + "".join(f"{name:>18}" for name in names)]
+        lines = [f"{'':<10}" + "".join(f"{name:>15}" for name in names)]
         for trial in self.trials:
             figures = dict(_figures(trial))
-            cells = "".join(f"{figures[name]:>18.2f}" for name in names)
+            cells = "".join(f"{figures[name]:>15.2f}" for name in names)
             lines.append(f"seed {trial['seed']:<5}{cells}")
         if len(self.trials) > 1:
             for row in ("mean", "std"):
-                lines.append(f"{row:<10}" + "".join(f"{summary[n][row]:>18.2f}" for n in names))
+                lines.append(f"{row:<10}" + "".join(f"{summary[n][row]:>15.2f}" for n in names))
         return "\n".join([*lines, protocol_line(self.protocol)])
 
 
@@ -53,7 +55,7 @@ def _figures(trial: dict[str, Any]) -> list[tuple[str, float]]:
     """The figures that are one number, nested ones joined by an underscore; no class's own."""
     found: list[tuple[str, float]] = []
     for name, value in trial.items():
-        if name in ("seed", "seconds", "per_class"):
+        if name in ("seed", "seconds", "per_class", "test_fingerprint"):
             continue
         if isinstance(value, dict):
             found += [(f"{name}_{key}", number) for key, number in value.items()]
@@ -63,17 +65,19 @@ def _figures(trial: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def protocol_of(
-    cfg: DetectConfig, *, train: str, test: str, counts: tuple[int, int]
+    run: Path, cfg: DetectConfig, *, train: str, test: str, counts: tuple[int, int]
 ) -> dict[str, Any]:
     """What a table needs to say besides its figures.
 
     Args:
-        cfg: Of the run.
+        run: The encoder's.
+        cfg: Of the trials.
         train: Name of the set that was learned from.
         test: Name of the set that was tested on.
         counts: Their images.
     """
     return {
+        "run": str(run),
         "task": cfg.task.value,
         "arch": "fcn" if cfg.task is Task.segment else cfg.arch.value,
         "init": cfg.init.value,

@@ -4,19 +4,16 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastmoco.config import config_from_dict
 from fastmoco.detection.annotations import SceneSet, check_same_classes
 from fastmoco.detection.backbones import check_resnet
 from fastmoco.detection.coco import read_coco
 from fastmoco.detection.schema import DetectConfig, Init, Layout, Task
 from fastmoco.detection.voc import read_voc
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
-from fastmoco.moco.build import build_model
 from fastmoco.moco.encoders import ResNet
-from fastmoco.schema import TrainConfig, UsageError
-from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.schema import UsageError
 
 
 def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
@@ -71,14 +68,22 @@ def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
         CheckpointError: If there is no sound checkpoint.
     """
     encoder = load_encoder(run)
-    if cfg.init is Init.pretrained:
-        return check_resnet(encoder.backbone), encoder
-    saved = config_from_dict(TrainConfig, load_checkpoint(run).facts["config"])
-    torch.manual_seed(cfg.seed)
-    resnet = check_resnet(build_model(saved.model, saved.moco).query_encoder.backbone)
-    if cfg.init is Init.file:
+    resnet = check_resnet(encoder.backbone)
+    if cfg.init is Init.random:
+        torch.manual_seed(cfg.seed)
+        initialize(resnet)
+    elif cfg.init is Init.file:
         load_weights(resnet, cfg.weights)
     return resnet, encoder
+
+
+def initialize(resnet: ResNet) -> None:
+    """Forget what was learned, in place: He initialization (fan out) and new batch norm."""
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
 
 
 def load_weights(resnet: ResNet, path: Path | None) -> None:

@@ -103,12 +103,20 @@ def _metrics_file(place: RunFolder, fitting: Fitting) -> AbstractContextManager[
 
 
 def measure(
-    model: nn.Module, cfg: DetectConfig, test: SceneSet, device: torch.device
+    model: nn.Module, cfg: DetectConfig, test: SceneSet, device: torch.device, stop: StopRequest
 ) -> dict[str, Any]:
-    """Figures of a trained model on a test set, image by image; boxes on the original images."""
+    """Figures of a trained model on a test set, image by image; boxes on the original images.
+
+    Raises:
+        Interrupted: After a stop was asked for; the trained model is saved already.
+    """
     measurement = Measurement(test, cfg)
     model.eval()
     for scene in test.scenes:
+        if stop.signal_number:
+            raise Interrupted(
+                stop.signal_number, "stopped while testing; the same command tests anew"
+            )
         original = (scene.height, scene.width)
         size = original
         if cfg.task is not Task.segment:

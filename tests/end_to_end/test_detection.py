@@ -130,6 +130,19 @@ def test_a_finished_command_prints_its_result_again(scenes, run, whole, capsys):
     assert not torch.equal(first[name], second[name])
 
 
+def test_a_finished_trial_is_tested_on_other_images(scenes, run, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "d")
+    shutil.copytree(scenes, tmp_path / "s")
+    path = tmp_path / "s/VOCdevkit/VOC2007/ImageSets/Main/test.txt"
+    path.write_text("\n".join(path.read_text().splitlines()[:2]))
+    data = [*voc_options(scenes), f"data.test={tmp_path / 's/VOCdevkit'}"]
+    assert cli.main(["detect", str(run), *data, *SHORT, f"run_dir={tmp_path / 'd'}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["protocol"]["num_test"] == 2
+    before = json.loads((whole / "seed-0/result.json").read_text())
+    assert result["trials"][0]["test_fingerprint"] != before["test_fingerprint"]
+
+
 def test_the_loss_falls(scenes, run, tmp_path):
     more = ["steps=30", "log_every_steps=5", "warmup_steps=5", "milestones=[]", "train_sizes=[96]"]
     options = [*voc_options(scenes), *SHORT, *more, "precise_norm_steps=0"]
@@ -161,7 +174,7 @@ def test_every_task_is_trained_and_measured(scenes, run, options, figures, capsy
     arguments = ["detect", str(run), *data, *SHORT, "steps=2", *options]
     assert cli.main([*arguments, "--json"]) == 0
     (trial,) = json.loads(capsys.readouterr().out)["trials"]
-    assert set(trial) == figures | {"seed", "seconds", "per_class"}
+    assert set(trial) == figures | {"seed", "seconds", "per_class", "test_fingerprint"}
     task = options[0].removeprefix("task=") if "task" in options[0] else "boxes"
     assert list((run / "detect").glob(f"{task}-*/seed-0/result.json"))
 
@@ -181,7 +194,7 @@ def test_every_task_is_trained_and_measured(scenes, run, options, figures, capsy
         (["arch=fpn"], ["model.anchor_sizes has 3 sizes"]),
         (["arch=c5"], ["c5"]),
         (["stepps=3"], ["unknown option stepps; did you mean steps?"]),
-        (["protocol=vok"], ["unknown protocol=vok; did you mean voc?"]),
+        (["recipe=vok"], ["unknown recipe=vok; did you mean voc?"]),
         (["scale_range=[2,1]"], ["scale_range"]),
     ],
 )
@@ -233,22 +246,22 @@ def test_another_encoder_or_other_data_are_refused(scenes, run, whole, tmp_path,
     fails(capsys, ["detect", str(run), *voc_options(more), *options], ["other data"])
 
 
-def test_help_lists_options_and_protocols(capsys):
+def test_help_lists_options_and_recipes(capsys):
     assert cli.main(["detect", "--help"]) == 0
     text = capsys.readouterr().out
     assert "fastmoco detect RUN data.train=VOCdevkit" in text
     for word in ("data.train_years", "c4|dc5|fpn", "24000", "precise_norm_steps"):
         assert word in text
-    assert "protocol=NAME: coco_1x, coco_2x, scenes, voc, voc_segment" in text
+    assert "recipe=NAME: coco_1x, coco_2x, scenes, voc, voc_segment" in text
 
 
-@pytest.mark.parametrize("protocol", ["voc", "coco_1x", "coco_2x", "voc_segment", "scenes"])
-def test_protocols_compose(protocol):
+@pytest.mark.parametrize("recipe", ["voc", "coco_1x", "coco_2x", "voc_segment", "scenes"])
+def test_recipes_compose(recipe):
     from fastmoco.config import load_config
     from fastmoco.detection.schema import DetectConfig
 
-    cfg = load_config(DetectConfig, [f"protocol={protocol}"])
-    if protocol == "voc":
+    cfg = load_config(DetectConfig, [f"recipe={recipe}"])
+    if recipe == "voc":
         assert (cfg.steps, cfg.milestones, cfg.learning_rate) == (24000, [18000, 22000], 0.02)
         assert (cfg.data.train_years, cfg.data.test_years) == ("07+12", "07")
         assert (min(cfg.train_sizes), max(cfg.train_sizes), cfg.test_size) == (480, 800, 800)

@@ -24,9 +24,9 @@ from fastmoco.detection.schema import (
 from fastmoco.detection.segmenter import Segmenter
 from fastmoco.detection.starting import load_weights, open_backbone
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
-from fastmoco.moco.encoders import build_encoder
+from fastmoco.moco.build import build_model
 from fastmoco.ranks import ALONE
-from fastmoco.schema import Stem, UsageError
+from fastmoco.schema import MocoConfig, ModelConfig, Stem, UsageError
 from fastmoco.train.trainer import DivergedError
 from tests.detection_data import write_run
 
@@ -42,9 +42,11 @@ SMALL = DetectConfig(
 )
 
 
-def make_resnet(name="resnet18", width=4, norm_layer=nn.BatchNorm2d, stem=Stem.small_stride2):
+def make_resnet(name="resnet18", width=4, splits=1, stem=Stem.small_stride2):
     torch.manual_seed(0)
-    return build_encoder(name, stem=stem, width=width, norm_layer=norm_layer)
+    model = ModelConfig(encoder=name, stem=stem, width=width)
+    moco = MocoConfig(dim=4, queue_size=8, batch_norm_splits=splits)
+    return build_model(model, moco).query_encoder.backbone
 
 
 def make_detector(cfg, name="resnet18", num_keypoints=0):
@@ -103,7 +105,8 @@ def test_dilation_keeps_resolution_and_every_other_value(name):
 
 def test_batch_norm_is_replaced_with_its_values():
     images = torch.randn(4, 3, 32, 32)
-    resnet = make_resnet(norm_layer=lambda c: SplitBatchNorm2d(c, num_splits=2))
+    resnet = make_resnet(splits=2)
+    assert isinstance(resnet.bn1, SplitBatchNorm2d)
     resnet.train()(images)  # statistics that are not those of a new layer
     with torch.no_grad():
         expected = resnet.eval()(images)
@@ -231,6 +234,8 @@ def test_weights_come_from_the_run_a_file_or_the_seed(tmp_path):
     assert encoder.std.tolist() == pytest.approx([0.1] * 3)
     random = [open_backbone(run, DetectConfig(init=Init.random, seed=s))[0] for s in (0, 0, 1)]
     first = [m.conv1.weight for m in (pretrained, *random)]
+    spread = random[0].layer3[0].conv1.weight.std().item()
+    assert spread == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
     assert torch.equal(first[1], first[2])
     assert not torch.equal(first[1], first[3])
     assert not torch.equal(first[0], first[1])
