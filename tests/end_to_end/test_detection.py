@@ -82,8 +82,12 @@ def trial_of(folder: Path):
 def test_killed_and_resumed_is_bit_equal(scenes, run, whole, tmp_path):
     folder = tmp_path / "d"
     arguments = ["detect", str(run), *voc_options(scenes), *SHORT, f"run_dir={folder}"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastmoco.__file__).parents[1])}
-    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    places = [str(Path(fastmoco.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     command = [sys.executable, "-c", KILLER, "5", *arguments]
     killed = subprocess.run(command, env=environment, timeout=240, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -206,6 +210,12 @@ def test_bad_settings_are_one_line(scenes, run, tmp_path, capsys, options, words
         arguments.append(f"data.train_images={images}")
     fails(capsys, [*arguments, *options], words)
     assert not (tmp_path / "d/seed-0/checkpoints").exists()
+
+
+@pytest.mark.parametrize("package", ["torchmetrics", "faster_coco_eval"])
+def test_what_it_would_be_measured_by_is_asked_for_first(scenes, run, capsys, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    fails(capsys, ["detect", str(run), *voc_options(scenes)], [package, "'fastmoco[eval]'"])
 
 
 def fails(capsys, arguments, words):

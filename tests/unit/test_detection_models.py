@@ -75,6 +75,7 @@ def one_target(task):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_body_and_box_head_compute_what_the_encoder_does(name, stem):
     resnet = make_resnet(name, stem=stem).eval()
+    nn.init.normal_(resnet.bn1.weight)  # a negative scale does not change places with max-pooling
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = resnet(images)
@@ -164,6 +165,9 @@ def test_boxes_are_found_in_the_original_images_coordinates():
     image = torch.rand(3, 64, 48)
     small, large = (model.predict(image, size) for size in ((64, 48), (256, 96)))
     assert len(small["boxes"]) > 3
+    (plain,) = model([image])
+    for name, values in plain.items():
+        torch.testing.assert_close(small[name], values)
     scale = torch.tensor([2.0, 4.0, 2.0, 4.0])
     torch.testing.assert_close(large["boxes"], small["boxes"] * scale)
 
@@ -299,6 +303,7 @@ def sample(seed):
 def test_precise_batch_norm_is_the_mean_over_batches():
     cfg = replace(SMALL, steps=3)
     fitting = small_fitting(cfg)
+    fitting.model.train()([torch.rand(3, 64, 64)], [one_target(Task.boxes)])  # to be forgotten
     batches = [[sample(seed)] * 2 for seed in range(3)]
     fitting.average_statistics(iter(batches))
     norm = fitting.model.backbone.bn1
