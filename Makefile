@@ -79,7 +79,7 @@ install: ## create .venv and install everything; quick when nothing changed
 	[ -t 1 ] || quiet=-q
 	{
 		$(PIP) $${quiet-} pip setuptools wheel &&
-		PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali]' --group dev
+		PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali,eval]' --group dev
 	} || { echo "pip failed, see above. Once the cause is mended, the next make goes on from here." >&2; exit 1; }
 	echo "$(STATE)" > .venv/.installed
 	exec $(MAKE) --no-print-directory ffcv

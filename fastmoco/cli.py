@@ -186,56 +186,6 @@ def _views(arguments: list[str]) -> None:
     print(write_views(path, _load("ViewsConfig", overrides)))  # noqa: T201
 
 
-def _knn(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
-
-    from fastmoco.evaluate.knn import knn
-
-    result = knn(Path(run), _load("KnnConfig", overrides))
-    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
-
-
-def _linear(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
-
-    from fastmoco.evaluate.linear import linear
-
-    result = linear(Path(run), _load("LinearConfig", overrides))
-    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
-
-
-def _finetune(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
-
-    from fastmoco.evaluate.finetune import finetune
-
-    result = finetune(Path(run), _load("FinetuneConfig", overrides))
-    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
-
-
-def _evaluate(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
-
-    from fastmoco.evaluate.tables import evaluate
-
-    result = evaluate(Path(run), _load("EvaluateConfig", overrides))
-    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
-
-
-def _noise_table(arguments: list[str]) -> None:
-    (run,), overrides, as_json = _split(arguments, ("RUN",))
-    from pathlib import Path
-
-    from fastmoco.evaluate.tables import noise_table
-
-    result = noise_table(Path(run), _load("NoiseTableConfig", overrides))
-    print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
-
-
 def _about(path: str, function: str, schema: str) -> Callable[[list[str]], None]:
     """A command about one path: ``module.function(Path, config)`` gives a result to print."""
 
@@ -248,7 +198,8 @@ def _about(path: str, function: str, schema: str) -> Callable[[list[str]], None]
         module, _, name = function.rpartition(".")
         call = getattr(importlib.import_module(f"fastmoco.{module}"), name)
         result = call(Path(place), _load(schema, overrides))
-        print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
+        if environment_ranks().is_first:
+            print(json.dumps(result.to_json()) if as_json else result.to_text())  # noqa: T201
 
     return run
 
@@ -284,32 +235,32 @@ COMMANDS = {
         "TrainConfig",
     ),
     "knn": Command(
-        _knn,
+        _about("RUN", "evaluate.knn.knn", "KnnConfig"),
         "fastmoco knn RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
         "evaluate a run by k-nearest neighbors",
         "KnnConfig",
     ),
     "linear": Command(
-        _linear,
+        _about("RUN", "evaluate.linear.linear", "LinearConfig"),
         "fastmoco linear RUN data.train=FILE.beton data.test=FILE.beton [protocol=NAME] "
         "[key=value ...] [--json]",
         "evaluate a run by a linear classifier on the frozen encoder",
         "LinearConfig",
     ),
     "finetune": Command(
-        _finetune,
+        _about("RUN", "evaluate.finetune.finetune", "FinetuneConfig"),
         "fastmoco finetune RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
         "train a run's encoder, or a part of it, with few or all labels",
         "FinetuneConfig",
     ),
     "evaluate": Command(
-        _evaluate,
+        _about("RUN", "evaluate.tables.evaluate", "EvaluateConfig"),
         "fastmoco evaluate RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
         "knn, linear and finetune of a run with their baselines, as one table",
         "EvaluateConfig",
     ),
     "noise-table": Command(
-        _noise_table,
+        _about("RUN", "evaluate.tables.noise_table", "NoiseTableConfig"),
         "fastmoco noise-table RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] "
         "[--json]",
         "accuracy against wrong labels, pretrained, untrained and supervised",
@@ -338,6 +289,12 @@ COMMANDS = {
         "fastmoco import FILE out=FOLDER [key=value ...] [--json]",
         "take in weights of MoCo, solo-learn, lightly, torchvision or timm, to use as RUN",
         "ImportConfig",
+    ),
+    "detect": Command(
+        _about("RUN", "detection.detect.detect", "DetectConfig"),
+        "fastmoco detect RUN data.train=VOCdevkit [recipe=NAME] [key=value ...] [--json]",
+        "fine-tune a detector on a run's encoder and measure it; the same command again resumes",
+        "DetectConfig",
     ),
     "demo": Command(
         _demo,

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.data.convert_config import ConvertConfig
+from fastmoco.detection.schema import DetectConfig
 from fastmoco.evaluate.schema import (
     EvaluateConfig,
     FinetuneConfig,
@@ -52,6 +53,7 @@ GROUPS: dict[type, tuple[str, ...]] = {
     ViewsConfig: ("policy",),
     LinearConfig: ("protocol", "policy"),
     FinetuneConfig: ("policy",),
+    DetectConfig: ("recipe",),
 }
 
 CONFIG_NAMES: dict[type, str] = {
@@ -67,6 +69,7 @@ CONFIG_NAMES: dict[type, str] = {
     ConvertConfig: "convert",
     ExportConfig: "export",
     ImportConfig: "import",
+    DetectConfig: "detect",
 }
 
 
@@ -85,6 +88,7 @@ def register_schemas() -> None:
     store.store(name="convert", node=ConvertConfig)
     store.store(name="export", node=ExportConfig)
     store.store(name="import", node=ImportConfig)
+    store.store(name="detect_schema", node=DetectConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 

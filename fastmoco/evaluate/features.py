@@ -318,7 +318,8 @@ def feature_rows(
     """
     rows = _cached(encoder, dataset, request, folder)
     if rows is not None:
-        yield from rows.vectors.split(request.batch_size)
+        for start in range(0, len(rows.vectors), request.batch_size):
+            yield rows.vectors[start : start + request.batch_size]
         return
     for batch in _shown(feature_batches(encoder, dataset, request), dataset):
         yield batch.cpu()

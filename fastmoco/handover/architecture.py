@@ -13,8 +13,8 @@ from torch import Tensor
 from fastmoco.handover.layouts import Parts
 from fastmoco.handover.options import Layout
 from fastmoco.moco.build import build_model
+from fastmoco.moco.contrastive import Encoder
 from fastmoco.moco.encoders import RESNETS
-from fastmoco.moco.model import Encoder
 from fastmoco.schema import Head, MocoConfig, ModelConfig, Stem, UsageError
 
 Shapes = dict[str, tuple[int, ...]]

@@ -1,7 +1,7 @@
 """``runs/NAME/``: what a run writes, and what may go on in it."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,7 @@ def open_run_folder(cfg: TrainConfig, *, write: bool = True) -> RunFolder:
     config = config_to_dict(cfg)
     if run.config.exists():
         saved = OmegaConf.to_container(OmegaConf.load(run.config))
-        differing = [
-            line for line in _differences(saved, config) if line.split(":")[0] not in FREE_KEYS
-        ]
-        if differing:
+        if differing := config_differences(TrainConfig, saved, config, FREE_KEYS):
             raise UsageError(
                 f"{run.path} holds a run of another configuration ({'; '.join(differing)}); "
                 "give the same options to resume it, or another run_dir or name for a new run"
@@ -108,13 +105,18 @@ def open_run_folder(cfg: TrainConfig, *, write: bool = True) -> RunFolder:
     return run
 
 
-def _differences(saved: Any, given: dict[str, Any]) -> Iterator[str]:
+def config_differences(
+    schema: type, saved: Any, given: dict[str, Any], free_keys: Collection[str]
+) -> list[str]:
+    """``KEY: OLD there, NEW now`` for each key that is not free and has another value."""
     # An option that is younger than the run had what is now its default.
-    old = {**dict(_flat(config_to_dict(TrainConfig()))), **dict(_flat(saved))}
+    old = {**dict(_flat(config_to_dict(schema()))), **dict(_flat(saved))}
     new = dict(_flat(given))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            yield f"{key}: {old.get(key)} there, {new.get(key)} now"
+    return [
+        f"{key}: {old.get(key)} there, {new.get(key)} now"
+        for key in sorted(old.keys() | new.keys())
+        if key not in free_keys and old.get(key) != new.get(key)
+    ]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,1 @@
+"""Detection transfer: what a pretrained backbone is worth to Faster R-CNN and its kin."""

@@ -1,0 +1,123 @@
+"""COCO: one JSON file of boxes, masks and keypoints, beside a folder of images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastmoco.detection.annotations import (
+    AnnotationError,
+    Instance,
+    Scene,
+    SceneSet,
+    check_images,
+    checked_box,
+)
+from fastmoco.schema import UsageError
+
+
+def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
+    """Read an annotation file.
+
+    Args:
+        path: Such as ``annotations/instances_train2017.json``.
+        images: Folder of the images; none = the folder named as the file ends (``train2017``),
+            beside ``annotations``.
+        option: Which option sets `images`, for messages.
+
+    Raises:
+        UsageError: If the folder of images is missing.
+        AnnotationError: If the file is broken, or an image is missing.
+    """
+    content = _read_json(path)
+    folder = images or path.parent.parent / path.stem.rsplit("_", 1)[-1]
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; set {option} to the folder of {path}'s images")
+    try:
+        found = _scene_set(path, folder, content)
+    except (KeyError, TypeError, IndexError) as error:
+        raise AnnotationError(
+            f"{path} is not as COCO's annotation files are ({type(error).__name__}: {error})"
+        ) from error
+    if not found.scenes:
+        raise AnnotationError(f"{path} lists no image")
+    check_images(found.scenes, option)
+    return found
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except IsADirectoryError as error:
+        raise UsageError(
+            f"{path} is a folder; with layout=coco give the annotation file, such as "
+            "annotations/instances_train2017.json"
+        ) from error
+    except ValueError as error:
+        raise AnnotationError(f"{path} is no JSON that can be read ({error})") from error
+
+
+def _scene_set(path: Path, folder: Path, content: Any) -> SceneSet:
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    labels = {category["id"]: place for place, category in enumerate(categories, start=1)}
+    scenes = {
+        image["id"]: Scene(
+            image=folder / image["file_name"],
+            height=int(image["height"]),
+            width=int(image["width"]),
+            source=str(path),
+        )
+        for image in content["images"]
+    }
+    points = next((tuple(c["keypoints"]) for c in categories if c.get("keypoints")), ())
+    for annotation in content["annotations"]:
+        _add_instance(annotation, scenes, labels, path, len(points))
+    return SceneSet(
+        name=str(path),
+        classes=tuple(category["name"] for category in categories),
+        scenes=[scenes[key] for key in sorted(scenes)],
+        keypoint_names=points,
+    )
+
+
+def _add_instance(
+    annotation: Any, scenes: dict[Any, Scene], labels: dict[Any, int], path: Path, num_points: int
+) -> None:
+    source = f"{path}: annotation {annotation.get('id', '?')}"
+    if annotation["category_id"] not in labels:
+        raise AnnotationError(
+            f"{source} has category_id {annotation['category_id']}, which categories does not list"
+        )
+    if annotation["image_id"] not in scenes:
+        raise AnnotationError(
+            f"{source} has image_id {annotation['image_id']}, which images does not list"
+        )
+    scene = scenes[annotation["image_id"]]
+    x, y, width, height = (float(value) for value in annotation["bbox"])
+    scene.instances.append(
+        Instance(
+            box=checked_box(
+                (x, y, x + width, y + height),
+                height=scene.height,
+                width=scene.width,
+                source=source,
+            ),
+            label=labels[annotation["category_id"]],
+            ignored=bool(annotation.get("iscrowd", 0)),
+            mask=annotation.get("segmentation"),
+            area=annotation.get("area"),
+            keypoints=_keypoints(annotation, num_points, source),
+        )
+    )
+
+
+def _keypoints(
+    annotation: Any, num_points: int, source: str
+) -> list[tuple[float, float, float]] | None:
+    if not num_points:
+        return None
+    flat = [float(value) for value in annotation.get("keypoints") or [0] * (3 * num_points)]
+    if len(flat) != 3 * num_points:
+        raise AnnotationError(
+            f"{source} has {len(flat)} numbers of keypoints, not 3 x {num_points}"
+        )
+    return list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))

@@ -1,0 +1,208 @@
+"""Fine-tuning a detector: the step, its schedule, and checkpoints that a run goes on from."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastmoco.config import config_to_dict
+from fastmoco.detection.samples import Sample
+from fastmoco.detection.schema import DetectConfig
+from fastmoco.moco.collectives import average_over_ranks
+from fastmoco.pipelines.draws import draw_keys
+from fastmoco.ranks import ALONE, Ranks
+from fastmoco.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    flatten_optimizer,
+    restore_module,
+    restore_optimizer,
+    under_prefix,
+    with_prefix,
+)
+from fastmoco.train.trainer import DivergedError
+
+WARMUP_START = 1e-3  # of the peak, as detectron2
+
+
+def learning_rate(cfg: DetectConfig, step: int) -> float:
+    """Of a step, counted from 0: linear warm-up, then x 0.1 at each milestone."""
+    warmed = min(1.0, step / cfg.warmup_steps) if cfg.warmup_steps else 1.0
+    factor = WARMUP_START * (1 - warmed) + warmed
+    return cfg.learning_rate * factor * 0.1 ** sum(step >= m for m in cfg.milestones)
+
+
+def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.SGD:
+    """SGD with weight decay on all parameters but batch norm's, as detectron2."""
+    of_norm = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for parameter in module.parameters()
+    }
+    decayed = [p for p in model.parameters() if id(p) not in of_norm]
+    free = [p for p in model.parameters() if id(p) in of_norm]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": cfg.weight_decay}]
+    if free:
+        groups.append({"params": free, "weight_decay": 0.0})
+    return torch.optim.SGD(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum)
+
+
+def seed_region_sampling(seed: int, step: int, ranks: Ranks = ALONE) -> None:
+    """Seed torch's global generators for a step.
+
+    torchvision draws the anchors and regions that a step learns from by `torch.randperm`; seeded by
+    the step, they are a function of seed, step and rank like every other draw, and a run resumes
+    exactly. The negative number keeps this hash apart from those of images.
+    """
+    key = int(draw_keys(seed, step, np.array([-1 - ranks.rank]))[0])
+    torch.manual_seed(key & (2**63 - 1))
+
+
+@dataclass(slots=True)
+class Fitting:
+    """A detector in training and how far it is."""
+
+    cfg: DetectConfig
+    model: nn.Module
+    """From ``(images, targets)`` to losses by name."""
+    optimizer: torch.optim.SGD
+    device: torch.device
+    data_fingerprint: str
+    encoder_fingerprint: str
+    ranks: Ranks = ALONE
+    steps_done: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    """Losses summed since the last log line, on this rank."""
+
+    def is_finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.steps_done >= self.cfg.steps
+
+    def take(self, batch: Sequence[Sample]) -> float:
+        """Do one step; returns the learning rate that it used.
+
+        Raises:
+            DivergedError: If the loss is no finite number.
+        """
+        rate = learning_rate(self.cfg, self.steps_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        losses = self._losses(batch, self.steps_done)
+        total = torch.stack(list(losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
+        self.optimizer.step()
+        self._count({"loss": total, **losses})
+        self.steps_done += 1
+        return rate
+
+    def _losses(self, batch: Sequence[Sample], step: int) -> dict[str, Tensor]:
+        seed_region_sampling(self.cfg.seed, step, self.ranks)
+        images = [sample.image.to(self.device).float() / 255 for sample in batch]
+        targets = [{k: v.to(self.device) for k, v in s.target.items()} for s in batch]
+        losses: dict[str, Tensor] = self.model(images, targets)
+        return losses
+
+    def _average_gradients(self) -> None:
+        """Over ranks; a parameter that this rank did not use counts as zero."""
+        if not self.ranks.several:
+            return
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        average_over_ranks([p.grad for p in parameters if p.grad is not None], self.ranks)
+
+    def _count(self, losses: dict[str, Tensor]) -> None:
+        for name, value in losses.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value.item()
+        self.totals["steps"] = self.totals.get("steps", 0) + 1
+        if not math.isfinite(self.totals["loss"]):
+            raise DivergedError(
+                f"the loss is no finite number at step {self.steps_done}; lower learning_rate "
+                f"(now {self.cfg.learning_rate:g}) or raise warmup_steps; earlier checkpoints stay"
+            )
+
+    def flush(self) -> dict[str, float]:
+        """Mean losses since the last call; starts anew."""
+        steps = self.totals.pop("steps")
+        means = {name: total / steps for name, total in self.totals.items()}
+        self.totals = {}
+        return means
+
+    @torch.no_grad()
+    def average_statistics(self, batches: Iterable[Sequence[Sample]]) -> None:
+        """Replace batch norm's running statistics by their means over batches, in place.
+
+        "Precise" batch norm: at the end of a schedule the running ones, of some ten batches, are
+        noisy. The batches count on from the last step.
+        """
+        layers = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # cumulative mean
+        self.model.train()
+        for place, batch in enumerate(batches):
+            self._losses(batch, self.cfg.steps + place)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+
+    def checkpoint(self) -> Checkpoint:
+        """The whole state, as it is now."""
+        tensors = {
+            **with_prefix("model", self.model.state_dict()),
+            **with_prefix("optimizer", flatten_optimizer(self.optimizer)),
+        }
+        facts = {
+            "config": config_to_dict(self.cfg),
+            "data_fingerprint": self.data_fingerprint,
+            "encoder_fingerprint": self.encoder_fingerprint,
+            "world_size": self.ranks.world_size,
+            "totals": self.totals,
+            "torch_version": torch.__version__,
+        }
+        return Checkpoint(step=self.steps_done, tensors=tensors, facts=facts)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            CheckpointError: If it is of other data, another encoder or number of devices.
+        """
+        facts = checkpoint.facts
+        if facts.get("data_fingerprint") != self.data_fingerprint:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained on other data than data.train; give those, or "
+                "another run_dir"
+            )
+        if facts.get("encoder_fingerprint") != self.encoder_fingerprint:
+            raise CheckpointError(
+                f"{checkpoint.path} started from another encoder than this run's; give that run, "
+                "or another run_dir"
+            )
+        if facts["world_size"] != self.ranks.world_size:
+            raise CheckpointError(
+                f"{checkpoint.path} was trained on {facts['world_size']} devices, here "
+                f"are {self.ranks.world_size}; use as many, or another run_dir"
+            )
+        restore_module(self.model, under_prefix("model", checkpoint.tensors), checkpoint)
+        restore_optimizer(self.optimizer, under_prefix("optimizer", checkpoint.tensors))
+        self.totals = dict(facts["totals"])
+        self.steps_done = checkpoint.step
+
+
+def fingerprint_of(module: nn.Module) -> str:
+    """SHA-256 of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,98 @@
+"""Masks as COCO has them (polygons, run lengths), and maps of classes, to arrays.
+
+The run-length code is faster-coco-eval's, which comes with the extra ``[eval]``.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from fastmoco.detection.annotations import AnnotationError, Instance, Scene
+from fastmoco.schema import UsageError
+
+UNKNOWN = 255  # of a class map: VOC's void
+
+
+def mask_library() -> ModuleType:
+    """faster-coco-eval's run-length masks.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
+    try:
+        from faster_coco_eval import mask
+    except ImportError as error:
+        raise UsageError(
+            f"masks need faster-coco-eval ({error}); install it with pip install 'fastmoco[eval]'"
+        ) from error
+    module: ModuleType = mask
+    return module
+
+
+def instance_mask(instance: Instance, scene: Scene) -> npt.NDArray[np.uint8]:
+    """The mask of an object, ``(height, width)`` uint8 of 0 and 1.
+
+    Raises:
+        AnnotationError: If it has none, or it is neither polygons nor run lengths.
+    """
+    library = mask_library()
+    try:
+        runs = _run_lengths(library, instance.mask, scene.height, scene.width)
+        mask: npt.NDArray[np.uint8] = np.asarray(library.decode(runs), np.uint8)
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise AnnotationError(
+            f"{scene.source}: an object of {scene.image.name} has no mask that can be read "
+            f"({type(error).__name__}: {error}); use task=boxes, or mend it"
+        ) from error
+    if mask.shape != (scene.height, scene.width):
+        raise AnnotationError(
+            f"{scene.source}: a mask of {scene.image.name} has {mask.shape[1]} x {mask.shape[0]} "
+            f"pixels, the image {scene.width} x {scene.height}"
+        )
+    return mask
+
+
+def _run_lengths(library: ModuleType, mask: Any, height: int, width: int) -> Any:
+    if isinstance(mask, dict):
+        if isinstance(mask["counts"], list):
+            return library.frPyObjects(mask, height, width)
+        return mask
+    if not mask:
+        raise ValueError("it is empty")
+    return library.merge(library.frPyObjects(mask, height, width))
+
+
+def read_class_map(path: Path, scene: Scene, num_classes: int) -> npt.NDArray[np.uint8]:
+    """A map of class indices, ``(height, width)`` uint8, 255 where unknown.
+
+    Args:
+        path: A palette or gray PNG.
+        scene: Whose map it is.
+        num_classes: With the background.
+
+    Raises:
+        AnnotationError: If it cannot be read, has another size, or a class that is none.
+    """
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            indices = np.array(image)
+    except OSError as error:
+        raise AnnotationError(f"{path} is no image that can be read") from error
+    if mode not in ("P", "L") or indices.shape != (scene.height, scene.width):
+        raise AnnotationError(
+            f"{path} is {mode} of {indices.shape[1]} x {indices.shape[0]} pixels, not a map of "
+            f"class indices (P or L) of {scene.width} x {scene.height}"
+        )
+    odd = np.unique(indices[(indices >= num_classes) & (indices != UNKNOWN)])
+    if odd.size:
+        raise AnnotationError(
+            f"{path} has class {odd[0]}, known are 0 to {num_classes - 1} and {UNKNOWN}; "
+            "set data.classes=[...]"
+        )
+    result: npt.NDArray[np.uint8] = indices.astype(np.uint8, copy=False)
+    return result

@@ -1,0 +1,171 @@
+"""What a detector's predictions are worth: average precision, and mean IoU of maps.
+
+By COCO's rules: boxes and masks by torchmetrics on faster-coco-eval, keypoints by the latter
+alone. For VOC boxes the devkit's rule besides (`voc_metric`), which published figures are of.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmoco.detection.annotations import Scene, SceneSet
+from fastmoco.detection.keypoint_metric import keypoint_precision
+from fastmoco.detection.masks import UNKNOWN, instance_mask, read_class_map
+from fastmoco.detection.samples import box_target, ignored_flags
+from fastmoco.detection.schema import DetectConfig, Layout, Task
+from fastmoco.detection.voc_metric import Found, Truth, voc_average_precision
+from fastmoco.schema import UsageError
+
+Result = dict[str, Any]
+
+
+def check_metrics(task: Task) -> None:
+    """Refuse to train towards what could not be measured.
+
+    Raises:
+        UsageError: If a library is missing, naming the extra.
+    """
+    try:
+        import faster_coco_eval  # noqa: F401
+        import torchmetrics  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"task={task.value} is measured by torchmetrics and faster-coco-eval ({error}); "
+            "install them with pip install 'fastmoco[eval]'"
+        ) from error
+
+
+class Measurement:
+    """Takes predictions image by image and gives the figures at the end.
+
+    Masks are kept as run lengths, so a whole test set fits in memory.
+    """
+
+    def __init__(self, data: SceneSet, cfg: DetectConfig) -> None:
+        """Start empty.
+
+        Args:
+            data: The test set.
+            cfg: Task, layout and the keypoints' tolerance.
+        """
+        self._data, self._cfg = data, cfg
+        self._voc: list[tuple[dict[int, Truth], dict[int, Found]]] = []
+        self._keypoints: list[tuple[Scene, dict[str, Tensor]]] = []
+        self._metric: Any = None
+        if cfg.task is Task.segment:
+            from torchmetrics.classification import MulticlassJaccardIndex
+
+            self._metric = MulticlassJaccardIndex(
+                data.num_classes, average=None, ignore_index=UNKNOWN, zero_division=float("nan")
+            )
+        else:
+            from torchmetrics.detection import MeanAveragePrecision
+
+            self._metric = MeanAveragePrecision(
+                iou_type=("bbox", "segm") if cfg.task is Task.masks else "bbox",
+                # COCO's own: torchmetrics rounds its defaults to float32; a recall or an overlap
+                # that lies on one then falls short of it (up to 0.1 points of AP in the tests).
+                iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+                rec_thresholds=np.linspace(0, 1, 101).tolist(),
+                class_metrics=True,
+                backend="faster_coco_eval",
+            )
+            self._metric.warn_on_many_detections = False
+
+    def add(self, scene: Scene, prediction: dict[str, Tensor]) -> None:
+        """Count one image.
+
+        Args:
+            scene: The image with what is in it.
+            prediction: From `Detector.predict` or `Segmenter.predict`, on the CPU.
+        """
+        if self._cfg.task is Task.segment:
+            assert scene.class_map is not None
+            truth = read_class_map(scene.class_map, scene, self._data.num_classes)
+            self._metric.update(prediction["classes"][None], torch.from_numpy(truth).long()[None])
+            return
+        target = _target(scene, masks=self._cfg.task is Task.masks)
+        found = {name: prediction[name] for name in ("boxes", "labels", "scores")}
+        if self._cfg.task is Task.masks:
+            found["masks"] = prediction["masks"][:, 0] > 0.5
+        self._metric.update([found], [target])
+        if self._cfg.task is Task.keypoints:
+            self._keypoints.append((scene, prediction))
+        if self._cfg.layout is Layout.voc:
+            self._voc.append(_voc_pair(scene, prediction))
+
+    def result(self) -> Result:
+        """The figures, in percent: ``ap``, ``ap50``, ``ap75`` and more; segment: ``mean_iou``."""
+        if self._cfg.task is Task.segment:
+            return _iou_result(self._metric.compute(), self._data.classes)
+        values = self._metric.compute()
+        masks = self._cfg.task is Task.masks
+        result: Result = {f"ap{k}": _percent(values, "bbox" if masks else "", k) for k in _CUTS}
+        if masks:
+            result |= {f"mask_ap{k}": _percent(values, "segm", k) for k in _CUTS}
+        result["per_class"] = _per_class(values, "bbox_" if masks else "", self._data.classes)
+        if self._cfg.task is Task.keypoints:
+            figures = keypoint_precision(self._data, self._keypoints, self._cfg)
+            result |= {f"keypoint_ap{k}": v for k, v in zip(_CUTS, figures, strict=True)}
+        if self._cfg.layout is Layout.voc:
+            truth, found = zip(*self._voc, strict=True)
+            result["voc07"] = voc_average_precision(truth, found)
+        return result
+
+
+_CUTS = ("", "50", "75")
+
+
+def _percent(values: dict[str, Tensor], kind: str, cut: str) -> float:
+    name = "_".join(filter(None, (kind, "map", cut)))
+    return max(0.0, 100 * float(values[name]))  # COCO's -1: no object at all
+
+
+def _per_class(values: dict[str, Tensor], kind: str, names: Sequence[str]) -> dict[str, float]:
+    """AP of the classes that occur, in percent."""
+    labels = values["classes"].reshape(-1).tolist()
+    scores = values[f"{kind}map_per_class"].reshape(-1).tolist()
+    return {
+        names[label - 1]: 100 * score
+        for label, score in zip(labels, scores, strict=True)
+        if score >= 0
+    }
+
+
+def _iou_result(shares: Tensor, names: Sequence[str]) -> Result:
+    """Mean over classes that occur in truth or prediction, the background included."""
+    table = dict(zip(("background", *names), (100 * shares).tolist(), strict=True))
+    seen = {name: value for name, value in table.items() if not np.isnan(value)}
+    return {"mean_iou": float(np.mean(list(seen.values()))), "per_class": seen}
+
+
+def _target(scene: Scene, *, masks: bool) -> dict[str, Tensor]:
+    target = box_target(scene, (scene.height, scene.width))
+    target["iscrowd"] = ignored_flags(scene.instances)
+    if masks:
+        stack = [instance_mask(i, scene) for i in scene.instances]
+        shape = (len(stack), scene.height, scene.width)
+        target["masks"] = torch.from_numpy(np.array(stack, np.uint8).reshape(shape)).bool()
+    return target
+
+
+def _voc_pair(
+    scene: Scene, prediction: dict[str, Tensor]
+) -> tuple[dict[int, Truth], dict[int, Found]]:
+    target = box_target(scene, (scene.height, scene.width))
+    boxes, labels = target["boxes"].double().numpy(), target["labels"].numpy()
+    difficult = ignored_flags(scene.instances).bool().numpy()
+    truth = {
+        int(label): Truth(boxes=boxes[labels == label], difficult=difficult[labels == label])
+        for label in np.unique(labels)
+    }
+    boxes, labels = prediction["boxes"].double().numpy(), prediction["labels"].numpy()
+    scores = prediction["scores"].double().numpy()
+    found = {
+        int(label): Found(boxes=boxes[labels == label], scores=scores[labels == label])
+        for label in np.unique(labels)
+    }
+    return truth, found

@@ -1,0 +1,120 @@
+"""Where a detector starts: the data, and the backbone from a run, a file or nowhere."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastmoco.detection.annotations import SceneSet, check_same_classes
+from fastmoco.detection.backbones import check_resnet
+from fastmoco.detection.coco import read_coco
+from fastmoco.detection.schema import DetectConfig, Init, Layout, Task
+from fastmoco.detection.voc import read_voc
+from fastmoco.evaluate.features import FrozenEncoder, load_encoder
+from fastmoco.moco.encoders import ResNet
+from fastmoco.schema import UsageError
+
+
+def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
+    """The sets to learn from and to test on.
+
+    Raises:
+        UsageError: If one is not given or cannot serve.
+        AnnotationError: If an annotation or an image is missing or broken.
+    """
+    data, segment = cfg.data, cfg.task is Task.segment
+    if data.train is None:
+        raise UsageError(
+            "data.train is not set; give data.train=VOCdevkit, or layout=coco data.train=FILE.json"
+        )
+    if cfg.layout is Layout.voc:
+        names = tuple(data.classes)
+        train = read_voc(
+            data.train,
+            years=data.train_years,
+            split=data.train_split,
+            classes=names,
+            segment=segment,
+        )
+        test = read_voc(
+            data.test or data.train,
+            years=data.test_years,
+            split=data.test_split,
+            classes=names,
+            segment=segment,
+        )
+    else:
+        if data.test is None:
+            raise UsageError("data.test is not set; give the annotation file to test on")
+        train = read_coco(data.train, images=data.train_images, option="data.train_images")
+        test = read_coco(data.test, images=data.test_images, option="data.test_images")
+    check_same_classes(train, test)
+    if not segment:
+        train = train.to_learn_from(ignored_too=data.train_difficult and cfg.layout is Layout.voc)
+    return train, test
+
+
+def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
+    """The backbone to fine-tune, and the run's encoder for its normalization.
+
+    Args:
+        run: Run folder or checkpoint: architecture, normalization, and weights with
+            ``init=pretrained``.
+        cfg: Where the weights come from, and the seed of random ones.
+
+    Raises:
+        UsageError: If the encoder is no ResNet, or the file's weights do not fit it.
+        CheckpointError: If there is no sound checkpoint.
+    """
+    encoder = load_encoder(run)
+    resnet = check_resnet(encoder.backbone)
+    if cfg.init is Init.random:
+        torch.manual_seed(cfg.seed)
+        initialize(resnet)
+    elif cfg.init is Init.file:
+        load_weights(resnet, cfg.weights)
+    return resnet, encoder
+
+
+def initialize(resnet: ResNet) -> None:
+    """Forget what was learned, in place: He initialization (fan out) and new batch norm."""
+    for module in resnet.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def load_weights(resnet: ResNet, path: Path | None) -> None:
+    """Fill a backbone, in place, from a torchvision ResNet's state dict; its ``fc`` is left out.
+
+    Raises:
+        UsageError: If there is no such file, or it is of another network.
+    """
+    if path is None:
+        raise UsageError("init=file needs weights=FILE, a torchvision ResNet's state dict")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"weights={path} does not exist") from error
+    except Exception as error:  # both libraries raise whatever a damaged file provokes
+        raise UsageError(
+            f"weights={path} cannot be read ({type(error).__name__}); give a state dict, .pth or "
+            ".safetensors"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"weights={path} holds no state dict of tensors")
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    expected = resnet.state_dict()
+    for name in [*expected, *state]:
+        shapes = [tuple(s[name].shape) if name in s else None for s in (state, expected)]
+        if shapes[0] != shapes[1]:
+            raise UsageError(
+                f"weights={path} does not fit the run's encoder: {name} is "
+                f"{shapes[0] or 'absent'} there, {shapes[1] or 'absent'} here"
+            )
+    resnet.load_state_dict(state)

@@ -1,0 +1,141 @@
+"""Pascal VOC as it unpacks: ``VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets,...}``.
+
+Annotations count pixels from 1 and include both ends; ours are half open from 0, so 1 is taken off
+the upper left corner alone.
+"""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from fastmoco.detection.annotations import (
+    AnnotationError,
+    Instance,
+    Scene,
+    SceneSet,
+    check_images,
+    checked_box,
+)
+from fastmoco.names import nearest_name
+from fastmoco.schema import UsageError
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+)  # fmt: skip
+
+
+def read_voc(
+    root: Path, *, years: str, split: str, classes: tuple[str, ...] = (), segment: bool = False
+) -> SceneSet:
+    """Read the annotations of a split of one or more years.
+
+    Args:
+        root: The folder VOCdevkit, or one year's folder in it.
+        years: Such as ``07``, ``2012`` or ``07+12``.
+        split: A list in ``ImageSets/Main``, or in ``ImageSets/Segmentation``.
+        classes: Names in the order of their labels; empty for VOC's 20.
+        segment: Take maps of classes instead of boxes.
+
+    Raises:
+        UsageError: If a folder or a list is missing.
+        AnnotationError: If an annotation or an image is missing or broken.
+    """
+    names = classes or VOC_CLASSES
+    scenes = []
+    for year in years.split("+"):
+        folder = _year_folder(root, year)
+        for image_id in _image_ids(folder, split, "Segmentation" if segment else "Main"):
+            read = _map_scene if segment else _box_scene
+            scenes.append(read(folder, image_id, names))
+    found = SceneSet(name=f"{root} ({years} {split})", classes=names, scenes=scenes)
+    check_images(found.scenes, "data.train_split or data.test_split to a list without it")
+    return found
+
+
+def _year_folder(root: Path, year: str) -> Path:
+    full = year if len(year) == 4 else f"20{year:0>2}"
+    for folder in (root / f"VOC{full}", root):
+        if folder.name == f"VOC{full}" and (folder / "ImageSets").is_dir():
+            return folder
+    raise UsageError(
+        f"{root / f'VOC{full}'} is missing or is no year of VOC; give the folder VOCdevkit as "
+        "data.train and data.test, and its years as data.train_years=07+12 data.test_years=07"
+    )
+
+
+def _image_ids(folder: Path, split: str, kind: str) -> list[str]:
+    path = folder / "ImageSets" / kind / f"{split}.txt"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
+        raise UsageError(f"{path} is missing{nearest_name(split, known)}")
+    ids = [
+        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.split()
+    ]
+    if not ids:
+        raise UsageError(f"{path} lists no image")
+    return ids
+
+
+def _map_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
+    del names
+    path = folder / "SegmentationClass" / f"{image_id}.png"
+    image = folder / "JPEGImages" / f"{image_id}.jpg"
+    width, height = _image_size(image, folder / "ImageSets" / "Segmentation")
+    return Scene(image=image, height=height, width=width, source=str(path), class_map=path)
+
+
+def _image_size(image: Path, source: Path) -> tuple[int, int]:
+    try:
+        with Image.open(image) as header:
+            return header.size
+    except FileNotFoundError as error:
+        raise AnnotationError(f"{image} is missing, but {source} lists it") from error
+    except OSError as error:
+        raise AnnotationError(f"{image} is no image that can be read") from error
+
+
+def _box_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
+    path = folder / "Annotations" / f"{image_id}.xml"
+    image = folder / "JPEGImages" / f"{image_id}.jpg"
+    try:
+        root = ElementTree.parse(path).getroot()
+    except FileNotFoundError as error:
+        raise AnnotationError(f"{path} is missing, but ImageSets lists {image_id}") from error
+    except ElementTree.ParseError as error:
+        raise AnnotationError(f"{path} is no XML that can be read ({error})") from error
+    width, height = int(_number(root, "size/width", path)), int(_number(root, "size/height", path))
+    scene = Scene(image=image, height=height, width=width, source=str(path))
+    for item in root.iterfind("object"):
+        scene.instances.append(_instance(item, scene, path, names))
+    return scene
+
+
+def _instance(
+    item: ElementTree.Element, scene: Scene, path: Path, names: tuple[str, ...]
+) -> Instance:
+    name = (item.findtext("name") or "").strip()
+    if name not in names:
+        raise AnnotationError(
+            f"{path}: class {name!r} is none of the {len(names)} known"
+            f"{nearest_name(name, list(names))} (data.classes=[...] sets others)"
+        )
+    x1, y1, x2, y2 = (
+        _number(item, f"bndbox/{edge}", path) for edge in ("xmin", "ymin", "xmax", "ymax")
+    )
+    box = checked_box(
+        (x1 - 1, y1 - 1, x2, y2), height=scene.height, width=scene.width, source=str(path)
+    )
+    difficult = (item.findtext("difficult") or "0").strip() == "1"
+    return Instance(box=box, label=names.index(name) + 1, ignored=difficult)
+
+
+def _number(item: ElementTree.Element, place: str, path: Path) -> float:
+    text = item.findtext(place)
+    try:
+        return float(text or "")
+    except ValueError as error:
+        what = "is missing" if text is None else f"is {text!r}, which is no number"
+        raise AnnotationError(f"{path}: <{place.replace('/', '><')}> {what}") from error
