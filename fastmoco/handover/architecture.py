@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastmoco.handover.layouts import Parts
 from fastmoco.handover.options import Layout
-from fastmoco.moco.build import build_model
+from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.contrastive import Encoder
 from fastmoco.moco.encoders import RESNETS
 from fastmoco.schema import Head, MocoConfig, ModelConfig, Stem, UsageError
@@ -92,7 +92,7 @@ def _stem(kernel: int, layout: Layout) -> Stem:
 def _meta_encoder(model: ModelConfig, moco: MocoConfig | None = None) -> Encoder:
     """The encoder without numbers."""
     with torch.device("meta"):
-        return build_model(model, moco or MocoConfig()).query_encoder
+        return build_query_encoder(model, moco or MocoConfig())
 
 
 def _differences(expected: Shapes, found: Shapes) -> list[str]:

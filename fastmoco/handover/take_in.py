@@ -14,7 +14,7 @@ from fastmoco.handover.architecture import find_architecture, find_head
 from fastmoco.handover.layouts import Parts, take_apart
 from fastmoco.handover.options import ImportConfig
 from fastmoco.handover.weights_file import read_weights
-from fastmoco.moco.build import build_model
+from fastmoco.moco.build import build_query_encoder
 from fastmoco.schema import MocoConfig, PipelineConfig, Stem, TrainConfig, UsageError
 from fastmoco.train.checkpoint import Checkpoint, save_checkpoint, with_prefix
 
@@ -135,7 +135,7 @@ def _configuration(parts: Parts, cfg: ImportConfig) -> tuple[TrainConfig, bool]:
 def _encoder_tensors(config: TrainConfig, parts: Parts, has_head: bool) -> dict[str, Tensor]:
     """All tensors of our encoder, float32; counters that the file lacks are 0."""
     with torch.device("meta"):
-        expected = build_model(config.model, config.moco).query_encoder
+        expected = build_query_encoder(config.model, config.moco)
     given = with_prefix("backbone", parts.backbone)
     if has_head:
         given |= with_prefix("head", parts.head)
