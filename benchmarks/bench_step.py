@@ -36,12 +36,14 @@ from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
+from fastmoco.roof import matrix_flops, step_flops_per_image
 from fastmoco.schema import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.train.graphed_step import CudaRecording, GraphedStep
 
 OFFICIAL, TUNED = "official", "official + AMP + channels_last + foreach"
 OURS, OURS_FP32 = "fastmoco", "fastmoco, float32"
 OURS_UNGRAPHED = "fastmoco, no CUDA graph"
+FLOAT32 = (OFFICIAL, OURS_FP32)  # on a GPU their convolutions run in TF32, torch's default
 NO_AUGMENTATION = replace(
     POLICIES["moco_v2"],
     jitter_probability=0.0,
@@ -55,6 +57,8 @@ GPU_GOALS = {
     "resnet18": {OFFICIAL: "", TUNED: ">= 1.5x"},
 }
 TAIL_GOAL = ">= 2x official"
+
+Parts = tuple[ModelConfig, int, torch.device]
 
 
 def bench_step_resnet18(settings: Settings, report: Report) -> None:
@@ -122,6 +126,7 @@ def _bench_step(
     goals = GPU_GOALS[model.encoder] if on_cuda else {OFFICIAL: CPU_GOAL}
     peaks = {name: device_peak_bytes(work) for name, work in contenders.items() if on_cuda}
     notes = {name: f"peak {peak / 1e9:.2f} GB" for name, peak in peaks.items()}
+    roofs = _roofs(parts, view_size)
     for name, peer, goal in (
         (OURS, OFFICIAL, goals[OFFICIAL]),
         (OURS, TUNED, goals.get(TUNED, "")),
@@ -131,7 +136,8 @@ def _bench_step(
         *([(OURS, OURS_UNGRAPHED, "")] if on_cuda else []),
     ):
         note = notes.get(name, "")
-        report.rows.append(_row(seconds, name, peer, images=batch_size, goal=goal, note=note))
+        row = _row(seconds, name, peer, images=batch_size, goal=goal, note=note)
+        report.rows.append(_under(row, *roofs[OURS_FP32 if name in FLOAT32 else OURS]))
     floor = "A/A: the noise floor"
     report.rows.append(_row(seconds, again(OURS), OURS, images=batch_size, note=floor))
 
@@ -156,6 +162,25 @@ def _row(
         goal=goal,
         note=note,
     )
+
+
+def _roofs(parts: Parts, view_size: int) -> dict[str, tuple[str, float]]:
+    """What limits a step in each precision, and the images a second that it would allow."""
+    model, device = _model(parts), parts[2]
+    flops = step_flops_per_image(model, view_size, 2)
+    reduced = _amp_dtype(device)
+    roofs = {}
+    for name, dtype in ((OURS_FP32, torch.float32), (OURS, reduced)):
+        rate = matrix_flops(device, dtype)
+        what = f"{rate / 1e12:.2f} TFLOP/s of {str(dtype).removeprefix('torch.')} matrix products"
+        roofs[name] = (what, rate / flops)
+    return roofs
+
+
+def _under(row: Row, limit: str, images_per_second: float) -> Row:
+    """The row with its share of a limit."""
+    assert row.value is not None
+    return replace(row, limit=limit, share_of_limit=row.value.median / images_per_second)
 
 
 def _plan(settings: Settings, device: torch.device, cpu_steps: int) -> Plan:
@@ -183,9 +208,6 @@ def _batch(batch_size: int, view_size: int, device: torch.device) -> Batch:
         label=torch.full((batch_size,), -1, device=device),
         data_wait_seconds=0.0,
     )
-
-
-Parts = tuple[ModelConfig, int, torch.device]
 
 
 def _moco(queue_size: int) -> MocoConfig:

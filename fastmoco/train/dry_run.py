@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastmoco.data.beton_set import open_dataset
 from fastmoco.device import resolve_compile, resolve_device
 from fastmoco.files import atomic_path
 from fastmoco.pipelines.contract import ViewLoader
+from fastmoco.roof import matrix_flops, step_flops_per_image
 from fastmoco.schema import TrainConfig
 from fastmoco.train.graphed_step import WARM_UP_STEPS
 from fastmoco.train.loop import log_header
@@ -31,7 +31,6 @@ from fastmoco.train.step import AUTOCAST_DTYPES, STAGES
 from fastmoco.train.trainer import Trainer, build_trainer
 
 STEPS = 20
-RATE_SECONDS = 0.3  # how long the device's matrix products are timed
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,7 +98,8 @@ def dry_run(cfg: TrainConfig) -> Path:
     with tempfile.TemporaryDirectory() as folder, open_dataset(cfg.data.train) as dataset:
         run = open_run_folder(replace(cfg, run_dir=Path(folder) / "run"))
         trainer = build_trainer(cfg, run, dataset, device, compiled)
-        flops = _flops_per_image(trainer)
+        groups = cfg.moco.batch_norm_splits
+        flops = step_flops_per_image(trainer.step.model, cfg.pipeline.view_size, 2 * groups)
         with closing(trainer.open_loader()) as loader:
             log_header(_stderr_logger(), trainer, loader, how)
             found = _measure(trainer, loader, flops, cfg)
@@ -133,7 +133,7 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
         data_wait_fraction=speeds["data_wait_fraction"] or 0.0,
         peak_bytes=_peak_bytes(trainer.device),
         flops_per_image=flops,
-        device_flops=_device_flops(trainer.device, AUTOCAST_DTYPES[cfg.precision]),
+        device_flops=matrix_flops(trainer.device, AUTOCAST_DTYPES[cfg.precision]),
         total_steps=trainer.total_steps,
         global_batch_size=cfg.global_batch_size,
     )
@@ -157,36 +157,6 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _flops_per_image(trainer: Trainer) -> float:
-    """Of one step, counted by torch on a small batch of noise; the model is as before."""
-    model, size = trainer.step.model, trainer.cfg.pipeline.view_size
-    count = 2 * trainer.cfg.moco.batch_norm_splits
-    views = torch.randn(2, count, 3, size, size, device=trainer.device)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    with FlopCounterMode(display=False) as counter:
-        ids = torch.arange(count, device=trainer.device)
-        model(views[0], views[1], ids, ids, ids).loss.backward()
-    model.zero_grad(set_to_none=True)
-    model.load_state_dict(state)
-    total: int = counter.get_total_flops()
-    return total / count
-
-
-def _device_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product of random numbers."""
-    size = 8192 if device.type == "cuda" else 1024
-    left = torch.randn(size, size, device=device).to(dtype)
-    right = torch.randn(size, size, device=device).to(dtype)
-    torch.mm(left, right)
-    _synchronize(device)
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < RATE_SECONDS:
-        torch.mm(left, right)
-        _synchronize(device)
-        products += 1
-    return 2 * size**3 * products / (time.perf_counter() - start)
 
 
 @contextmanager

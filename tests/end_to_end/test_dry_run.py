@@ -59,29 +59,3 @@ def test_what_is_derived_from_the_figures():
     assert found.share_of_roof == pytest.approx(0.25)
     assert found.total_seconds == pytest.approx(10 + 3600)
     assert "1 h 0 min 10 s" in found.to_text()
-
-
-def test_flops_are_those_of_four_forward_passes(monkeypatch, tmp_path, dataset):  # noqa: F811
-    """A backward pass is two forwards, less the first layer's gradient by the images."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from fastmoco.train import dry_run
-
-    found = {}
-    original = dry_run._flops_per_image
-
-    def spy(trainer):
-        state = {name: value.clone() for name, value in trainer.step.model.state_dict().items()}
-        found["step"] = original(trainer)
-        for name, value in trainer.step.model.state_dict().items():
-            assert torch.equal(value, state[name]), name
-        with FlopCounterMode(display=False) as counter:
-            trainer.step.model.query_encoder(torch.randn(4, 3, 16, 16))
-        found["forward"] = counter.get_total_flops() / 4
-        return found["step"]
-
-    monkeypatch.setattr(dry_run, "_flops_per_image", spy)
-    arguments = train_arguments(dataset, tmp_path / "run", EAGER, "train.dry_run=true")
-    assert cli.main([*arguments, "train.max_steps=2"]) == 0
-    assert 3.8 < found["step"] / found["forward"] <= 4.0
