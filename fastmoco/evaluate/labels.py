@@ -43,14 +43,16 @@ def check_labels(train: ImageSet, test: ImageSet) -> Classes:
                 f"data.{which} has images without a label; it must be made of class folders or of "
                 "a table with labels (fastmoco convert)"
             )
-    if train.classes and test.classes and train.classes != test.classes:
+    # Of numbered classes each set names those up to its own last.
+    shared = min(len(train.classes), len(test.classes))
+    if train.classes[:shared] != test.classes[:shared]:
         odd = sorted(set(train.classes) ^ set(test.classes)) or train.classes
         raise UsageError(
             f"data.train and data.test have different classes (such as {odd[0]}); "
             "convert both from folders of the same classes"
         )
-    count = max(len(train.classes), len(test.classes), max(found[0] | found[1]) + 1)
-    names = train.classes or test.classes
+    names = max(train.classes, test.classes, key=len)
+    count = max(len(names), max(found[0] | found[1]) + 1)
     names = [*names, *(str(number) for number in range(len(names), count))]
     if missing := found[1] - found[0]:
         one = min(missing)

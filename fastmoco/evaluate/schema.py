@@ -164,7 +164,7 @@ class FinetuneConfig(ClassifierConfig):
     """With init=weights: a state dict in torchvision's names, .pth or .safetensors."""
     trainable: Trainable = Trainable.all
     """all, the last stages from layer2, layer3 or layer4 on, or head."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=0.01))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=0.1))
     head_learning_rate: float = 0.1
     """Peak learning rate of the classifier; `optimizer.learning_rate` is the encoder's."""
     scratch_learning_rate: float = 0.1
@@ -186,7 +186,7 @@ class TableConfig(FeaturesConfig):
 
     seed: int = 0
     """Of all draws and of the initial weights."""
-    protocol: str = "fast"
+    linear_protocol: str = "fast"
     """Of the linear classifier: official, fast, imagenette or competition."""
     linear_epochs: int = 0
     """Of the linear classifier; 0 = as its protocol says."""

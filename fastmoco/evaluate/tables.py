@@ -87,7 +87,7 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> Table:
         UsageError: If a dataset is not given or cannot serve, or a setting is out of range.
         CheckpointError: If there is no sound checkpoint.
     """
-    _check_methods(cfg.methods, list(Method))
+    _check(cfg, cfg.methods, list(Method))
     table = Table([PRETRAINED, UNTRAINED, PIXELS], {}, [])
     for method in cfg.methods:
         if method is Method.knn:
@@ -115,7 +115,7 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> Table:
 def _row_name(method: Method, cfg: EvaluateConfig) -> str:
     if method is Method.knn:
         return f"knn, k={cfg.k}"
-    name = f"linear, {cfg.protocol}" if method is Method.linear else "finetune"
+    name = f"linear, {cfg.linear_protocol}" if method is Method.linear else "finetune"
     return name if cfg.label_share == 1 else f"{name}, {100 * cfg.label_share:g}% of labels"
 
 
@@ -133,7 +133,7 @@ def noise_table(run: Path, cfg: NoiseTableConfig) -> Table:
         UsageError: As `evaluate`; or if a noise is no rate and no column.
         CheckpointError: If there is no sound checkpoint.
     """
-    _check_methods(cfg.methods, [Method.linear, Method.finetune])
+    _check(cfg, cfg.methods, [Method.linear, Method.finetune])
     columns = [f"{method}, {of}" for method in cfg.methods for of in _STARTS[method]]
     table = Table(columns, {}, [])
     for noise in cfg.noises:
@@ -168,9 +168,11 @@ def _file_name(noise: str) -> str:
     return re.sub(r"[^\w.]+", "-", noise).strip("-.") or "0"
 
 
-def _check_methods(methods: Sequence[Method], allowed: Sequence[Method]) -> None:
+def _check(cfg: TableConfig, methods: Sequence[Method], allowed: Sequence[Method]) -> None:
+    """Before anything is computed."""
     if not methods or any(method not in allowed for method in methods):
         raise UsageError(f"methods must be some of [{','.join(allowed)}]")
+    linear_config(cfg)
 
 
 def _shared(cfg: FeaturesConfig) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def _shared(cfg: FeaturesConfig) -> dict[str, Any]:
 
 def linear_config(cfg: TableConfig, **given: Any) -> LinearConfig:
     """A linear protocol on a table's data; its batch size is the protocol's own."""
-    found = load_config(LinearConfig, [f"protocol={cfg.protocol}"])
+    found = load_config(LinearConfig, [f"protocol={cfg.linear_protocol}"])
     shared = _shared(cfg)
     del shared["global_batch_size"]
     for name, value in (shared | given).items():

@@ -45,7 +45,7 @@ def test_sets_that_cannot_serve(capsys, place, command):
         ("unlabeled", "good", "data.train has images without a label"),
         ("good", "unlabeled", "data.test has images without a label"),
         ("good", "other names", "different classes (such as red)"),
-        ("good", "two classes", "different classes (such as red)"),
+        ("two classes", "good", "class red of data.test has no image in data.train"),
         ("none", "good", place / "none"),
     ):
         refused(capsys, [command, run, *data(place, train, test)], words)
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_another_architecture(capsys, place, tmp_path, command):
         ("linear", "optimizer.schedule=steps", "optimizer.schedule=steps is unknown"),
         ("finetune", "init=weights", "init=weights and weights=FILE belong together"),
         ("finetune", "trainable=layer5", "trainable"),
-        ("evaluate", "protocol=slow", "unknown protocol=slow"),
+        ("evaluate", "linear_protocol=slow", "unknown protocol=slow"),
         ("evaluate", "methods=[]", "methods must be some of [knn,linear,finetune]"),
         ("noise-table", "methods=[knn]", "methods must be some of [linear,finetune]"),
         ("noise-table", "noises=[many]", "label_noise=many is neither a rate"),

@@ -39,6 +39,10 @@ def test_sets_that_cannot_serve_are_refused():
         check_labels(labeled([0, 0], ["cat", "dog"]), train)
     with pytest.raises(UsageError, match=r"different classes \(such as cow\)"):
         check_labels(train, labeled([0, 1], ["cat", "cow"]))
+    with pytest.raises(UsageError, match=r"class eel of data\.test has no image in data\.train"):
+        check_labels(train, labeled([0, 2], ["cat", "dog", "eel"]))
+    three = labeled([0, 1, 2], ["0", "1", "2"])
+    assert check_labels(three, labeled([0, 1], ["0", "1"])).count == 3
     assert check_labels(train, labeled([1], ["cat", "dog"])) == Classes(2, ["cat", "dog"])
     assert check_labels(labeled([0, 2], []), labeled([2], [])) == Classes(3, ["0", "1", "2"])
 
