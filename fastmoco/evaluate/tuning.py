@@ -31,8 +31,8 @@ from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import AUTOCAST_DTYPES
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-FREE_KEYS = ("data", "out", "device", "cache", "baselines", "name")
-"""Settings that do not change what is learned; the datasets' fingerprints decide for `data`."""
+FREE_KEYS = ("data", "out", "device", "cache", "baselines", "name", "scratch_learning_rate")
+"""Settings that do not change what is learned, or are held in another form."""
 
 
 class Tuning:
@@ -163,6 +163,7 @@ class Tuning:
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a state to be gone on from."""
         config = config_to_dict(self.cfg)
+        config["optimizer"]["learning_rate"] = self.encoder_rate
         return {
             "config": {key: value for key, value in config.items() if key not in FREE_KEYS},
             "train": self.task.train.fingerprint,
