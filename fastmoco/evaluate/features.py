@@ -318,7 +318,7 @@ def feature_rows(
     """
     rows = _cached(encoder, dataset, request, folder)
     if rows is not None:
-        for start in range(0, len(rows.vectors), request.batch_size):
+        for start in range(0, len(dataset), request.batch_size):
             yield rows.vectors[start : start + request.batch_size]
         return
     for batch in _shown(feature_batches(encoder, dataset, request), dataset):

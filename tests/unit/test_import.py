@@ -252,7 +252,8 @@ def test_a_file_that_runs_code_is_refused(tmp_path, capsys, how):
     line = import_fails(capsys, source, tmp_path / "taken")
     assert str(source) in line
     if how == "torch":
-        assert "refused: unpickling it would call io.open" in line
+        assert "refused: unpickling it would call" in line
+        assert "io.open" in line
         assert "save its tensors alone" in line
     assert not traces.exists()
 
