@@ -1,9 +1,9 @@
 """Reads the tensors of one foreign PyTorch file and writes them as safetensors: a script.
 
-`weights_file` runs it in a process of its own, isolated, by its path: ``python -I unpickle.py FILE
-TENSORS``. It imports nothing of fastmoco. `torch.load` refuses all but plain values
-(``weights_only=True``), and memory, processor time and output are bounded, so that the worst that a
-file can do is to end this process.
+`weights_file` runs it in a process of its own, by its path: ``python -P unpickle.py FILE TENSORS``.
+It imports nothing of fastmoco. `torch.load` refuses all but plain values (``weights_only=True``),
+and memory, processor time and output are bounded, so that the worst that a file can do is to end
+this process.
 
 Exit codes: 0 done; 3 refused or damaged, with one line on stderr.
 """

@@ -55,8 +55,8 @@ def _convert(path: Path, target: Path) -> None:
     Raises:
         UsageError: If it refuses the file, or dies of it.
     """
-    # -I: neither this folder nor the user's environment decides what it imports.
-    command = [sys.executable, "-I", str(_SCRIPT), str(path.resolve()), str(target)]
+    # -P: no module of the current folder, or of the script's, is taken for one of Python's.
+    command = [sys.executable, "-P", str(_SCRIPT), str(path.resolve()), str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
