@@ -1,17 +1,24 @@
 """Two ranks against one: batch norm over images of different sizes, and fine-tuning."""
 
+import json
+from contextlib import nullcontext
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
+from fastmoco.config import load_config
+from fastmoco.detection import detect as command
 from fastmoco.detection.fitting import Fitting, build_sgd
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.norm import DetectionBatchNorm2d
 from fastmoco.detection.samples import Sample
-from fastmoco.detection.schema import Task
+from fastmoco.detection.schema import DetectConfig, Task
 from fastmoco.detection.segmenter import Segmenter
 from fastmoco.ranks import ALONE
+from fastmoco.train.checkpoint import CheckpointError, load_checkpoint
+from tests.detection_data import voc_options, write_run, write_small_scenes
 from tests.ranks import run_ranks
 from tests.unit.test_detection_models import SMALL, make_resnet, sample
 
@@ -66,17 +73,32 @@ def fit_detector(ranks):
     return model.state_dict()
 
 
-def on_rank(ranks, parts, samples):
+def detect_options(scenes, folder):
+    sizes = ["steps=4", "global_batch_size=4", "train_sizes=[64,96]", "test_size=64"]
+    more = ["precise_norm_steps=1", "checkpoint_every_steps=3", "trials=2", "device=cpu"]
+    return [*voc_options(scenes), *sizes, *more, f"run_dir={folder}"]
+
+
+def detect_on_rank(run, options):
+    """The command's function, in the group that is there."""
+    command.process_group = lambda *_: nullcontext()
+    command.detect(run, load_config(DetectConfig, options))
+
+
+def on_rank(ranks, parts, samples, run, options):
+    detect_on_rank(run, options)
     normalized = normalize_parts(ranks, parts)
     return {**normalized, "map": fit_segmenter(ranks, samples), "boxes": fit_detector(ranks)}
 
 
-def test_two_ranks_learn_as_one():
+def test_two_ranks_learn_as_one(tmp_path):
+    scenes = write_small_scenes(tmp_path / "scenes", train=5, test=2)
+    run, options = write_run(tmp_path / "run"), detect_options(scenes, tmp_path / "d")
     torch.manual_seed(1)
     # Of different sizes and numbers, as padded images and regions are.
     parts = [torch.randn(2, 3, 5, 7).double(), 3 + torch.randn(3, 3, 2, 4).double()]
     alone, whole = normalize_parts(ALONE, parts), fit_segmenter(ALONE, [0, 1, 2, 3])
-    results = run_ranks(on_rank, parts, [0, 1, 2, 3])
+    results = run_ranks(on_rank, parts, [0, 1, 2, 3], run, options)
     for rank, result in enumerate(results):
         torch.testing.assert_close(result["gradients"][0], alone["gradients"][rank])
         torch.testing.assert_close(result["mean"], alone["mean"])
@@ -85,3 +107,9 @@ def test_two_ranks_learn_as_one():
         torch.testing.assert_close(result["map"], whole, atol=1e-4, rtol=1e-3)
     for name, tensor in results[0]["boxes"].items():
         assert torch.equal(tensor, results[1]["boxes"][name]), name
+    written = json.loads((tmp_path / "d/result.json").read_text())
+    assert [trial["seed"] for trial in written["trials"]] == [0, 1]
+    saved = load_checkpoint(tmp_path / "d/seed-1")
+    assert (saved.step, saved.facts["world_size"]) == (4, 2)
+    with pytest.raises(CheckpointError, match="was trained on 2 devices, here are 1"):
+        command.detect(run, load_config(DetectConfig, options))
