@@ -112,9 +112,9 @@ def build_detector(
         head_channels = head.out_channels
     else:
         head_channels = 16 * width  # 1,024 in the paper
-        head = TwoMLPHead(backbone.out_channels * cfg.model.roi_size**2, head_channels)
+        head = TwoMLPHead(backbone.out_channels * region_size(cfg) ** 2, head_channels)
     heads = RoIHeads(
-        _roi_align(cfg, cfg.model.roi_size),
+        _roi_align(cfg, region_size(cfg)),
         head,
         FastRCNNPredictor(head_channels, num_classes),
         fg_iou_thresh=0.5,
@@ -143,13 +143,21 @@ def check_detector(cfg: DetectConfig, num_keypoints: int) -> None:
             f"model.anchor_sizes has {len(sizes)} sizes; arch=fpn needs one for each of its "
             f"{PYRAMID_LEVELS} levels, such as [32,64,128,256,512]"
         )
-    if not sizes or min(sizes) < 1 or cfg.model.roi_size < 1:
-        raise UsageError("model.anchor_sizes and model.roi_size must be 1 or more")
+    if not sizes or min(sizes) < 1 or cfg.model.roi_size < 0:
+        raise UsageError(
+            "model.anchor_sizes must be 1 or more, model.roi_size 0 or more; leave them out for "
+            "the published ones"
+        )
     if cfg.task is Task.keypoints and not num_keypoints:
         raise UsageError(
             "task=keypoints, but no category of data.train names keypoints; give an annotation "
             "file that does (person_keypoints_train2017.json), or task=boxes"
         )
+
+
+def region_size(cfg: DetectConfig) -> int:
+    """Side of the features that the box head sees: conv5 halves those of C4."""
+    return cfg.model.roi_size or (14 if cfg.arch is Arch.c4 else 7)
 
 
 def _roi_align(cfg: DetectConfig, size: int) -> MultiScaleRoIAlign:

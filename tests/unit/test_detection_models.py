@@ -10,7 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from fastmoco.detection.backbones import Body, Conv5Head, check_resnet, dilate, set_batch_norm
 from fastmoco.detection.fitting import Fitting, build_sgd, learning_rate, seed_region_sampling
-from fastmoco.detection.models import build_detector
+from fastmoco.detection.models import build_detector, region_size
 from fastmoco.detection.norm import DetectionBatchNorm2d
 from fastmoco.detection.samples import Sample
 from fastmoco.detection.schema import (
@@ -197,12 +197,18 @@ def test_a_segmenter_gives_each_pixel_a_class():
     [
         (replace(SMALL, arch=Arch.fpn), r"model\.anchor_sizes has 2 sizes; arch=fpn needs one"),
         (replace(SMALL, task=Task.keypoints), r"no category of data\.train names keypoints"),
-        (replace(SMALL, model=DetectorConfig(anchor_sizes=[])), r"must be 1 or more"),
+        (replace(SMALL, model=DetectorConfig(anchor_sizes=[])), r"must be 1 or more, model"),
     ],
 )
 def test_settings_that_no_detector_has(cfg, words):
     with pytest.raises(UsageError, match=words):
         make_detector(cfg)
+
+
+def test_regions_of_c4_are_twice_as_large_for_conv5_halves_them():
+    sizes = [region_size(DetectConfig(arch=arch)) for arch in (Arch.c4, Arch.dc5, Arch.fpn)]
+    assert sizes == [14, 7, 7]
+    assert region_size(SMALL) == 4
 
 
 def test_the_published_schedule():
