@@ -95,7 +95,7 @@ class DetectorConfig:
     anchor_sizes: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     """Sides of the anchors, pixels; fpn: one a level."""
     roi_size: int = 0
-    """Side of the features cut out per region; 0 = 14 for c4 (conv5 halves it), 7 for the others."""
+    """Side of the features cut out per region; 0 = 14 for c4 (conv5 halves it), 7 for others."""
     rpn_samples: int = 256
     """Anchors per image that the proposal network learns from."""
     roi_samples: int = 512
