@@ -41,7 +41,8 @@ def check_metrics(task: Task) -> None:
 class Measurement:
     """Takes predictions image by image and gives the figures at the end.
 
-    Masks are kept as run lengths, so a whole test set fits in memory.
+    Masks are kept as run lengths, so a whole test set fits in memory. One rank measures alone:
+    torchmetrics must not gather from the others.
     """
 
     def __init__(self, data: SceneSet, cfg: DetectConfig) -> None:
@@ -59,7 +60,11 @@ class Measurement:
             from torchmetrics.classification import MulticlassJaccardIndex
 
             self._metric = MulticlassJaccardIndex(
-                data.num_classes, average=None, ignore_index=UNKNOWN, zero_division=float("nan")
+                data.num_classes,
+                average=None,
+                ignore_index=UNKNOWN,
+                zero_division=float("nan"),
+                sync_on_compute=False,
             )
         else:
             from torchmetrics.detection import MeanAveragePrecision
@@ -72,6 +77,7 @@ class Measurement:
                 rec_thresholds=np.linspace(0, 1, 101).tolist(),
                 class_metrics=True,
                 backend="faster_coco_eval",
+                sync_on_compute=False,
             )
             self._metric.warn_on_many_detections = False
 

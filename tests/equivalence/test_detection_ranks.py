@@ -83,6 +83,8 @@ def detect_on_rank(run, options):
     """The command's function, in the group that is there."""
     command.process_group = lambda *_: nullcontext()
     command.detect(run, load_config(DetectConfig, options))
+    maps = ["task=segment", "crop_size=48", "trials=1", f"{options[-1]}-maps"]
+    command.detect(run, load_config(DetectConfig, [*options, *maps]))
 
 
 def on_rank(ranks, parts, samples, run, options):
