@@ -17,7 +17,7 @@ from fastmoco.evaluate.features import (
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.model import Encoder
 from fastmoco.pipelines.source_set import open_image_set
-from fastmoco.schema import PipelineConfig, Precision, Stem
+from fastmoco.schema import ModelConfig, PipelineConfig, Precision, Stem
 from tests.pictures import write_class_folders
 
 REQUEST = FeatureRequest(features="backbone", batch_size=5)
@@ -25,7 +25,7 @@ REQUEST = FeatureRequest(features="backbone", batch_size=5)
 
 def frozen(seed=0):
     torch.manual_seed(seed)
-    backbone = build_encoder("resnet18", stem=Stem.small_stride2, width=2)
+    backbone = build_encoder(ModelConfig(encoder="resnet18", stem=Stem.small_stride2, width=2))
     encoder = Encoder(backbone, nn.Linear(backbone.feature_dim, 3))
     pipeline = PipelineConfig(view_size=16, center_crop=0.8)
     return FrozenEncoder(encoder, pipeline, mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3])

@@ -28,7 +28,9 @@ from fastmoco.schema import (
     UsageError,
 )
 from fastmoco.train.loop import check_config
+from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.schedules import base_learning_rate
+from tests.optional import require
 
 OTHERS = [Mechanism.end_to_end, Mechanism.memory_bank, Mechanism.moco_v3]
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -278,3 +280,37 @@ def test_presets_fit_together(tmp_path, name, mechanism, negatives, rate):
     moco = dataclasses.replace(cfg.moco, hidden_dim=12) if name == "moco_v3" else cfg.moco
     model = build_model(ModelConfig(encoder="resnet18", width=4), moco)
     assert model.num_negatives(cfg.global_batch_size) == negatives
+
+
+def test_moco_v3_trains_a_vision_transformer_but_for_its_patches(tmp_path):
+    require("timm")
+    small = ["model.encoder=timm:test_vit", "pipeline.view_size=32", "moco.hidden_dim=12"]
+    cfg = load_config(TrainConfig, ["experiment=moco_v3_vit", f"data.train={tmp_path}", *small])
+    check_config(cfg)
+    torch.manual_seed(0)
+    model = build_model(cfg.model, cfg.moco, view_size=32)
+    patches = model.query_encoder.backbone.network.patch_embed.proj.weight
+    assert not any(patches is parameter for parameter in model.learnable())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = build_optimizer(model.learnable(), cfg.optimizer)
+    views, ids = torch.randn(2, 4, 3, 32, 32), torch.arange(4)
+    contrast = model(views[0], views[1], ids, ids, ids)
+    contrast.loss.backward()
+    optimizer.step()
+    model.advance(contrast)
+    frozen = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
+    layer = "backbone.network.patch_embed.proj"
+    assert frozen == [
+        f"{encoder}.{layer}.{part}"
+        for encoder in ("query_encoder", "key_encoder")
+        for part in ("weight", "bias")
+    ]
+
+
+def test_the_vision_transformer_of_the_preset_is_timms(tmp_path):
+    require("timm")
+    import timm
+
+    cfg = load_config(TrainConfig, ["experiment=moco_v3_vit", f"data.train={tmp_path}"])
+    assert cfg.model.encoder.removeprefix("timm:") in timm.list_models()
+    assert base_learning_rate(cfg.optimizer, cfg.global_batch_size) == pytest.approx(0.0024)

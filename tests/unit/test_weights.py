@@ -5,7 +5,7 @@ from torchvision.models import resnet18
 
 from fastmoco.evaluate.weights import load_torchvision_weights
 from fastmoco.moco.encoders import build_encoder
-from fastmoco.schema import Stem, UsageError
+from fastmoco.schema import ModelConfig, Stem, UsageError
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -15,7 +15,7 @@ def test_torchvisions_weights_give_torchvisions_features(tmp_path, suffix):
     save_file(theirs.state_dict(), path) if suffix == ".safetensors" else torch.save(
         theirs.state_dict(), path
     )
-    ours = build_encoder("resnet18", stem=Stem.imagenet).eval()
+    ours = build_encoder(ModelConfig(encoder="resnet18", stem=Stem.imagenet)).eval()
     load_torchvision_weights(ours, path)
     images = torch.randn(2, 3, 64, 64)
     theirs.fc = torch.nn.Identity()
@@ -23,12 +23,12 @@ def test_torchvisions_weights_give_torchvisions_features(tmp_path, suffix):
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
-    narrow = build_encoder("resnet18", stem=Stem.imagenet, width=4)
+    narrow = build_encoder(ModelConfig(encoder="resnet18", stem=Stem.imagenet, width=4))
     path = tmp_path / "wide.pth"
-    torch.save(build_encoder("resnet18", stem=Stem.imagenet, width=8).state_dict(), path)
+    torch.save(build_encoder(ModelConfig(encoder="resnet18", stem=Stem.imagenet, width=8)).state_dict(), path)
     with pytest.raises(UsageError, match=r"conv1\.weight is \(8, 3, 7, 7\) there, \(4, 3, 7, 7\)"):
         load_torchvision_weights(narrow, path)
-    torch.save(build_encoder("resnet50", stem=Stem.imagenet, width=4).state_dict(), path)
+    torch.save(build_encoder(ModelConfig(encoder="resnet50", stem=Stem.imagenet, width=4)).state_dict(), path)
     with pytest.raises(UsageError, match="another architecture"):
         load_torchvision_weights(narrow, path)
     torch.save({"model": narrow.state_dict()}, path)
