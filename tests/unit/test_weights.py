@@ -25,10 +25,16 @@ def test_torchvisions_weights_give_torchvisions_features(tmp_path, suffix):
 def test_what_does_not_fit_is_refused(tmp_path):
     narrow = build_encoder(ModelConfig(encoder="resnet18", stem=Stem.imagenet, width=4))
     path = tmp_path / "wide.pth"
-    torch.save(build_encoder(ModelConfig(encoder="resnet18", stem=Stem.imagenet, width=8)).state_dict(), path)
+    torch.save(
+        build_encoder(ModelConfig(encoder="resnet18", stem=Stem.imagenet, width=8)).state_dict(),
+        path,
+    )
     with pytest.raises(UsageError, match=r"conv1\.weight is \(8, 3, 7, 7\) there, \(4, 3, 7, 7\)"):
         load_torchvision_weights(narrow, path)
-    torch.save(build_encoder(ModelConfig(encoder="resnet50", stem=Stem.imagenet, width=4)).state_dict(), path)
+    torch.save(
+        build_encoder(ModelConfig(encoder="resnet50", stem=Stem.imagenet, width=4)).state_dict(),
+        path,
+    )
     with pytest.raises(UsageError, match="another architecture"):
         load_torchvision_weights(narrow, path)
     torch.save({"model": narrow.state_dict()}, path)
