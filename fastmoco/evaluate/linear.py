@@ -42,12 +42,13 @@ EXTRACTION_BATCH = 256
 CURVE_POINTS = 20
 
 
-def linear(run: Path, cfg: LinearConfig) -> ClassifierResult:
+def linear(run: Path, cfg: LinearConfig, *, pixels: bool = True) -> ClassifierResult:
     """Evaluate a run by a linear classifier, and its baselines where asked for.
 
     Args:
         run: Run folder or checkpoint.
         cfg: Datasets and protocol.
+        pixels: Whether raw pixels are among the baselines.
 
     Returns:
         The result; also written, with its curves, to ``evaluation/linear-NAME`` in the run folder.
@@ -63,8 +64,9 @@ def linear(run: Path, cfg: LinearConfig) -> ClassifierResult:
         if cfg.baselines:
             untrained = open_encoder(run, cfg, untrained=True)
             result.baselines["untrained"] = fit_linear(untrained, task, _choosing(cfg), folder)
-            of_pixels = dataclasses.replace(_choosing(cfg), views=LinearViews.cached)
-            result.baselines["pixels"] = fit_linear(trained, task, of_pixels, None, PIXELS)
+            if pixels:
+                of_pixels = dataclasses.replace(_choosing(cfg), views=LinearViews.cached)
+                result.baselines["pixels"] = fit_linear(trained, task, of_pixels, None, PIXELS)
             for name, baseline in result.baselines.items():
                 baseline.protocol["init"] = name
     result.write(out_folder(run, cfg, "linear"))

@@ -143,7 +143,7 @@ def noise_table(run: Path, cfg: NoiseTableConfig) -> Table:
         for method in cfg.methods:
             given = {"baselines": True, "label_noise": noise, "out": folder / method}
             if method is Method.linear:
-                result = linear(run, linear_config(cfg, **given))
+                result = linear(run, linear_config(cfg, **given), pixels=False)
                 others = [result.baselines["untrained"].top1]
             else:
                 result = finetune(run, finetune_config(cfg, **given))
