@@ -7,6 +7,7 @@ import difflib
 import importlib
 import io
 import json
+import os
 import re
 import sys
 import warnings
@@ -314,7 +315,7 @@ def _print_overview() -> None:
     ]
     lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "fastmoco COMMAND --help lists a command's options."]
-    print("\n".join(lines))  # noqa: T201
+    _print_lines(lines)
 
 
 def _print_help(name: str) -> None:
@@ -323,7 +324,14 @@ def _print_help(name: str) -> None:
     if command.schema:
         config = importlib.import_module("fastmoco.config")
         lines += ["", *config.help_lines(getattr(config, command.schema))]
-    print("\n".join(lines))  # noqa: T201
+    _print_lines(lines)
+
+
+def _print_lines(lines: list[str]) -> None:
+    try:
+        print("\n".join(lines), flush=True)  # noqa: T201
+    except BrokenPipeError:  # `| head` has seen enough; what Python flushes at exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.data.convert_config import ConvertConfig
@@ -45,6 +45,7 @@ from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
 
 T = TypeVar("T")
 
+HELP_WIDTH, HELP_INDENT = 100, 36  # columns
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 # Groups of presets that a command chooses from.
@@ -271,19 +272,44 @@ def _field_docs(schema: type) -> dict[str, str]:
     return docs
 
 
+def _shown(value: Any) -> str:
+    """A default as one would write it on the command line."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, ListConfig):
+        return f"[{','.join(_shown(item) for item in value)}]"
+    return "null" if value is None else str(value)
+
+
 def help_lines(schema: type) -> list[str]:
-    """One line per option: key, type, default, meaning; then the groups of presets."""
+    """Each option with its default, its type and its meaning; then the groups of presets."""
     defaults = OmegaConf.structured(schema)
-    lines = ["options (key=value: type, default, meaning):"]
+    lines = ["options (key=DEFAULT, type, meaning):"]
     for key, kind, text in describe(schema):
         value = OmegaConf.select(defaults, key)
-        shown = value.name if isinstance(value, Enum) else "none" if value is None else value
-        lines.append(f"  {key:<32} {kind:<12} {shown!s:<12} {text}")
+        option = f"  {key}={_shown(value)}"
+        if len(option) >= HELP_INDENT:
+            lines.append(option)
+            option = ""
+        lines += textwrap.wrap(
+            f"{kind}. {text}",
+            HELP_WIDTH,
+            initial_indent=f"{option:<{HELP_INDENT}}",
+            subsequent_indent=" " * HELP_INDENT,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
     for group in GROUPS.get(schema, ()):
-        lines.append(f"{group}=NAME: {', '.join(preset_names(group))}")
+        notes = [f"{group}=NAME: {', '.join(preset_names(group))}"]
         if group == "policy":
-            lines.append(
+            notes.append(
                 "policy=FILE.yaml: your own, `key: value` lines of the keys above without policy.; "
                 "`base: NAME` takes the rest from that one"
             )
+        for note in notes:
+            lines += textwrap.wrap(note, HELP_WIDTH, subsequent_indent="    ")
     return lines

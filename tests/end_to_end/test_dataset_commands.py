@@ -182,3 +182,15 @@ def test_progress_is_a_bar_on_a_terminal(source: Path, tmp_path: Path) -> None:
     assert process.returncode == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
     assert re.search(LINE, plain), plain
+
+
+def test_help_ends_quietly_where_nobody_reads_on():
+    process = subprocess.Popen(
+        [*COMMAND, "convert", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(60) == 0

@@ -109,3 +109,11 @@ def test_a_configuration_survives_json():
 def test_every_option_says_what_it_means(schema):
     assert [key for key, _, text in describe(schema) if not text] == []
     assert any("moco.queue_size" in line and "65536" in line for line in help_lines(TrainConfig))
+
+
+def test_help_fits_the_screen_and_shows_defaults_as_they_are_given():
+    for schema in (TrainConfig, KnnConfig, ConvertConfig):
+        assert max(map(len, help_lines(schema))) <= 100
+    text = "\n".join(help_lines(TrainConfig))
+    for shown in ("moco.symmetric=false ", "data.train=null ", "optimizer.milestones=[120,160] "):
+        assert f"  {shown}" in text
