@@ -73,7 +73,12 @@ def killed_runs(dataset, tmp_path_factory):  # noqa: F811
     root = str(Path(fastmoco.__file__).parents[1])
     found = subprocess.run(
         [sys.executable, "-c", KILLER, str(KILLED_IN), json.dumps(commands)],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        # As many threads as here: another number sums in another order.
+        env={
+            **os.environ,
+            "PYTHONPATH": root,
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
         timeout=240,
         capture_output=True,
         text=True,
