@@ -17,7 +17,12 @@ POLL_SECONDS = 0.2
 
 
 def train_until(
-    train_path: str, test_path: str, run_dir: str, target: float, started: float, overrides: list[str]
+    train_path: str,
+    test_path: str,
+    run_dir: str,
+    target: float,
+    started: float,
+    overrides: list[str],
 ) -> dict[str, Any]:
     """Pretrains with the kNN monitor on, and stops where it reaches the target, or at the end.
 
@@ -40,13 +45,17 @@ def train_until(
     ended = threading.Event()
     arguments = (cfg, target, started, curve, ended)
     watcher = threading.Thread(target=_watch, args=arguments, daemon=True)
+    # Where the run ends before it is asked to stop, `train` no longer takes the signal.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     watcher.start()
     try:
         train(cfg)
     except Interrupted:
         pass  # by the watcher
-    ended.set()
-    watcher.join()
+    finally:
+        ended.set()
+        watcher.join()
+        signal.signal(signal.SIGINT, previous)
     return {"curve": curve}
 
 

@@ -1,7 +1,7 @@
 """A training step fed by loaders in turns: images per second, and the share of time that it waits.
 
-On a GPU a ResNet-50, MoCo v2, batch 256, bf16, compiled, on photographs as they come, fed by `beton`
-and by `dali`. On a CPU, where it is the step that one waits for, a narrow ResNet-18 in bf16 on
+On a GPU a ResNet-50, MoCo v2, batch 256, bf16, compiled, on photographs as they come, fed by
+`beton` and by `dali`. On a CPU, where it is the step that one waits for, a narrow ResNet-18 in bf16 on
 images of 32 pixels, fed by `beton` and by the plain `torchvision` loader. Each contender is a child
 process. The wait is the share of the time in which the loop stands before an empty loader.
 """
@@ -84,9 +84,7 @@ def measure(
         report.rows += _rows(name, each, costs)
 
 
-def _rows(
-    name: str, runs: list[Mapping[str, Any]], costs: Mapping[str, list[float]]
-) -> list[Row]:
+def _rows(name: str, runs: list[Mapping[str, Any]], costs: Mapping[str, list[float]]) -> list[Row]:
     """Rate and wait of a contender."""
     where = str(runs[0]["decode_device"])
     peak = summarize([run["peak_bytes"] for run in runs]).median

@@ -1,8 +1,8 @@
 """How cost grows with size: batch, queue, image, threads and the set, with the fitted exponent.
 
-An exponent of 1 is a cost in proportion to the size, 0 one that does not depend on it; of threads -1
-is perfect. It is the slope of a straight line through the logarithms, in each round. A plot shows
-the curves. On a CPU the encoder is a narrow ResNet-18, eager; on a GPU a whole one, compiled.
+An exponent of 1 is a cost in proportion to the size, 0 one that does not depend on it; of threads
+-1 is perfect. It is the slope of a straight line through the logarithms, in each round. A plot
+shows the curves. On a CPU the encoder is a narrow ResNet-18, eager; on a GPU a whole one, compiled.
 """
 
 import os
@@ -48,9 +48,7 @@ RAW_SIDE = 256  # pixels of the images in a sparse file
 Sizes = Sequence[int]
 
 
-def bench_growth(
-    settings: Settings, report: Report, photographs: Source, scratch: Path
-) -> None:
+def bench_growth(settings: Settings, report: Report, photographs: Source, scratch: Path) -> None:
     """A curve for each of them."""
     device = resolve_device("auto")
     report.subject = f"cost against size; threads on {photographs.name}"

@@ -74,7 +74,11 @@ def bench_mechanisms(settings: Settings, report: Report) -> None:
         subject = built(model, moco, device, num_samples=NUM_SAMPLES)
         limit, rate = roof(subject, view_size, count, dtype)
         value = summarize([count / each for each in seconds[name]])
-        peak = f"peak {device_peak_bytes(works.get(name, works[MOCO])) / 1e9:.2f} GB" if on_cuda else ""
+        peak = (
+            f"peak {device_peak_bytes(works.get(name, works[MOCO])) / 1e9:.2f} GB"
+            if on_cuda
+            else ""
+        )
         report.rows.append(
             Row(
                 what=name,

@@ -49,9 +49,7 @@ def bench_momentum(settings: Settings, report: Report) -> None:
                 note="A/A: the noise floor" if peer == OURS else "",
             )
             reached = num_bytes / summarize(seconds[name]).median
-            report.rows.append(
-                replace(row, limit=COPY, share_of_limit=reached / copy_rate(device))
-            )
+            report.rows.append(replace(row, limit=COPY, share_of_limit=reached / copy_rate(device)))
 
 
 def _contenders(encoder: str, device: torch.device) -> tuple[dict[str, Work], int]:

@@ -52,6 +52,7 @@ CIFAR = Task(("experiment=cifar10_colab",), 82.6, goal="< 300 s on an H200", not
 
 def bench_time_to_accuracy(settings: Settings, report: Report, scratch: Path) -> None:
     """Seconds and images until the target, and the curve up to there."""
+    sources: list[tuple[str, dict[str, str]]]
     if torch.cuda.is_available():
         if settings.cifar is None:
             pytest.skip("needs CIFAR-10; --benchmark-cifar names its training images")

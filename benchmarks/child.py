@@ -102,7 +102,7 @@ class KeptChild:
         self._command = _command(target, arguments)
         self._timeout_seconds = timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile("w+")
         self._answers = b""
         self._answer_end = -1
 
@@ -120,7 +120,7 @@ class KeptChild:
             os.killpg(process.pid, signal.SIGCONT)
             with PeakMemory(process.pid) as memory:
                 value = self._ask(process, seconds)
-            os.killpg(process.pid, signal.SIGSTOP)
+            _freeze(process)
         except BaseException:
             self.close()
             raise
@@ -173,6 +173,12 @@ class KeptChild:
         line, _, self._answers = self._answers.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _freeze(process: subprocess.Popen[bytes]) -> None:
+    """Stops the session, and waits until its leader has stopped (or ended)."""
+    os.killpg(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 def _command(target: str, arguments: Mapping[str, Any]) -> list[str]:

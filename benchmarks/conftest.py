@@ -51,8 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--benchmark-images",
         type=Path,
         default=os.environ.get("FASTMOCO_BENCHMARK_IMAGES"),
-        help="folder of your own JPEGs, searched to its depth (FASTMOCO_BENCHMARK_IMAGES), in place "
-        "of the photographs that are made",
+        help="folder of your own JPEGs, searched to its depth (FASTMOCO_BENCHMARK_IMAGES), in "
+        "place of the photographs that are made",
     )
 
 

@@ -16,10 +16,10 @@ HEAD = """# Benchmarks
 Made from `benchmarks/results/` by `python -m benchmarks.document`; what each name measures stands
 at the top of `benchmarks/bench_*.py`.
 
-**To rerun** on an idle machine: `pip install -e '.[bench,dali,ffcv]' --group dev` for the peers, then
-`pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses, `--benchmark-scale=full`
-takes more images and rounds, `--benchmark-plots` writes an SVG beside each result,
-`--benchmark-images=DIR` puts your own JPEGs in place of the photographs that are made,
+**To rerun** on an idle machine: `pip install -e '.[bench,dali,ffcv]' --group dev` for the peers,
+then `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
+`--benchmark-scale=full` takes more images and rounds, `--benchmark-plots` writes an SVG beside each
+result, `--benchmark-images=DIR` puts your own JPEGs in place of the photographs that are made,
 `--benchmark-cifar=DIR` names CIFAR-10's training JPEGs. `python -m benchmarks.compare --base DIR
 --new DIR` compares two result folders and fails where the new one is slower beyond noise.
 
@@ -97,7 +97,12 @@ def _figure(goal: Goal, row: JsonRow) -> str:
 
 def _not_shown(results: Results) -> str:
     """Ratios that equal code shows as well."""
-    lines = ["## Not shown", "", "Beside each other, these differ no more than equal code does:", ""]
+    lines = [
+        "## Not shown",
+        "",
+        "Beside each other, these differ no more than equal code does:",
+        "",
+    ]
     for name, row in _all(results):
         ratio = row["ratio"]
         if ratio and not ratio["shown"] and AGAIN not in row["what"]:

@@ -147,7 +147,9 @@ def measure_streams(
     """
     with ExitStack() as stack:
         runs = {
-            name: partial(_measure_stream, stack.enter_context(closing(KeptChild(*target))), seconds)
+            name: partial(
+                _measure_stream, stack.enter_context(closing(KeptChild(*target))), seconds
+            )
             for name, target in {**targets, again(repeated): targets[repeated]}.items()
         }
         return alternate(runs, repeated, rounds)

@@ -27,7 +27,9 @@ def copy_rate(device: torch.device) -> float:
     """Bytes read plus bytes written a second, by torch's copy of random numbers."""
     source = torch.randint(256, (COPY_BYTES,), dtype=torch.uint8).to(device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / min(_seconds(lambda: target.copy_(source), device) for _ in range(TRIES))
+    return (
+        2 * COPY_BYTES / min(_seconds(lambda: target.copy_(source), device) for _ in range(TRIES))
+    )
 
 
 @cache

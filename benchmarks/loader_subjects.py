@@ -105,9 +105,7 @@ def crop_alone(path: str, view_size: int) -> Iterator[int]:
     yield from on_all_cpus(len(images), crop)
 
 
-def _batches(
-    beton: BetonFile, loader: str, view_size: int, threads: int = 0
-) -> Generator[Batch]:
+def _batches(beton: BetonFile, loader: str, view_size: int, threads: int = 0) -> Generator[Batch]:
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=BATCH)
     spec = LoaderSpec(view_size=view_size, policy=POLICY, num_threads=threads)
@@ -141,7 +139,9 @@ def feed(
     with BetonFile.open(path) as beton:
         plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=count)
         spec = LoaderSpec(view_size=view_size, policy=POLICY)
-        opened = build_loader(beton, plan, spec=spec, stop_epoch=100_000, device=device, name=loader)
+        opened = build_loader(
+            beton, plan, spec=spec, stop_epoch=100_000, device=device, name=loader
+        )
         waits: list[float] = []
 
         def stepped() -> Iterator[int]:

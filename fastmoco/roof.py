@@ -29,7 +29,7 @@ class Operation:
     num_bytes: int
 
 
-class OperationCounter(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that counts what is computed in it; all is computed as without it.
 
     Attributes:
@@ -37,7 +37,7 @@ class OperationCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
 
     def __torch_dispatch__(
@@ -53,7 +53,9 @@ class OperationCounter(TorchDispatchMode):
         result = func(*args, **kwargs)
         formula = flop_registry.get(getattr(func, "_overloadpacket", None))
         if formula:
-            found = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
+            found = [
+                leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)
+            ]
             num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in found)
             flops = formula(*args, **kwargs, out_val=result)
             self.operations.append(Operation(int(flops), num_bytes))
@@ -75,11 +77,12 @@ def count_step(
     views = torch.randn(2, count, 3, view_size, view_size, device=device)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
-    with OperationCounter() as counter:
+    counter = OperationCounter()
+    with counter:
         ids = torch.arange(count, device=device)
         with autocast:
             loss = model(views[0], views[1], ids, ids, ids).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     model.zero_grad(set_to_none=True)
     model.load_state_dict(state)
     return counter.operations

@@ -4,15 +4,13 @@ https://github.com/vturrisi/solo-learn, its DALI data module, described and writ
 file reader with a shuffle after each epoch, one decode of an image, then for each view a random
 resized crop (bicubic), color jitter as one linear map of colors, grayscale and blur, which are
 computed for all images and kept for some, and at last the flip with the normalization. MoCo v2's
-parameters. On a GPU all of it runs there.
+parameters.
 """
 
 import os
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
-
-import torch
 
 BATCH = 64
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,10 +30,9 @@ def decode(source: str) -> Iterator[int]:
     yield from _runs(pipeline)
 
 
-def views(source: str, view_size: int) -> Iterator[int]:
+def views(source: str, view_size: int, device: str = "cpu") -> Iterator[int]:
     """Two whole views of each image, ``(N, 3, H, W)`` float32: a stream."""
-    pipeline = two_views(source, view_size, "gpu" if torch.cuda.is_available() else "cpu")
-    yield from _runs(pipeline)
+    yield from _runs(two_views(source, view_size, device))
 
 
 def two_views(source: str, view_size: int, device: str, batch_size: int = BATCH) -> Any:

@@ -107,9 +107,7 @@ def decode(source: str) -> Iterator[int]:
     def work(sample: int) -> None:
         height, width = shapes[sample]
         pixels = np.empty((height, width, 3), np.uint8)
-        imdecode(
-            blobs[sample], pixels, height, width, crop_height=height, crop_width=width
-        )
+        imdecode(blobs[sample], pixels, height, width, crop_height=height, crop_width=width)
 
     return on_all_cpus(len(blobs), work)
 

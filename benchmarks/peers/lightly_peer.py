@@ -67,9 +67,7 @@ class LightlyStep:
         bank = (queue_size, 128)
         self.criterion = NTXentLoss(temperature=TEMPERATURE, memory_bank_size=bank).to(device)
         parameters = [*self.backbone.parameters(), *self.head.parameters()]
-        self.optimizer = torch.optim.SGD(
-            parameters, learning_rate, momentum=0.9, weight_decay=5e-4
-        )
+        self.optimizer = torch.optim.SGD(parameters, learning_rate, momentum=0.9, weight_decay=5e-4)
 
     def __call__(self, query_view: Tensor, key_view: Tensor) -> Tensor:
         """Momentum update, loss, enqueue, optimizer; gives the loss."""

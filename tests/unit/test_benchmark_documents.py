@@ -31,7 +31,9 @@ def rows_of(seconds: Sequence[float], peer_seconds: Sequence[float]) -> list[Row
     """A contender beside its peer, with a noise floor of 4%."""
     costs = {
         "beton": list(seconds),
-        again("beton"): [second * factor for second, factor in zip(seconds, (1, 1.04, 1))],
+        again("beton"): [
+            second * factor for second, factor in zip(seconds, (1, 1.04, 1), strict=True)
+        ],
         "official, decode and crop": list(peer_seconds),
     }
     return [
@@ -91,7 +93,7 @@ def test_the_document_says_what_is_met_and_where_the_profile_is(tmp_path: Path) 
     write(tmp_path / "gpu", "open", [Row(what="fastmoco", unit="s", value=summarize([0.2]))])
     text = document(tmp_path)
     assert "1 met, 1 NOT met," in text
-    assert "| **NOT met**; profile: [log.md](log.md), \"Six times the official" in text
+    assert '| **NOT met**; profile: [log.md](log.md), "Six times the official' in text
     assert "**5.10x** (5 to 5.2) beside official, decode and crop" in text
     assert "0.2 s (0.2 to 0.2) | met |" in text
     assert "- loader_photographs: lightly, MoCo v2 views (absent: No module named" in text
@@ -152,8 +154,6 @@ def test_a_gain_is_named_and_what_is_gone_is_listed(tmp_path: Path) -> None:
     }
 
 
-def test_nothing_to_compare_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_to_compare_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["--base", str(tmp_path), "--new", str(tmp_path)]) == 2
     assert "no figure is in both" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Parts of single benchmarks: images, sparse files, growth, time to accuracy, limits."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ def test_own_images_are_found_at_any_depth_and_evenly_chosen(tmp_path: Path) -> 
     assert source.num_bytes == sum(path.stat().st_size for path in found)
     assert len({path.parent for path in found}) > 3
     assert all(path.parent.parent == source.folder for path in found)
-    with pytest.raises(ValueError, match="holds no .jpg"):
+    with pytest.raises(ValueError, match=r"holds no \.jpg"):
         pictures.make_photographs(tmp_path / "other", 7, tmp_path / "own/deep/class_0/none")
 
 
@@ -83,20 +82,17 @@ def test_time_to_accuracy_is_of_the_seeds_that_reached_it() -> None:
 
 def test_training_stops_at_the_target(tmp_path: Path) -> None:
     files = [str(tmp_path / f"{split}.beton") for split in ("train", "test")]
-    for split, file in zip(("train", "test"), files, strict=True):
-        source = f"builtin:textures?count={60 if split == 'train' else 30}"
-        convert(source, Path(file), ConvertConfig(split=split, encoding=Encoding.raw))
-    run = partial(accuracy_subject.train_until, *files, started=0.0)
+    for count, file in zip((60, 30), files, strict=True):
+        pictures.write_thumbnails(Path(file).with_suffix(""), count)
+        convert(str(Path(file).with_suffix("")), Path(file), ConvertConfig(encoding=Encoding.raw))
     overrides = ["experiment=demo", "train.compile=never", "global_batch_size=20"]
     overrides += ["moco.queue_size=40", "model.width=4", "monitor.every_epochs=1"]
     overrides += ["train.epochs=3", "device=cpu"]
-    found = run(run_dir=str(tmp_path / "a"), target=0.0, overrides=overrides)
-    (seconds, images, _), *rest = found["curve"]
+    run = str(tmp_path / "run")
+    found = accuracy_subject.train_until(*files, run, 0.0, 0.0, overrides)
+    ((seconds, images, _),) = found["curve"]
     assert images == 60
     assert seconds > 0
-    assert len(rest) <= 1  # it may be past the second when it hears
-    found = run(run_dir=str(tmp_path / "b"), target=101.0, overrides=overrides)
-    assert [at[1] for at in found["curve"]] == [60, 120, 180]
 
 
 def test_operations_and_bytes_of_a_linear_layer_are_counted() -> None:
