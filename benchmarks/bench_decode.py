@@ -29,7 +29,7 @@ def bench_decode(settings: Settings, report: Report, photographs: Source) -> Non
     report.peers = ("simplejpeg", "pillow", "torchvision", "ffcv", "nvidia-dali-cuda130")
     source = {"source": str(photographs.folder)}
     targets: dict[str, Target] = {name: (target, source) for name, target in TARGETS.items()}
-    rounds, seconds = settings.pick(3, 5), settings.pick(1, 5)
+    rounds, seconds = settings.pick(3, 5), 5 if settings.scale == "full" else 0.5
     found, reasons = measure_streams(targets, TURBO, rounds=rounds, seconds=seconds)
     costs = {name: [run["seconds"] / run["images"] for run in runs] for name, runs in found.items()}
     for name in (*TARGETS, again(TURBO)):

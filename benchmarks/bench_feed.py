@@ -72,7 +72,7 @@ def measure(
         f"batch {setting['batch_size']}"
     )
     report.peers = ("nvidia-dali-cuda130", "torchvision")
-    common = {**setting, "path": file["destination"], "seconds": float(settings.pick(2, 30))}
+    common = {**setting, "path": file["destination"], "seconds": float(settings.pick(1, 30))}
     runs: dict[str, Callable[[], Mapping[str, Any]]] = {
         name: partial(_run, {**common, "loader": name}) for name in loaders
     }

@@ -23,7 +23,7 @@ GOAL = "50,000 x 10,000 x 512 in under 15 s on 2 cores"
 
 def bench_knn(settings: Settings, report: Report) -> None:
     """Votes for all test images, in seconds."""
-    num_train, num_test = settings.pick(20_000, 50_000), settings.pick(4_000, 10_000)
+    num_train, num_test = settings.pick(10_000, 50_000), settings.pick(4_000, 10_000)
     report.subject = (
         f"weighted kNN, k = {K}, {num_train:,} training and {num_test:,} test features of {DIM}, "
         f"{torch.get_num_threads()} threads"

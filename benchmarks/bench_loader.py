@@ -131,7 +131,7 @@ def _measure(
     """Runs all contenders in turns."""
     report.device = "cpu"
     report.peers = ("ffcv", "torchvision", "pillow", "lightly", "nvidia-dali-cuda130")
-    rounds, seconds = settings.pick(3, 5), settings.pick(2, 10)
+    rounds, seconds = settings.pick(3, 5), settings.pick(1, 10)
     return measure_streams(targets, OURS, rounds=rounds, seconds=seconds)
 
 

@@ -85,7 +85,7 @@ def bench_loss_memory(settings: Settings, report: Report) -> None:
                 call_in_child(
                     "benchmarks.bench_loss:peak_bytes", {"form": form.value, **sizes}
                 ).value["bytes"]
-                for _ in range(settings.pick(2, 5))
+                for _ in range(settings.pick(1 if count == 4_096 else 2, 5))
             ]
             for form in (Loss.plain, fast)
         }

@@ -25,7 +25,7 @@ def bench_open(settings: Settings, report: Report, scratch: Path) -> None:
     path = scratch / "many.beton"
     write_sparse(path, SAMPLES, side=1)
     runs = {name: partial(_open_once, target, path) for name, target in TARGETS.items()}
-    results, reasons = alternate(runs, OURS, settings.pick(3, 5))
+    results, reasons = alternate(runs, OURS, settings.pick(2, 5))
     report.subject = f"a file of {SAMPLES:,} samples of one pixel"
     report.device, report.peers = "cpu", ("ffcv", "numba")
     for figure, unit, scale, goal in FIGURES:

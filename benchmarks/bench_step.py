@@ -119,7 +119,8 @@ def _bench_step(settings: Settings, report: Report, parts: Parts, batch: Batch) 
     )
     contenders, reasons = _contenders(parts, batch, everything=on_cuda or settings.scale == "full")
     # A step takes a second on a CPU: blocks of one hold enough of it.
-    seconds = measure_blocks(contenders, OURS, _plan(settings, device, 1), _timer(device))
+    plan = GPU_PLAN if on_cuda else Plan(1, settings.pick(4, 10))
+    seconds = measure_blocks(contenders, OURS, plan, _timer(device))
     peaks = {name: device_peak_bytes(work) for name, work in contenders.items() if on_cuda}
     notes = {name: f"peak {peak / 1e9:.2f} GB" for name, peak in peaks.items()}
     roofs = {name: roof(_model(parts), view_size, count, dtype) for name, dtype in _dtypes(device)}

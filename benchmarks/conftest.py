@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks.memory import own_peak_bytes, reset_own_peak
 from benchmarks.pictures import Source, make_photographs, make_thumbnails
 from benchmarks.report import Report, show
 from benchmarks.settings import Settings
@@ -120,9 +121,10 @@ def _on_disk(source: Source) -> Source:
 def report(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Report]:
     """Takes the rows; they are written when the benchmark ends, if it got that far."""
     found = Report(request.node.name.removeprefix("bench_"), settings.scale)
+    reset_own_peak()
     start = time.perf_counter()
     yield found
-    found.seconds = time.perf_counter() - start
+    found.seconds, found.peak_bytes = time.perf_counter() - start, own_peak_bytes()
     _free_memory()
     if not found.rows:
         return

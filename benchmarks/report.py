@@ -105,6 +105,7 @@ class Report:
         peers: The packages whose versions belong to the figures.
         rows: In the order in which they are shown.
         seconds: How long it took, without what it shares with others.
+        peak_bytes: The most that this process held meanwhile; rows of child processes have theirs.
     """
 
     name: str
@@ -114,11 +115,17 @@ class Report:
     peers: Sequence[str] = ()
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
+    peak_bytes: int = 0
 
     def write(self, folder: Path) -> None:
         """Writes ``NAME.json``: a list with an object for each row."""
-        about = {"subject": self.subject, "scale": self.scale, "benchmark_seconds": self.seconds}
-        about |= describe_run(self.device, self.peers)
+        about = {
+            "subject": self.subject,
+            "scale": self.scale,
+            "benchmark_seconds": self.seconds,
+            "benchmark_peak_bytes": self.peak_bytes,
+            **describe_run(self.device, self.peers),
+        }
         rows = [_to_json(row) | about for row in self.rows]
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(folder / f"{self.name}.json", json.dumps(rows, indent=1) + "\n")
@@ -166,8 +173,11 @@ def show(reports: Sequence[Report], console: Console) -> None:
         for row in report.rows:
             table.add_row(*map(escape, _cells(row)))
     console.print(table)
-    taken = ", ".join(f"{report.name} {report.seconds:.0f} s" for report in reports)
-    console.print(f"took: {taken}")
+    taken = [
+        f"{report.name} {report.seconds:.0f} s and {report.peak_bytes / 1e9:.1f} GB"
+        for report in reports
+    ]
+    console.print(f"took (memory of this process): {', '.join(taken)}")
     console.print(
         "value: median; spread: least and greatest below 8 repeats, else quartiles; ratio: of the "
         "cost of what it is beside to its own, round by round, above 1 is better"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import compare
 from benchmarks.document import document
@@ -84,6 +85,16 @@ def test_every_goal_has_a_bound_and_its_profile_is_in_the_log() -> None:
         assert (goal.ratio, goal.share, goal.below) != (None, None, None), goal.claim
         assert not goal.profile or f"**{goal.profile}" in log
         assert f"def bench_{goal.benchmark}(" in benchmarks, goal.benchmark
+
+
+def test_the_workflow_measures_benchmarks_that_there_are() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/benchmarks.yml").read_text())
+    benchmarks = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    for chosen in workflow["env"]["CHOSEN"].split(" or "):
+        assert f"def bench_{chosen}" in benchmarks
+    steps = " ".join(step.get("run", "") for step in workflow["jobs"]["compare"]["steps"])
+    assert "for run in base-1 new-1 new-2 base-2" in steps
+    assert "benchmarks.compare" in steps
 
 
 def test_the_document_says_what_is_met_and_where_the_profile_is(tmp_path: Path) -> None:
