@@ -8,12 +8,14 @@ own, which has another head, momentum and temperature, of the same cost.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.child import call_in_child
 from benchmarks.harness import (
     CPU_PLAN,
     GPU_PLAN,
@@ -44,7 +46,7 @@ from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.schema import MocoConfig, ModelConfig, Precision, Stem
-from fastmoco.train.graphed_step import CudaRecording, GraphedStep
+from fastmoco.train.graphed_step import WARM_UP_STEPS, CudaRecording, GraphedStep
 
 OFFICIAL, TUNED = "official", "official + AMP + channels_last + foreach"
 TUNED_COMPILED, LIGHTLY = f"{TUNED}, compiled", "lightly"
@@ -117,11 +119,13 @@ def _bench_step(settings: Settings, report: Report, parts: Parts, batch: Batch) 
     report.subject = (
         f"{parts.model.encoder} at {view_size}, batch {count}, K = {parts.queue_size:,}, one device"
     )
-    contenders, reasons = _contenders(parts, batch, everything=on_cuda or settings.scale == "full")
+    everything = on_cuda or settings.scale == "full"
+    contenders, reasons = _built(_builders(parts, batch, everything=everything))
     # A step takes a second on a CPU: blocks of one hold enough of it.
     plan = GPU_PLAN if on_cuda else Plan(1, settings.pick(4, 10))
     seconds = measure_blocks(contenders, OURS, plan, _timer(device))
-    peaks = {name: device_peak_bytes(work) for name, work in contenders.items() if on_cuda}
+    alone = (OFFICIAL, TUNED, OURS) if on_cuda else ()
+    peaks = {name: _peak_bytes(name, parts, batch) for name in alone}
     notes = {name: f"peak {peak / 1e9:.2f} GB" for name, peak in peaks.items()}
     roofs = {name: roof(_model(parts), view_size, count, dtype) for name, dtype in _dtypes(device)}
     goals = GPU_GOALS[parts.model.encoder] if on_cuda else {OFFICIAL: CPU_GOAL}
@@ -139,43 +143,75 @@ def _bench_step(settings: Settings, report: Report, parts: Parts, batch: Batch) 
     report.rows.append(_row(seconds, again(OURS), OURS, images=count, note=floor))
 
 
-def _contenders(
-    parts: Parts, batch: Batch, *, everything: bool
-) -> tuple[dict[str, Work], dict[str, str]]:
-    """All steps by name, and why a peer is not among them.
+def _builders(parts: Parts, batch: Batch, *, everything: bool) -> dict[str, Callable[[], Work]]:
+    """What builds each step, by name.
 
     Args:
         parts: Model, queue and device.
         batch: Of all of them.
         everything: Also those whose compiling takes a minute on a CPU and shows little there.
     """
-    on_cuda = parts.device.type == "cuda"
-    reduced = _amp_dtype(parts.device)
+    on_cuda, reduced = parts.device.type == "cuda", _amp_dtype(parts.device)
+    official, ours = partial(_official, parts, batch), partial(_ours, parts, batch)
     precision = Precision.fp16 if on_cuda else Precision.bf16
-    works: dict[str, Work] = {
-        OFFICIAL: _official(parts, batch),
-        TUNED: _official(parts, batch, reduced),
-        OURS: _ours(parts, batch, precision),
-        OURS_EAGER: _ours(parts, batch, precision, compiled=False),
-        OURS_FP32_EAGER: _ours(parts, batch, Precision.float32, compiled=False),
+    found: dict[str, Callable[[], Work]] = {
+        OFFICIAL: official,
+        TUNED: partial(official, reduced),
+        OURS: partial(ours, precision),
+        OURS_EAGER: partial(ours, precision, compiled=False),
+        OURS_FP32_EAGER: partial(ours, Precision.float32, compiled=False),
     }
-    reasons = {}
     if parts.model.stem is Stem.small:
-        try:
-            works[LIGHTLY] = _lightly(parts, batch)
-        except ImportError as error:
-            reasons[LIGHTLY] = str(error)
+        found[LIGHTLY] = partial(_lightly, parts, batch)
     if everything:
-        works[TUNED_COMPILED] = _official(parts, batch, reduced, compiled=True)
-        works[OURS_FP32] = _ours(parts, batch, Precision.float32)
+        found[TUNED_COMPILED] = partial(official, reduced, compiled=True)
+        found[OURS_FP32] = partial(ours, Precision.float32)
     if on_cuda:
-        works[OURS_UNGRAPHED] = _ours(parts, batch, precision, graphed=False)
-        works[OURS_BF16] = _ours(parts, batch, Precision.bf16)
+        found[OURS_UNGRAPHED] = partial(ours, precision, graphed=False)
+        found[OURS_BF16] = partial(ours, Precision.bf16)
+    return found
+
+
+def _built(builders: Mapping[str, Callable[[], Work]]) -> tuple[dict[str, Work], dict[str, str]]:
+    """All steps by name, and why a peer is not among them."""
+    works, reasons = {}, {}
+    for name, build in builders.items():
+        try:
+            works[name] = build()
+        except ImportError as error:
+            reasons[name] = str(error)
     return works, reasons
 
 
+def _peak_bytes(name: str, parts: Parts, batch: Batch) -> int:
+    """Device memory of a step that has the device for itself."""
+    arguments = {
+        "name": name,
+        "encoder": parts.model.encoder,
+        "stem": parts.model.stem.value,
+        "queue_size": parts.queue_size,
+        "batch_size": len(batch.crops),
+        "view_size": batch.crops.shape[2],
+    }
+    done = call_in_child("benchmarks.bench_step:peak_alone", arguments, timeout_seconds=900)
+    return int(done.value["bytes"])
+
+
+def peak_alone(
+    name: str, encoder: str, stem: str, queue_size: int, batch_size: int, view_size: int
+) -> dict[str, int]:
+    """The most device memory, in ``bytes``, of one step after those that warm it up."""
+    device = resolve_device("auto")
+    parts = Parts(ModelConfig(encoder=encoder, stem=Stem(stem)), queue_size, device)
+    batch = noise_batch(batch_size, view_size, device)
+    work = _builders(parts, batch, everything=True)[name]()
+    for _ in range(WARM_UP_STEPS + 2):
+        work()
+    return {"bytes": device_peak_bytes(work)}
+
+
 def _memory_row(peaks: Mapping[str, int]) -> Row:
-    """Device memory of our step beside the official one's; torch's own mark, of one step each."""
+    """Device memory of our step beside the official one's, each in a process of its own."""
     ratio = summarize([peaks[OFFICIAL] / peaks[OURS]])
     return Row(
         what=OURS,
