@@ -1,9 +1,9 @@
 """A training step fed by loaders in turns: images per second, and the share of time that it waits.
 
 On a GPU a ResNet-50, MoCo v2, batch 256, bf16, compiled, on photographs as they come, fed by
-`beton` and by `dali`. On a CPU, where it is the step that one waits for, a narrow ResNet-18 in bf16 on
-images of 32 pixels, fed by `beton` and by the plain `torchvision` loader. Each contender is a child
-process. The wait is the share of the time in which the loop stands before an empty loader.
+`beton` and by `dali`. On a CPU, where it is the step that one waits for, a narrow ResNet-18 in
+bf16 on images of 32 pixels, fed by `beton` and by the plain `torchvision` loader. Each contender is
+a child process. The wait is the share of the time in which the loop stands before an empty loader.
 """
 
 from collections.abc import Callable, Mapping

@@ -14,7 +14,6 @@ from benchmarks.harness import (
     Work,
     again,
     cuda_timer,
-    device_peak_bytes,
     host_timer,
     measure_blocks,
     summarize,
@@ -74,11 +73,6 @@ def bench_mechanisms(settings: Settings, report: Report) -> None:
         subject = built(model, moco, device, num_samples=NUM_SAMPLES)
         limit, rate = roof(subject, view_size, count, dtype)
         value = summarize([count / each for each in seconds[name]])
-        peak = (
-            f"peak {device_peak_bytes(works.get(name, works[MOCO])) / 1e9:.2f} GB"
-            if on_cuda
-            else ""
-        )
         report.rows.append(
             Row(
                 what=name,
@@ -87,6 +81,6 @@ def bench_mechanisms(settings: Settings, report: Report) -> None:
                 ratio=beside(seconds, name, MOCO if name != MOCO else "", MOCO),
                 limit=limit,
                 share_of_limit=value.median / rate,
-                note="A/A: the noise floor" if name == again(MOCO) else peak,
+                note="A/A: the noise floor" if name == again(MOCO) else "",
             )
         )
