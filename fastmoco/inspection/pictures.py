@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from fastmoco.files import atomic_path
 
 IMAGE = npt.NDArray[np.uint8]
-VIEW_COLORS = ("tab:red", "tab:blue")
+VIEW_COLORS = ("tab:red", "tab:blue", "tab:green", "tab:orange")
+VIEW_NAMES = ("query view", "key view")
 MAX_COLUMNS = 8
 
 
@@ -28,31 +29,31 @@ def draw_views(
     views: Sequence[npt.NDArray[np.float32]],
     captions: Sequence[Sequence[str]],
 ) -> None:
-    """Write the source images with their crop boxes and, under them, both views.
+    """Write the source images with their crop boxes and, under them, their views.
 
     Args:
         path: PNG file, replaced whole.
         sources: n images ``(H, W, 3)`` uint8.
-        boxes: ``(n, 2, 4)``: top, left, height, width of each view's crop.
+        boxes: ``(n, V, 4)``: top, left, height, width of each view's crop.
         views: For each view ``(n, h, w, 3)`` in 0..1, before normalization.
         captions: For each view, n words on what it drew.
     """
     columns = min(len(sources), MAX_COLUMNS)
-    bands = math.ceil(len(sources) / columns)
-    size = (max(1.7 * columns + 0.4, 4.0), 5.7 * bands)
+    bands, rows = math.ceil(len(sources) / columns), 1 + len(views)
+    size = (max(1.7 * columns + 0.4, 4.0), 1.9 * rows * bands)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(3 * bands, columns, squeeze=False)
+    axes = figure.subplots(rows * bands, columns, squeeze=False)
     for row in axes:
         for cell in row:
             cell.set_axis_off()
     for band in range(bands):
-        _band_titles(list(axes[3 * band : 3 * band + 3, 0]))
+        _band_titles(list(axes[rows * band : rows * (band + 1), 0]))
     for image, source in enumerate(sources):
-        cells = axes[3 * (image // columns) :, image % columns]
+        cells = axes[rows * (image // columns) :, image % columns]
         _show(cells[0], source)
         _outline(cells[0], boxes[image], f"{source.shape[1]} x {source.shape[0]}")
-        for view, color in enumerate(VIEW_COLORS):
-            cell = cells[1 + view]
+        for view in range(len(views)):
+            cell, color = cells[1 + view], _color(view)
             _show(cell, views[view][image].clip(0, 1))
             cell.set_title(_wrapped(captions[view][image]), fontsize=7, pad=2)
             for spine in cell.spines.values():
@@ -60,20 +61,26 @@ def draw_views(
     _save(figure, path)
 
 
+def _color(view: int) -> str:
+    return VIEW_COLORS[view % len(VIEW_COLORS)]
+
+
 def _band_titles(cells: Sequence[Axes]) -> None:
-    rows = ("source and crops", "query view", "key view")
-    for cell, title, color in zip(cells, rows, ("black", *VIEW_COLORS), strict=True):
-        cell.set_ylabel(title, color=color)
+    cells[0].set_ylabel("source and crops")
+    count = len(cells) - 1
+    names = VIEW_NAMES if count == 2 else [f"view {1 + view}" for view in range(count)]
+    for view, (cell, name) in enumerate(zip(cells[1:], names, strict=True)):
+        cell.set_ylabel(name, color=_color(view))
 
 
 def _outline(axes: Axes, boxes: npt.NDArray[np.int32], caption: str) -> None:
-    """Both crop boxes; the second dashed, so that equal ones show both colors."""
+    """All crop boxes; dashed from the second on, so that equal ones show their colors."""
     axes.set_title(caption, fontsize=7, pad=2)
-    for box, color, style in zip(boxes, VIEW_COLORS, ("-", "--"), strict=True):
+    for view, box in enumerate(boxes):
         top, left, height, width = (int(side) for side in box)
-        corner = (left - 0.5, top - 0.5)
+        corner, style = (left - 0.5, top - 0.5), (0, (4, 2 * view)) if view else "-"
         frame = Rectangle(
-            corner, width, height, fill=False, edgecolor=color, linewidth=2, linestyle=style
+            corner, width, height, fill=False, edgecolor=_color(view), linewidth=2, linestyle=style
         )
         axes.add_patch(frame)
         frame.set_clip_on(False)  # of a crop at the border, the whole line

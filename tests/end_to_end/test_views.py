@@ -45,6 +45,18 @@ def test_more_images_than_a_row_holds(dataset, tmp_path):
     assert write(dataset, tmp_path / "v.png", "count=1").shape[0] == few.shape[0]
 
 
+@pytest.mark.parametrize("policy", ["moco_v2", "imagenette_pool"])
+def test_more_views_than_a_run_makes(dataset, tmp_path, policy):
+    """The first two are the run's; the rest are drawn alike and differ."""
+    options = [f"policy={policy}", "count=2"]
+    one, two, four = (write(dataset, tmp_path / "v.png", *options, f"views={n}") for n in (1, 2, 4))
+    assert (one.shape[0] / 2, four.shape[0] / 5) == (two.shape[0] / 3,) * 2
+    assert np.array_equal(two, write(dataset, tmp_path / "v.png", *options))
+    keys = torch.from_numpy(draw_keys(0, 0, np.arange(50, dtype=np.int64)))
+    drawn = [captions(keys, view, POLICIES[policy]) for view in range(4)]
+    assert all(drawn[a] != drawn[b] for a in range(4) for b in range(a))
+
+
 def test_a_policy_file(dataset, tmp_path):
     path = tmp_path / "my policy.yaml"
     path.write_text("base: cifar\ncrop_scale: [0.9, 1.0]\n")
@@ -57,6 +69,7 @@ def test_a_policy_file(dataset, tmp_path):
     [
         ("count=13", "count=13 does not fit; set it to 1 to 12"),
         ("count=0", "count=0 does not fit"),
+        ("views=0", "views=0 shows nothing"),
         ("policy=moco", "unknown policy=moco; did you mean moco_v"),
         ("policy=none.yaml", "policy=none.yaml: no such file"),
         ("view_sise=3", "unknown option view_sise; did you mean view_size?"),
