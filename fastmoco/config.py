@@ -38,6 +38,7 @@ from fastmoco.handover.options import (
     ImportConfig,
     NeighborsConfig,
 )
+from fastmoco.inspection.schema import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
@@ -71,6 +72,9 @@ CONFIG_NAMES: dict[type, str] = {
     ExportConfig: "export",
     ImportConfig: "import",
     DetectConfig: "detect",
+    RequestConfig: "request",
+    MergeLabelsConfig: "merge_labels",
+    FeatureMapsConfig: "feature_maps",
 }
 
 
@@ -90,6 +94,9 @@ def register_schemas() -> None:
     store.store(name="export", node=ExportConfig)
     store.store(name="import", node=ImportConfig)
     store.store(name="detect_schema", node=DetectConfig)
+    store.store(name="request", node=RequestConfig)
+    store.store(name="merge_labels", node=MergeLabelsConfig)
+    store.store(name="feature_maps", node=FeatureMapsConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 
