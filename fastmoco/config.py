@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -42,6 +43,7 @@ from fastmoco.inspection.schema import FeatureMapsConfig, MergeLabelsConfig, Req
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
+from fastmoco.reproduce.schema import SweepConfig, SweepTableConfig
 from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
 
 T = TypeVar("T")
@@ -75,11 +77,14 @@ CONFIG_NAMES: dict[type, str] = {
     RequestConfig: "request",
     MergeLabelsConfig: "merge_labels",
     FeatureMapsConfig: "feature_maps",
+    SweepConfig: "sweep",
+    SweepTableConfig: "sweep_table",
 }
 
 
+@cache
 def register_schemas() -> None:
-    """Tell Hydra the schema of each command, and the policies that Python defines."""
+    """Tell Hydra the schema of each command, and the policies that Python defines; once."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="views_schema", node=ViewsConfig)
@@ -97,6 +102,8 @@ def register_schemas() -> None:
     store.store(name="request", node=RequestConfig)
     store.store(name="merge_labels", node=MergeLabelsConfig)
     store.store(name="feature_maps", node=FeatureMapsConfig)
+    store.store(name="sweep", node=SweepConfig)
+    store.store(name="sweep_table", node=SweepTableConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 
@@ -262,6 +269,7 @@ def _kind(hint: Any) -> str:
     )
 
 
+@cache
 def _field_docs(schema: type) -> dict[str, str]:
     """The string literals under a dataclass's fields, from its source: Python drops them.
 
