@@ -321,6 +321,25 @@ COMMANDS = {
         "write a picture of images and those that are nearest to them",
         "NeighborsConfig",
     ),
+    "request": Command(
+        _about("RUN", "inspection.label_request.request", "RequestConfig"),
+        "fastmoco request RUN data.train=FILE.beton count=N [out=FOLDER] [key=value ...] [--json]",
+        "choose the unlabeled images that are most worth a label; the same command again resumes",
+        "RequestConfig",
+    ),
+    "merge-labels": Command(
+        _about("REQUEST", "data.relabel.merge_labels", "MergeLabelsConfig"),
+        "fastmoco merge-labels REQUEST labels=FILE.csv data.train=FILE.beton out=FILE.beton "
+        "[key=value ...] [--json]",
+        "bring the labels that were granted on a request into a dataset file",
+        "MergeLabelsConfig",
+    ),
+    "feature-maps": Command(
+        _about("RUN", "inspection.feature_maps.write_feature_maps", "FeatureMapsConfig"),
+        "fastmoco feature-maps RUN image=FILE [layer=NAME] [out=FILE.png] [key=value ...] [--json]",
+        "write a picture of the maps after a layer, of one image",
+        "FeatureMapsConfig",
+    ),
     "export": Command(
         _about("RUN", "handover.export.export", "ExportConfig"),
         "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",
@@ -368,7 +387,7 @@ def _print_overview() -> None:
         "Pretrain image encoders without labels by Momentum Contrast.",
         "",
     ]
-    lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "fastmoco COMMAND --help lists a command's options."]
     _print_lines(lines)
 
