@@ -9,9 +9,13 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
 from fastmoco.ranks import environment_ranks, local_ranks
@@ -62,12 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(action: Callable[[], None]) -> int:
     """Run a command; what a user can mend becomes one line, a bug keeps its traceback."""
     warnings.showwarning = _show_warning
+    received = [signal.SIGINT]
     try:
-        action()
+        with _terminated_like_interrupted(received):
+            action()
     except CommandError as error:
         return _fail(2, str(error))
     except KeyboardInterrupt as error:
-        return _fail(130, str(error) or "interrupted")
+        return _fail(128 + received[-1], str(error) or "interrupted")
     except (ValueError, OSError) as error:
         from fastmoco.schema import UsageError
 
@@ -79,6 +85,28 @@ def _guarded(action: Callable[[], None]) -> int:
             raise
         return _fail(128 + error.signal_number, str(error))
     return 0
+
+
+@contextmanager
+def _terminated_like_interrupted(received: list[signal.Signals]) -> Iterator[None]:
+    """Within the block, SIGTERM raises KeyboardInterrupt, as SIGINT does, and is noted.
+
+    A command that goes on for a while after a signal (`train`) has its own handlers meanwhile.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # others may set no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_warning(
@@ -205,6 +233,20 @@ def _about(path: str, function: str, schema: str) -> Callable[[list[str]], None]
     return run
 
 
+def _sweep(arguments: list[str]) -> None:
+    (name,), overrides, _ = _split(arguments, ("NAME",))
+    from fastmoco.reproduce.sweep import sweep
+
+    sweep(name, overrides)
+
+
+def _table(arguments: list[str]) -> None:
+    (name,), overrides, _ = _split(arguments, ("NAME",))
+    from fastmoco.reproduce.table import write_table
+
+    print(write_table(name, _load("SweepTableConfig", overrides)))  # noqa: T201
+
+
 def _demo(arguments: list[str]) -> None:
     _, overrides, _ = _split(arguments, ())
     from fastmoco.demo import demo
@@ -279,6 +321,25 @@ COMMANDS = {
         "write a picture of images and those that are nearest to them",
         "NeighborsConfig",
     ),
+    "request": Command(
+        _about("RUN", "inspection.label_request.request", "RequestConfig"),
+        "fastmoco request RUN data.train=FILE.beton count=N [out=FOLDER] [key=value ...] [--json]",
+        "choose the unlabeled images that are most worth a label; the same command again resumes",
+        "RequestConfig",
+    ),
+    "merge-labels": Command(
+        _about("REQUEST", "data.relabel.merge_labels", "MergeLabelsConfig"),
+        "fastmoco merge-labels REQUEST labels=FILE.csv data.train=FILE.beton out=FILE.beton "
+        "[key=value ...] [--json]",
+        "bring the labels that were granted on a request into a dataset file",
+        "MergeLabelsConfig",
+    ),
+    "feature-maps": Command(
+        _about("RUN", "inspection.feature_maps.write_feature_maps", "FeatureMapsConfig"),
+        "fastmoco feature-maps RUN image=FILE [layer=NAME] [out=FILE.png] [key=value ...] [--json]",
+        "write a picture of the maps after a layer, of one image",
+        "FeatureMapsConfig",
+    ),
     "export": Command(
         _about("RUN", "handover.export.export", "ExportConfig"),
         "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",
@@ -297,6 +358,19 @@ COMMANDS = {
         "fine-tune a detector on a run's encoder and measure it; the same command again resumes",
         "DetectConfig",
     ),
+    "sweep": Command(
+        _sweep,
+        "fastmoco sweep NAME [scale=small|full] [data.train=FILE.beton data.test=FILE.beton] "
+        "[seeds=[0,1,2]] [key=value of fastmoco train ...]",
+        "do the runs of a published table; the same command again goes on",
+        "SweepConfig",
+    ),
+    "table": Command(
+        _table,
+        "fastmoco table NAME [scale=small|full] [key=value ...]",
+        "make a sweep's table and plots from its run folders; voc: of fastmoco detect",
+        "SweepTableConfig",
+    ),
     "demo": Command(
         _demo,
         "fastmoco demo [key=value ...]",
@@ -313,7 +387,7 @@ def _print_overview() -> None:
         "Pretrain image encoders without labels by Momentum Contrast.",
         "",
     ]
-    lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "fastmoco COMMAND --help lists a command's options."]
     _print_lines(lines)
 
@@ -324,6 +398,12 @@ def _print_help(name: str) -> None:
     if command.schema:
         config = importlib.import_module("fastmoco.config")
         lines += ["", *config.help_lines(getattr(config, command.schema))]
+    if name in ("sweep", "table"):
+        from fastmoco.reproduce.definition import sweep_names
+
+        lines += ["", f"NAME: {', '.join(sweep_names())}; or FILE.yaml, of your own"]
+    if name == "sweep":
+        lines.append("and every option of fastmoco train")
     _print_lines(lines)
 
 

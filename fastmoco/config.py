@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -38,9 +39,11 @@ from fastmoco.handover.options import (
     ImportConfig,
     NeighborsConfig,
 )
+from fastmoco.inspection.schema import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
+from fastmoco.reproduce.schema import SweepConfig, SweepTableConfig
 from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
 
 T = TypeVar("T")
@@ -71,11 +74,17 @@ CONFIG_NAMES: dict[type, str] = {
     ExportConfig: "export",
     ImportConfig: "import",
     DetectConfig: "detect",
+    RequestConfig: "request",
+    MergeLabelsConfig: "merge_labels",
+    FeatureMapsConfig: "feature_maps",
+    SweepConfig: "sweep",
+    SweepTableConfig: "sweep_table",
 }
 
 
+@cache
 def register_schemas() -> None:
-    """Tell Hydra the schema of each command, and the policies that Python defines."""
+    """Tell Hydra the schema of each command, and the policies that Python defines; once."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="views_schema", node=ViewsConfig)
@@ -90,6 +99,11 @@ def register_schemas() -> None:
     store.store(name="export", node=ExportConfig)
     store.store(name="import", node=ImportConfig)
     store.store(name="detect_schema", node=DetectConfig)
+    store.store(name="request", node=RequestConfig)
+    store.store(name="merge_labels", node=MergeLabelsConfig)
+    store.store(name="feature_maps", node=FeatureMapsConfig)
+    store.store(name="sweep", node=SweepConfig)
+    store.store(name="sweep_table", node=SweepTableConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 
@@ -255,6 +269,7 @@ def _kind(hint: Any) -> str:
     )
 
 
+@cache
 def _field_docs(schema: type) -> dict[str, str]:
     """The string literals under a dataclass's fields, from its source: Python drops them.
 
