@@ -205,6 +205,20 @@ def _about(path: str, function: str, schema: str) -> Callable[[list[str]], None]
     return run
 
 
+def _sweep(arguments: list[str]) -> None:
+    (name,), overrides, _ = _split(arguments, ("NAME",))
+    from fastmoco.reproduce.sweep import sweep
+
+    sweep(name, overrides)
+
+
+def _table(arguments: list[str]) -> None:
+    (name,), overrides, _ = _split(arguments, ("NAME",))
+    from fastmoco.reproduce.table import write_table
+
+    print(write_table(name, _load("SweepTableConfig", overrides)))  # noqa: T201
+
+
 def _demo(arguments: list[str]) -> None:
     _, overrides, _ = _split(arguments, ())
     from fastmoco.demo import demo
@@ -297,6 +311,19 @@ COMMANDS = {
         "fine-tune a detector on a run's encoder and measure it; the same command again resumes",
         "DetectConfig",
     ),
+    "sweep": Command(
+        _sweep,
+        "fastmoco sweep NAME [scale=small|full] [data.train=FILE.beton data.test=FILE.beton] "
+        "[seeds=[0,1,2]] [key=value of fastmoco train ...]",
+        "do the runs of a published table; the same command again goes on",
+        "SweepConfig",
+    ),
+    "table": Command(
+        _table,
+        "fastmoco table NAME [scale=small|full] [key=value ...]",
+        "make a sweep's table and plots from its run folders; voc: of fastmoco detect",
+        "SweepTableConfig",
+    ),
     "demo": Command(
         _demo,
         "fastmoco demo [key=value ...]",
@@ -324,6 +351,12 @@ def _print_help(name: str) -> None:
     if command.schema:
         config = importlib.import_module("fastmoco.config")
         lines += ["", *config.help_lines(getattr(config, command.schema))]
+    if name in ("sweep", "table"):
+        from fastmoco.reproduce.definition import sweep_names
+
+        lines += ["", f"NAME: {', '.join(sweep_names())}; or FILE.yaml, of your own"]
+    if name == "sweep":
+        lines.append("and every option of fastmoco train")
     _print_lines(lines)
 
 

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -41,6 +42,7 @@ from fastmoco.handover.options import (
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
+from fastmoco.reproduce.schema import SweepConfig, SweepTableConfig
 from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
 
 T = TypeVar("T")
@@ -71,11 +73,14 @@ CONFIG_NAMES: dict[type, str] = {
     ExportConfig: "export",
     ImportConfig: "import",
     DetectConfig: "detect",
+    SweepConfig: "sweep",
+    SweepTableConfig: "sweep_table",
 }
 
 
+@cache
 def register_schemas() -> None:
-    """Tell Hydra the schema of each command, and the policies that Python defines."""
+    """Tell Hydra the schema of each command, and the policies that Python defines; once."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="views_schema", node=ViewsConfig)
@@ -90,6 +95,8 @@ def register_schemas() -> None:
     store.store(name="export", node=ExportConfig)
     store.store(name="import", node=ImportConfig)
     store.store(name="detect_schema", node=DetectConfig)
+    store.store(name="sweep", node=SweepConfig)
+    store.store(name="sweep_table", node=SweepTableConfig)
     for name, policy in POLICIES.items():
         store.store(group="policy", name=name, node=policy)
 
@@ -255,6 +262,7 @@ def _kind(hint: Any) -> str:
     )
 
 
+@cache
 def _field_docs(schema: type) -> dict[str, str]:
     """The string literals under a dataclass's fields, from its source: Python drops them.
 

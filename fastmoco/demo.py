@@ -9,16 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from fastmoco.config import load_config, quote_paths
-from fastmoco.data.beton import BetonFile
-from fastmoco.data.convert import ConvertConfig, Encoding, convert
+from fastmoco.data.builtin_file import builtin_file
 from fastmoco.evaluate.knn import KnnResult, knn
 from fastmoco.evaluate.schema import KnnConfig
 from fastmoco.files import atomic_write_text
 from fastmoco.schema import DataConfig, TrainConfig, UsageError
 from fastmoco.train.loop import train
 from fastmoco.train.run_folder import run_path
-
-SOURCE = "builtin:textures"
 
 
 def demo(overrides: Sequence[str] = ()) -> None:
@@ -58,13 +55,8 @@ def demo(overrides: Sequence[str] = ()) -> None:
 
 
 def _dataset(run_dir: Path, split: str) -> Path:
-    """The dataset file of a split, beside the run folder; made where it is missing or damaged."""
-    path = run_dir.with_name(f"{run_dir.name}-data") / f"{split}.beton"
-    try:
-        BetonFile.open(path).close()
-    except (FileNotFoundError, ValueError):
-        convert(SOURCE, path, ConvertConfig(split=split, encoding=Encoding.raw))
-    return path
+    """The dataset file of a split, beside the run folder."""
+    return builtin_file(run_dir.with_name(f"{run_dir.name}-data") / f"{split}.beton", split)
 
 
 def _print_table(result: KnnResult, seconds: float, run_dir: Path) -> None:

@@ -5,14 +5,14 @@ of the same name is neither read nor changed.
 """
 
 import logging
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -62,6 +62,14 @@ class DryRun:
         steps_per_second = self.images_per_second / self.global_batch_size
         return self.first_step_seconds + self.total_steps / steps_per_second
 
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            **asdict(self),
+            "share_of_roof": self.share_of_roof,
+            "total_seconds": self.total_seconds,
+        }
+
     def to_text(self) -> str:
         """A line for each figure."""
         hours, seconds = divmod(round(self.total_seconds), 3600)
@@ -84,13 +92,23 @@ class DryRun:
 
 
 def dry_run(cfg: TrainConfig) -> Path:
-    """Build all of a run, do `STEPS` steps after the first, print what they cost.
+    """Print what a run costs.
 
     Args:
         cfg: Checked already; ``train.profile`` adds a table of stages and a trace.
 
     Returns:
         The run folder that the run would have: this makes none.
+    """
+    print(measure_cost(cfg).to_text())  # noqa: T201
+    return run_path(cfg)
+
+
+def measure_cost(cfg: TrainConfig) -> DryRun:
+    """Build all of a run, do `STEPS` steps after the first, measure them.
+
+    Args:
+        cfg: Checked already.
     """
     assert cfg.data.train is not None
     device = resolve_device(cfg.device)
@@ -102,9 +120,7 @@ def dry_run(cfg: TrainConfig) -> Path:
         flops = step_flops_per_image(trainer.step.model, cfg.pipeline.view_size, 2 * groups)
         with closing(trainer.open_loader()) as loader:
             log_header(_stderr_logger(), trainer, loader, how)
-            found = _measure(trainer, loader, flops, cfg)
-    print(found.to_text())  # noqa: T201
-    return run_path(cfg)
+            return _measure(trainer, loader, flops, cfg)
 
 
 def _stderr_logger() -> logging.Logger:
@@ -156,7 +172,9 @@ def _synchronize(device: torch.device) -> None:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Of this program alone: getrusage's peak is also that of the process which started it.
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 @contextmanager

@@ -1,0 +1,46 @@
+"""Speed and memory of a run, measured in a process that does nothing else.
+
+``python -m fastmoco.reproduce.cost`` reads a configuration as JSON and prints a JSON object.
+"""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from fastmoco.config import config_from_dict, config_to_dict
+from fastmoco.reproduce.children import start_child
+from fastmoco.schema import TrainConfig
+
+
+def cost_of(cfg: TrainConfig) -> dict[str, Any]:
+    """What `fastmoco.train.dry_run.DryRun` holds, of a child process.
+
+    Raises:
+        ValueError: If the child fails, with the last line that it said.
+    """
+    command = [sys.executable, "-m", "fastmoco.reproduce.cost"]
+    pipe = subprocess.PIPE
+    child = start_child(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
+    try:
+        answer, said = child.communicate(json.dumps(config_to_dict(cfg)))
+    finally:
+        child.kill()
+    sys.stderr.write(said)
+    if child.returncode:
+        lines = said.strip().splitlines() or [f"exit code {child.returncode}"]
+        raise ValueError(f"the dry run failed: {lines[-1]}")
+    found: dict[str, Any] = json.loads(answer.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Of the child."""
+    cfg = config_from_dict(TrainConfig, json.load(sys.stdin))
+    from fastmoco.train.dry_run import measure_cost
+
+    print(json.dumps(measure_cost(cfg).to_json()))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The figures of a sweep's runs, read from their folders alone."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastmoco.reproduce.definition import Definition
+from fastmoco.reproduce.plan import combinations, run_label, run_name
+from fastmoco.reproduce.record import RunRecord, Status, read_record
+
+SETTINGS = ("parameters", "global_batch_size", "epochs")
+"""Facts of a run that a table has columns for where they differ."""
+COLLAPSED_BELOW = 0.1
+"""Feature deviation: about 1 where features are spread over the sphere, 0 where they are one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """How a measure stands in a table."""
+
+    title: str
+    digits: int = 2
+    factor: float = 1.0
+
+
+LABELS = {
+    "knn_top1": Label("kNN top-1 %"),
+    "linear_top1": Label("linear top-1 %"),
+    "linear_top5": Label("linear top-5 %"),
+    "knn_top5": Label("kNN top-5 %"),
+    "loss": Label("loss", 3),
+    "chance_loss": Label("chance", 2),
+    "accuracy_top1": Label("pretext top-1 %", 1),
+    "feature_deviation": Label("feature deviation", 2),
+    "images_per_second": Label("images/s", 0),
+    "peak_gb": Label("peak memory, GB", 2),
+    "seconds": Label("training, s", 0),
+    "hours": Label("whole run, h", 2),
+    "parameters": Label("parameters, M", 2, 1e-6),
+    "epochs": Label("epochs", 0),
+    "global_batch_size": Label("batch", 0),
+}
+
+
+@dataclass(slots=True)
+class RunFigures:
+    """One run."""
+
+    record: RunRecord
+    values: dict[str, float]
+    """By measure; the names of `LABELS`."""
+    rows: list[dict[str, Any]]
+    """Of ``metrics.jsonl``."""
+
+
+@dataclass(slots=True)
+class Group:
+    """Runs that differ by their seed alone."""
+
+    name: str
+    points: dict[str, str]
+    """By axis."""
+    runs: list[RunFigures] = field(default_factory=list)
+    """That ended, well or not."""
+    missing: list[int] = field(default_factory=list)
+    """Seeds without a run that ended."""
+
+    @property
+    def finished(self) -> list[RunFigures]:
+        """The runs that ended well."""
+        return [run for run in self.runs if run.record.status is Status.finished]
+
+    @property
+    def ended_badly(self) -> list[RunFigures]:
+        """The runs that failed or diverged."""
+        return [run for run in self.runs if run.record.status is not Status.finished]
+
+    def values(self, measure: str) -> list[float]:
+        """Of the finished runs."""
+        return [run.values[measure] for run in self.finished if measure in run.values]
+
+    def mean(self, measure: str) -> float | None:
+        """Over the finished runs."""
+        values = self.values(measure)
+        return statistics.fmean(values) if values else None
+
+    def deviation(self, measure: str) -> float | None:
+        """Of the sample of finished runs; none of fewer than two."""
+        values = self.values(measure)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def collect(definition: Definition, folder: Path, seeds: Sequence[int]) -> list[Group]:
+    """All groups of a sweep, in the order of its axes.
+
+    Args:
+        definition: At its scale.
+        folder: Of the sweep.
+        seeds: That were asked for.
+    """
+    groups = []
+    for points in combinations(definition):
+        group = Group(run_name(points), points)
+        for seed in seeds:
+            path = folder / run_label(group.name, seed)
+            record = read_record(path)
+            if record is None or not record.status.is_final:
+                group.missing.append(seed)
+            else:
+                group.runs.append(_figures_of(path, record))
+        groups.append(group)
+    return groups
+
+
+def _figures_of(path: Path, record: RunRecord) -> RunFigures:
+    rows = read_rows(path / "metrics.jsonl")
+    values = _training_values(rows) if rows else {}
+    for name in SETTINGS:
+        if name in record.facts:
+            values[name] = record.facts[name]
+    for name in ("knn", "linear"):
+        if found := record.measures.get(name):
+            values |= {f"{name}_{top}": found[top] for top in ("top1", "top5")}
+    if found := record.measures.get("dry_run"):
+        values["images_per_second"] = found["images_per_second"]
+        values["peak_gb"] = found["peak_bytes"] / 1e9
+        values["hours"] = found["total_seconds"] / 3600
+    return RunFigures(record, values, rows)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a ``metrics.jsonl``, none where there is none; without torch."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _training_values(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of the last row, and the time that all steps took."""
+    last = rows[-1]
+    names = {
+        "loss": "loss",
+        "loss_floor_ln_k1": "chance_loss",
+        "accuracy_top1": "accuracy_top1",
+        "feature_deviation": "feature_deviation",
+    }
+    values = {ours: last[key] for key, ours in names.items() if last.get(key) is not None}
+    before, seconds, images = 0, 0.0, []
+    for row in rows:
+        if row.get("step_seconds"):
+            seconds += row["step_seconds"] * (row["step"] - before)
+            images.append(row["images_per_second"])
+        before = row["step"]
+    if images:
+        values["seconds"] = seconds
+        values["images_per_second"] = statistics.median(images)
+    if last.get("device_memory_peak_bytes"):
+        values["peak_gb"] = last["device_memory_peak_bytes"] / 1e9
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def is_collapsed(run: RunFigures) -> bool:
+    """Whether all images have nearly the same feature at the end."""
+    return run.values.get("feature_deviation", 1.0) < COLLAPSED_BELOW

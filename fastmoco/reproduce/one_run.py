@@ -1,0 +1,156 @@
+"""One run of a sweep, in this process: train, measure, write down how it ended."""
+
+import dataclasses
+import shlex
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmoco.config import load_config
+from fastmoco.device import describe_device, resolve_device
+from fastmoco.evaluate.knn import knn
+from fastmoco.evaluate.linear import linear
+from fastmoco.evaluate.schema import KnnConfig, LinearConfig
+from fastmoco.pipelines.source_set import open_image_set
+from fastmoco.reproduce.cost import cost_of
+from fastmoco.reproduce.definition import Definition, Measure
+from fastmoco.reproduce.plan import PlannedRun
+from fastmoco.reproduce.record import FILE_NAME, RunRecord, Status, alone, read_record
+from fastmoco.schema import TrainConfig
+from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.train.loop import Interrupted, train
+from fastmoco.train.trainer import DivergedError
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path) -> RunRecord:
+    """Train and measure a run, or go on where it stopped.
+
+    Args:
+        run: What to do.
+        cfg: Its configuration, from `run_config`.
+        definition: At its scale.
+        log: Its log file, which this process holds a lock on meanwhile.
+
+    Returns:
+        Its record, also written into its folder: finished, or diverged.
+
+    Raises:
+        Interrupted: After SIGINT or SIGTERM, with the state saved.
+        UsageError: If another process does the same run.
+        Exception: What else made it fail; that is in the record.
+    """
+    with alone(log, run.label):
+        record = _taken_up(run, cfg)
+        try:
+            record.facts = _facts(cfg)
+            if definition.trains:
+                train(cfg)
+                record.facts["parameters"] = _parameters(run.folder)
+            record.write(run.folder)
+            _measure(record, run, cfg, definition)
+            shutil.rmtree(run.folder / "features", ignore_errors=True)  # large, and found again
+            record.status = Status.finished
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except DivergedError as error:
+            record.status, record.reason = Status.diverged, str(error)
+        except Exception as error:
+            record.status, record.reason = Status.failed, reason_of(error)
+            record.write(run.folder)
+            raise
+        record.write(run.folder)
+    return record
+
+
+def _taken_up(run: PlannedRun, cfg: TrainConfig) -> RunRecord:
+    """The run's record with what was measured before, to be finished."""
+    record = read_record(run.folder) or RunRecord(points=run.points, seed=run.seed)
+    record.status, record.reason = Status.started, ""
+    record.overrides, record.command = run.overrides, command_of(run, cfg)
+    if (run.folder / "config.yaml").exists():
+        record.write(run.folder)
+    else:  # training wants an empty folder
+        (run.folder / FILE_NAME).unlink(missing_ok=True)
+    return record
+
+
+def command_of(run: PlannedRun, cfg: TrainConfig) -> str:
+    """The command line that trains this run alone."""
+    options = [*run.overrides, f"seed={run.seed}", f"run_dir={run.folder}"]
+    options += [f"data.train={cfg.data.train}", f"data.test={cfg.data.test}"]
+    return shlex.join(["fastmoco", "train", *options])
+
+
+def reason_of(error: BaseException) -> str:
+    """One line."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    known = isinstance(error, ValueError | OSError)
+    return line if known and line else f"{type(error).__name__}: {line}".rstrip(": ")
+
+
+def _facts(cfg: TrainConfig) -> dict[str, Any]:
+    """What a table's header says."""
+    device = resolve_device(cfg.device)
+    facts: dict[str, Any] = {
+        "device": describe_device(device),
+        "torch": torch.__version__,
+        "precision": cfg.precision.value,
+        "epochs": cfg.train.epochs,
+        "max_steps": cfg.train.max_steps,
+        "global_batch_size": cfg.global_batch_size,
+        "encoder": cfg.model.encoder,
+        "width": cfg.model.width,
+        "stem": cfg.model.stem.value,
+        "view_size": cfg.pipeline.view_size,
+    }
+    for split in ("train", "test"):
+        if path := getattr(cfg.data, split):
+            with open_image_set(path) as images:
+                facts[f"{split}_data"] = path.name
+                facts[f"{split}_images"] = len(images)
+    return facts
+
+
+def _parameters(folder: Path) -> int:
+    """Of the query encoder without its head."""
+    prefix = "model.query_encoder.backbone."
+    return sum(
+        tensor.numel()
+        for name, tensor in load_checkpoint(folder).tensors.items()
+        if name.startswith(prefix) and not name.endswith(BUFFERS)
+    )
+
+
+def _measure(record: RunRecord, run: PlannedRun, cfg: TrainConfig, definition: Definition) -> None:
+    """Measure what is not measured yet; each is written at once."""
+    for measure in definition.measure:
+        if measure.value in record.measures:
+            continue
+        start = time.perf_counter()
+        found = _measured(measure, run, cfg, definition)
+        record.measures[measure.value] = {**found, "seconds": time.perf_counter() - start}
+        record.write(run.folder)
+
+
+def _measured(
+    measure: Measure, run: PlannedRun, cfg: TrainConfig, definition: Definition
+) -> dict[str, Any]:
+    data, device = cfg.data, cfg.device
+    if measure is Measure.dry_run:
+        return cost_of(cfg)
+    if measure is Measure.knn:
+        neighbors = load_config(KnnConfig, definition.knn)
+        found = knn(
+            run.folder, dataclasses.replace(neighbors, data=data, device=device)
+        ).to_json()
+        # The confusion matrix and the classes stand in no table.
+        return {name: value for name, value in found.items() if not isinstance(value, list | dict)}
+    classifier = load_config(LinearConfig, definition.linear)
+    return linear(
+        run.folder, dataclasses.replace(classifier, data=data, device=device)
+    ).to_json()

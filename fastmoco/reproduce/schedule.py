@@ -1,0 +1,202 @@
+"""Runs the children of a sweep: one at a time on each device, until all are done."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmoco.reproduce.children import start_child
+from fastmoco.reproduce.plan import PlannedRun, key_of
+from fastmoco.reproduce.record import RunRecord, Status, alone, read_record
+from fastmoco.schema import UsageError
+from fastmoco.train.loop import Interrupted, StopRequest, stop_signals
+
+if TYPE_CHECKING:
+    from fastmoco.reproduce.sweep import Job
+
+POLL_SECONDS = 0.1
+THREADS_KEY = "pipeline.num_threads"
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Child:
+    """A run that is being done."""
+
+    run: PlannedRun
+    process: subprocess.Popen[Any]
+    slot: dict[str, str]
+    """Variables of its environment: device and threads."""
+    start: float
+
+
+def do_all(job: "Job") -> None:
+    """Do what is not done yet; say how each run ended, and at the end of all.
+
+    Raises:
+        Interrupted: After SIGINT or SIGTERM, passed on to the children, which saved.
+        ValueError: If runs failed.
+    """
+    waiting = deque(run for run in job.runs if not _is_done(job, run))
+    done = len(job.runs) - len(waiting)
+    free = deque(slots(job))
+    _say(
+        f"{job.folder}: {len(job.runs)} runs, {done} of them done before, "
+        f"{len(free)} at a time; each one's log is in {job.folder / 'logs'}"
+    )
+    running: list[Child] = []
+    told = False
+    with stop_signals() as stop, _none_left(running):
+        while running or (waiting and not stop.signal_number):
+            while waiting and free and not stop.signal_number:
+                running.append(_start(job, waiting.popleft(), free.popleft()))
+            for child in [child for child in running if child.process.poll() is not None]:
+                running.remove(child)
+                free.append(child.slot)
+                done += 1
+                _say(f"[{done}/{len(job.runs)}] {_conclusion(job, child)}")
+            if stop.signal_number and not told:
+                told = True
+                for child in running:
+                    child.process.terminate()  # it saves, and ends
+            time.sleep(POLL_SECONDS)
+    _summarize(job, stop)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201
+
+
+def _is_done(job: "Job", run: PlannedRun) -> bool:
+    record = read_record(run.folder)
+    if record is None or not record.status.is_final:
+        return False
+    again = job.cfg.retry and record.status is Status.failed
+    # A definition may measure more than it did.
+    missing = record.status is Status.finished and any(
+        measure.value not in record.measures for measure in job.definition.measure
+    )
+    return not (again or missing)
+
+
+def slots(job: "Job") -> list[dict[str, str]]:
+    """For each run at the same time, its device and its share of the cores, as variables."""
+    import torch
+
+    device, count = job.configs[0].device, 0
+    if device in ("auto", "cuda"):
+        count = torch.cuda.device_count()
+    jobs = job.cfg.jobs or max(count, 1)
+    cores = len(os.sched_getaffinity(0))
+    found = []
+    for number in range(jobs):
+        slot = {}
+        if count > 1:
+            named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+            slot["CUDA_VISIBLE_DEVICES"] = named.split(",")[number % count]
+        if jobs > 1:
+            slot["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(cores // jobs, 1)))
+        found.append(slot)
+    return found
+
+
+def _start(job: "Job", run: PlannedRun, slot: dict[str, str]) -> Child:
+    log = job.log(run)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "fastmoco.cli", *job.command(run)[1:]]
+    own = any(key_of(item) == THREADS_KEY for item in job.arguments)
+    if "OMP_NUM_THREADS" in slot and not own:
+        command.append(f"{THREADS_KEY}={slot['OMP_NUM_THREADS']}")
+    with log.open("ab") as file:
+        process = start_child(
+            command,
+            environment=slot,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    return Child(run, process, slot, time.monotonic())
+
+
+@contextmanager
+def _none_left(running: list[Child]) -> Iterator[None]:
+    """No child outlives the block."""
+    try:
+        yield
+    finally:
+        for child in running:
+            child.process.kill()
+            child.process.wait()
+
+
+def _conclusion(job: "Job", child: Child) -> str:
+    """How a run ended; what it could not write down itself is written here."""
+    run, code = child.run, child.process.returncode
+    record = read_record(run.folder)
+    if code in STOPPED:
+        return f"{run.label} was stopped"
+    if code and (record is None or not record.status.is_final):
+        record = record or RunRecord(points=run.points, seed=run.seed, overrides=run.overrides)
+        record.status, record.reason = Status.failed, _last_words(code, job.log(run))
+        try:
+            with alone(job.log(run), run.label):
+                record.write(run.folder)
+        except UsageError as error:
+            return str(error)
+    assert record is not None
+    if record.status is Status.finished:
+        return f"{run.label} {_figures(record)}, {time.monotonic() - child.start:.0f} s"
+    return f"{run.label} {record.status.value}: {record.reason}"
+
+
+def _last_words(code: int, log: Path) -> str:
+    """Why a child ended that wrote nothing."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return (lines[-1] if lines else f"exit code {code}").removeprefix("fastmoco: ")
+
+
+def _figures(record: RunRecord) -> str:
+    parts = [
+        f"{name} top-1 {found['top1']:.2f}"
+        for name, found in record.measures.items()
+        if "top1" in found
+    ]
+    return ", ".join(parts) or "measured"
+
+
+def _summarize(job: "Job", stop: StopRequest) -> None:
+    """How many ended how, and what to do next.
+
+    Raises:
+        Interrupted: If there was a signal and runs are left.
+        ValueError: If runs failed.
+    """
+    records = [read_record(run.folder) for run in job.runs]
+    counts = {
+        status: sum(1 for record in records if record and record.status is status)
+        for status in Status
+    }
+    left = sum(1 for record in records if not record or not record.status.is_final)
+    text = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    if left and stop.signal_number:
+        raise Interrupted(
+            stop.signal_number, f"{left} runs are left; the same command goes on with them"
+        )
+    scale = job.cfg.scale.value
+    _say(f"{text or 'nothing done'}; its table: fastmoco table {job.name} scale={scale}")
+    if left:
+        raise ValueError(f"{left} runs were stopped; the same command goes on with them")
+    if failed := counts[Status.failed]:
+        raise ValueError(
+            f"{failed} of {len(records)} runs failed (logs in {job.folder / 'logs'}); "
+            "retry=true tries them again"
+        )

@@ -1,0 +1,223 @@
+"""`fastmoco sweep`: check all runs of a definition, then do those that are not done yet."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmoco.config import load_config, quote_paths
+from fastmoco.files import atomic_write_text
+from fastmoco.names import nearest_name
+from fastmoco.reproduce.definition import Definition, load_definition
+from fastmoco.reproduce.orderings import check_claims
+from fastmoco.reproduce.plan import (
+    PlannedRun,
+    check_measures,
+    check_names,
+    key_of,
+    needs_labels,
+    plan_runs,
+    run_config,
+)
+from fastmoco.reproduce.record import read_record
+from fastmoco.reproduce.schema import Scale, SweepConfig, sweep_folder
+from fastmoco.schema import DataConfig, TrainConfig, UsageError
+from fastmoco.train.run_folder import FREE_KEYS, open_run_folder
+
+OWN_KEYS = tuple(SweepConfig.__slots__)
+DATA_KEYS = ("data.train", "data.test")
+STATE_NAME = "sweep.json"
+
+
+@dataclass(slots=True)
+class Job:
+    """Everything that one call of the command is about."""
+
+    name: str
+    definition: Definition
+    """At its scale."""
+    cfg: SweepConfig
+    folder: Path
+    data: DataConfig
+    runs: list[PlannedRun]
+    configs: list[TrainConfig]
+    """Of the runs, checked."""
+    arguments: list[str]
+    """Of the command, after its name, but for `run`, `jobs`, `print` and `retry`."""
+
+    def command(self, run: PlannedRun) -> list[str]:
+        """The command line that does one run alone."""
+        return ["fastmoco", "sweep", self.name, f"run={run.label}", *self.arguments]
+
+    def log(self, run: PlannedRun) -> Path:
+        """What a run printed."""
+        return self.folder / "logs" / f"{run.label}.log"
+
+
+def sweep(name: str, arguments: Sequence[str]) -> None:
+    """Do all runs of a sweep that are not done yet, each in a child process; say how they ended.
+
+    Args:
+        name: Of the definition.
+        arguments: ``key=value``, of the sweep or of ``fastmoco train``.
+
+    Raises:
+        UsageError: If anything of any run is wrong; nothing was started.
+        Interrupted: After SIGINT or SIGTERM; the same command goes on.
+        ValueError: If runs failed; the others were done.
+    """
+    job = prepare(name, arguments)
+    if job.cfg.print:
+        print("\n".join(shlex.join(job.command(run)) for run in job.runs))  # noqa: T201
+        return
+    write_state(job)
+    if job.cfg.run:
+        from fastmoco.reproduce.one_run import do_run
+
+        (run,), (cfg,) = job.runs, job.configs
+        record = do_run(run, cfg, job.definition, job.log(run))
+        print(f"{run.label} {record.status}", record.reason)  # noqa: T201
+        return
+    from fastmoco.reproduce.schedule import do_all
+
+    do_all(job)
+
+
+def prepare(name: str, arguments: Sequence[str]) -> Job:
+    """Read the definition, plan the runs and check every override of each.
+
+    Raises:
+        UsageError: On the first that is wrong, naming the run.
+    """
+    own = [item for item in arguments if key_of(item) in OWN_KEYS]
+    overrides = [item for item in arguments if key_of(item) not in OWN_KEYS]
+    cfg = load_config(SweepConfig, quote_run(quote_paths(SweepConfig, own)))
+    check_names(overrides, OWN_KEYS)
+    if cfg.jobs < 0 or not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
+        raise UsageError("jobs must be 0 or more, and seeds different numbers, such as seeds=[0,1]")
+    definition = load_definition(name).at(cfg.scale)
+    folder = sweep_folder(name, cfg)
+    settings = [item for item in overrides if key_of(item) not in DATA_KEYS]
+    runs = plan_runs(definition, folder, cfg.seeds, quote_paths(TrainConfig, settings))
+    check_measures(definition)
+    check_claims(definition)
+    if cfg.run:
+        runs = [_only(cfg.run, runs)]
+    data = resolve_data(overrides, cfg, definition, folder)
+    configs = [run_config(run, data) for run in runs]
+    _check_configs(runs, configs)
+    kept = [item for item in arguments if key_of(item) not in ("run", "jobs", "print", "retry")]
+    return Job(name, definition, cfg, folder, data, runs, configs, kept)
+
+
+def quote_run(overrides: Sequence[str]) -> list[str]:
+    """Put a run's name, which holds commas, into Hydra's grammar; and a bare list of seeds."""
+    found = []
+    for item in overrides:
+        key, _, value = item.partition("=")
+        if key == "run" and value[:1] not in ("'", '"'):
+            item = f'run="{value}"'
+        if key == "seeds" and not value.startswith("["):
+            item = f"seeds=[{value}]"
+        found.append(item)
+    return found
+
+
+def _only(label: str, runs: Sequence[PlannedRun]) -> PlannedRun:
+    labels = {run.label: run for run in runs}
+    if label not in labels:
+        raise UsageError(f"unknown run={label}{nearest_name(label, list(labels))}")
+    return labels[label]
+
+
+def resolve_data(
+    overrides: Sequence[str], cfg: SweepConfig, definition: Definition, folder: Path
+) -> DataConfig:
+    """The data given; at scale=small without any, the built-in textures.
+
+    Raises:
+        UsageError: If there is none, or no labeled part to measure on.
+    """
+    given = [item for item in overrides if key_of(item) in DATA_KEYS]
+    data = load_config(TrainConfig, quote_paths(TrainConfig, given)).data
+    if not given and cfg.scale is Scale.small:
+        from fastmoco.data.builtin_file import builtin_file
+
+        files = {
+            split: folder.parent / "data" / f"textures-{split}.beton" for split in ("train", "test")
+        }
+        return DataConfig(**{split: builtin_file(path, split) for split, path in files.items()})
+    if data.train is None:
+        raise UsageError(
+            "data.train is not set; make a dataset file with `fastmoco convert FOLDER train.beton` "
+            "and give data.train=train.beton (with scale=small and no data, built-in images serve)"
+        )
+    if data.test is None and needs_labels(definition):
+        raise UsageError(
+            "data.test is not set; this sweep measures on labeled images: give data.test=FILE.beton"
+        )
+    return data
+
+
+def _check_configs(runs: Sequence[PlannedRun], configs: Sequence[TrainConfig]) -> None:
+    """Everything that can be wrong before a run is started.
+
+    Raises:
+        UsageError: On the first, naming the run.
+    """
+    from fastmoco.train.loop import check_config
+
+    for run, cfg in zip(runs, configs, strict=True):
+        try:
+            check_config(cfg)
+            if (run.folder / "config.yaml").exists():
+                open_run_folder(cfg, write=False)
+            else:
+                _check_untrained(run)
+        except UsageError as error:
+            raise UsageError(f"run {run.name}: {error}") from error
+
+
+def _check_untrained(run: PlannedRun) -> None:
+    """A run that only cost was measured of has no configuration of its own to compare with."""
+    record = read_record(run.folder)
+    if record and set(learned(record.overrides)) != set(learned(run.overrides)):
+        raise UsageError(
+            f"{run.folder} holds a run of other options ({' '.join(record.overrides)}); give the "
+            "same, or another folder=DIR"
+        )
+
+
+def learned(overrides: Sequence[str]) -> list[str]:
+    """Those that change what a run learns."""
+    return [item for item in overrides if key_of(item) not in FREE_KEYS]
+
+
+def write_state(job: Job) -> None:
+    """Keep what the sweep is made of, ``sweep.json`` in its folder, for its table.
+
+    Raises:
+        UsageError: If runs there were of other data.
+    """
+    from fastmoco.pipelines.source_set import open_image_set
+
+    state: dict[str, object] = {}
+    path = job.folder / STATE_NAME
+    if path.exists():
+        state = json.loads(path.read_text(encoding="utf-8"))
+    prints: dict[str, str] = {}
+    for split, file in (("train", job.data.train), ("test", job.data.test)):
+        if file is not None:
+            with open_image_set(file) as images:
+                prints[split] = images.fingerprint
+    if state.get("fingerprints", prints) != prints:
+        raise UsageError(
+            f"{job.folder} holds runs on other data; give the same data, or another folder=DIR"
+        )
+    before = state.get("seeds", [])
+    assert isinstance(before, list)
+    seeds = sorted({*before, *job.cfg.seeds})
+    now = {"name": job.name, "scale": job.cfg.scale.value, "seeds": seeds, "fingerprints": prints}
+    if now != state:
+        atomic_write_text(path, json.dumps(now, indent=1) + "\n")

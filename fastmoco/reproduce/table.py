@@ -1,0 +1,253 @@
+"""`fastmoco table`: a sweep's Markdown, CSV and plots, from its run folders alone."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastmoco.files import atomic_write_text
+from fastmoco.reproduce.definition import Definition, Measure, load_definition
+from fastmoco.reproduce.figures import (
+    LABELS,
+    SETTINGS,
+    Group,
+    RunFigures,
+    collect,
+    is_collapsed,
+)
+from fastmoco.reproduce.orderings import STANDARD_ERRORS, Finding, check_claims, judge
+from fastmoco.reproduce.plots import draw_plots
+from fastmoco.reproduce.schema import SweepTableConfig, sweep_folder
+from fastmoco.schema import UsageError
+
+VOC = "voc"
+
+
+def write_table(name: str, cfg: SweepTableConfig) -> str:
+    """Write ``table.md``, ``table.csv`` and the plots of a sweep.
+
+    Args:
+        name: Of the sweep; ``voc`` for results of `fastmoco detect`.
+        cfg: Where runs lie and files go.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        UsageError: If there is no such sweep, or no run of it.
+    """
+    if name == VOC:
+        from fastmoco.reproduce.voc import write_voc_table
+
+        return write_voc_table(cfg)
+    definition = load_definition(name).at(cfg.scale)
+    folder = sweep_folder(name, cfg)
+    state = read_state(folder, name)
+    groups = collect(definition, folder, state["seeds"])
+    if not any(group.runs for group in groups):
+        raise UsageError(f"{folder} holds no run that ended; start: fastmoco sweep {name}")
+    out = cfg.out or folder
+    check_claims(definition)
+    plots = draw_plots(out, definition, groups)
+    text = markdown(definition, groups, state, plots)
+    atomic_write_text(out / "table.md", text)
+    atomic_write_text(out / "table.csv", csv_text(definition, groups))
+    return text
+
+
+def read_state(folder: Path, name: str) -> dict[str, Any]:
+    """What `fastmoco sweep` kept of a sweep.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    path = folder / "sweep.json"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no sweep; start: fastmoco sweep {name}")
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return state
+
+
+def shown_measures(definition: Definition, groups: Sequence[Group]) -> list[str]:
+    """The measures that the table has columns for."""
+    wanted = []
+    if Measure.knn in definition.measure:
+        wanted.append("knn_top1")
+    if Measure.linear in definition.measure:
+        wanted.append("linear_top1")
+    if definition.trains:
+        wanted += ["loss", "chance_loss", "accuracy_top1", "feature_deviation"]
+    if Measure.dry_run in definition.measure:
+        wanted += ["images_per_second", "peak_gb", "hours"]
+    if definition.trains:
+        wanted.append("seconds")
+    differing = [
+        name for name in SETTINGS if len({v for group in groups for v in group.values(name)}) > 1
+    ]
+    return wanted + differing
+
+
+def default_measure(definition: Definition) -> str:
+    """What claims are about that name no measure."""
+    return "linear_top1" if Measure.linear in definition.measure else "knn_top1"
+
+
+def cell(group: Group, measure: str) -> str:
+    """Mean and deviation of a group's finished runs."""
+    mean, deviation, label = group.mean(measure), group.deviation(measure), LABELS[measure]
+    if mean is None:
+        return ""
+    text = f"{mean * label.factor:,.{label.digits}f}"
+    constant = measure in (*SETTINGS, "chance_loss")
+    if deviation is None or constant:
+        return text
+    return f"{text} ± {deviation * label.factor:,.{label.digits}f}"
+
+
+def markdown(
+    definition: Definition, groups: Sequence[Group], state: dict[str, Any], plots: Sequence[str]
+) -> str:
+    """The whole page."""
+    runs = [run for group in groups for run in group.runs]
+    lines = [f"# {definition.about}", ""]
+    lines += [f"- {line}" for line in _header(definition, runs, state)]
+    lines += ["", *_table_lines(definition, groups), ""]
+    lines += [f"- {line}" for line in _endings(groups)]
+    lines += [f"- {line}" for line in definition.notes]
+    tested = next((run.record.facts.get("test_images", 0) for run in runs), 0)
+    named = {group.name: group for group in groups}
+    found = judge(definition.published.orderings, named, default_measure(definition), tested)
+    lines += _ordering_lines(found)
+    for plot in plots:
+        lines += ["", f"![{plot.removesuffix('.svg')}]({plot})"]
+    return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+
+
+def _header(definition: Definition, runs: Sequence[RunFigures], state: dict[str, Any]) -> list[str]:
+    """What was run, on what."""
+    facts = [run.record.facts for run in runs if run.record.facts]
+
+    def all_of(key: str, form: str = "{}") -> str:
+        values = dict.fromkeys(str(one[key]) for one in facts if one.get(key) not in (None, ""))
+        return form.format(" / ".join(values)) if values else ""
+
+    seeds = ",".join(map(str, state["seeds"]))
+    given = " ".join(state.get("settings", []))
+    command = f"fastmoco sweep {state['name']} scale={state['scale']} seeds=[{seeds}]"
+    lines = [f"`{' '.join(filter(None, [command, given]))}`"]
+    if definition.source:
+        lines.append(f"Source of the published figures: {definition.source}")
+    data = f"{all_of('train_data')}, {all_of('train_images')} images"
+    if tested := all_of("test_images"):
+        data += f"; tested on {all_of('test_data')}, {tested}"
+    lines.append(f"Data: {data}")
+    lines.append(
+        f"Encoder: {all_of('encoder')}, width {all_of('width')}, {all_of('stem')} stem, views of "
+        f"{all_of('view_size')} pixels; {all_of('epochs')} epochs, batch "
+        f"{all_of('global_batch_size')}"
+    )
+    lines.append(
+        f"Device: {all_of('device')}, {all_of('precision')}, torch {all_of('torch')}; seeds {seeds}"
+    )
+    return lines + _protocols(runs)
+
+
+def _protocols(runs: Sequence[RunFigures]) -> list[str]:
+    """How accuracies were measured."""
+    lines = []
+    found = [run.record.measures for run in runs]
+    if knn := next((one["knn"] for one in found if "knn" in one), None):
+        lines.append(f"kNN: k = {knn['k']}, T = {knn['temperature']:g}, {knn['features']} features")
+    if linear := next((one["linear"] for one in found if "linear" in one), None):
+        lines.append(
+            f"Linear: protocol {linear['protocol']}, {linear['views']} views, {linear['epochs']} "
+            f"epochs, {linear['optimizer']}, {linear['num_train']} labeled images"
+        )
+    return lines
+
+
+def _table_lines(definition: Definition, groups: Sequence[Group]) -> list[str]:
+    """The table: a row a group, with what was published in the last column."""
+    measures, published = shown_measures(definition, groups), definition.published
+    titles = [" x ".join(definition.axes), "n", *(LABELS[measure].title for measure in measures)]
+    rows = [[group.name, _count(group), *_cells(group, measures)] for group in groups]
+    if published.values:
+        titles.append(f"published: {published.about}" if published.about else "published")
+        for row, group in zip(rows, groups, strict=True):
+            row.append(published.values.get(group.name, ""))
+    rule = "|---|" + "---:|" * (len(titles) - 1)
+    return [_line(titles), rule, *map(_line, rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(text.replace('|', '/') for text in cells)} |"
+
+
+def _count(group: Group) -> str:
+    """How many runs finished, of how many."""
+    finished, whole = len(group.finished), len(group.runs) + len(group.missing)
+    return str(finished) if finished == whole else f"{finished} of {whole}"
+
+
+def _cells(group: Group, measures: Sequence[str]) -> list[str]:
+    if group.finished:
+        return [cell(group, measure) for measure in measures]
+    first = "not run"
+    if group.ended_badly:
+        first = f"failed: {group.ended_badly[0].record.reason}"
+    return [first, *[""] * (len(measures) - 1)]
+
+
+def _endings(groups: Sequence[Group]) -> list[str]:
+    """What went otherwise than it should: missing, failed, diverged, collapsed."""
+    lines = []
+    for group in groups:
+        if group.missing:
+            lines.append(f"{group.name}: not run with seed {', '.join(map(str, group.missing))}")
+        for run in group.ended_badly:
+            record = run.record
+            lines.append(f"{group.name}, seed {record.seed} {record.status}: {record.reason}")
+        collapsed = [str(run.record.seed) for run in group.finished if is_collapsed(run)]
+        if collapsed:
+            lines.append(
+                f"{group.name}, seed {', '.join(collapsed)} collapsed: at the end all images have "
+                "nearly the same embedding (feature deviation)"
+            )
+    return lines
+
+
+def _ordering_lines(found: Sequence[Finding]) -> list[str]:
+    if not found:
+        return []
+    lines = [
+        "",
+        "Published orderings. One shows (or does not) where every seed of one run is above every "
+        f"seed of the other and accuracies differ by at least {STANDARD_ERRORS:g} standard errors "
+        "of a test set of this size:",
+        "",
+        "| claim | here | |",
+        "|---|---|---|",
+    ]
+    return lines + [_line([one.claim, one.verdict, one.detail]) for one in found]
+
+
+def csv_text(definition: Definition, groups: Sequence[Group]) -> str:
+    """A row a group: axes, counts, mean and deviation of every measure, the published value."""
+    measures = [m for m in LABELS if any(group.values(m) for group in groups)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    figures = [f"{measure}_{part}" for measure in measures for part in ("mean", "sd")]
+    writer.writerow([*definition.axes, "finished", "failed", "missing", *figures, "published"])
+    for group in groups:
+        cells: list[object] = [*group.points.values()]
+        cells += [len(group.finished), len(group.ended_badly), len(group.missing)]
+        for measure in measures:
+            cells += [_number(group.mean(measure)), _number(group.deviation(measure))]
+        writer.writerow([*cells, definition.published.values.get(group.name, "")])
+    return buffer.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+
+from fastmoco.config import load_config
+from fastmoco.reproduce.definition import load_definition, sweep_names
+from fastmoco.reproduce.orderings import check_claims
+from fastmoco.reproduce.plan import check_measures, combinations, plan_runs, run_config, run_name
+from fastmoco.reproduce.schema import Scale, SweepConfig
+from fastmoco.reproduce.sweep import quote_run
+from fastmoco.schema import DataConfig, TrainConfig, UsageError
+from tests.sweeps import DEFINITION, write_definition
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_every_sweep_composes_at_both_scales(name):
+    """All overrides of all runs, of the evaluations; all claims, plots and published values."""
+    whole = load_definition(name)
+    points = {
+        run_name(combination) for scale in Scale for combination in combinations(whole.at(scale))
+    }
+    assert set(whole.published.values) <= points
+    for scale in Scale:
+        definition = whole.at(scale)
+        check_measures(definition)
+        runs = plan_runs(definition, Path("runs"), [0], [])
+        for run in runs:
+            run_config(run, DataConfig())
+        check_claims(definition)
+
+
+def test_a_plan_is_the_cross_product_without_what_is_skipped(tmp_path):
+    definition = load_definition(str(write_definition(tmp_path))).at(Scale.full)
+    runs = plan_runs(definition, tmp_path, [0, 3], ["moco.dim=8", "train.epochs=9"])
+    assert [run.label for run in runs] == [
+        "0,linear,seed=0",
+        "0.90,linear,seed=0",
+        "0.90,mlp,seed=0",
+        "0,linear,seed=3",
+        "0.90,linear,seed=3",
+        "0.90,mlp,seed=3",
+    ]
+    cfg = run_config(runs[-1], DataConfig())
+    assert (cfg.moco.momentum, cfg.moco.head, cfg.moco.dim, cfg.seed) == (0.9, "mlp", 8, 3)
+    assert cfg.train.epochs == 9  # the user's wins over the definition's
+    assert cfg.run_dir == tmp_path / "0.90,mlp,seed=3"
+
+
+SMALL = """
+small:
+  experiment: demo
+  settings: [moco.dim=4]
+  points: {momentum: ["0.90"]}
+  axes: {head: {both: [moco.dim=2], mlp: [moco.head=mlp]}}
+  combined: [{points: {momentum: "0.90", head: mlp}, settings: [moco.queue_size=7]}]
+  skip: []
+  measure: [knn]
+  orderings: ["0.90,mlp > 0.90,both"]
+"""
+
+
+def test_the_small_scale_replaces_what_it_names(tmp_path):
+    whole = load_definition(str(write_definition(tmp_path, DEFINITION + SMALL)))
+    small = whole.at(Scale.small)
+    both, mlp = (run_config(run, DataConfig()) for run in plan_runs(small, tmp_path, [0], []))
+    assert (both.moco.dim, mlp.moco.dim) == (2, 4)  # an axis wins over settings
+    assert both.model.width == 16  # of the preset demo
+    assert (both.moco.queue_size, mlp.moco.queue_size) == (256, 7)
+    assert both.train.epochs == 2  # of both scales
+    assert (small.measure, small.published.orderings) == (["knn"], ["0.90,mlp > 0.90,both"])
+    assert len(plan_runs(whole.at(Scale.full), tmp_path, [0], [])) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("moco.momentum=0.9", "moco.momentun=0.9", "run 0.90,linear: unknown option moco.momentun"),
+        ("about: Two axes", "abuot: x", "abuot"),
+        ('"0.90":', '"0/9":', "point '0/9' of axis momentum"),
+        ("head: mlp}", "head: mpl}", "skip names head: mpl, which is no point"),
+        ("> 0.90,linear >", "> 0.9,linear >", "did you mean 0.90,linear?"),
+        ("[knn, linear]", "[knn, liner]", "liner"),
+        ("lines: head,", "lines: heat,", "the axes are momentum, head"),
+        ("y: linear_top1", "y: linear_top", "names the measure linear_top; did"),
+        ("axes:", "axes: {}\nother:", "other"),
+    ],
+)
+def test_a_wrong_definition_gets_one_line(tmp_path, old, new, message):
+    path = write_definition(tmp_path, DEFINITION.replace(old, new, 1))
+
+    def check_all():
+        definition = load_definition(str(path)).at(Scale.full)
+        check_claims(definition)
+        for run in plan_runs(definition, tmp_path, [0], []):
+            run_config(run, DataConfig())
+
+    with pytest.raises(UsageError) as caught:
+        check_all()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_sweep_gets_the_nearest_name():
+    with pytest.raises(UsageError, match="unknown sweep momentun; did you mean momentum"):
+        load_definition("momentun")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("moco.head=mlp", "moco.head is what axis head of this sweep sets"),
+        ("seed=3", "seed is set by the sweep"),
+        ("run_dir=x", "run_dir is set by the sweep"),
+    ],
+)
+def test_options_that_the_sweep_sets_are_refused(tmp_path, option, message):
+    definition = load_definition(str(write_definition(tmp_path))).at(Scale.full)
+    with pytest.raises(UsageError, match=message):
+        plan_runs(definition, tmp_path, [0], [option])
+
+
+def test_names_of_runs_and_bare_lists_of_seeds_are_read():
+    cfg = load_config(SweepConfig, quote_run(["run=0.07,mlp,seed=1", "seeds=0,1"]))
+    assert (cfg.run, cfg.seeds) == ("0.07,mlp,seed=1", [0, 1])
+    assert load_config(SweepConfig, quote_run(["seeds=[2]"])).seeds == [2]
+    assert not set(SweepConfig.__slots__) & set(TrainConfig.__slots__)
