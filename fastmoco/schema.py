@@ -345,3 +345,8 @@ class ViewsConfig:
     """Of all draws: the run's, to see its views."""
     epoch: int = 0
     """Which epoch's draws."""
+    crops: bool = False
+    """Instead, four pictures of each image: as it is, with the policy's crop, without it, and
+    evaluation's center crop."""
+    center_crop: float = 0.875
+    """crops: side of that square, as a share of the short one."""

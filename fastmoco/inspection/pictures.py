@@ -50,15 +50,15 @@ def draw_views(
         _band_titles(list(axes[rows * band : rows * (band + 1), 0]))
     for image, source in enumerate(sources):
         cells = axes[rows * (image // columns) :, image % columns]
-        _show(cells[0], source)
+        show(cells[0], source)
         _outline(cells[0], boxes[image], f"{source.shape[1]} x {source.shape[0]}")
         for view in range(len(views)):
             cell, color = cells[1 + view], _color(view)
-            _show(cell, views[view][image].clip(0, 1))
+            show(cell, views[view][image].clip(0, 1))
             cell.set_title(_wrapped(captions[view][image]), fontsize=7, pad=2)
             for spine in cell.spines.values():
                 spine.set(color=color, linewidth=1.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _color(view: int) -> str:
@@ -90,9 +90,10 @@ def _wrapped(caption: str) -> str:
     return "\n".join(textwrap.wrap(caption, 24))
 
 
-def _show(axes: Axes, image: npt.NDArray[Any]) -> None:
+def show(axes: Axes, image: npt.NDArray[Any], cmap: str | None = None) -> None:
+    """An image, pixel by pixel; of one channel in a color map, from its least to its greatest."""
     axes.set_axis_on()
-    axes.imshow(image, interpolation="nearest")
+    axes.imshow(image, interpolation="nearest", cmap=cmap)
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -125,12 +126,12 @@ def draw_contact_sheet(
         place.set_title(header, fontsize=9, loc="left")
     for line, cells in zip(sheet, axes, strict=True):
         for cell, place in zip(line, cells, strict=True):
-            _show(place, cell.image)
+            show(place, cell.image)
             place.set_xlabel(textwrap.shorten(cell.caption, 22, placeholder="..."), fontsize=8)
             for spine in place.spines.values():
                 spine.set_visible(cell.color is not None)
                 spine.set(color=cell.color, linewidth=2.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -165,7 +166,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes.set_xlabel("epoch")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], unit: str) -> None:
@@ -181,7 +182,8 @@ def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], u
     axes.grid(alpha=0.3)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, replaced whole."""
     FigureCanvasAgg(figure)  # no display, and no global state of pyplot
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastmoco.inspection.crop_figure import write_crop_figure
 from fastmoco.inspection.pictures import draw_views
 from fastmoco.pipelines.augment import augment_views, draw_parameters
 from fastmoco.pipelines.build import LoaderSpec, build_loader
@@ -41,6 +42,9 @@ def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
         plan = EpochPlan(
             seed=cfg.seed, epoch=cfg.epoch, num_samples=len(dataset), global_batch_size=cfg.count
         )
+        if cfg.crops:
+            write_crop_figure(cfg.out, dataset, plan, cfg)
+            return cfg.out
         loader = build_loader(
             dataset,
             plan,
