@@ -56,7 +56,8 @@ class Plot:
 
     y: str
     """A measure: ``knn_top1``, ``linear_top1``, ``loss``, ``accuracy_top1``, ``peak_gb``, ...;
-    kind=curve: a key of ``metrics.jsonl``."""
+    kind=curve: a key of ``metrics.jsonl``, or, of the linear classifier's ``curves.jsonl``,
+    ``linear.loss_train``, ``linear.top1``, ``linear.top5``."""
     x: str = ""
     """An axis, or a measure such as ``parameters``; none = the runs. kind=curve: ``epoch``."""
     lines: str = ""

@@ -55,6 +55,15 @@ class RunFigures:
     """By measure; the names of `LABELS`."""
     rows: list[dict[str, Any]]
     """Of ``metrics.jsonl``."""
+    linear_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of the linear classifier's ``curves.jsonl``."""
+
+    def curve(self, y: str) -> tuple[list[float], list[float]]:
+        """Epochs and values of a plot's y: a key of ``metrics.jsonl``, or ``linear.KEY``."""
+        source, _, key = y.rpartition(".")
+        rows = self.linear_rows if source == "linear" else self.rows
+        pairs = [(row["epoch"], row[key]) for row in rows if _is_finite(row.get(key))]
+        return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
 
 @dataclass(slots=True)
@@ -129,11 +138,22 @@ def _figures_of(path: Path, record: RunRecord) -> RunFigures:
         values["images_per_second"] = found["images_per_second"]
         values["peak_gb"] = found["peak_bytes"] / 1e9
         values["hours"] = found["total_seconds"] / 3600
-    return RunFigures(record, values, rows)
+    return RunFigures(record, values, rows, _linear_rows(path, record))
+
+
+def _linear_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
+    if "linear" not in record.measures:
+        return []
+    name = f"linear-{record.measures['linear']['protocol']}"
+    return read_rows(path / "evaluation" / name / "curves.jsonl")
+
+
+def _is_finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``metrics.jsonl``, none where there is none; without torch."""
+    """Rows of a ``metrics.jsonl`` or ``curves.jsonl``, none where there is none; without torch."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

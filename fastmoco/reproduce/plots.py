@@ -1,10 +1,8 @@
 """A sweep's plots as SVG files that are equal byte for byte where the figures are."""
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,7 +33,9 @@ def draw_plots(out: Path, definition: Definition, groups: Sequence[Group]) -> li
 
 def title_of(name: str) -> str:
     """A measure as it stands on an axis."""
-    return LABELS[name].title if name in LABELS else name.replace("_", " ")
+    if name in LABELS:
+        return LABELS[name].title
+    return name.replace("_", " ").replace(".", " ")
 
 
 def factor_of(name: str) -> float:
@@ -68,24 +68,20 @@ def _curves(axes: Axes, plot: Plot, groups: Sequence[Group]) -> bool:
     drawn = False
     for number, group in enumerate(groups):
         for count, run in enumerate(group.runs):
-            rows = [row for row in run.rows if _is_finite(row.get(plot.y))]
-            if rows:
+            epochs, values = run.curve(plot.y)
+            if epochs:
                 drawn = True
                 axes.plot(
-                    [row["epoch"] for row in rows],
-                    [row[plot.y] for row in rows],
+                    epochs,
+                    values,
                     color=f"C{number % 10}",
                     linestyle=("-", "--", ":")[number // 10 % 3],
-                    marker="." if len(rows) < 30 else None,
+                    marker="." if len(epochs) < 30 else None,
                     linewidth=1.2,
                     label=None if count else group.name,
                 )
-    axes.set_xlabel("epoch")
+    axes.set_xlabel("epoch of the linear classifier" if plot.y.startswith("linear.") else "epoch")
     return drawn
-
-
-def _is_finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _by_line(plot: Plot, groups: Sequence[Group]) -> dict[str, list[Group]]:

@@ -131,6 +131,18 @@ IMAGENETTE = {
     "pipeline.channel_mean": [],
     "train.epochs": 1000,
 }
+COMPETITION = {
+    **JITTER,
+    **BLUR,
+    "model.encoder": "resnet50",
+    "pipeline.view_size": 96,
+    "moco.head": "mlp",
+    "moco.queue_size": 2048,
+    "moco.momentum": 0.99,
+    "moco.batch_norm": "shuffled",
+    "optimizer.schedule": "cosine",
+    "train.epochs": 100,
+}
 COURSE = {
     "global_batch_size": 64,
     "model.encoder": "resnet50",
@@ -203,6 +215,8 @@ RECIPES = {
     },
     "imagenette": {**IMAGENETTE, "policy.crop_scale": [1.0, 1.0]},
     "imagenette_crop": {**IMAGENETTE, "policy.crop_scale": [0.2, 1.0]},
+    "competition96": {**COMPETITION, "policy.crop_scale": [0.2, 1.0]},
+    "competition96_no_crop": {**COMPETITION, "policy.crop_scale": [1.0, 1.0]},
     "cifar10_moco": {**COURSE, "pipeline.view_size": 224, "model.stem": "imagenet"},
     "cifar10_moco_32": {**COURSE, "pipeline.view_size": 32, "model.stem": "small"},
     "cifar10_moco_mended": {**COURSE, **JITTER, **NO_BLUR, "pipeline.view_size": 32},

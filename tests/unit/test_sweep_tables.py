@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from fastmoco.reproduce.definition import load_definition
 from fastmoco.reproduce.figures import Group, RunFigures, collect
 from fastmoco.reproduce.orderings import Verdict, judge
 from fastmoco.reproduce.record import RunRecord, Status
@@ -70,9 +71,18 @@ def test_plots_are_equal_byte_for_byte(tmp_path, sweep):
         text = write_table(str(path), table_config(sweep, out))
         found.append({plot.name: plot.read_bytes() for plot in out.glob("*.svg")})
         assert all(f"]({name})" in text for name in found[-1])
-    assert len(found[0]) == 4
+    assert len(found[0]) == 5
     assert found[0] == found[1]
     assert not any(b"<dc:date>" in plot for plot in found[0].values())
+
+
+def test_curves_are_read_of_training_and_of_the_linear_classifier(tmp_path, sweep):
+    definition = load_definition(str(write_definition(tmp_path))).at(Scale.full)
+    diverged, linear, mlp = collect(definition, sweep, [0])
+    assert mlp.runs[0].curve("accuracy_top1") == ([1.0, 2.0], [10.0, 20.0])
+    assert mlp.runs[0].curve("linear.top1") == ([2], [60.0])
+    assert linear.runs[0].curve("linear.loss_train") == ([1, 2], [2.0, 1.0])
+    assert diverged.runs[0].curve("linear.top1") == ([], [])
 
 
 def group(name, *values, failed=False):
