@@ -145,12 +145,8 @@ def _measured(
         return cost_of(cfg)
     if measure is Measure.knn:
         neighbors = load_config(KnnConfig, definition.knn)
-        found = knn(
-            run.folder, dataclasses.replace(neighbors, data=data, device=device)
-        ).to_json()
+        found = knn(run.folder, dataclasses.replace(neighbors, data=data, device=device)).to_json()
         # The confusion matrix and the classes stand in no table.
         return {name: value for name, value in found.items() if not isinstance(value, list | dict)}
     classifier = load_config(LinearConfig, definition.linear)
-    return linear(
-        run.folder, dataclasses.replace(classifier, data=data, device=device)
-    ).to_json()
+    return linear(run.folder, dataclasses.replace(classifier, data=data, device=device)).to_json()
