@@ -8,21 +8,19 @@ contender, imports included. Left out: sources on slow disks, which bound all al
 """
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from benchmarks.child import call_in_child
 from benchmarks.harness import again, alternate, summarize
-from benchmarks.pictures import write_photographs, write_thumbnails
+from benchmarks.limits import DISK_CHUNK_BYTES, disk_write
+from benchmarks.pictures import Source
 from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
 
@@ -30,18 +28,7 @@ SMALL_ROUNDS, FULL_ROUNDS = 3, 5
 HEADER_GOAL = ">= 6x FFCV or >= 80% of the disk"
 DECODE_GOAL = ">= 3x FFCV"
 RESIZE_GOAL = ">= 1.5x FFCV"
-DISK_CHUNK_BYTES = 1 << 26
 DISK_WRITE, DISK_READ = "disk write, fsync", "disk read, not cached"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A tree of images."""
-
-    name: str
-    folder: Path
-    count: int
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +77,6 @@ def _ours(name: str, peer: Contender, goal: str, **options: Any) -> Contender:
     )
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A folder for trees and files that is gone afterwards: pytest's own would keep gigabytes."""
-    with tempfile.TemporaryDirectory(prefix="bench_convert_") as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def photographs(settings: Settings, folder: Path) -> Source:
-    """Synthetic photographs of ImageNet's size."""
-    count = settings.pick(1_500, 6_000)
-    num_bytes = write_photographs(folder / "photographs", count)
-    os.sync()
-    return Source(f"{count:,} photographs of 500 x 375", folder / "photographs", count, num_bytes)
-
-
-@pytest.fixture(scope="module")
-def cifar(settings: Settings, folder: Path) -> Source:
-    """CIFAR-10's JPEGs, all or evenly chosen, or a stand-in that says so."""
-    count, tree = settings.pick(6_000, 50_000), folder / "cifar"
-    if settings.cifar is None:
-        num_bytes, name = write_thumbnails(tree, count), "JPEGs of 32 x 32, a stand-in for CIFAR-10"
-    else:
-        paths = sorted(settings.cifar.glob("*/*.jp*g"))
-        count = min(count, len(paths))
-        chosen = [paths[i * len(paths) // count] for i in range(count)]
-        num_bytes, name = _copy(chosen, tree), "JPEGs of CIFAR-10"
-    os.sync()
-    return Source(f"{count:,} {name}", tree, count, num_bytes)
-
-
 def bench_convert_photographs(settings: Settings, report: Report, photographs: Source) -> None:
     """JPEGs of 110 KB: copied after a check, or made smaller."""
     whole, small = _ffcv("JPEG", "jpg", 500), _ffcv("JPEG, 400 px", "jpg", 400)
@@ -137,20 +93,23 @@ def bench_convert_photographs(settings: Settings, report: Report, photographs: S
     _compare(settings, report, photographs, contenders)
 
 
-def bench_convert_cifar(settings: Settings, report: Report, cifar: Source) -> None:
+def bench_convert_cifar(settings: Settings, report: Report, thumbnails: Source) -> None:
     """JPEGs of 1 or 2 KB: copied after a check, or stored as pixels."""
     jpeg, raw = _ffcv("JPEG", "jpg", None), _ffcv("raw", "raw", None)
     contenders = [
         jpeg,
         _ours("header, statistics=none", jpeg, HEADER_GOAL, check="header", statistics="none"),
         _ours("header", jpeg, HEADER_GOAL, check="header"),
-        _ours("decode, statistics=none", jpeg, DECODE_GOAL, check="decode", statistics="none"),
         _ours("decode (default)", jpeg, DECODE_GOAL, check="decode"),
-        raw,
-        _ours("raw, statistics=none", raw, "", encoding="raw", statistics="none"),
-        _ours("raw", raw, "", encoding="raw"),
     ]
-    _compare(settings, report, cifar, contenders)
+    if settings.scale == "full":
+        contenders += [
+            _ours("decode, statistics=none", jpeg, DECODE_GOAL, check="decode", statistics="none"),
+            raw,
+            _ours("raw, statistics=none", raw, "", encoding="raw", statistics="none"),
+            _ours("raw", raw, "", encoding="raw"),
+        ]
+    _compare(settings, report, thumbnails, contenders)
 
 
 def _compare(
@@ -227,19 +186,7 @@ def _convert_once(contender: Contender, source: Source, output: Path) -> Measure
 
 
 def _disk_write(path: Path, num_bytes: int) -> Measurement:
-    """Writes random bytes one after the other, until they are on the disk: nothing is faster."""
-    block = np.random.default_rng(0).bytes(min(num_bytes, DISK_CHUNK_BYTES))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    try:
-        start = time.perf_counter()
-        left = num_bytes
-        while left:
-            left -= os.write(descriptor, memoryview(block)[:left])
-        os.fsync(descriptor)
-        return Measurement(time.perf_counter() - start, num_bytes)
-    finally:
-        os.close(descriptor)
-        path.unlink()
+    return Measurement(disk_write(path, num_bytes), num_bytes)
 
 
 def _disk_read(path: Path, num_bytes: int) -> Measurement:
@@ -256,12 +203,3 @@ def _disk_read(path: Path, num_bytes: int) -> Measurement:
     finally:
         os.close(descriptor)
         path.unlink()
-
-
-def _copy(paths: Sequence[Path], tree: Path) -> int:
-    """Copies files with the folders that they are in; gives their bytes in total."""
-    for path in paths:
-        target = tree / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    return sum(path.stat().st_size for path in paths)

@@ -24,6 +24,7 @@ from benchmarks.harness import (
     measure_blocks,
     summarize,
 )
+from benchmarks.limits import matrix_rate
 from benchmarks.memory import own_peak_bytes, reset_own_peak
 from benchmarks.report import Ratio, Report, Row, beside
 from benchmarks.settings import Settings
@@ -43,9 +44,12 @@ def bench_loss_time(settings: Settings, report: Report) -> None:
     device = resolve_device("auto")
     report.subject = f"InfoNCE with gradient, C = {DIM}"
     fast = resolve_loss(Loss.auto, device, DIM)
-    plan = GPU_PLAN if device.type == "cuda" else Plan(10, settings.pick(CPU_PLAN.rounds, 10))
-    timer: Callable[[Work, int], float] = cuda_timer if device.type == "cuda" else host_timer()
+    on_cuda = device.type == "cuda"
+    timer: Callable[[Work, int], float] = cuda_timer if on_cuda else host_timer()
+    dtype = torch.float16 if on_cuda else torch.float32
     for count, queue_size in TIMED:
+        steps = 10 if count * queue_size <= 1 << 20 else 3
+        plan = GPU_PLAN if on_cuda else Plan(steps, settings.pick(CPU_PLAN.rounds, 10))
         contenders = {
             form.value: _loss(form, count, queue_size, device) for form in (Loss.plain, fast)
         }
@@ -55,12 +59,16 @@ def bench_loss_time(settings: Settings, report: Report) -> None:
             ("plain", ""),
             (again(fast.value), fast.value),
         ):
+            value = summarize([1e3 * value for value in seconds[name]])
+            least = 4 * DIM * count * queue_size / matrix_rate(device, dtype)
             report.rows.append(
                 Row(
                     what=f"{name}, N = {count}, K = {queue_size:,}",
                     unit="ms",
-                    value=summarize([1e3 * value for value in seconds[name]]),
+                    value=value,
                     ratio=beside(seconds, name, peer, fast.value),
+                    limit="the arithmetic of both matrix products",
+                    share_of_limit=1e3 * least / value.median,
                 )
             )
 
@@ -77,7 +85,7 @@ def bench_loss_memory(settings: Settings, report: Report) -> None:
                 call_in_child(
                     "benchmarks.bench_loss:peak_bytes", {"form": form.value, **sizes}
                 ).value["bytes"]
-                for _ in range(settings.pick(3, 5))
+                for _ in range(settings.pick(1 if count == 4_096 else 2, 5))
             ]
             for form in (Loss.plain, fast)
         }

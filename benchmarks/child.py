@@ -1,24 +1,28 @@
 """Calls a function in a fresh process, and cleans up after one that hangs, dies or leaks.
 
 Run as a module it is the child: ``python -m benchmarks.child MODULE:FUNCTION JSON`` calls
-``FUNCTION(**JSON)`` and prints what it gives, as JSON, in the last line.
+``FUNCTION(**JSON)`` and prints what it gives, as JSON, in the last line. With a third argument, a
+file descriptor, the function gives a stream of batches instead: for every line of its input, a
+number of seconds, the child writes there how many images came in that time.
 """
 
 import importlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import shared_memory
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.memory import PeakMemory, session_members
+from benchmarks.rates import measure_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 KILL_SECONDS = 10  # within these the kernel has ended what was killed, unless a disk hangs
@@ -42,7 +46,11 @@ class ChildResult:
 
 
 def call_in_child(
-    target: str, arguments: Mapping[str, Any], *, timeout_seconds: float = 300
+    target: str,
+    arguments: Mapping[str, Any],
+    *,
+    timeout_seconds: float = 300,
+    environment: Mapping[str, str] | None = None,
 ) -> ChildResult:
     """Calls ``MODULE:FUNCTION`` in a process of its own, in a session of its own.
 
@@ -50,14 +58,19 @@ def call_in_child(
         target: The function; it takes and gives what JSON can hold.
         arguments: Its keyword arguments.
         timeout_seconds: After this the whole session is killed.
+        environment: Variables to set beside those of this process.
 
     Raises:
         Unavailable: If it fails or takes too long; the message is its last line on stderr.
     """
-    command = [sys.executable, "-m", "benchmarks.child", target, json.dumps(dict(arguments))]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(
-            command, stdout=out, stderr=err, cwd=ROOT, start_new_session=True
+            _command(target, arguments),
+            stdout=out,
+            stderr=err,
+            cwd=ROOT,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
         try:
             with PeakMemory(process.pid) as memory:
@@ -69,6 +82,107 @@ def call_in_child(
         if status != 0:
             raise Unavailable(_last_line(err) or f"ended with status {status}")
         return ChildResult(json.loads(_last_line(out)), memory.peak_bytes)
+
+
+class KeptChild:
+    """A child process that holds a stream of batches, frozen while others are measured.
+
+    A contender starts, compiles and fills its queues once for all rounds. Frozen (SIGSTOP to all of
+    its processes), it takes no time from the others.
+
+    Args:
+        target: ``MODULE:FUNCTION`` that gives an endless iterator of the images of each batch.
+        arguments: Its keyword arguments.
+        timeout_seconds: Beyond the seconds that are asked for; after it the session is killed.
+    """
+
+    def __init__(
+        self, target: str, arguments: Mapping[str, Any], *, timeout_seconds: float = 300
+    ) -> None:
+        self._command = _command(target, arguments)
+        self._timeout_seconds = timeout_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._errors = tempfile.TemporaryFile("w+")
+        self._answers = b""
+        self._answer_end = -1
+
+    def measure(self, seconds: float) -> ChildResult:
+        """Lets it run for some seconds; the first call starts it.
+
+        Returns:
+            As `measure_rate`, and the peak of memory in this time.
+
+        Raises:
+            Unavailable: If it fails or takes too long; it is ended then.
+        """
+        process = self._process or self._start()
+        try:
+            os.killpg(process.pid, signal.SIGCONT)
+            with PeakMemory(process.pid) as memory:
+                value = self._ask(process, seconds)
+            _freeze(process)
+        except BaseException:
+            self.close()
+            raise
+        return ChildResult(value, memory.peak_bytes)
+
+    def close(self) -> None:
+        """Ends it, with all that it started."""
+        if self._process is not None:
+            _clean_up(self._process)
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe:
+                    pipe.close()
+            os.close(self._answer_end)
+            self._process = None
+        self._errors.close()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._answer_end, theirs = os.pipe()
+        self._process = subprocess.Popen(
+            [*self._command, str(theirs)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            cwd=ROOT,
+            start_new_session=True,
+            pass_fds=[theirs],
+        )
+        os.close(theirs)
+        return self._process
+
+    def _ask(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
+        assert process.stdin
+        deadline = time.monotonic() + seconds + self._timeout_seconds
+        try:
+            process.stdin.write(f"{seconds}\n".encode())
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended, and the loop below says why
+        while b"\n" not in self._answers:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"killed: it took more than {self._timeout_seconds:g} s")
+            ready, _, _ = select.select([self._answer_end], [], [], 0.2)
+            part = os.read(self._answer_end, 1 << 16) if ready else b""
+            self._answers += part
+            # Processes that it forked may keep the pipe open.
+            if not part and process.poll() is not None:
+                raise Unavailable(
+                    _last_line(self._errors) or f"ended with status {process.returncode}"
+                )
+        line, _, self._answers = self._answers.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def _freeze(process: subprocess.Popen[bytes]) -> None:
+    """Stops the session, and waits until its leader has stopped (or ended)."""
+    os.killpg(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+
+def _command(target: str, arguments: Mapping[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.child", target, json.dumps(dict(arguments))]
 
 
 def _clean_up(process: subprocess.Popen[bytes]) -> None:
@@ -94,12 +208,25 @@ def _last_line(file: IO[str]) -> str:
     return (file.read().strip().splitlines() or [""])[-1]
 
 
+def _serve(batches: Iterator[float], descriptor: int) -> None:
+    """Answers every line of the input, a number of seconds, with the images of that time."""
+    warm_up_batches = 4
+    with open(descriptor, "w", encoding="ascii") as answers:
+        for line in sys.stdin:
+            answers.write(f"{json.dumps(measure_rate(batches, float(line), warm_up_batches))}\n")
+            answers.flush()
+            warm_up_batches = 1  # since it was frozen, nothing was made ahead
+
+
 def _main() -> None:
-    target, arguments = sys.argv[1:]
+    target, arguments, *descriptor = sys.argv[1:]
     # Python has no public way to say which blocks of shared memory are this process's.
     vars(shared_memory)["_SHM_NAME_PREFIX"] = f"/{_shared_memory_prefix(os.getpid())}"
     module, function = target.split(":")
     value = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+    if descriptor:
+        _serve(iter(value), int(descriptor[0]))
+        return
     sys.stdout.write(f"\n{json.dumps(value)}\n")
     sys.stdout.flush()
 

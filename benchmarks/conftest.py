@@ -1,7 +1,11 @@
 """Options of the benchmarks, and what each of them is given."""
 
+import ctypes
+import gc
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from benchmarks.memory import own_peak_bytes, reset_own_peak
+from benchmarks.pictures import Source, make_photographs, make_thumbnails
 from benchmarks.report import Report, show
 from benchmarks.settings import Settings
 
@@ -42,6 +48,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of CIFAR-10's training JPEGs in class folders (FASTMOCO_BENCHMARK_CIFAR); "
         "without it a stand-in is made",
     )
+    group.addoption(
+        "--benchmark-images",
+        type=Path,
+        default=os.environ.get("FASTMOCO_BENCHMARK_IMAGES"),
+        help="folder of your own JPEGs, searched to its depth (FASTMOCO_BENCHMARK_IMAGES), in "
+        "place of the photographs that are made",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -61,26 +74,73 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def settings(request: pytest.FixtureRequest) -> Settings:
     """The options."""
     option = request.config.getoption
-    cifar = option("--benchmark-cifar")
     return Settings(
         scale=option("--benchmark-scale"),
-        cifar=Path(cifar) if cifar else None,
+        cifar=_folder(request.config, "--benchmark-cifar"),
+        images=_folder(request.config, "--benchmark-images"),
         results=option("--benchmark-results"),
         plots=option("--benchmark-plots"),
     )
+
+
+def _folder(config: pytest.Config, option: str) -> Path | None:
+    """A folder that an option names."""
+    given = config.getoption(option)
+    if given and not Path(given).is_dir():
+        raise pytest.UsageError(f"{option}={given} is no folder")
+    return Path(given) if given else None
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A folder in $TMPDIR that is gone afterwards: pytest's own would keep gigabytes."""
+    with tempfile.TemporaryDirectory(prefix="fastmoco_benchmarks_") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def photographs(settings: Settings, scratch: Path) -> Source:
+    """Photographs of ImageNet's size, or one's own images."""
+    count = settings.pick(600, 6_000)
+    return _on_disk(make_photographs(scratch / "photographs", count, settings.images))
+
+
+@pytest.fixture(scope="session")
+def thumbnails(settings: Settings, scratch: Path) -> Source:
+    """CIFAR-10's JPEGs, or a stand-in."""
+    count = settings.pick(6_000, 50_000)
+    return _on_disk(make_thumbnails(scratch / "thumbnails", count, settings.cifar))
+
+
+def _on_disk(source: Source) -> Source:
+    os.sync()  # or the kernel would write them while others are measured
+    return source
 
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Report]:
     """Takes the rows; they are written when the benchmark ends, if it got that far."""
     found = Report(request.node.name.removeprefix("bench_"), settings.scale)
+    reset_own_peak()
+    start = time.perf_counter()
     yield found
+    found.seconds, found.peak_bytes = time.perf_counter() - start, own_peak_bytes()
+    _free_memory()
     if not found.rows:
         return
     found.write(settings.results)
     if settings.plots:
         found.plot(settings.results)
     request.config.stash.setdefault(REPORTS, []).append(found)
+
+
+def _free_memory() -> None:
+    """Gives the next benchmark what this one held: compiled steps live as long as their caches."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)  # man 3 malloc_trim
 
 
 def pytest_terminal_summary(config: pytest.Config) -> None:

@@ -1,39 +1,132 @@
 """``python -m benchmarks.document``: docs/benchmarks.md from the result files."""
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goals import Goal, JsonRow, Verdict, judge, read_goals
 from benchmarks.report import ROOT, number
 from fastmoco.files import atomic_write_text
 
 HEAD = """# Benchmarks
 
 Made from `benchmarks/results/` by `python -m benchmarks.document`; what each name measures stands
-in `benchmarks/bench_*.py`. Rerun on an idle machine: `pytest benchmarks/ --benchmark` (`-k loader`,
-`--benchmark-scale=full`; `--benchmark-cifar=DIR` for CIFAR-10's own JPEGs). Values are medians,
-with the least and greatest of n repeats, or quartiles from 8 on. A ratio is the peer's cost over
-the row's own, round by round, in the same run: above 1 is in favor of the row. "(again)" is the
-same code twice: the noise floor. A ratio that does not stand out from it is not shown to be a gain.
+at the top of `benchmarks/bench_*.py`.
+
+**To rerun** on an idle machine: `pip install -e '.[bench,dali,ffcv]' --group dev` for the peers,
+then `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
+`--benchmark-scale=full` takes more images and rounds, `--benchmark-plots` writes an SVG beside each
+result, `--benchmark-images=DIR` puts your own JPEGs in place of the photographs that are made,
+`--benchmark-cifar=DIR` names CIFAR-10's training JPEGs. `python -m benchmarks.compare --base DIR
+--new DIR` compares two result folders and fails where the new one is slower beyond noise.
+
+**To read**: values are medians, with the least and greatest of n repeats, or quartiles from 8 on. A
+ratio is the peer's cost over the row's own, round by round, in the same run: above 1 is in favor of
+the row. "(again)" is the same code twice: the noise floor. A ratio that does not stand out from it
+is not shown to be a gain.
 """
+AGAIN = "(again)"
+Results = Mapping[str, Sequence[JsonRow]]
 
 
 def document(results: Path) -> str:
-    """Markdown of all results in a folder.
+    """Markdown of all results in a folder and the folders in it.
 
     Raises:
         ValueError: If there are none.
     """
-    files = sorted(results.glob("*.json"))
+    files = {path: json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))}
+    files = {path: rows for path, rows in files.items() if rows}
     if not files:
         raise ValueError(f"{results} holds no results; run pytest benchmarks/ --benchmark")
-    sections = [_section(path.stem, json.loads(path.read_text())) for path in files]
-    return "\n".join([HEAD, *sections])
+    by_name: dict[str, list[JsonRow]] = {}
+    for path, rows in files.items():
+        by_name.setdefault(path.stem, []).extend(rows)
+    sections = [_section(_name(path, results), path, rows) for path, rows in files.items()]
+    return "\n".join([HEAD, _goals(by_name), _not_shown(by_name), _absent(by_name), *sections])
 
 
-def _section(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def _name(path: Path, results: Path) -> str:
+    return path.relative_to(results).with_suffix("").as_posix()
+
+
+def _goals(results: Results) -> str:
+    """The headline: every goal with its figure, and the profile of those that are not met."""
+    verdicts = [judge(goal, results) for goal in read_goals()]
+    met = sum(verdict.met is True for verdict in verdicts)
+    missed = sum(verdict.met is False for verdict in verdicts)
+    lines = [
+        "## Goals",
+        "",
+        f"{met} met, {missed} NOT met, {len(verdicts) - met - missed} not measured.",
+        "",
+        "| part | goal | figure | met |",
+        "|---|---|---|---|",
+        *(_goal_line(verdict) for verdict in verdicts),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _goal_line(verdict: Verdict) -> str:
+    goal, row = verdict.goal, verdict.row
+    if row is None:
+        where = "needs a CUDA device" if goal.device == "cuda" else "no such result"
+        where = f"needs --benchmark-scale={goal.scale}" if goal.scale else where
+        return _table_line([goal.part, goal.claim, "", f"not measured: {where}"])
+    answer = "met" if verdict.met else "**NOT met**"
+    if not verdict.met and goal.profile:
+        answer += f'; profile: [log.md](log.md), "{goal.profile}"'
+    return _table_line([goal.part, goal.claim, _figure(goal, row), answer])
+
+
+def _figure(goal: Goal, row: JsonRow) -> str:
+    """The figures that the goal is about."""
+    parts = []
+    if goal.ratio is not None and row["ratio"]:
+        parts.append(f"{_ratio(row['ratio'])} beside {row['ratio']['peer']}")
+    if goal.share is not None and row["share_of_limit"] is not None:
+        parts.append(f"{row['share_of_limit']:.0%} of {row['limit']}")
+    if goal.below is not None:
+        parts.append(f"{_value(row)} ({_spread(row['spread'])})")
+    return ", ".join(parts)
+
+
+def _not_shown(results: Results) -> str:
+    """Ratios that equal code shows as well."""
+    lines = [
+        "## Not shown",
+        "",
+        "Beside each other, these differ no more than equal code does:",
+        "",
+    ]
+    for name, row in _all(results):
+        ratio = row["ratio"]
+        if ratio and not ratio["shown"] and AGAIN not in row["what"]:
+            lines.append(f"- {name}: {row['what']} beside {ratio['peer']}, {ratio['value']:.2f}x")
+    return "\n".join([*lines, ""])
+
+
+def _absent(results: Results) -> str:
+    """Peers without a figure, and what needs a machine that was not at hand."""
+    lines = [
+        f"- {name}: {row['what']} ({row['note'] or 'no reason given'})"
+        for name, row in _all(results)
+        if row["value"] is None
+    ]
+    if not any(row["device"].startswith("cuda") for _, row in _all(results)):
+        lines.append("- all that needs a CUDA device: no GPU was at hand")
+    return "\n".join(["## Absent", "", *(lines or ["Nothing."]), ""])
+
+
+def _all(results: Results) -> Iterator[tuple[str, JsonRow]]:
+    return ((name, row) for name, rows in results.items() for row in rows)
+
+
+def _section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
     about = rows[0]
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items() if value)
     machine = f"{about['clocks']['cpu']}, {about['device']}"
@@ -48,23 +141,35 @@ def _section(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
         *map(_line, rows),
         "",
     ]
+    picture = path.with_suffix(".svg")
+    if picture.exists() and any(row.get("curve") for row in rows):
+        lines += [f"![{name}]({os.path.relpath(picture, ROOT / 'docs')})", ""]
     return "\n".join(lines)
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    value, ratio, share = row["value"], row["ratio"], row["share_of_limit"]
-    cells = [
-        row["what"],
-        "absent" if value is None else f"{number(value)} {row['unit']}",
-        "" if value is None else _spread(row["spread"]),
-        str(row["repeats"] or ""),
-        "" if not ratio else _ratio(ratio),
-        ratio["peer"] if ratio else "",
-        "" if share is None else f"{share:.0%} of {row['limit']}",
-        row["goal"],
-        row["note"],
-    ]
+def _line(row: JsonRow) -> str:
+    ratio, share = row["ratio"], row["share_of_limit"]
+    return _table_line(
+        [
+            row["what"],
+            _value(row),
+            "" if row["value"] is None else _spread(row["spread"]),
+            str(row["repeats"] or ""),
+            "" if not ratio else _ratio(ratio),
+            ratio["peer"] if ratio else "",
+            "" if share is None else f"{share:.0%} of {row['limit']}",
+            row["goal"],
+            row["note"],
+        ]
+    )
+
+
+def _table_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _value(row: JsonRow) -> str:
+    return "absent" if row["value"] is None else f"{number(row['value'])} {row['unit']}"
 
 
 def _ratio(ratio: Mapping[str, Any]) -> str:

@@ -2,24 +2,29 @@
 
 What can share a process runs in mirrored blocks, A B then B A (`measure_blocks`); what cannot, such
 as code that leaks or sets global state, runs in child processes whose order is turned around each
-round (`alternate`). In both, one contender runs twice under two names (A/A): where equal code
+round (`alternate`), and streams of images in children that are frozen while others run
+(`measure_streams`). In all, one contender runs twice under two names (A/A): where equal code
 differs by as much as a gain, the gain is not shown. Left out: any correction for clocks that change
 within a round.
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from benchmarks.child import Unavailable
+from benchmarks.child import KeptChild, Unavailable
 
 Work = Callable[[], object]
 Timer = Callable[[Work, int], float]
 Result = TypeVar("Result")
+Target = tuple[str, Mapping[str, Any]]
+"""``MODULE:FUNCTION`` and its keyword arguments."""
 
 FEW_REPEATS = 8  # below, quartiles mean little and the spread is from the least to the greatest
 
@@ -102,14 +107,16 @@ def alternate(
 
     Args:
         contenders: By name, a function that runs it once and gives what it measured.
-        repeated: The contender that also runs as `again`, for the noise floor.
+        repeated: The contender that also runs as `again`, for the noise floor; unless the
+            contenders have one of that name.
         rounds: How often.
 
     Returns:
         A result for each round of each contender and of ``again(repeated)``; and, by name, the
         reason why a contender is not among them. It is not tried again once it is unavailable.
     """
-    runs = dict(contenders) | {again(repeated): contenders[repeated]}
+    runs = dict(contenders)
+    runs.setdefault(again(repeated), contenders[repeated])
     results: dict[str, list[Result]] = {name: [] for name in runs}
     reasons: dict[str, str] = {}
     for name in _turning(list(runs), rounds):
@@ -120,6 +127,37 @@ def alternate(
         except Unavailable as error:
             reasons[name] = str(error)
     return {name: found for name, found in results.items() if name not in reasons}, reasons
+
+
+def measure_streams(
+    targets: Mapping[str, Target], repeated: str, *, rounds: int, seconds: float
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, str]]:
+    """How many images streams give in child processes that take turns, each alone on the machine.
+
+    Args:
+        targets: By name, a function that gives an endless iterator of the images of each batch.
+        repeated: The one of which a second child runs as `again`, for the noise floor.
+        rounds: How often each is measured.
+        seconds: For how long.
+
+    Returns:
+        For each round ``images``, ``seconds`` and ``peak_bytes``, the most memory of the child and
+        all that it started, and in the first ``first_batch_seconds``, from the making of the stream
+        on; and the reasons of those that are unavailable, as `alternate`.
+    """
+    with ExitStack() as stack:
+        runs = {
+            name: partial(
+                _measure_stream, stack.enter_context(closing(KeptChild(*target))), seconds
+            )
+            for name, target in {**targets, again(repeated): targets[repeated]}.items()
+        }
+        return alternate(runs, repeated, rounds)
+
+
+def _measure_stream(child: KeptChild, seconds: float) -> dict[str, float]:
+    done = child.measure(seconds)
+    return {**done.value, "peak_bytes": float(done.peak_bytes)}
 
 
 def _turning(names: list[str], rounds: int) -> Iterator[str]:

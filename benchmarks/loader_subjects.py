@@ -1,9 +1,11 @@
-"""fastmoco's loaders and what bounds them, as child processes call them; imports are not timed."""
+"""fastmoco's loaders and what bounds them, as child processes call them; imports are not timed.
+
+Those that give a stream give the images of each batch, without end.
+"""
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.rates import measure_rate
+from benchmarks.rates import measure_rate, on_all_cpus
 from benchmarks.step_subject import LEARNING_RATE, feed_step
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
@@ -22,6 +24,7 @@ from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
 from fastmoco.pipelines.policies import POLICIES
+from fastmoco.schema import ModelConfig, Stem
 
 BATCH = 64
 POLICY = POLICIES["moco_v2"]
@@ -36,10 +39,11 @@ def make_file(source: str, destination: str, options: dict[str, Any]) -> dict[st
     return {"num_samples": summary.num_samples}
 
 
-def crops(path: str, loader: str, view_size: int, seconds: float) -> dict[str, float]:
-    """Two crops of each image by one of our loaders."""
+def crops(path: str, loader: str, view_size: int, threads: int = 0) -> Iterator[int]:
+    """Two crops of each image by one of our loaders: a stream."""
     with BetonFile.open(path) as beton:
-        return measure_rate(map(_count, _batches(beton, loader, view_size)), seconds)
+        for batch in _batches(beton, loader, view_size, threads):
+            yield len(batch.crops)
 
 
 def epoch_borders(path: str, loader: str, epochs: int) -> dict[str, Any]:
@@ -62,28 +66,26 @@ def epoch_borders(path: str, loader: str, epochs: int) -> dict[str, Any]:
     return {"ratios": ratios.tolist(), "median_seconds": float(np.median(medians))}
 
 
-def views(path: str, loader: str, view_size: int, seconds: float) -> dict[str, float]:
-    """Two whole MoCo v2 views of each image: crops by a loader, the rest compiled on the CPU."""
+def views(path: str, loader: str, view_size: int, policy: str) -> Iterator[int]:
+    """Two whole views of each image: crops by a loader, the rest on the CPU; a stream."""
     mean, std = torch.tensor([0.48, 0.46, 0.41]), torch.tensor([0.23, 0.22, 0.23])
     augment = torch.compile(augment_views, dynamic=False)
-
-    def augmented() -> Iterator[int]:
+    with BetonFile.open(path) as beton, torch.no_grad():
         for batch in _batches(beton, loader, view_size):
-            query, _ = augment(batch.crops, batch.draw_key, POLICY, mean, std, torch.float32)
+            query, _ = augment(
+                batch.crops, batch.draw_key, POLICIES[policy], mean, std, torch.float32
+            )
             yield len(query)
 
-    with BetonFile.open(path) as beton, torch.no_grad():
-        return measure_rate(augmented(), seconds)
 
-
-def decode_alone(path: str, seconds: float) -> dict[str, float]:
-    """libjpeg-turbo on all CPUs, checksums proved, nothing done with the pixels."""
+def decode_alone(path: str) -> Iterator[int]:
+    """libjpeg-turbo on all CPUs, checksums proved, nothing done with the pixels: a stream."""
     with BetonFile.open(path) as beton:
-        return measure_rate(_on_all_cpus(beton, beton.decode), seconds)
+        yield from on_all_cpus(len(beton), beton.decode)
 
 
-def crop_alone(path: str, view_size: int, seconds: float) -> dict[str, float]:
-    """Both crops cut from images that are decoded already, on all CPUs."""
+def crop_alone(path: str, view_size: int) -> Iterator[int]:
+    """Both crops cut from images that are decoded already, on all CPUs: a stream."""
     with BetonFile.open(path) as beton:
         images = [beton.decode(i) for i in range(min(256, len(beton)))]
         ids = np.arange(len(images))
@@ -96,61 +98,50 @@ def crop_alone(path: str, view_size: int, seconds: float) -> dict[str, float]:
             num_views=2,
         )
 
-        def crop(sample: int) -> None:
-            place = sample % len(images)
-            out = np.empty((2, view_size, view_size, 3), np.uint8)
-            crop_and_resize(images[place], boxes[place], out)
+    def crop(sample: int) -> None:
+        out = np.empty((2, view_size, view_size, 3), np.uint8)
+        crop_and_resize(images[sample], boxes[sample], out)
 
-        return measure_rate(_on_all_cpus(beton, crop), seconds)
+    yield from on_all_cpus(len(images), crop)
 
 
-def _batches(beton: BetonFile, loader: str, view_size: int) -> Generator[Batch]:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+def _batches(beton: BetonFile, loader: str, view_size: int, threads: int = 0) -> Generator[Batch]:
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=BATCH)
-    spec = LoaderSpec(view_size=view_size, policy=POLICY)
-    opened = build_loader(beton, plan, spec=spec, stop_epoch=10_000, device=CPU, name=loader)
+    spec = LoaderSpec(view_size=view_size, policy=POLICY, num_threads=threads)
+    opened = build_loader(beton, plan, spec=spec, stop_epoch=100_000, device=CPU, name=loader)
     try:
         yield from opened
     finally:
         opened.close()
 
 
-def _count(batch: Batch) -> int:
-    return len(batch.crops)
-
-
-def _on_all_cpus(beton: BetonFile, work: Callable[[int], object]) -> Iterator[int]:
-    """Batches of work, a chunk of eight at a time on each thread, as in the loader."""
-
-    def chunk(start: int) -> None:
-        for sample in range(start, start + 8):
-            work(sample % len(beton))
-
-    threads = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(threads) as pool:
-        start = 0
-        ahead = [pool.submit(chunk, start + 8 * i) for i in range(4 * threads)]
-        start = 8 * len(ahead)
-        while True:
-            ahead.pop(0).result()
-            ahead.append(pool.submit(chunk, start))
-            start += 8
-            yield 8
-
-
-def feed(path: str, loader: str, encoder: str, view_size: int, seconds: float) -> dict[str, Any]:
+def feed(
+    path: str, loader: str, model: dict[str, Any], view_size: int, batch_size: int, seconds: float
+) -> dict[str, Any]:
     """A MoCo v2 step in bf16 on the device, fed by a loader; what of the time it waits for data.
+
+    Args:
+        path: A dataset file.
+        loader: Its name.
+        model: Of ModelConfig; the stem by its name.
+        view_size: Side of the views, pixels.
+        batch_size: Images of a step.
+        seconds: How long.
 
     Returns:
         As `measure_rate`, ``wait_share`` in 0..1 and ``decode_device``.
     """
-    device = resolve_device("auto")
-    step = feed_step(encoder, POLICY, device)
-    count = 256 if device.type == "cuda" else 16
+    device, count = resolve_device("auto"), batch_size
+    queue_size = 65_536 if device.type == "cuda" else 4096
+    built = ModelConfig(**model | {"stem": Stem(model["stem"])})
+    step = feed_step(built, POLICY, device, queue_size)
     with BetonFile.open(path) as beton:
         plan = EpochPlan(seed=0, epoch=0, num_samples=len(beton), global_batch_size=count)
         spec = LoaderSpec(view_size=view_size, policy=POLICY)
-        opened = build_loader(beton, plan, spec=spec, stop_epoch=10_000, device=device, name=loader)
+        opened = build_loader(
+            beton, plan, spec=spec, stop_epoch=100_000, device=device, name=loader
+        )
         waits: list[float] = []
 
         def stepped() -> Iterator[int]:

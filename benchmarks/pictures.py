@@ -2,9 +2,11 @@
 
 A photograph's amplitude falls as 1/f with spatial frequency f (Field 1987), and its color channels
 are correlated. Random phases make a field of it that is periodic, so that shifts and flips of a few
-dozens of them are as many different pictures as wanted.
+dozens of them are as many different pictures as wanted. Or one's own images, evenly chosen.
 """
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 NUM_CLASSES = 10
+SUFFIXES = (".jpg", ".jpeg")
 PHOTOGRAPH_SHAPE = (375, 500)
 PHOTOGRAPH_BYTES = (100_000, 120_000)  # bounds of the mean; ImageNet's is 110 KB
 QUALITY = 95
@@ -19,6 +22,80 @@ CONTRASTS = (15.0, 26.0)  # standard deviations, of 255; at QUALITY they make 11
 FIELDS = 32
 # Red, green and blue of brightness and of two opponent colors, as in natural scenes.
 COLORS = np.array([[1.0, 1.0, 1.0], [0.3, 0.0, -0.3], [-0.1, 0.2, -0.1]])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tree of class folders of JPEGs.
+
+    Attributes:
+        name: What they are, for the report.
+        folder: The tree.
+        count: How many.
+        num_bytes: Of all files.
+    """
+
+    name: str
+    folder: Path
+    count: int
+    num_bytes: int
+
+
+def make_photographs(folder: Path, count: int, own: Path | None) -> Source:
+    """Photographs of ImageNet's size made by code, or as many as there are of one's own.
+
+    Raises:
+        ValueError: If the folder that is named as one's own holds no JPEG.
+    """
+    if own is not None:
+        return gather(own, folder, count, f"JPEGs of {own.name}")
+    num_bytes = write_photographs(folder, count)
+    return Source(f"{count:,} photographs of 500 x 375", folder, count, num_bytes)
+
+
+def make_thumbnails(folder: Path, count: int, cifar: Path | None) -> Source:
+    """CIFAR-10's JPEGs, all or evenly chosen, or a stand-in that says so.
+
+    Raises:
+        ValueError: If the folder that is named as CIFAR-10's holds no JPEG.
+    """
+    if cifar is not None:
+        return gather(cifar, folder, count, "JPEGs of CIFAR-10")
+    num_bytes = write_thumbnails(folder, count)
+    name = f"{count:,} JPEGs of 32 x 32, a stand-in for CIFAR-10"
+    return Source(name, folder, count, num_bytes)
+
+
+def gather(images: Path, tree: Path, count: int, name: str) -> Source:
+    """Copies JPEGs, evenly chosen from a folder and all below it, into class folders.
+
+    Args:
+        images: Where they lie; a folder within it is a class, the folder itself one more.
+        tree: Where they go.
+        count: The most that are taken.
+        name: What they are.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    paths = sorted(path for path in images.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"{images} holds no {' or '.join(SUFFIXES)}; name a folder of JPEGs")
+    count, num_bytes = min(count, len(paths)), 0
+    for number in range(count):
+        path = paths[number * len(paths) // count]
+        class_name = "-".join(path.parent.relative_to(images).parts) or "images"
+        target = tree / class_name / f"{number:06}{path.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+        num_bytes += target.stat().st_size
+    return Source(f"{count:,} {name}", tree, count, num_bytes)
+
+
+def read_blobs(source: str, count: int = 256) -> list[bytes]:
+    """The first JPEGs of a tree, as they are stored."""
+    paths = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in SUFFIXES)
+    return [path.read_bytes() for path in paths[:count]]
 
 
 def write_photographs(folder: Path, count: int, seed: int = 0) -> int:

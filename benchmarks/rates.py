@@ -1,7 +1,11 @@
 """How many images a stream of batches gives per second."""
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+CHUNK = 8  # images that a thread works through at a time, as in the loader
 
 
 def measure_rate(
@@ -12,7 +16,7 @@ def measure_rate(
     Args:
         batches: Gives the number of images of each batch; it must not end before.
         seconds: How long.
-        warm_up_batches: Not counted: what was made ahead, compiled or started in them.
+        warm_up_batches: Not counted, at least 1: what was made ahead, compiled or started in them.
 
     Returns:
         ``images``, ``seconds``, and ``first_batch_seconds`` from the first call on.
@@ -26,3 +30,27 @@ def measure_rate(
     while (passed := time.perf_counter() - start) < seconds:
         images += next(batches)
     return {"images": images, "seconds": passed, "first_batch_seconds": first}
+
+
+def on_all_cpus(count: int, work: Callable[[int], object]) -> Iterator[int]:
+    """Batches of work without end, a chunk at a time on each thread, as in the loader.
+
+    Args:
+        count: How many samples there are; they come around again.
+        work: What is done with each, by its number; it releases the GIL.
+    """
+
+    def chunk(start: int) -> None:
+        for sample in range(start, start + CHUNK):
+            work(sample % count)
+
+    threads = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, CHUNK * 4 * threads, CHUNK)
+        ahead = [pool.submit(chunk, start) for start in starts]
+        start = CHUNK * len(ahead)
+        while True:
+            ahead.pop(0).result()
+            ahead.append(pool.submit(chunk, start))
+            start += CHUNK
+            yield CHUNK

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +21,7 @@ from fastmoco.device import describe_device, resolve_device
 from fastmoco.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+CURVE_HEIGHT = 8  # of a chart, in bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class Row:
         goal: What is aimed at, in words.
         decode_device: Where images are decoded; ``none`` if none are.
         note: A remark, or the reason.
+        curve: The name of the curve that this is a point of, ``NAME, UNIT``; "" for bars.
+        size: Where the point lies on it.
     """
 
     what: str
@@ -81,6 +84,13 @@ class Row:
     goal: str = ""
     decode_device: str = "none"
     note: str = ""
+    curve: str = ""
+    size: float | None = None
+
+
+def absent(what: str, unit: str, reason: str) -> Row:
+    """The row of a peer that cannot run here."""
+    return Row(what=what, unit=unit, note=f"absent: {reason}")
 
 
 @dataclass(slots=True)
@@ -94,6 +104,8 @@ class Report:
         device: On which all of it ran, as torch names it; ``auto`` is CUDA where there is one.
         peers: The packages whose versions belong to the figures.
         rows: In the order in which they are shown.
+        seconds: How long it took, without what it shares with others.
+        peak_bytes: The most that this process held meanwhile; rows of child processes have theirs.
     """
 
     name: str
@@ -102,32 +114,45 @@ class Report:
     device: str = "auto"
     peers: Sequence[str] = ()
     rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_bytes: int = 0
 
     def write(self, folder: Path) -> None:
         """Writes ``NAME.json``: a list with an object for each row."""
-        about = {"subject": self.subject, "scale": self.scale}
-        about |= describe_run(self.device, self.peers)
+        about = {
+            "subject": self.subject,
+            "scale": self.scale,
+            "benchmark_seconds": self.seconds,
+            "benchmark_peak_bytes": self.peak_bytes,
+            **describe_run(self.device, self.peers),
+        }
         rows = [_to_json(row) | about for row in self.rows]
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write_text(folder / f"{self.name}.json", json.dumps(rows, indent=1) + "\n")
 
     def plot(self, folder: Path) -> None:
-        """Writes ``NAME.svg``: the figures as bars, with their spreads, a chart for each unit."""
-        units = list(dict.fromkeys(row.unit for row in self.rows if row.value))
-        if not units:
+        """Writes ``NAME.svg``: curves, and the other figures as bars with their spreads."""
+        bars = [row for row in self.rows if row.value and not row.curve]
+        points = [row for row in self.rows if row.value and row.curve]
+        units = list(dict.fromkeys(row.unit for row in bars))
+        curves = list(dict.fromkeys(row.curve for row in points))
+        if not units + curves:
             return
-        figure = Figure(figsize=(9, 1 + 0.3 * (len(self.rows) + 2 * len(units))))
-        heights = [sum(row.unit == unit for row in self.rows) + 1 for unit in units]
-        charts = figure.subplots(len(units), 1, squeeze=False, height_ratios=heights)
-        for axes, unit in zip(charts[:, 0], units, strict=True):
-            _draw_bars(axes, unit, [row for row in self.rows if row.unit == unit])
+        heights = [sum(row.unit == unit for row in bars) + 1 for unit in units]
+        heights += [CURVE_HEIGHT] * len(curves)
+        figure = Figure(figsize=(9, 1 + 0.3 * (sum(heights) + len(heights))))
+        charts = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, unit in zip(charts, units, strict=False):
+            _draw_bars(axes, unit, [row for row in bars if row.unit == unit])
+        for axes, curve in zip(charts[len(units) :], curves, strict=True):
+            _draw_curve(axes, curve, [row for row in points if row.curve == curve])
         figure.suptitle(f"{self.name}, {self.scale}\n{self.subject}")
         figure.tight_layout()
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
 
 
-def show(reports: Iterable[Report], console: Console) -> None:
+def show(reports: Sequence[Report], console: Console) -> None:
     """One table of all figures."""
     names = (
         "value",
@@ -148,6 +173,11 @@ def show(reports: Iterable[Report], console: Console) -> None:
         for row in report.rows:
             table.add_row(*map(escape, _cells(row)))
     console.print(table)
+    taken = [
+        f"{report.name} {report.seconds:.0f} s and {report.peak_bytes / 1e9:.1f} GB"
+        for report in reports
+    ]
+    console.print(f"took (memory of this process): {', '.join(taken)}")
     console.print(
         "value: median; spread: least and greatest below 8 repeats, else quartiles; ratio: of the "
         "cost of what it is beside to its own, round by round, above 1 is better"
@@ -268,3 +298,20 @@ def _draw_bars(axes: Any, unit: str, rows: list[Row]) -> None:
     above = [value.high - value.median for _, value in found]
     axes.barh([what for what, _ in found], medians, xerr=[below, above], capsize=2)
     axes.set_xlabel(unit)
+
+
+def _draw_curve(axes: Any, curve: str, rows: list[Row]) -> None:
+    """Points with their spreads; both axes logarithmic where they are costs."""
+    points = [(row.size, row.value) for row in rows if row.value and row.size is not None]
+    sizes = [size for size, _ in points]
+    medians = [value.median for _, value in points]
+    spreads = [
+        [value.median - value.low for _, value in points],
+        [value.high - value.median for _, value in points],
+    ]
+    axes.errorbar(sizes, medians, yerr=spreads, marker="o", capsize=2)
+    if rows[0].unit == "ms":
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=2)
+    axes.set_xlabel(curve)
+    axes.set_ylabel(rows[0].unit)

@@ -11,12 +11,14 @@ class Settings:
     Attributes:
         scale: ``small`` or ``full``.
         cifar: A folder of CIFAR-10's JPEGs in class folders, if there is one.
+        images: A folder of one's own JPEGs that take the place of the made photographs.
         results: Where results are written.
         plots: Whether plots are written beside them.
     """
 
     scale: str
     cifar: Path | None
+    images: Path | None
     results: Path
     plots: bool
 

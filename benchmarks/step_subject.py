@@ -3,8 +3,12 @@
 import torch
 from torch import Tensor
 
+from benchmarks.harness import random_images
 from fastmoco.moco.build import build_model
+from fastmoco.moco.contrastive import ContrastiveModel
 from fastmoco.moco.model import MoCo
+from fastmoco.pipelines.contract import Batch
+from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import Policy
 from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Precision
 from fastmoco.train.optimizers import build_optimizer
@@ -13,13 +17,21 @@ from fastmoco.train.step import TrainStep
 LEARNING_RATE = 0.03
 
 
+def built(
+    model: ModelConfig, moco: MocoConfig, device: torch.device, *, num_samples: int = 0
+) -> ContrastiveModel:
+    """The same weights at each call; `num_samples` is for a memory bank."""
+    torch.manual_seed(0)
+    found = build_model(model, moco, num_samples=num_samples).to(device)
+    found.settle(device, moco.loss)
+    return found
+
+
 def built_model(model: ModelConfig, moco: MocoConfig, device: torch.device) -> MoCo:
     """The same weights at each call."""
-    torch.manual_seed(0)
-    built = build_model(model, moco).to(device)
-    assert isinstance(built, MoCo)
-    built.settle(device, moco.loss)
-    return built
+    found = built(model, moco, device)
+    assert isinstance(found, MoCo)
+    return found
 
 
 def training_step(
@@ -30,13 +42,15 @@ def training_step(
     device: torch.device,
     precision: Precision,
     compiled: bool,
+    num_samples: int = 0,
 ) -> TrainStep:
     """A step with SGD, on channels_last weights."""
-    built = built_model(model, moco, device).to(memory_format=torch.channels_last)
+    found = built(model, moco, device, num_samples=num_samples)
+    found = found.to(memory_format=torch.channels_last)
     mean, std = statistics(device)
     return TrainStep(
-        built,
-        build_optimizer(built.query_encoder.parameters(), OptimizerConfig()),
+        found,
+        build_optimizer(found.learnable(), OptimizerConfig()),
         policy=policy,
         mean=mean,
         std=std,
@@ -45,15 +59,31 @@ def training_step(
     )
 
 
-def feed_step(encoder: str, policy: Policy, device: torch.device) -> TrainStep:
+def feed_step(
+    model: ModelConfig, policy: Policy, device: torch.device, queue_size: int = 65_536
+) -> TrainStep:
     """The step that a data path feeds: MoCo v2 in bf16; compiled on a GPU."""
     return training_step(
-        ModelConfig(encoder=encoder),
-        MocoConfig(),
+        model,
+        MocoConfig(queue_size=queue_size),
         policy=policy,
         device=device,
         precision=Precision.bf16,
         compiled=device.type == "cuda",
+    )
+
+
+def noise_batch(batch_size: int, view_size: int, device: torch.device) -> Batch:
+    """A batch of random crops, as a loader gives it."""
+    ids = torch.arange(batch_size)
+    keys = torch.from_numpy(draw_keys(0, 0, ids.numpy())).to(device)
+    return Batch(
+        crops=random_images((batch_size, 2, view_size, view_size, 3), device),
+        boxes=torch.zeros(batch_size, 2, 4, dtype=torch.int32, device=device),
+        sample_id=ids.to(device),
+        draw_key=keys,
+        label=torch.full((batch_size,), -1, device=device),
+        data_wait_seconds=0.0,
     )
 
 

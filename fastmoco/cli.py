@@ -9,9 +9,13 @@ import io
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple, TextIO
 
 from fastmoco.ranks import environment_ranks, local_ranks
@@ -62,12 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(action: Callable[[], None]) -> int:
     """Run a command; what a user can mend becomes one line, a bug keeps its traceback."""
     warnings.showwarning = _show_warning
+    received = [signal.SIGINT]
     try:
-        action()
+        with _terminated_like_interrupted(received):
+            action()
     except CommandError as error:
         return _fail(2, str(error))
     except KeyboardInterrupt as error:
-        return _fail(130, str(error) or "interrupted")
+        return _fail(128 + received[-1], str(error) or "interrupted")
     except (ValueError, OSError) as error:
         from fastmoco.schema import UsageError
 
@@ -79,6 +85,28 @@ def _guarded(action: Callable[[], None]) -> int:
             raise
         return _fail(128 + error.signal_number, str(error))
     return 0
+
+
+@contextmanager
+def _terminated_like_interrupted(received: list[signal.Signals]) -> Iterator[None]:
+    """Within the block, SIGTERM raises KeyboardInterrupt, as SIGINT does, and is noted.
+
+    A command that goes on for a while after a signal (`train`) has its own handlers meanwhile.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        del frame
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # others may set no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_warning(
@@ -293,6 +321,25 @@ COMMANDS = {
         "write a picture of images and those that are nearest to them",
         "NeighborsConfig",
     ),
+    "request": Command(
+        _about("RUN", "inspection.label_request.request", "RequestConfig"),
+        "fastmoco request RUN data.train=FILE.beton count=N [out=FOLDER] [key=value ...] [--json]",
+        "choose the unlabeled images that are most worth a label; the same command again resumes",
+        "RequestConfig",
+    ),
+    "merge-labels": Command(
+        _about("REQUEST", "data.relabel.merge_labels", "MergeLabelsConfig"),
+        "fastmoco merge-labels REQUEST labels=FILE.csv data.train=FILE.beton out=FILE.beton "
+        "[key=value ...] [--json]",
+        "bring the labels that were granted on a request into a dataset file",
+        "MergeLabelsConfig",
+    ),
+    "feature-maps": Command(
+        _about("RUN", "inspection.feature_maps.write_feature_maps", "FeatureMapsConfig"),
+        "fastmoco feature-maps RUN image=FILE [layer=NAME] [out=FILE.png] [key=value ...] [--json]",
+        "write a picture of the maps after a layer, of one image",
+        "FeatureMapsConfig",
+    ),
     "export": Command(
         _about("RUN", "handover.export.export", "ExportConfig"),
         "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",
@@ -340,7 +387,7 @@ def _print_overview() -> None:
         "Pretrain image encoders without labels by Momentum Contrast.",
         "",
     ]
-    lines += [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "fastmoco COMMAND --help lists a command's options."]
     _print_lines(lines)
 

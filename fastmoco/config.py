@@ -39,6 +39,7 @@ from fastmoco.handover.options import (
     ImportConfig,
     NeighborsConfig,
 )
+from fastmoco.inspection.schema import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.policy_files import take_policy_files
@@ -73,6 +74,9 @@ CONFIG_NAMES: dict[type, str] = {
     ExportConfig: "export",
     ImportConfig: "import",
     DetectConfig: "detect",
+    RequestConfig: "request",
+    MergeLabelsConfig: "merge_labels",
+    FeatureMapsConfig: "feature_maps",
     SweepConfig: "sweep",
     SweepTableConfig: "sweep_table",
 }
@@ -95,6 +99,9 @@ def register_schemas() -> None:
     store.store(name="export", node=ExportConfig)
     store.store(name="import", node=ImportConfig)
     store.store(name="detect_schema", node=DetectConfig)
+    store.store(name="request", node=RequestConfig)
+    store.store(name="merge_labels", node=MergeLabelsConfig)
+    store.store(name="feature_maps", node=FeatureMapsConfig)
     store.store(name="sweep", node=SweepConfig)
     store.store(name="sweep_table", node=SweepTableConfig)
     for name, policy in POLICIES.items():

@@ -13,6 +13,7 @@ from fastmoco.data.builtin_file import builtin_file
 from fastmoco.evaluate.knn import KnnResult, knn
 from fastmoco.evaluate.schema import KnnConfig
 from fastmoco.files import atomic_write_text
+from fastmoco.ranks import environment_ranks
 from fastmoco.schema import DataConfig, TrainConfig, UsageError
 from fastmoco.train.loop import train
 from fastmoco.train.run_folder import run_path
@@ -30,6 +31,8 @@ def demo(overrides: Sequence[str] = ()) -> None:
     Raises:
         UsageError: If an option is wrong.
     """
+    if environment_ranks().several:
+        raise UsageError("the demo runs on one device: start it without torchrun")
     start = time.perf_counter()
     given = [override.split("=")[0] for override in overrides]
     if clash := {"experiment", "data.train", "data.test"} & set(given):

@@ -66,7 +66,7 @@ class Head(StrEnum):
     linear = "linear"
     """One linear layer, MoCo v1."""
     mlp = "mlp"
-    """Linear, ReLU, linear, as wide as the feature: MoCo v2 (arXiv:2003.04297)."""
+    """Linear, ReLU, linear: MoCo v2 (arXiv:2003.04297)."""
 
 
 class Loss(StrEnum):
@@ -156,6 +156,10 @@ class PipelineConfig:
     """Evaluation: side of the central square, as a share of the short one (0.875 = 224/256)."""
     eval_size: int = 0
     """Evaluation: side of the crops, pixels; 0 = view_size."""
+    channel_mean: list[float] = field(default_factory=list)
+    """Mean of red, green and blue in 0..1 that images are normalized by; none = the dataset's."""
+    channel_std: list[float] = field(default_factory=list)
+    """Their standard deviation, likewise."""
     num_threads: int = 0
     """Threads that decode and crop; 0 = one per core."""
     prefetch_batches: int = 2
@@ -195,6 +199,8 @@ class MocoConfig:
     the colors of the other; needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
     """Projection head: linear (v1) or mlp (v2); moco_v3 has its own."""
+    head_hidden_dim: int = 0
+    """mlp: width of its hidden layer; 0 = as wide as the feature."""
     dim: int = 128
     """C, length of the embedding."""
     hidden_dim: int = 4096
@@ -204,7 +210,10 @@ class MocoConfig:
     negatives: Negatives = Negatives.both_views
     """end_to_end: both_views (NT-Xent) of the batch's other images, or other_view."""
     momentum: float = 0.999
-    """m of the key encoder; 0.99 for small sets; of moco_v3 at the start."""
+    """m of the key encoder; 0.99 for small sets."""
+    final_momentum: float | None = None
+    """m at the end of the run, reached from moco.momentum by half a cosine; null = m stays as it
+    is, of moco_v3 rises to 1."""
     bank_momentum: float = 0.5
     """memory_bank: share of an entry that stays when its image is seen."""
     temperature: float = 0.2
@@ -236,7 +245,7 @@ class OptimizerConfig:
     exclude_bias_and_norm: bool | None = None
     """No weight decay, and with lars no adaptation, on biases and batch norm; null = lars only."""
     schedule: str = "cosine"
-    """cosine (to 0) or multistep."""
+    """cosine (to 0, step by step), cosine_per_epoch, multistep or constant."""
     warmup_epochs: float = 0.0
     """Linear warm-up from 0, in epochs, before the schedule."""
     milestones: list[int] = field(default_factory=lambda: [120, 160])
@@ -326,6 +335,8 @@ class ViewsConfig:
     policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
     count: int = 8
     """How many images: the first that a run of this seed and batch order would see."""
+    views: int = 2
+    """How many views of each: those of a run, 2, or more, drawn alike."""
     view_size: int = 224
     """Side of the square views, pixels."""
     out: Path = Path("views.png")
@@ -334,3 +345,8 @@ class ViewsConfig:
     """Of all draws: the run's, to see its views."""
     epoch: int = 0
     """Which epoch's draws."""
+    crops: bool = False
+    """Instead, four pictures of each image: as it is, with the policy's crop, without it, and
+    evaluation's center crop."""
+    center_crop: float = 0.875
+    """crops: side of that square, as a share of the short one."""

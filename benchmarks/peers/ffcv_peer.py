@@ -9,16 +9,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
+from ffcv.libffcv import imdecode
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import ToTensor
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from benchmarks.memory import own_peak_bytes, reset_own_peak
-from benchmarks.rates import measure_rate
+from benchmarks.pictures import read_blobs
+from benchmarks.rates import on_all_cpus
 
 
 class ClassFolders:
@@ -73,13 +77,12 @@ def write_folder(
     return {"seconds": seconds, "num_bytes": Path(destination).stat().st_size}
 
 
-def read_crops(path: str, view_size: int, seconds: float) -> dict[str, float]:
-    """Random crops, each from a decode of its own; two of them count as one image.
+def read_crops(path: str, view_size: int) -> Iterator[float]:
+    """Random crops, each from a decode of its own; two of them count as one image: a stream.
 
     Args:
         path: A file, also one of ours.
         view_size: Side of the crops in pixels.
-        seconds: How long.
     """
     decoder = RandomResizedCropRGBImageDecoder((view_size, view_size), scale=(0.2, 1.0))
     loader = Loader(
@@ -91,13 +94,22 @@ def read_crops(path: str, view_size: int, seconds: float) -> dict[str, float]:
         drop_last=True,
         pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
     )
+    while True:
+        for crops, _ in loader:
+            yield len(crops) / 2
 
-    def images() -> Iterator[float]:
-        while True:
-            for crops, _ in loader:
-                yield len(crops) / 2
 
-    return measure_rate(images(), seconds)
+def decode(source: str) -> Iterator[int]:
+    """FFCV's decoder, the fast inverse DCT of libjpeg-turbo, on all CPUs: a stream."""
+    blobs = [np.frombuffer(blob, np.uint8) for blob in read_blobs(source)]
+    shapes = [simplejpeg.decode_jpeg_header(blob.tobytes())[:2] for blob in blobs]
+
+    def work(sample: int) -> None:
+        height, width = shapes[sample]
+        pixels = np.empty((height, width, 3), np.uint8)
+        imdecode(blobs[sample], pixels, height, width, crop_height=height, crop_width=width)
+
+    return on_all_cpus(len(blobs), work)
 
 
 def open_file(path: str) -> dict[str, float]:

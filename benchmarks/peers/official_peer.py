@@ -16,8 +16,6 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.rates import measure_rate
-
 BATCH = 64
 
 
@@ -40,14 +38,14 @@ class GaussianBlur:
         return image.filter(ImageFilter.GaussianBlur(radius=random.uniform(0.1, 2.0)))
 
 
-def crops(source: str, view_size: int, seconds: float) -> dict[str, float]:
-    """Decode and two crops, as uint8 tensors."""
+def crops(source: str, view_size: int) -> Iterator[int]:
+    """Decode and two crops, as uint8 tensors: a stream."""
     crop = v2.RandomResizedCrop(view_size, scale=(0.2, 1.0))
-    return _measure(source, v2.Compose([crop, v2.PILToTensor()]), seconds)
+    return _batches(source, v2.Compose([crop, v2.PILToTensor()]))
 
 
-def views(source: str, view_size: int, seconds: float) -> dict[str, float]:
-    """Two whole views."""
+def views(source: str, view_size: int) -> Iterator[int]:
+    """Two whole views: a stream."""
     steps = [
         v2.RandomResizedCrop(view_size, scale=(0.2, 1.0)),
         v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
@@ -57,10 +55,10 @@ def views(source: str, view_size: int, seconds: float) -> dict[str, float]:
         v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]),
         v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ]
-    return _measure(source, v2.Compose(steps), seconds)
+    return _batches(source, v2.Compose(steps))
 
 
-def _measure(source: str, transform: v2.Transform, seconds: float) -> dict[str, float]:
+def _batches(source: str, transform: v2.Transform) -> Iterator[int]:
     torch.set_num_threads(1)
     workers = len(os.sched_getaffinity(0))
     loader = DataLoader(
@@ -71,10 +69,6 @@ def _measure(source: str, transform: v2.Transform, seconds: float) -> dict[str, 
         drop_last=True,
         persistent_workers=True,
     )
-
-    def batches() -> Iterator[int]:
-        while True:
-            for (query, _), _ in loader:
-                yield len(query)
-
-    return measure_rate(batches(), seconds)
+    while True:
+        for (query, _), _ in loader:
+            yield len(query)

@@ -4,7 +4,7 @@ What makes it slow is kept as published: float32 and NCHW, a queue ``(C, K)`` th
 each loss, all N x (K + 1) logits for a cross-entropy, a momentum update that makes new tensors for
 each parameter, a pointer and accuracies that are read back in each step. `tune` is what its users
 add in an afternoon: mixed precision, channels_last and a momentum update over all parameters at
-once.
+once; `compile` is one line more.
 """
 
 import copy
@@ -40,6 +40,12 @@ class OfficialStep:
         self.autocast_dtype = dtype
         for encoder in (self.encoder_q, self.encoder_k):
             encoder.to(memory_format=torch.channels_last)
+        return self
+
+    def compile(self) -> "OfficialStep":
+        """Both encoders by `torch.compile`."""
+        for name in ("encoder_q", "encoder_k"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
         return self
 
     def __call__(self, query_view: Tensor, key_view: Tensor) -> Tensor:

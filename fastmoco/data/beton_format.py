@@ -115,6 +115,11 @@ def decode_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
+def printable(name: str) -> str:
+    """A file's name as valid UTF-8, for tables: bytes that are none become U+FFFD."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def sidecar_path(path: Path) -> Path:
     """Where the facts of a file lie: ``train.beton`` -> ``train.beton.json``."""
     return path.with_name(path.name + ".json")

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from fastmoco.detection.annotations import SceneSet, check_same_classes
 from fastmoco.detection.backbones import check_resnet
@@ -12,6 +11,7 @@ from fastmoco.detection.coco import read_coco
 from fastmoco.detection.schema import DetectConfig, Init, Layout, Task
 from fastmoco.detection.voc import read_voc
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
+from fastmoco.evaluate.weights import load_torchvision_weights
 from fastmoco.moco.encoders import ResNet
 from fastmoco.schema import UsageError
 
@@ -65,6 +65,7 @@ def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
 
     Raises:
         UsageError: If the encoder is no ResNet, or the file's weights do not fit it.
+        FileNotFoundError: If there is no such file.
         CheckpointError: If there is no sound checkpoint.
     """
     encoder = load_encoder(run)
@@ -73,7 +74,9 @@ def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
         torch.manual_seed(cfg.seed)
         initialize(resnet)
     elif cfg.init is Init.file:
-        load_weights(resnet, cfg.weights)
+        if cfg.weights is None:
+            raise UsageError("init=file needs weights=FILE, a torchvision ResNet's state dict")
+        load_torchvision_weights(resnet, cfg.weights)
     return resnet, encoder
 
 
@@ -84,37 +87,3 @@ def initialize(resnet: ResNet) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
-
-
-def load_weights(resnet: ResNet, path: Path | None) -> None:
-    """Fill a backbone, in place, from a torchvision ResNet's state dict; its ``fc`` is left out.
-
-    Raises:
-        UsageError: If there is no such file, or it is of another network.
-    """
-    if path is None:
-        raise UsageError("init=file needs weights=FILE, a torchvision ResNet's state dict")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"weights={path} does not exist") from error
-    except Exception as error:  # both libraries raise whatever a damaged file provokes
-        raise UsageError(
-            f"weights={path} cannot be read ({type(error).__name__}); give a state dict, .pth or "
-            ".safetensors"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UsageError(f"weights={path} holds no state dict of tensors")
-    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-    expected = resnet.state_dict()
-    for name in [*expected, *state]:
-        shapes = [tuple(s[name].shape) if name in s else None for s in (state, expected)]
-        if shapes[0] != shapes[1]:
-            raise UsageError(
-                f"weights={path} does not fit the run's encoder: {name} is "
-                f"{shapes[0] or 'absent'} there, {shapes[1] or 'absent'} here"
-            )
-    resnet.load_state_dict(state)

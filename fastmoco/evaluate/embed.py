@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastmoco.data.beton_format import printable
 from fastmoco.evaluate.features import (
     FrozenEncoder,
     feature_rows,
@@ -183,11 +184,6 @@ def _table(
         pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def printable(name: str) -> str:
-    """A file's name as valid UTF-8: bytes that are none become U+FFFD."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _write_npy(path: Path, rows: Iterator[Tensor], shape: tuple[int, int]) -> None:

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from fastmoco.handover.weights_file import read_weights
 from fastmoco.schema import UsageError
 
 
@@ -13,11 +12,11 @@ def load_torchvision_weights(backbone: nn.Module, path: Path) -> None:
     """Load a state dict into an encoder, in place, without its classifier (``fc.*``).
 
     Raises:
-        UsageError: If the file holds no state dict, or one of another architecture, naming the
-            first tensor that differs.
+        UsageError: If the file is damaged or would run code, holds no state dict, or one of another
+            architecture, naming the first tensor that differs.
         FileNotFoundError: If there is no such file.
     """
-    tensors = {k: v for k, v in _read(path).items() if not k.startswith("fc.")}
+    tensors = {k: v for k, v in read_weights(path).items() if not k.startswith("fc.")}
     expected = backbone.state_dict()
     for name in [*expected, *tensors]:
         shapes = [
@@ -29,21 +28,3 @@ def load_torchvision_weights(backbone: nn.Module, path: Path) -> None:
                 f"there, {shapes[1] or 'absent'} in the run's encoder; give weights of that one"
             )
     backbone.load_state_dict(tensors)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"weights={path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of safetensors, zip and pickle, which share no other class
-        raise UsageError(_refusal(path)) from error
-    if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise UsageError(_refusal(path))
-    return loaded
-
-
-def _refusal(path: Path) -> str:
-    return f"weights={path} is no state dict of tensors; save one by torch.save(model.state_dict())"

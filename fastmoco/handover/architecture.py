@@ -62,15 +62,17 @@ def _far_from_conv1(name: str) -> bool:
     return not name.startswith("conv1")
 
 
-def find_head(parts: Parts, model: ModelConfig) -> tuple[Head, int] | None:
-    """Kind and output length of the projection head, None where it is none of ours."""
+def find_head(parts: Parts, model: ModelConfig) -> MocoConfig | None:
+    """Options that build the projection head, None where it is none of ours."""
     found = shapes_of(parts.head)
     for head, output in ((Head.linear, "weight"), (Head.mlp, "2.weight")):
         if len(found.get(output, ())) == 2:
-            dim = found[output][0]
-            ours = _meta_encoder(model, MocoConfig(head=head, dim=dim)).head.state_dict()
-            if shapes_of(ours) == found:
-                return head, dim
+            dim, hidden_dim = found[output]
+            moco = MocoConfig(head=head, dim=dim)
+            if head is Head.mlp and hidden_dim != _meta_encoder(model).backbone.feature_dim:
+                moco.head_hidden_dim = hidden_dim
+            if shapes_of(_meta_encoder(model, moco).head.state_dict()) == found:
+                return moco
     return None
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastmoco import __version__
 from fastmoco.handover.subject import Subject
+from fastmoco.schema import MocoConfig
 from fastmoco.train.metrics import read_metrics
 
 _CARD = """\
@@ -110,8 +111,9 @@ def _training_table(subject: Subject) -> str:
         "length": f"{subject.step:,} steps of {cfg.global_batch_size} images "
         f"(of {cfg.train.epochs} epochs)",
         "views": f"{cfg.pipeline.view_size} pixels; {_policy_text(subject)}",
-        "MoCo": f"K = {moco.queue_size}, m = {moco.momentum:g}, T = {moco.temperature:g}, "
-        f"{moco.head.value} head of {moco.dim}, {'' if moco.symmetric else 'a'}symmetric loss",
+        "MoCo": f"K = {moco.queue_size}, m = {moco.momentum:g}{_final_momentum(moco)}, "
+        f"T = {moco.temperature:g}, {moco.head.value} head of {moco.dim}, "
+        f"{'' if moco.symmetric else 'a'}symmetric loss",
         "batch norm": facts.get("batch_norm", moco.batch_norm.value),
         "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g} "
         f"({optimizer.schedule}), weight decay {optimizer.weight_decay:g}",
@@ -119,6 +121,10 @@ def _training_table(subject: Subject) -> str:
         f"seed {cfg.seed}",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+
+
+def _final_momentum(moco: MocoConfig) -> str:
+    return "" if moco.final_momentum is None else f" to {moco.final_momentum:g}"
 
 
 def _policy_text(subject: Subject) -> str:

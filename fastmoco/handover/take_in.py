@@ -1,7 +1,7 @@
 """`fastmoco import`: weights of others as a folder that every command takes as RUN."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +120,14 @@ def _checked_out(cfg: ImportConfig) -> Path:
 def _configuration(parts: Parts, cfg: ImportConfig) -> tuple[TrainConfig, bool]:
     """A run's configuration that builds this encoder, and whether its head is in the file."""
     model = find_architecture(parts, encoder=cfg.encoder, stem=cfg.stem)
-    head = find_head(parts, model) if parts.head else None
-    moco = MocoConfig()
-    if head is not None:
-        moco = replace(moco, head=head[0], dim=head[1])
+    moco = find_head(parts, model) if parts.head else None
     large = model.stem is Stem.imagenet
     pipeline = PipelineConfig(
         view_size=cfg.view_size or (224 if large else 32),
         center_crop=cfg.center_crop or (0.875 if large else 1.0),
     )
-    return TrainConfig(model=model, moco=moco, pipeline=pipeline), head is not None
+    config = TrainConfig(model=model, moco=moco or MocoConfig(), pipeline=pipeline)
+    return config, moco is not None
 
 
 def _encoder_tensors(config: TrainConfig, parts: Parts, has_head: bool) -> dict[str, Tensor]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastmoco.data.beton_format import printable
 from fastmoco.data.shards import hashed_order
-from fastmoco.evaluate.embed import printable
 from fastmoco.evaluate.features import (
     FeatureRequest,
     FrozenEncoder,

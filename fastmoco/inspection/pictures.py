@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from fastmoco.files import atomic_path
 
 IMAGE = npt.NDArray[np.uint8]
-VIEW_COLORS = ("tab:red", "tab:blue")
+VIEW_COLORS = ("tab:red", "tab:blue", "tab:green", "tab:orange")
+VIEW_NAMES = ("query view", "key view")
 MAX_COLUMNS = 8
 
 
@@ -28,52 +29,58 @@ def draw_views(
     views: Sequence[npt.NDArray[np.float32]],
     captions: Sequence[Sequence[str]],
 ) -> None:
-    """Write the source images with their crop boxes and, under them, both views.
+    """Write the source images with their crop boxes and, under them, their views.
 
     Args:
         path: PNG file, replaced whole.
         sources: n images ``(H, W, 3)`` uint8.
-        boxes: ``(n, 2, 4)``: top, left, height, width of each view's crop.
+        boxes: ``(n, V, 4)``: top, left, height, width of each view's crop.
         views: For each view ``(n, h, w, 3)`` in 0..1, before normalization.
         captions: For each view, n words on what it drew.
     """
     columns = min(len(sources), MAX_COLUMNS)
-    bands = math.ceil(len(sources) / columns)
-    size = (max(1.7 * columns + 0.4, 4.0), 5.7 * bands)
+    bands, rows = math.ceil(len(sources) / columns), 1 + len(views)
+    size = (max(1.7 * columns + 0.4, 4.0), 1.9 * rows * bands)
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(3 * bands, columns, squeeze=False)
+    axes = figure.subplots(rows * bands, columns, squeeze=False)
     for row in axes:
         for cell in row:
             cell.set_axis_off()
     for band in range(bands):
-        _band_titles(list(axes[3 * band : 3 * band + 3, 0]))
+        _band_titles(list(axes[rows * band : rows * (band + 1), 0]))
     for image, source in enumerate(sources):
-        cells = axes[3 * (image // columns) :, image % columns]
-        _show(cells[0], source)
+        cells = axes[rows * (image // columns) :, image % columns]
+        show(cells[0], source)
         _outline(cells[0], boxes[image], f"{source.shape[1]} x {source.shape[0]}")
-        for view, color in enumerate(VIEW_COLORS):
-            cell = cells[1 + view]
-            _show(cell, views[view][image].clip(0, 1))
+        for view in range(len(views)):
+            cell, color = cells[1 + view], _color(view)
+            show(cell, views[view][image].clip(0, 1))
             cell.set_title(_wrapped(captions[view][image]), fontsize=7, pad=2)
             for spine in cell.spines.values():
                 spine.set(color=color, linewidth=1.5)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def _color(view: int) -> str:
+    return VIEW_COLORS[view % len(VIEW_COLORS)]
 
 
 def _band_titles(cells: Sequence[Axes]) -> None:
-    rows = ("source and crops", "query view", "key view")
-    for cell, title, color in zip(cells, rows, ("black", *VIEW_COLORS), strict=True):
-        cell.set_ylabel(title, color=color)
+    cells[0].set_ylabel("source and crops")
+    count = len(cells) - 1
+    names = VIEW_NAMES if count == 2 else [f"view {1 + view}" for view in range(count)]
+    for view, (cell, name) in enumerate(zip(cells[1:], names, strict=True)):
+        cell.set_ylabel(name, color=_color(view))
 
 
 def _outline(axes: Axes, boxes: npt.NDArray[np.int32], caption: str) -> None:
-    """Both crop boxes; the second dashed, so that equal ones show both colors."""
+    """All crop boxes; dashed from the second on, so that equal ones show their colors."""
     axes.set_title(caption, fontsize=7, pad=2)
-    for box, color, style in zip(boxes, VIEW_COLORS, ("-", "--"), strict=True):
+    for view, box in enumerate(boxes):
         top, left, height, width = (int(side) for side in box)
-        corner = (left - 0.5, top - 0.5)
+        corner, style = (left - 0.5, top - 0.5), (0, (4, 2 * view)) if view else "-"
         frame = Rectangle(
-            corner, width, height, fill=False, edgecolor=color, linewidth=2, linestyle=style
+            corner, width, height, fill=False, edgecolor=_color(view), linewidth=2, linestyle=style
         )
         axes.add_patch(frame)
         frame.set_clip_on(False)  # of a crop at the border, the whole line
@@ -83,9 +90,10 @@ def _wrapped(caption: str) -> str:
     return "\n".join(textwrap.wrap(caption, 24))
 
 
-def _show(axes: Axes, image: npt.NDArray[Any]) -> None:
+def show(axes: Axes, image: npt.NDArray[Any], cmap: str | None = None) -> None:
+    """An image, pixel by pixel; of one channel in a color map, from its least to its greatest."""
     axes.set_axis_on()
-    axes.imshow(image, interpolation="nearest")
+    axes.imshow(image, interpolation="nearest", cmap=cmap)
     axes.set_xticks([])
     axes.set_yticks([])
 
@@ -118,12 +126,12 @@ def draw_contact_sheet(
         place.set_title(header, fontsize=9, loc="left")
     for line, cells in zip(sheet, axes, strict=True):
         for cell, place in zip(line, cells, strict=True):
-            _show(place, cell.image)
+            show(place, cell.image)
             place.set_xlabel(textwrap.shorten(cell.caption, 22, placeholder="..."), fontsize=8)
             for spine in place.spines.values():
                 spine.set_visible(cell.color is not None)
                 spine.set(color=cell.color, linewidth=2.5)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -158,7 +166,7 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axes.set_xlabel("epoch")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], unit: str) -> None:
@@ -174,7 +182,8 @@ def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], u
     axes.grid(alpha=0.3)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, replaced whole."""
     FigureCanvasAgg(figure)  # no display, and no global state of pyplot
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

@@ -1,4 +1,4 @@
-"""What a policy makes of images: sources with crop boxes, both views, and what each view drew."""
+"""What a policy makes of images: sources with crop boxes, views, and what each view drew."""
 
 from contextlib import closing
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastmoco.inspection.crop_figure import write_crop_figure
 from fastmoco.inspection.pictures import draw_views
 from fastmoco.pipelines.augment import augment_views, draw_parameters
 from fastmoco.pipelines.build import LoaderSpec, build_loader
@@ -27,7 +28,7 @@ def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
         The picture's path.
 
     Raises:
-        UsageError: If there are fewer images than asked for.
+        UsageError: If there are fewer images than asked for, or no views.
         BetonError: If the dataset file is damaged.
     """
     with open_image_set(dataset_path) as dataset:
@@ -36,13 +37,18 @@ def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
                 f"count={cfg.count} does not fit; set it to 1 to {len(dataset)}, the images of "
                 f"{dataset_path}"
             )
+        if cfg.views < 1:
+            raise UsageError(f"views={cfg.views} shows nothing; set it to 2, or to 1 or more")
         plan = EpochPlan(
             seed=cfg.seed, epoch=cfg.epoch, num_samples=len(dataset), global_batch_size=cfg.count
         )
+        if cfg.crops:
+            write_crop_figure(cfg.out, dataset, plan, cfg)
+            return cfg.out
         loader = build_loader(
             dataset,
             plan,
-            spec=LoaderSpec(view_size=cfg.view_size, policy=cfg.policy),
+            spec=LoaderSpec(view_size=cfg.view_size, policy=cfg.policy, policy_views=cfg.views),
             stop_epoch=cfg.epoch + 1,
             device=torch.device("cpu"),
             name="beton",

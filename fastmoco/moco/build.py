@@ -76,6 +76,7 @@ def build_model(
         dim=moco.dim,
         hidden_dim=moco.hidden_dim,
         momentum=moco.momentum,
+        final_momentum=1.0 if moco.final_momentum is None else moco.final_momentum,
         temperature=moco.temperature,
         norm_layer=_head_norm(moco, ranks),
         ranks=ranks,
@@ -116,7 +117,7 @@ def _parts(
     if moco.pretext is Pretext.cross_channel:
         return backbone, _head_of_halves(backbone, model, moco)
     if moco.mechanism is not Mechanism.moco_v3:
-        return backbone, build_head(moco.head, backbone.feature_dim, moco.dim)
+        return backbone, build_head(moco.head, backbone.feature_dim, moco.dim, moco.head_hidden_dim)
     norm_layer = _head_norm(moco, ranks)
     return backbone, projection_head(backbone.feature_dim, moco.hidden_dim, moco.dim, norm_layer)
 
@@ -127,10 +128,11 @@ def _head_of_halves(backbone: Backbone, model: ModelConfig, moco: MocoConfig) ->
         raise UsageError(
             f"moco.pretext=cross_channel needs a pair of encoders; set model.encoder=halves:{name}"
         )
-    lightness, color = backbone.lightness.feature_dim, backbone.color.feature_dim
-    return HalvesHead(
-        build_head(moco.head, lightness, moco.dim), build_head(moco.head, color, moco.dim)
+    heads = (
+        build_head(moco.head, half.feature_dim, moco.dim, moco.head_hidden_dim)
+        for half in (backbone.lightness, backbone.color)
     )
+    return HalvesHead(*heads)
 
 
 def _build_moco(
@@ -143,6 +145,7 @@ def _build_moco(
         dim=moco.dim,
         queue_size=moco.queue_size,
         momentum=moco.momentum,
+        final_momentum=moco.final_momentum,
         temperature=moco.temperature,
         shuffle_keys=kind is BatchNorm.shuffled and groups > 1,
         running_keys=kind is BatchNorm.eman,

@@ -22,12 +22,20 @@ from fastmoco.ranks import Ranks
 from fastmoco.schema import Head, Loss
 
 
-def build_head(head: Head, feature_dim: int, dim: int) -> nn.Module:
-    """Map features ``(N, feature_dim)`` to embeddings ``(N, dim)``."""
+def build_head(head: Head, feature_dim: int, dim: int, hidden_dim: int = 0) -> nn.Module:
+    """Map features ``(N, feature_dim)`` to embeddings ``(N, dim)``.
+
+    Args:
+        head: Its kind.
+        feature_dim: D, the length of a feature.
+        dim: C, the length of an embedding.
+        hidden_dim: Width of the MLP's hidden layer; 0: D, as in MoCo v2.
+    """
     if head is Head.linear:
         return nn.Linear(feature_dim, dim)
+    width = hidden_dim or feature_dim
     return nn.Sequential(
-        nn.Linear(feature_dim, feature_dim), nn.ReLU(inplace=True), nn.Linear(feature_dim, dim)
+        nn.Linear(feature_dim, width), nn.ReLU(inplace=True), nn.Linear(width, dim)
     )
 
 

@@ -4,7 +4,6 @@ Written from Algorithm 1 of the paper.
 """
 
 import copy
-import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -21,7 +20,7 @@ from fastmoco.moco.contrastive import (
 )
 from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.in_batch import in_batch_info_nce
-from fastmoco.moco.momentum import follow
+from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.ranks import ALONE, Ranks
 
 HeadNorm = Callable[..., nn.Module]
@@ -60,11 +59,8 @@ class MoCoV3(ContrastiveModel):
             is what f_k follows and what is evaluated.
         predictor: The 2-layer MLP that turns projections into queries.
         key_encoder: Starts as a copy; batch norm in training mode.
-        momentum: Float64 scalar on the device, m of the next update: rises from `base_momentum` to
-            1 by half a cosine. Not in the state: it is a function of the run's progress.
+        momentum: m of the key encoder; rises by half a cosine.
     """
-
-    momentum: Tensor
 
     def __init__(
         self,
@@ -75,6 +71,7 @@ class MoCoV3(ContrastiveModel):
         hidden_dim: int,
         momentum: float,
         temperature: float,
+        final_momentum: float = 1.0,
         norm_layer: HeadNorm = nn.BatchNorm1d,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -87,6 +84,7 @@ class MoCoV3(ContrastiveModel):
             hidden_dim: Width of the predictor's hidden layer.
             momentum: m of the key encoder at the start, in [0, 1].
             temperature: tau > 0.
+            final_momentum: m at the end.
             norm_layer: Makes the predictor's batch norms.
             ranks: Which part of a global batch this process sees.
         """
@@ -94,9 +92,7 @@ class MoCoV3(ContrastiveModel):
         self.query_encoder = Encoder(backbone, head)
         self.key_encoder = copy.deepcopy(self.query_encoder).requires_grad_(False)
         self.predictor = batch_norm_mlp([dim, hidden_dim, dim], norm_layer)
-        self.base_momentum = momentum
-        start = torch.tensor(momentum, dtype=torch.float64)
-        self.register_buffer("momentum", start, persistent=False)
+        self.momentum = KeyMomentum(momentum, final_momentum)
         self.temperature = temperature
         self.train()
 
@@ -139,11 +135,11 @@ class MoCoV3(ContrastiveModel):
         """The momentum update of the key encoder's parameters."""
         del contrast
         query, key = (list(e.parameters()) for e in (self.query_encoder, self.key_encoder))
-        follow(key, query, 1 - self.momentum, learned)
+        follow(key, query, self.momentum.step, learned)
 
     def set_progress(self, progress: float) -> None:
-        """``m = 1 - (1 - m_0) (cos(pi progress) + 1) / 2``."""
-        self.momentum.fill_(momentum_at(self.base_momentum, progress))
+        """Move m: to 1, ``m = 1 - (1 - m_0) (cos(pi progress) + 1) / 2``."""
+        self.momentum.set_progress(progress)
 
     def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
         """Of query encoder and predictor, and of the key encoder."""
@@ -156,17 +152,5 @@ class MoCoV3(ContrastiveModel):
 
     def describe(self, global_batch_size: int) -> str:
         """For the run's header."""
-        return (
-            f"moco_v3, {self.num_negatives(global_batch_size)} negatives of the batch, "
-            f"momentum {self.base_momentum:g} to 1"
-        )
-
-
-def momentum_at(start: float, progress: float) -> float:
-    """Half a cosine from `start` to 1.
-
-    Args:
-        start: m at the first step.
-        progress: Share of the run's steps that are done, in [0, 1].
-    """
-    return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
+        negatives = self.num_negatives(global_batch_size)
+        return f"moco_v3, {negatives} negatives of the batch{self.momentum.describe()}"

@@ -16,7 +16,7 @@ from fastmoco.moco.contrastive import (
 )
 from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.loss import info_nce, resolve_loss
-from fastmoco.moco.momentum import follow
+from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.moco.queue import Queue
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import Loss
@@ -31,6 +31,7 @@ class MoCo(ContrastiveModel):
             training mode and its buffers are its own, as in the official code (but see
             `running_keys`).
         queue: The negatives; equal on all ranks.
+        momentum: m of the key encoder.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MoCo(ContrastiveModel):
         momentum: float,
         temperature: float,
         shuffle_keys: bool,
+        final_momentum: float | None = None,
         symmetric: bool = False,
         running_keys: bool = False,
         ranks: Ranks = ALONE,
@@ -55,10 +57,11 @@ class MoCo(ContrastiveModel):
             head: Features to embeddings.
             dim: C, the embedding's length.
             queue_size: K.
-            momentum: m of the key encoder, in [0, 1).
+            momentum: m of the key encoder, in [0, 1].
             temperature: tau > 0.
             shuffle_keys: Permute the keys' batch before the key encoder, so that groups of a split
                 batch norm, or the ranks' batches, differ between queries and keys.
+            final_momentum: m at the end of the run (`KeyMomentum`); None: as at the start.
             symmetric: Each view once as query and once as key; the loss is the sum of both.
             running_keys: The key encoder normalizes by running statistics, which follow those of
                 the query encoder by `momentum`: EMAN, another algorithm (arXiv:2101.08482, Eq. 5).
@@ -69,7 +72,7 @@ class MoCo(ContrastiveModel):
         self.query_encoder = Encoder(backbone, head)
         self.key_encoder = copy.deepcopy(self.query_encoder).requires_grad_(False)
         self.queue = Queue(queue_size, dim)
-        self.momentum = momentum
+        self.momentum = KeyMomentum(momentum, final_momentum)
         self.temperature = temperature
         self.shuffle_keys = shuffle_keys
         self.symmetric = symmetric
@@ -175,7 +178,12 @@ class MoCo(ContrastiveModel):
 
     def describe(self, global_batch_size: int) -> str:
         """For the run's header."""
-        return f"moco, queue {self.num_negatives(global_batch_size)}"
+        queue = self.num_negatives(global_batch_size)
+        return f"moco, queue {queue}{self.momentum.describe()}"
+
+    def set_progress(self, progress: float) -> None:
+        """Move m, where it moves."""
+        self.momentum.set_progress(progress)
 
     def settle(self, device: torch.device, loss: Loss) -> None:
         """On a GPU the queue is float16: eight times finer than bfloat16 for unit vectors."""
@@ -211,7 +219,7 @@ class MoCo(ContrastiveModel):
         if self.running_keys:
             running = self.running_statistics()
             query, key = query + running[0], key + running[1]
-        follow(key, query, float(1 - self.momentum), learned)
+        follow(key, query, self.momentum.step, learned)
 
     def _keys_of_all(self, contrast: Contrast) -> Tensor:
         """What every rank enqueues: the keys of all, as one rank would have them in order."""

@@ -1,7 +1,7 @@
 """Which options of ``moco.*`` go together: each mechanism refuses what would mean nothing to it.
 
-Not refused are `queue_size` and `momentum` where they are not read: a sweep over mechanisms keeps
-the other options of its preset.
+Not refused are `queue_size`, `momentum` and `final_momentum` where they are not read: a sweep over
+mechanisms keeps the other options of its preset.
 """
 
 from dataclasses import fields
@@ -31,6 +31,8 @@ def check_mechanism(moco: MocoConfig, global_batch_size: int) -> None:
         UsageError: One line that names the option to change.
     """
     _check_owners(moco)
+    _check_head(moco)
+    _check_momentum(moco)
     if moco.mechanism is Mechanism.moco:
         _check_queue(moco, global_batch_size)
         return
@@ -59,6 +61,32 @@ def _check_owners(moco: MocoConfig) -> None:
                 f"moco.{name}={value} is an option of moco.mechanism={owner} alone, not of "
                 f"{moco.mechanism}; leave it out, or set moco.mechanism={owner}"
             )
+
+
+def _check_head(moco: MocoConfig) -> None:
+    width = moco.head_hidden_dim
+    if width < 0:
+        raise UsageError(
+            f"moco.head_hidden_dim={width} is no width; set it, for example, to 2048, or to 0: as "
+            "wide as the feature"
+        )
+    if width and moco.mechanism is Mechanism.moco_v3:
+        raise UsageError(
+            f"moco.head_hidden_dim={width} is not for moco.mechanism=moco_v3, whose heads have "
+            "moco.hidden_dim; set moco.head_hidden_dim=0"
+        )
+    if width and moco.head is Head.linear:
+        raise UsageError(
+            f"moco.head_hidden_dim={width} has no hidden layer to widen in moco.head=linear; set "
+            "moco.head=mlp or moco.head_hidden_dim=0"
+        )
+
+
+def _check_momentum(moco: MocoConfig) -> None:
+    for name in ("momentum", "final_momentum"):
+        value = getattr(moco, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UsageError(f"moco.{name}={value} is outside 0..1; set it, for example, to 0.999")
 
 
 def _check_queue(moco: MocoConfig, batch: int) -> None:

@@ -89,13 +89,14 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.json"), reverse=True)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint: a run folder (its newest), or a checkpoint's JSON or safetensors file.
+def find_checkpoint(path: Path) -> Path:
+    """The JSON file of a checkpoint, or the file of an exported encoder, which has none.
 
-    An exported encoder (`encoder_file`) comes as one that holds nothing else.
+    Args:
+        path: A run folder (its newest), or a checkpoint's JSON or safetensors file.
 
     Raises:
-        CheckpointError: If there is none, or if the file is damaged.
+        CheckpointError: If there is none.
     """
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -104,15 +105,36 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path} holds no checkpoint; give a run folder of fastmoco train"
             )
-        path = found[0]
-    elif path.suffix == ".safetensors" and path.exists() and not path.with_suffix(".json").exists():
-        return _exported(path)
+        return found[0]
+    if path.suffix == ".safetensors" and path.exists() and not path.with_suffix(".json").exists():
+        return path
     path = path.with_suffix(".json")
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist; give a run folder or a checkpoint of fastmoco train"
         )
-    return _read(path)
+    return path
+
+
+def weights_sha256(path: Path) -> str:
+    """Hex SHA-256 of the weights of what `find_checkpoint` found.
+
+    Raises:
+        OSError: If they cannot be read.
+    """
+    return _sha256(path.with_suffix(".safetensors"))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint: a run folder (its newest), or a checkpoint's JSON or safetensors file.
+
+    An exported encoder (`encoder_file`) comes as one that holds nothing else.
+
+    Raises:
+        CheckpointError: If there is none, or if the file is damaged.
+    """
+    found = find_checkpoint(path)
+    return _exported(found) if found.suffix == ".safetensors" else _read(found)
 
 
 def _exported(path: Path) -> Checkpoint:

@@ -71,10 +71,7 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> None:
     check_mechanism(moco, batch)
     _check_groups(cfg, ranks)
     check_encoder(cfg.model, moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)
-    if not 0 <= moco.momentum <= 1:
-        raise UsageError(
-            f"moco.momentum={moco.momentum} is outside 0..1; set it, for example, to 0.999"
-        )
+    _check_normalization(cfg)
     if moco.temperature <= 0:
         raise UsageError(
             f"moco.temperature={moco.temperature} is not positive; set it, for example, to 0.2"
@@ -124,6 +121,20 @@ def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
         raise UsageError(
             "moco.batch_norm=shuffled changes nothing on one device with one group; "
             "set moco.batch_norm_splits=4 or the like, or moco.batch_norm=plain"
+        )
+
+
+def _check_normalization(cfg: TrainConfig) -> None:
+    mean, std = cfg.pipeline.channel_mean, cfg.pipeline.channel_std
+    if (mean or std) and not (len(mean) == len(std) == 3 and min(std) > 0):
+        raise UsageError(
+            f"pipeline.channel_mean={mean} with pipeline.channel_std={std} cannot normalize; give "
+            "three numbers each, deviations above 0, or neither: the dataset's own"
+        )
+    if mean and cfg.model.encoder.startswith("halves:"):
+        raise UsageError(
+            f"model.encoder={cfg.model.encoder} takes RGB as it is and converts it to Lab; set "
+            "pipeline.channel_mean=[] pipeline.channel_std=[]"
         )
 
 

@@ -15,12 +15,26 @@ def _cosine(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, epoch / epochs)))
 
 
+def _cosine_per_epoch(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
+    return _cosine(math.floor(epoch), epochs, cfg)
+
+
+def _constant(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
+    del epoch, epochs, cfg
+    return 1.0
+
+
 def _multistep(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
     del epochs
     return cfg.milestone_factor ** sum(epoch >= milestone for milestone in cfg.milestones)
 
 
-SCHEDULES = {"cosine": _cosine, "multistep": _multistep}
+SCHEDULES = {
+    "cosine": _cosine,
+    "cosine_per_epoch": _cosine_per_epoch,
+    "multistep": _multistep,
+    "constant": _constant,
+}
 
 
 def learning_rate(
@@ -28,9 +42,9 @@ def learning_rate(
 ) -> float:
     """Learning rate of a step.
 
-    Linear warm-up from ``peak / warmup steps``, then the schedule. The cosine falls step by step
-    (the official code: once an epoch) and spans all epochs, warm-up included, as in SimCLR and MoCo
-    v3 (arXiv:2104.02057).
+    Linear warm-up from ``peak / warmup steps``, then the schedule. ``cosine`` falls step by step,
+    ``cosine_per_epoch`` once an epoch, as in the official code of MoCo and its CIFAR-10 notebook.
+    Both span all epochs, warm-up included, as in SimCLR and MoCo v3 (arXiv:2104.02057).
 
     Args:
         cfg: Which schedule, and its parameters.

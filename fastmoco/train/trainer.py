@@ -13,7 +13,7 @@ from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loa
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import CudaGraph, TrainConfig
+from fastmoco.schema import CudaGraph, PipelineConfig, TrainConfig
 from fastmoco.train.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -213,10 +213,14 @@ class Trainer:
             save_checkpoint(self.run.checkpoints, self.checkpoint(), keep=self.cfg.checkpoint.keep)
 
 
-def channel_statistics(dataset: ImageSet, backbone: Backbone) -> tuple[list[float], list[float]]:
+def channel_statistics(
+    dataset: ImageSet, backbone: Backbone, pipeline: PipelineConfig
+) -> tuple[list[float], list[float]]:
     """Channel mean and deviation that views are normalized by, in 0..1."""
     if backbone.takes_plain_rgb:
         return [0.0] * 3, [1.0] * 3
+    if pipeline.channel_mean:
+        return pipeline.channel_mean, pipeline.channel_std
     std = dataset.facts.get("channel_std", DEFAULT_STD)
     # A constant channel would divide by zero.
     return dataset.facts.get("channel_mean", DEFAULT_MEAN), [max(value, 1e-3) for value in std]
@@ -248,7 +252,7 @@ def build_trainer(
         num_samples=len(dataset),
         view_size=cfg.pipeline.view_size,
     )
-    mean, std = channel_statistics(dataset, model.query_encoder.backbone)
+    mean, std = channel_statistics(dataset, model.query_encoder.backbone, cfg.pipeline)
     model = model.to(device).to(memory_format=torch.channels_last)
     model.settle(device, cfg.moco.loss)
     step = TrainStep(

@@ -84,6 +84,7 @@ def test_cut_or_foreign_beton(capsys, tmp_path, dataset):  # noqa: F811
         ("pipeline.name=fast", ["fast is unknown"]),
         ("device=tpu", ["device=tpu"]),
         ("optimizer.name=lamb", ["optimizer.name=lamb is unknown"]),
+        ("pipeline.channel_mean=[0.5,0.5,0.5]", ["pipeline.channel_std=[] cannot normalize"]),
         ("data.test=null", ["monitor.every_epochs is set but data.test is not"]),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -97,20 +98,21 @@ def test_where_nothing_can_be_written(capsys, source: Path, tmp_path: Path) -> N
     fails(capsys, ["convert", source, target], 1, f"{target}: cannot be written (Is a directory)")
 
 
-def test_an_interrupted_conversion_exits_130(
-    capsys, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_conversion_says_so(
+    capsys, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     target = tmp_path / "x.beton"
     run(capsys, "convert", source, target)
     before = target.read_bytes()
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "encoded_batches", interrupt)
         arguments = ["convert", source, target, "encoding=raw"]
-        fails(capsys, arguments, 130, f"{target}: interrupted; the same command goes on")
+        fails(capsys, arguments, code, f"{target}: interrupted; the same command goes on")
     assert target.read_bytes() == before
     run(capsys, *arguments)
     assert target.read_bytes() != before

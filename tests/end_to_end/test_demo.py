@@ -41,3 +41,10 @@ def test_a_shorter_demo_learns_the_classes(tmp_path, monkeypatch):
 def test_the_demo_names_what_it_sets_itself(capsys):
     assert cli.main(["demo", "data.train=x.beton"]) == 2
     assert "the demo sets data.train itself" in capsys.readouterr().err
+
+
+def test_the_demo_is_of_one_device(capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(["demo"]) == 2
+    assert "start it without torchrun" in capsys.readouterr().err

@@ -21,7 +21,6 @@ from tests.end_to_end.test_training import (  # noqa: F401
     dataset,
     train_arguments,
 )
-from tests.optional import require
 
 STEPS, EVERY, KILLED_IN = 12, 5, 8
 MECHANISMS = {"end_to_end": 14, "memory_bank": 36, "moco_v3": 7}  # and their negatives
@@ -146,21 +145,3 @@ def test_a_dry_run_counts_the_mechanism(dataset, tmp_path, capsys):  # noqa: F81
     captured = capsys.readouterr()
     assert "whole run" in captured.out
     assert "memory_bank, 36 negatives of 48 entries" in captured.err
-
-
-@pytest.mark.parametrize("name", ["simclr", "moco_v3", "moco_v3_vit"])
-def test_presets_train(dataset, tmp_path, name):  # noqa: F811
-    """With their mechanism, optimizer and schedule, on few and small images."""
-    require("timm")
-    small = ["global_batch_size=16", "pipeline.view_size=32", "moco.hidden_dim=16"]
-    small = small[:2] if name == "simclr" else small
-    encoder = ["model.encoder=resnet18", "model.width=4"]
-    if name == "moco_v3_vit":
-        encoder = ["model.encoder=timm:test_vit"]
-    more = ["train.compile=never", "train.max_steps=3", "train.log_every_steps=1"]
-    data = [f"data.train={dataset}", f"run_dir={tmp_path / name}"]
-    assert cli.main(["train", f"experiment={name}", *data, *small, *encoder, *more]) == 0
-    rows = read_metrics(tmp_path / name / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert all(math.isfinite(row["loss"]) for row in rows)
-    assert rows[0]["learning_rate"] < rows[2]["learning_rate"]  # warming up

@@ -1,16 +1,22 @@
 """`fastmoco views`: the picture, its captions, and that a run of the same seed sees the same."""
 
+from dataclasses import replace
+
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 
 from fastmoco import cli
+from fastmoco.data.beton_set import open_dataset
+from fastmoco.inspection.crop_figure import _first_views, without_crop
 from fastmoco.inspection.views import captions
 from fastmoco.pipelines.augment import draw_parameters
+from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
+from fastmoco.schema import ViewsConfig
 from tests.pictures import write_class_folders
 
 
@@ -45,6 +51,42 @@ def test_more_images_than_a_row_holds(dataset, tmp_path):
     assert write(dataset, tmp_path / "v.png", "count=1").shape[0] == few.shape[0]
 
 
+@pytest.mark.parametrize("policy", ["moco_v2", "imagenette_pool"])
+def test_more_views_than_a_run_makes(dataset, tmp_path, policy):
+    """The first two are the run's; the rest are drawn alike and differ."""
+    options = [f"policy={policy}", "count=2"]
+    one, two, four = (write(dataset, tmp_path / "v.png", *options, f"views={n}") for n in (1, 2, 4))
+    assert (one.shape[0] / 2, four.shape[0] / 5) == (two.shape[0] / 3,) * 2
+    assert np.array_equal(two, write(dataset, tmp_path / "v.png", *options))
+    keys = torch.from_numpy(draw_keys(0, 0, np.arange(50, dtype=np.int64)))
+    drawn = [captions(keys, view, POLICIES[policy]) for view in range(4)]
+    assert all(drawn[a] != drawn[b] for a in range(4) for b in range(a))
+
+
+def test_four_pictures_of_each_image(dataset, tmp_path):
+    """The original, the view with its crop, without it, and the center crop."""
+    out = tmp_path / "crops.png"
+    few, many = (write(dataset, out, "crops=true", f"count={n}") for n in (1, 3))
+    assert many.shape[0] > 2 * few.shape[0]
+    assert many.shape[1] == few.shape[1]
+
+
+def test_without_the_crop_a_view_is_the_image_and_all_else_stays(dataset):
+    policy = Policy(flip_probability=1.0, crop_scale=(0.2, 0.3))
+    cfg = ViewsConfig(view_size=24, policy=policy)
+    with open_dataset(dataset) as opened:
+        plan = EpochPlan(seed=0, epoch=0, num_samples=len(opened), global_batch_size=4)
+        ids = next(plan.batches())
+        cropped = _first_views(opened, plan, policy, cfg)
+        whole = _first_views(opened, plan, without_crop(policy), cfg)
+        central = _first_views(opened, plan, None, replace(cfg, center_crop=1.0))
+        for row, sample in enumerate(ids.tolist()):
+            assert opened.heights[sample] != opened.widths[sample]
+            # Of an image that is no square: its central square, as evaluation takes it; flipped.
+            assert np.array_equal(whole[row], central[row, :, ::-1])
+            assert not np.array_equal(cropped[row], whole[row])
+
+
 def test_a_policy_file(dataset, tmp_path):
     path = tmp_path / "my policy.yaml"
     path.write_text("base: cifar\ncrop_scale: [0.9, 1.0]\n")
@@ -57,6 +99,7 @@ def test_a_policy_file(dataset, tmp_path):
     [
         ("count=13", "count=13 does not fit; set it to 1 to 12"),
         ("count=0", "count=0 does not fit"),
+        ("views=0", "views=0 shows nothing"),
         ("policy=moco", "unknown policy=moco; did you mean moco_v"),
         ("policy=none.yaml", "policy=none.yaml: no such file"),
         ("view_sise=3", "unknown option view_sise; did you mean view_size?"),

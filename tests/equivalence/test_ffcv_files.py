@@ -16,6 +16,7 @@ from PIL import Image
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.data.images import decode_jpeg
+from fastmoco.data.part import write_part
 from fastmoco.data.verify import verify
 from tests.optional import require
 from tests.pictures import encoded, picture
@@ -63,7 +64,8 @@ def decode(blob):
 if __name__ == "__main__":
     root, count, shape = Path(sys.argv[1]), int(sys.argv[2]), (int(sys.argv[3]), int(sys.argv[4]))
     out = {}
-    for name, os_cache in ("jpeg", True), ("jpeg", False), ("raw", True), ("kinds", True):
+    names = ("jpeg", True), ("jpeg", False), ("raw", True), ("kinds", True), ("merged", True)
+    for name, os_cache in names:
         images, labels = read(root / f"{name}.beton", os_cache)
         out |= {f"{name}_{os_cache}_images": images, f"{name}_{os_cache}_labels": labels}
     with BetonFile.open(root / "jpeg.beton") as beton:
@@ -110,6 +112,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for encoding in Encoding:
         cfg = ConvertConfig(encoding=encoding, page_bytes=1 << 21)
         convert(str(root / "src"), root / f"{encoding.value}.beton", cfg)
+    with BetonFile.open(root / "jpeg.beton") as beton:
+        ids, other = np.arange(COUNT)[::-1], (beton.labels + 1) % 5
+        write_part(
+            root / "merged.beton", beton, ids, labels=other[ids], classes=beton.classes, origin={}
+        )
     command = [sys.executable, "-c", SCRIPT, *map(str, (root, COUNT, *SHAPE))]
     top = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=250)
@@ -130,6 +137,14 @@ def test_ffcv_reads_our_files(folder: Path, name: str, os_cache: bool) -> None:
         assert np.array_equal(images, read["decoded"])
         # Its fast inverse DCT differs a little from the accurate one that we use.
         assert np.abs(images.astype(int) - ours).mean(axis=(1, 2, 3)).max() < 3
+
+
+def test_ffcv_reads_files_with_other_labels(folder: Path) -> None:
+    """As `merge-labels` writes them; here in another order, too."""
+    read = np.load(folder / "read.npz")
+    assert np.array_equal(read["merged_True_images"][::-1], read["jpeg_True_images"])
+    with BetonFile.open(folder / "jpeg.beton") as beton:
+        assert np.array_equal(read["merged_True_labels"][::-1, 0], (beton.labels + 1) % 5)
 
 
 def test_ffcv_reads_every_kind_that_is_copied(folder: Path) -> None:

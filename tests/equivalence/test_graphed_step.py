@@ -55,6 +55,7 @@ CASES = {
     "adamw": {"optimizer": OptimizerConfig(name="adamw", exclude_bias_and_norm=True)},
     "fp16": {"precision": Precision.fp16},
     "bf16, split": {"precision": Precision.bf16, "moco": {"batch_norm_splits": 2}},
+    "momentum that moves": {"moco": {"final_momentum": 1.0}},
     "end to end": {"moco": {"mechanism": Mechanism.end_to_end}},
     "memory bank": {"moco": {"mechanism": Mechanism.memory_bank}},
     "MoCo v3, fp16": {

@@ -1,15 +1,20 @@
 """The peers that benchmarks time do the same mathematics as fastmoco."""
 
 import copy
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
 from benchmarks.peers import official_step
+from benchmarks.pictures import write_thumbnails
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import info_nce
 from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
 from fastmoco.train.optimizers import build_optimizer
+from tests.optional import require
 
 STEPS, BATCH, QUEUE, DIM = 6, 8, 32, 16
 
@@ -65,3 +70,37 @@ def test_official_contrast_equals_info_nce() -> None:
     official = official_step.OfficialStep(model.query_encoder, queue, 0.0)
     expected, _ = info_nce(query, key, queue, official_step.TEMPERATURE)
     assert abs(official.contrast(query, key).item() - expected.item()) < 1e-12
+
+
+def test_dali_peer_makes_two_different_normalized_views_of_each_image(tmp_path: Path) -> None:
+    require("nvidia.dali")
+    from benchmarks.peers import dali_peer
+
+    write_thumbnails(tmp_path, 20)
+    pipeline = dali_peer.two_views(str(tmp_path), 24, "cpu", batch_size=10)
+    pipeline.build()
+    query, key, labels = (np.asarray(output.as_array()) for output in pipeline.run())
+    assert query.shape == key.shape == (10, 3, 24, 24)
+    assert query.dtype == np.float32
+    low, high = -0.485 / 0.229, (1 - 0.406) / 0.225  # of all values that 0 and 255 can become
+    assert low - 1e-4 <= query.min() < 0 < query.max() <= high + 1e-4
+    differences = np.abs(query - key).reshape(10, -1).mean(1)
+    assert (differences > 0.01).all()  # drawn for each view
+    assert len(set(np.round(differences, 4))) == 10  # and for each image
+    assert set(labels.ravel().tolist()) <= set(range(10))
+
+
+def test_lightly_peer_learns_against_its_memory_bank() -> None:
+    pytest.importorskip("lightly", reason="lightly is not installed; pip install 'fastmoco[bench]'")
+    from benchmarks.peers import lightly_peer
+
+    torch.manual_seed(0)
+    small = ModelConfig(encoder="resnet18", stem=Stem.small, width=8)
+    model = build_model(small, MocoConfig(queue_size=QUEUE, dim=DIM))
+    backbone = model.query_encoder.backbone
+    step = lightly_peer.LightlyStep(backbone, backbone.feature_dim, QUEUE, 0.03)
+    before = [parameter.clone() for parameter in step.backbone_momentum.parameters()]
+    losses = [step(*torch.randn(2, BATCH, 3, 16, 16)).item() for _ in range(3)]
+    assert all(0 < loss < 20 for loss in losses)
+    pairs = zip(step.backbone_momentum.parameters(), before, strict=True)
+    assert any(not torch.equal(after, old) for after, old in pairs)

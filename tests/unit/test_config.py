@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 
 from fastmoco.config import (
@@ -13,10 +14,21 @@ from fastmoco.config import (
     quote_paths,
 )
 from fastmoco.evaluate.schema import KnnConfig
-from fastmoco.schema import Head, Precision, TrainConfig, UsageError
+from fastmoco.inspection.schema import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
+from fastmoco.pipelines.draws import random_resized_crop_boxes
+from fastmoco.schema import BatchNorm, Head, Precision, TrainConfig, UsageError
+
+SCHEMAS = [
+    TrainConfig,
+    KnnConfig,
+    ConvertConfig,
+    RequestConfig,
+    MergeLabelsConfig,
+    FeatureMapsConfig,
+]
 
 
-@pytest.mark.parametrize("schema", [TrainConfig, KnnConfig, ConvertConfig])
+@pytest.mark.parametrize("schema", SCHEMAS)
 def test_without_options_it_is_the_schema(schema):
     def lists(value):
         return [*value] if isinstance(value, tuple) else value
@@ -59,6 +71,31 @@ def test_published_settings():
     assert (v1.moco.temperature, v1.optimizer.milestones) == (0.07, [120, 160])
     assert (v2.moco.temperature, v2.optimizer.schedule) == (0.2, "cosine")
     assert (v2.moco.head, v2.policy.blur_probability) == (Head.mlp, 0.5)
+
+
+def test_competition96_and_its_ablation():
+    cfg = load_config(TrainConfig, ["experiment=competition96"])
+    assert (cfg.moco.queue_size, cfg.moco.momentum, cfg.train.epochs) == (2048, 0.99, 100)
+    assert (cfg.pipeline.view_size, cfg.model.encoder, cfg.moco.head) == (96, "resnet50", Head.mlp)
+    assert (cfg.moco.batch_norm, cfg.moco.batch_norm_splits) == (BatchNorm.shuffled, 8)
+    assert (list(cfg.policy.crop_scale), cfg.policy.blur_probability) == ([0.2, 1.0], 0.5)
+    bare = load_config(TrainConfig, ["experiment=competition96_no_crop"])
+    bare.name, bare.policy.crop_scale, bare.policy.crop_ratio = (
+        cfg.name,
+        cfg.policy.crop_scale,
+        cfg.policy.crop_ratio,
+    )
+    assert bare == cfg
+    bare = load_config(TrainConfig, ["experiment=competition96_no_crop"])
+    boxes = random_resized_crop_boxes(
+        np.arange(9),
+        np.full(9, 96),
+        np.full(9, 96),
+        scale=bare.policy.crop_scale,
+        ratio=bare.policy.crop_ratio,
+        num_views=2,
+    )
+    assert np.unique(boxes.reshape(-1, 4), axis=0).tolist() == [[0, 0, 96, 96]]
 
 
 @pytest.mark.parametrize("name", preset_names("experiment"))
@@ -105,14 +142,14 @@ def test_a_configuration_survives_json():
     assert again.precision is Precision.bf16
 
 
-@pytest.mark.parametrize("schema", [TrainConfig, KnnConfig, ConvertConfig])
+@pytest.mark.parametrize("schema", SCHEMAS)
 def test_every_option_says_what_it_means(schema):
     assert [key for key, _, text in describe(schema) if not text] == []
     assert any("moco.queue_size" in line and "65536" in line for line in help_lines(TrainConfig))
 
 
 def test_help_fits_the_screen_and_shows_defaults_as_they_are_given():
-    for schema in (TrainConfig, KnnConfig, ConvertConfig):
+    for schema in SCHEMAS:
         assert max(map(len, help_lines(schema))) <= 100
     text = "\n".join(help_lines(TrainConfig))
     for shown in ("moco.symmetric=false ", "data.train=null ", "optimizer.milestones=[120,160] "):

@@ -22,7 +22,7 @@ from fastmoco.detection.schema import (
     Task,
 )
 from fastmoco.detection.segmenter import Segmenter
-from fastmoco.detection.starting import load_weights, open_backbone
+from fastmoco.detection.starting import open_backbone
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
 from fastmoco.ranks import ALONE
@@ -267,21 +267,7 @@ def test_torchvisions_own_weights_fit():
                                    theirs.eval()(images))  # fmt: skip
 
 
-def test_files_that_are_no_weights_of_the_encoder(tmp_path):
-    resnet, path = make_resnet(), tmp_path / "w.pth"
-    with pytest.raises(UsageError, match="needs weights=FILE"):
-        load_weights(resnet, None)
-    with pytest.raises(UsageError, match=r"w\.pth does not exist"):
-        load_weights(resnet, path)
-    path.write_bytes(b"no weights")
-    with pytest.raises(UsageError, match=r"w\.pth cannot be read"):
-        load_weights(resnet, path)
-    torch.save([1, 2], path)
-    with pytest.raises(UsageError, match="holds no state dict"):
-        load_weights(resnet, path)
-    torch.save(make_resnet(width=8).state_dict(), path)
-    with pytest.raises(UsageError, match=r"does not fit .*conv1\.weight is \(8, 3, 3, 3\) there"):
-        load_weights(resnet, path)
+def test_other_networks_are_refused():
     with pytest.raises(UsageError, match="needs a ResNet, this run has a Linear"):
         check_resnet(nn.Linear(2, 2))
 

@@ -132,6 +132,8 @@ def test_runs_take_turns_and_one_that_fails_is_named() -> None:
     results, reasons = alternate(runs, "a", rounds=3)
     assert "".join(calls) == "abca" + "aba" + "aba"
     assert results == {"a": [1, 7, 8], "b": [2, 6, 9], again("a"): [4, 5, 10]}
+    one = {"a": lambda: 1, again("a"): lambda: 2}  # a second one of its own
+    assert alternate(one, "a", rounds=1)[0] == {"a": [1], again("a"): [2]}
     assert reasons == {"c": "no compiler"}
 
 

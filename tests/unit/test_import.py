@@ -85,7 +85,7 @@ def test_solo_learn_on_cifar_pads_by_two(tmp_path, prefix):
     model = randomize(without_fc(resnet18()))
     model.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=2, bias=False)
     model.maxpool = nn.Identity()
-    projector = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 24))
+    projector = nn.Sequential(nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 24))
     state = {
         **prefixed(prefix, model),
         **prefixed(f"momentum_{prefix}", model),

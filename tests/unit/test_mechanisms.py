@@ -11,7 +11,7 @@ from fastmoco.config import load_config
 from fastmoco.moco.build import build_model, build_query_encoder
 from fastmoco.moco.in_batch import in_batch_info_nce
 from fastmoco.moco.memory_bank import draw_others
-from fastmoco.moco.moco_v3 import momentum_at
+from fastmoco.moco.momentum import momentum_at
 from fastmoco.pipelines.draws import Draw, fork, stream_integers
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import (
@@ -23,6 +23,7 @@ from fastmoco.schema import (
     MocoConfig,
     ModelConfig,
     Negatives,
+    Pretext,
     Stem,
     TrainConfig,
     UsageError,
@@ -185,15 +186,77 @@ def test_moco_v3_heads_are_those_of_the_paper():
     assert not any("momentum" in name for name in model.state_dict())
 
 
-def test_momentum_rises_by_half_a_cosine():
-    assert momentum_at(0.99, 0) == pytest.approx(0.99)
-    assert momentum_at(0.99, 0.5) == pytest.approx(0.995)
-    assert momentum_at(0.99, 1) == 1
-    model = small_model(Mechanism.moco_v3, momentum=0.5)
-    address = model.momentum.data_ptr()
+@pytest.mark.parametrize("end", [0.999, 1.0])
+def test_momentum_moves_by_half_a_cosine(end):
+    """Where it ends at 1, ``m = 1 - (1 - m_0) (cos(pi k / K) + 1) / 2``, as in arXiv:2006.07733."""
+    assert momentum_at(0.99, end, 0) == pytest.approx(0.99)
+    assert momentum_at(0.99, end, 0.5) == pytest.approx((0.99 + end) / 2)
+    assert momentum_at(0.99, end, 1) == end
+    quarter = (math.cos(math.pi / 4) + 1) / 2
+    assert momentum_at(0.99, 1.0, 0.25) == pytest.approx(1 - 0.01 * quarter)
+    assert momentum_at(0.99, end, 0.25) == pytest.approx(0.99 * quarter + end * (1 - quarter))
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "changes", "end"),
+    [
+        ("moco", {"final_momentum": 0.9}, 0.9),
+        ("moco_v3", {}, 1),
+        ("moco_v3", {"final_momentum": 0.7}, 0.7),
+    ],
+)
+def test_keys_follow_by_the_momentum_of_the_progress(mechanism, changes, end):
+    torch.manual_seed(0)
+    model = small_model(Mechanism(mechanism), momentum=0.5, **changes)
+    address = model.momentum.value.data_ptr()
     model.set_progress(0.5)
-    assert model.momentum.item() == pytest.approx(0.75)
-    assert model.momentum.data_ptr() == address  # a captured graph reads it
+    m = (0.5 + end) / 2
+    assert model.momentum.value.item() == pytest.approx(m)
+    assert model.momentum.value.data_ptr() == address  # a captured graph reads it
+    assert f"momentum 0.5 to {end:g}" in model.describe(8)
+    contrast = contrast_of(model)
+    with torch.no_grad():
+        for parameter in model.query_encoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    query, key = ([*e.parameters()] for e in (model.query_encoder, model.key_encoder))
+    expected = [m * k + (1 - m) * q for q, k in zip(query, key, strict=True)]
+    model.advance(contrast)
+    torch.testing.assert_close(key, expected)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "final"), [("moco", None), ("moco", 0.75), ("moco_v3", 0.75)]
+)
+def test_momentum_that_stays_is_a_number(mechanism, final):
+    """As before there was a schedule, bit for bit: old runs go on as they began."""
+    model = small_model(Mechanism(mechanism), momentum=0.75, final_momentum=final)
+    model.set_progress(0.5)
+    assert model.momentum.step == 0.25
+    assert isinstance(model.momentum.step, float)
+    assert "momentum" not in model.describe(8)
+
+
+@pytest.mark.parametrize("mechanism", ["moco", "end_to_end", "memory_bank"])
+def test_width_of_the_heads_hidden_layer(mechanism):
+    def widths(hidden):
+        model = small_model(Mechanism(mechanism), head_hidden_dim=hidden)
+        head = model.query_encoder.head
+        return [
+            head[0].in_features,
+            head[0].out_features,
+            head[2].in_features,
+            head[2].out_features,
+        ]
+
+    assert widths(0) == [32, 32, 32, 8]
+    assert widths(20) == [32, 20, 20, 8]
+
+
+def test_width_of_the_heads_of_halves():
+    moco = MocoConfig(pretext=Pretext.cross_channel, dim=8, queue_size=16, head_hidden_dim=20)
+    encoder = ModelConfig(encoder="halves:resnet18", stem=Stem.small_stride2, width=8)
+    heads = build_model(encoder, moco).query_encoder.head.children()
+    assert [(head[0].out_features, head[2].in_features) for head in heads] == [(20, 20)] * 2
 
 
 @pytest.mark.parametrize("mechanism", Mechanism)
@@ -244,6 +307,10 @@ def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
         ({"mechanism": "end_to_end", "hidden_dim": 8}, r"moco\.hidden_dim=8 .*=moco_v3"),
         ({"mechanism": "memory_bank", "bank_momentum": 1.0}, r"moco\.bank_momentum=1\.0"),
         ({"mechanism": "memory_bank", "queue_size": 0}, r"moco\.queue_size=0"),
+        ({"head_hidden_dim": -1}, r"moco\.head_hidden_dim=-1 .*to 2048"),
+        ({"head": "linear", "head_hidden_dim": 8}, r"moco\.head_hidden_dim=8 .*head=linear"),
+        ({"mechanism": "moco_v3", "head_hidden_dim": 8}, r"moco\.head_hidden_dim=8 .*hidden_dim"),
+        ({"final_momentum": 1.5}, r"moco\.final_momentum=1\.5 is outside 0\.\.1"),
     ],
 )
 def test_what_means_nothing_is_refused(tmp_path, options, words):

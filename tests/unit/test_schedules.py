@@ -21,6 +21,26 @@ def test_cosine_falls_from_peak_to_zero():
     assert rates(cfg, [50]) == pytest.approx([0.5 * (1 + math.cos(math.pi / 4))])
 
 
+def test_cosine_per_epoch_is_that_of_the_official_code():
+    """``lr *= 0.5 * (1 + cos(pi * epoch / epochs))``, set once at the start of each epoch."""
+    cfg = OptimizerConfig(schedule="cosine_per_epoch")
+    expected = [0.5 * (1 + math.cos(math.pi * epoch / 20)) for epoch in (0, 0, 1, 1, 19, 19)]
+    assert rates(cfg, [0, 9, 10, 19, 190, 199]) == pytest.approx(expected)
+    first, last = ([97 * epoch + step for epoch in range(20)] for step in (0, 96))
+    assert rates(cfg, first, steps_per_epoch=97) == rates(cfg, last, steps_per_epoch=97)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([weight], lr=1.0), 20)
+    for epoch in range(20):
+        assert scheduler.get_last_lr()[0] == pytest.approx(rates(cfg, [10 * epoch + 3])[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+
+
+def test_constant_stays_at_the_peak_after_the_warm_up():
+    cfg = OptimizerConfig(schedule="constant", warmup_epochs=1)
+    assert rates(cfg, [0, 4, 9, 10, 199]) == pytest.approx([0.1, 0.5, 1, 1, 1])
+
+
 def test_multistep_drops_at_epochs():
     cfg = OptimizerConfig(schedule="multistep", milestones=[12, 16])
     assert rates(cfg, [119, 120, 159, 160]) == pytest.approx([1, 0.1, 0.1, 0.01])

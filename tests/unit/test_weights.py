@@ -37,14 +37,8 @@ def test_what_does_not_fit_is_refused(tmp_path):
     )
     with pytest.raises(UsageError, match="another architecture"):
         load_torchvision_weights(narrow, path)
-    torch.save({"model": narrow.state_dict()}, path)
-    with pytest.raises(UsageError, match="no state dict of tensors"):
-        load_torchvision_weights(narrow, path)
     torch.save(narrow, path)  # a pickled module could run code
-    with pytest.raises(UsageError, match="no state dict of tensors"):
+    with pytest.raises(UsageError, match=r"wide\.pth: refused: unpickling it would call"):
         load_torchvision_weights(narrow, path)
-    path.write_bytes(b"no weights")
-    with pytest.raises(UsageError, match="no state dict of tensors"):
-        load_torchvision_weights(narrow, path)
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         load_torchvision_weights(narrow, tmp_path / "none.pth")

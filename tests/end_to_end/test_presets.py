@@ -1,0 +1,88 @@
+"""Every preset starts and trains: its mechanism, head, optimizer, schedule, policy and batch norm.
+
+On few and small images, with a narrow encoder.
+"""
+
+from contextlib import closing
+
+import pytest
+import torch
+
+from fastmoco import cli
+from fastmoco.config import load_config, preset_names
+from fastmoco.pipelines.source_set import open_image_set
+from fastmoco.schema import Mechanism, TrainConfig
+from fastmoco.train.loop import check_config
+from fastmoco.train.run_folder import RunFolder
+from fastmoco.train.trainer import build_trainer
+from tests.optional import require
+from tests.pictures import write_class_folders
+
+STEPS, BATCH = 3, 16
+# Groups of 2 where batch norm has 8; a queue of both views' keys.
+SMALL = [
+    f"global_batch_size={BATCH}",
+    "pipeline.view_size=32",
+    "pipeline.num_threads=1",
+    "moco.dim=16",
+    f"moco.queue_size={2 * BATCH}",
+    "train.compile=never",
+]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_class_folders(folder / "images", classes=4, per_class=4 * STEPS)  # one epoch
+    assert cli.main(["convert", str(folder / "images"), str(folder / "images.beton")]) == 0
+    return folder / "images.beton"
+
+
+def small_config(name, dataset):
+    """The preset made small: what it sets, in a size that a test can bear."""
+    preset = load_config(TrainConfig, [f"experiment={name}"])
+    options = [f"experiment={name}", f"data.train={dataset}", f"data.test={dataset}", *SMALL]
+    if preset.model.encoder.startswith("timm:"):
+        options.append("model.encoder=timm:test_vit")
+    else:
+        options.append("model.width=8")
+    if preset.moco.mechanism is Mechanism.moco_v3:
+        options.append("moco.hidden_dim=16")
+    if preset.moco.head_hidden_dim:
+        options.append("moco.head_hidden_dim=24")
+    return load_config(TrainConfig, options)
+
+
+@pytest.mark.parametrize("name", preset_names("experiment"))
+def test_every_preset_trains(dataset, tmp_path, name):
+    cfg = small_config(name, dataset)
+    if cfg.optimizer.name == "lars" or cfg.model.encoder.startswith("timm:"):
+        require("timm")
+    check_config(cfg)
+    with open_image_set(dataset) as images:
+        cpu, rates = torch.device("cpu"), []
+        trainer = build_trainer(cfg, RunFolder(tmp_path), images, cpu, compiled=False)
+        model = trainer.step.model
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with closing(trainer.open_loader()) as loader:
+            for _ in range(STEPS):
+                rates.append(trainer.learning_rate)
+                trainer.take(next(loader), rates[-1])
+                trainer.check_finite()
+    assert trainer.channel_mean == (cfg.pipeline.channel_mean or images.facts["channel_mean"])
+    torch.testing.assert_close(trainer.step.std, torch.tensor(trainer.channel_std))
+    assert trainer.checkpoint().facts["channel_mean"] == trainer.channel_mean
+    changed = {key for key, value in model.state_dict().items() if not value.equal(before[key])}
+    assert any(key.startswith("query_encoder.backbone.") for key in changed)
+    assert any(key.startswith("query_encoder.head.") for key in changed)
+    if cfg.moco.mechanism in (Mechanism.moco, Mechanism.moco_v3):
+        assert any(key.startswith("key_encoder.") and key.endswith("weight") for key in changed)
+    if cfg.moco.mechanism is Mechanism.moco:
+        keys = model.queue.keys
+        assert (keys != before["queue.keys"]).any(dim=1).sum() == min(
+            len(keys), STEPS * BATCH * (1 + cfg.moco.symmetric)
+        )
+    if cfg.optimizer.warmup_epochs:
+        assert rates[0] < rates[1] < rates[2]
+    else:
+        assert rates == sorted(rates, reverse=True)

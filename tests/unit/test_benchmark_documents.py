@@ -1,0 +1,170 @@
+"""What is made of result files: the goals' verdicts, the document, the comparison of two builds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import compare
+from benchmarks.document import document
+from benchmarks.goals import Goal, judge, read_goals
+from benchmarks.harness import again, summarize
+from benchmarks.report import ROOT, Report, Row, absent, beside
+
+GOAL = Goal(
+    part="data path",
+    claim="six times",
+    benchmark="loader_photographs",
+    what="beton",
+    peer="official, decode and crop",
+    ratio=6,
+    profile="Six times the official pipeline's decode and crop",
+)
+
+
+def write(folder: Path, name: str, rows: Sequence[Row]) -> None:
+    Report(name, "small", subject="a subject", device="cpu", rows=list(rows)).write(folder)
+
+
+def rows_of(seconds: Sequence[float], peer_seconds: Sequence[float]) -> list[Row]:
+    """A contender beside its peer, with a noise floor of 4%."""
+    costs = {
+        "beton": list(seconds),
+        again("beton"): [
+            second * factor for second, factor in zip(seconds, (1, 1.04, 1), strict=True)
+        ],
+        "official, decode and crop": list(peer_seconds),
+    }
+    return [
+        Row(
+            what=name,
+            unit="images/s",
+            value=summarize([1 / cost for cost in costs[name]]),
+            ratio=beside(costs, name, peer, "beton"),
+        )
+        for name, peer in (
+            ("beton", "official, decode and crop"),
+            (again("beton"), "beton"),
+            ("official, decode and crop", ""),
+        )
+    ]
+
+
+def judged(folder: Path) -> bool | None:
+    path = folder / "loader_photographs.json"
+    return judge(GOAL, {"loader_photographs": json.loads(path.read_text())}).met
+
+
+def test_a_goal_is_met_by_a_ratio_that_is_shown(tmp_path: Path) -> None:
+    assert judge(GOAL, {}).met is None
+    for peer_seconds, met in ([6.6, 6.5, 6.7], True), ([5.8, 5.9, 6.0], False):
+        write(tmp_path, "loader_photographs", rows_of([1, 1, 1], peer_seconds))
+        assert judged(tmp_path) is met
+
+
+def test_a_gain_within_the_noise_meets_no_goal(tmp_path: Path) -> None:
+    write(tmp_path, "loader_photographs", rows_of([1, 1, 1], [6.5, 0.9, 7]))
+    assert judged(tmp_path) is False
+
+
+def test_goals_of_other_devices_and_scales_are_not_measured(tmp_path: Path) -> None:
+    write(tmp_path, "knn", [Row(what="fastmoco", unit="s", value=summarize([3.0]))])
+    results = {"knn": json.loads((tmp_path / "knn.json").read_text())}
+    common = {"part": "", "claim": "", "benchmark": "knn", "what": "fastmoco", "below": 15.0}
+    assert judge(Goal(**common), results).met is True
+    assert judge(Goal(**common, device="cuda"), results).met is None
+    assert judge(Goal(**common, scale="full"), results).met is None
+
+
+def test_every_goal_has_a_bound_and_its_profile_is_in_the_log() -> None:
+    log = " ".join((ROOT / "docs/log.md").read_text().split())
+    benchmarks = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    for goal in read_goals():
+        assert (goal.ratio, goal.share, goal.below) != (None, None, None), goal.claim
+        assert not goal.profile or f"**{goal.profile}" in log
+        assert f"def bench_{goal.benchmark}(" in benchmarks, goal.benchmark
+
+
+def test_the_workflow_measures_benchmarks_that_there_are() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/benchmarks.yml").read_text())
+    benchmarks = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py"))
+    for chosen in workflow["env"]["CHOSEN"].split(" or "):
+        assert f"def bench_{chosen}" in benchmarks
+    steps = " ".join(step.get("run", "") for step in workflow["jobs"]["compare"]["steps"])
+    assert "for run in base-1 new-1 new-2 base-2" in steps
+    assert "benchmarks.compare" in steps
+
+
+def test_the_document_says_what_is_met_and_where_the_profile_is(tmp_path: Path) -> None:
+    rows = rows_of([1, 1, 1], [5, 5.1, 5.2])
+    rows += [absent("lightly, MoCo v2 views", "images/s", "No module named 'lightly'")]
+    write(tmp_path, "loader_photographs", rows)
+    write(tmp_path / "gpu", "open", [Row(what="fastmoco", unit="s", value=summarize([0.2]))])
+    text = document(tmp_path)
+    assert "1 met, 1 NOT met," in text
+    assert '| **NOT met**; profile: [log.md](log.md), "Six times the official' in text
+    assert "**5.10x** (5 to 5.2) beside official, decode and crop" in text
+    assert "0.2 s (0.2 to 0.2) | met |" in text
+    assert "- loader_photographs: lightly, MoCo v2 views (absent: No module named" in text
+    assert "no GPU was at hand" in text
+    assert "## gpu/open\n" in text
+
+
+def test_the_document_lists_what_is_not_shown(tmp_path: Path) -> None:
+    write(tmp_path, "loader_photographs", rows_of([1, 1, 1], [1.01, 0.99, 1.02]))
+    listed = document(tmp_path).partition("## Not shown")[2].partition("## Absent")[0]
+    assert "- loader_photographs: beton beside official, decode and crop, 1.01x" in listed
+    assert "(again)" not in listed
+
+
+NOISE = (1.0, 1.02, 0.98)
+
+
+def builds(folder: Path, new_cost: float, noise: Sequence[float] = NOISE) -> list[str]:
+    """Result folders of a base and of a new build, two runs each, as arguments."""
+    arguments = []
+    for side, cost in (("base", 1.0), ("new", new_cost)):
+        arguments.append(f"--{side}")
+        for run in range(2):
+            drifted = [cost * each * (1 + 0.01 * run) for each in noise]
+            write(folder / f"{side}{run}", "loader_photographs", rows_of(drifted, [5, 5, 5]))
+            arguments.append(str(folder / f"{side}{run}"))
+    return arguments
+
+
+def test_a_regression_beyond_noise_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(builds(tmp_path, 1.1)) == 1
+    out = capsys.readouterr().out
+    assert "| loader_photographs | beton | images/s | 1.1 | 5% | **worse** |" in out
+    assert "1 of 2 figures are worse" in out
+
+
+@pytest.mark.parametrize("new_cost", [1.0, 0.99, 1.03, 0.7])
+def test_equal_code_and_gains_pass(tmp_path: Path, new_cost: float) -> None:
+    assert compare.main(builds(tmp_path, new_cost)) == 0
+
+
+def test_a_change_within_the_spread_passes(tmp_path: Path) -> None:
+    assert compare.main(builds(tmp_path, 1.1, noise=(1.0, 1.2, 0.8))) == 0
+
+
+def test_a_gain_is_named_and_what_is_gone_is_listed(tmp_path: Path) -> None:
+    base, new = tmp_path / "base", tmp_path / "new"
+    rows = rows_of(NOISE, [5, 5, 5])
+    write(base, "loader_photographs", [*rows, Row(what="old", unit="s", value=summarize([1.0]))])
+    write(new, "loader_photographs", rows_of([0.5, 0.51, 0.49], [5, 5, 5]))
+    verdicts = {one.key[1]: one.verdict for one in compare.compare([base], [new])}
+    assert verdicts == {
+        "beton": compare.BETTER,
+        "official, decode and crop": compare.SAME,
+        "old": compare.GONE,
+    }
+
+
+def test_nothing_to_compare_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["--base", str(tmp_path), "--new", str(tmp_path)]) == 2
+    assert "no figure is in both" in capsys.readouterr().err

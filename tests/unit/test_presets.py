@@ -1,0 +1,274 @@
+"""What each preset keeps of the system that it reproduces: an edit that departs from it fails."""
+
+from enum import Enum
+from operator import attrgetter
+
+import pytest
+import torch
+
+from fastmoco.config import load_config
+from fastmoco.moco.batchnorm import resolve_batch_norm
+from fastmoco.moco.build import build_query_encoder
+from fastmoco.ranks import Ranks
+from fastmoco.schema import DataConfig, OptimizerConfig, TrainConfig
+from fastmoco.train.loop import check_config
+from fastmoco.train.optimizers import build_optimizer
+
+SGD = {"optimizer.name": "sgd", "optimizer.sgd_momentum": 0.9}
+JITTER = {
+    "policy.jitter_probability": 0.8,
+    "policy.brightness": 0.4,
+    "policy.contrast": 0.4,
+    "policy.saturation": 0.4,
+    "policy.hue": 0.1,
+    "policy.grayscale_probability": 0.2,
+    "policy.flip_probability": 0.5,
+}
+NO_BLUR = {"policy.crop_scale": [0.08, 1.0], "policy.blur_probability": 0.0}
+BLUR = {"policy.blur_probability": 0.5, "policy.blur_sigma": [0.1, 2.0]}
+KNN = {"monitor.k": 200, "monitor.temperature": 0.1}
+IMAGENET = {
+    "model.encoder": "resnet50",
+    "model.stem": "imagenet",
+    "model.width": 64,
+    "pipeline.view_size": 224,
+    "policy.crop_scale": [0.2, 1.0],
+    "global_batch_size": 256,
+    "moco.mechanism": "moco",
+    "moco.queue_size": 65536,
+    "moco.momentum": 0.999,
+    "moco.dim": 128,
+    "moco.symmetric": False,
+    **SGD,
+    "optimizer.learning_rate": 0.03,
+    "optimizer.weight_decay": 1e-4,
+    "train.epochs": 200,
+}
+V1 = {
+    **IMAGENET,
+    "moco.temperature": 0.07,
+    "moco.head": "linear",
+    "optimizer.schedule": "multistep",
+    "optimizer.milestones": [120, 160],
+    "optimizer.milestone_factor": 0.1,
+    "policy.grayscale_probability": 0.2,
+    "policy.grayscale_first": True,
+    "policy.jitter_probability": 1.0,
+    "policy.hue": 0.4,
+    "policy.blur_probability": 0.0,
+}
+V2 = {
+    **IMAGENET,
+    **JITTER,
+    **BLUR,
+    "moco.temperature": 0.2,
+    "moco.head": "mlp",
+    "moco.head_hidden_dim": 0,
+    "optimizer.schedule": "cosine",
+}
+CIFAR = {
+    "model.encoder": "resnet18",
+    "model.width": 64,
+    "pipeline.view_size": 32,
+    "pipeline.center_crop": 1.0,
+    "moco.mechanism": "moco",
+    **SGD,
+    **JITTER,
+    **NO_BLUR,
+}
+COLAB = {
+    **CIFAR,
+    **KNN,
+    "model.stem": "small",
+    "global_batch_size": 512,
+    "optimizer.learning_rate": 0.06,
+    "optimizer.scale_learning_rate": False,
+    "optimizer.weight_decay": 5e-4,
+    "optimizer.schedule": "cosine_per_epoch",
+    "optimizer.warmup_epochs": 0,
+    "moco.queue_size": 4096,
+    "moco.momentum": 0.99,
+    "moco.temperature": 0.1,
+    "moco.head": "linear",
+    "moco.dim": 128,
+    "moco.batch_norm_splits": 8,
+    "monitor.features": "embedding",
+    "train.epochs": 200,
+}
+LIGHTLY = {
+    **SGD,
+    **JITTER,
+    **KNN,
+    "policy.crop_scale": [0.08, 1.0],
+    "pipeline.channel_mean": [0.485, 0.456, 0.406],
+    "moco.queue_size": 4096,
+    "moco.momentum": 0.99,
+    "moco.temperature": 0.1,
+    "moco.head": "mlp",
+    "moco.dim": 128,
+    "moco.symmetric": True,
+    "optimizer.scale_learning_rate": True,
+    "optimizer.weight_decay": 1e-3,  # of the sum: the mean's is half
+    "optimizer.schedule": "cosine_per_epoch",
+    "monitor.features": "backbone",
+    "train.epochs": 200,
+}
+IMAGENETTE = {
+    "model.encoder": "resnet50",
+    "moco.head": "mlp",
+    "moco.head_hidden_dim": 512,
+    "moco.dim": 128,
+    "moco.queue_size": 4096,
+    "moco.momentum": 0.999,
+    "moco.temperature": 0.07,
+    "global_batch_size": 256,
+    "optimizer.name": "adam",
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.weight_decay": 1e-4,
+    "policy.pool_draws": 2,
+    "policy.pool_probability": 0.6,
+    "policy.flip_probability": 0.0,
+    "pipeline.channel_mean": [],
+    "train.epochs": 1000,
+}
+COURSE = {
+    "global_batch_size": 64,
+    "model.encoder": "resnet50",
+    "optimizer.name": "sgd",
+    "optimizer.learning_rate": 0.03,
+}
+RECIPES = {
+    "moco_v1": V1,
+    "moco_v1_1gpu": {**V1, "moco.batch_norm_splits": 8},
+    "moco_v2": V2,
+    "moco_v2_1gpu": {**V2, "moco.batch_norm_splits": 8},
+    "moco_v3": {"global_batch_size": 4096, "moco.momentum": 0.996, "optimizer.name": "lars"},
+    "moco_v3_1gpu": {"global_batch_size": 1024, "moco.momentum": 0.996, "optimizer.name": "lars"},
+    "simclr": {
+        "moco.mechanism": "end_to_end",
+        "moco.temperature": 0.1,
+        "moco.dim": 128,
+        "moco.head": "mlp",
+        "optimizer.name": "lars",
+        "optimizer.learning_rate": 0.3,
+        "optimizer.scale_learning_rate": True,
+        "optimizer.weight_decay": 1e-6,
+        "optimizer.warmup_epochs": 10,
+        "optimizer.schedule": "cosine",
+        "policy.brightness": 0.8,
+        "policy.hue": 0.2,
+        "policy.jitter_probability": 0.8,
+        "policy.grayscale_probability": 0.2,
+        "policy.blur_probability": 0.5,
+    },
+    "cifar10_colab": {**COLAB, "moco.symmetric": False},
+    "cifar10_colab_symmetric": {**COLAB, "moco.symmetric": True},
+    "cifar10_lightly": {
+        **CIFAR,
+        **LIGHTLY,
+        "model.stem": "small",
+        "global_batch_size": 128,
+        "moco.head_hidden_dim": 0,
+        "moco.batch_norm_splits": 8,
+        "optimizer.learning_rate": 0.06,  # x 128/256: half of the mean's 0.06
+    },
+    "cifar10_solo": {
+        **CIFAR,
+        "model.stem": "small_pad2",
+        "global_batch_size": 256,
+        "moco.head": "mlp",
+        "moco.head_hidden_dim": 2048,
+        "moco.dim": 256,
+        "moco.queue_size": 32768,
+        "moco.momentum": 0.99,
+        "moco.final_momentum": 0.999,
+        "moco.temperature": 0.2,
+        "moco.symmetric": True,
+        "optimizer.learning_rate": 0.15,  # of the sum: the mean's is twice
+        "optimizer.weight_decay": 2e-4,  # likewise half
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": 10,
+        "train.epochs": 1000,
+    },
+    "imagenette_lightly": {
+        **LIGHTLY,
+        **BLUR,
+        "model.encoder": "resnet18",
+        "model.stem": "imagenet",
+        "pipeline.view_size": 128,
+        "global_batch_size": 256,
+        "moco.head_hidden_dim": 2048,
+        "moco.batch_norm": "plain",
+        "optimizer.learning_rate": 0.03,  # half of the mean's 0.06
+    },
+    "imagenette": {**IMAGENETTE, "policy.crop_scale": [1.0, 1.0]},
+    "imagenette_crop": {**IMAGENETTE, "policy.crop_scale": [0.2, 1.0]},
+    "cifar10_moco": {**COURSE, "pipeline.view_size": 224, "model.stem": "imagenet"},
+    "cifar10_moco_32": {**COURSE, "pipeline.view_size": 32, "model.stem": "small"},
+    "cifar10_moco_mended": {**COURSE, **JITTER, **NO_BLUR, "pipeline.view_size": 32},
+    "mnist": {**COURSE, "pipeline.view_size": 28, "policy.flip_probability": 0.0},
+    "tiny_imagenet": {**COURSE, "pipeline.view_size": 64},
+}
+
+
+def plain(value):
+    return value.value if isinstance(value, Enum) else value
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_preset_keeps_its_recipe(tmp_path, name):
+    cfg = load_config(TrainConfig, [f"experiment={name}"])
+    found = {key: plain(attrgetter(key)(cfg)) for key in RECIPES[name]}
+    assert found == RECIPES[name]
+    cfg.data = DataConfig(train=tmp_path, test=tmp_path)
+    check_config(cfg)
+
+
+@pytest.mark.parametrize("name", ["moco_v1", "moco_v2"])
+def test_one_device_has_the_groups_of_eight(tmp_path, name):
+    paths = [f"data.train={tmp_path}"]
+    eight = load_config(TrainConfig, [f"experiment={name}", *paths])
+    one = load_config(TrainConfig, [f"experiment={name}_1gpu", *paths])
+    check_config(eight, Ranks(0, 8))
+    expected = resolve_batch_norm(eight.moco, Ranks(0, 8))
+    for devices in (1, 2, 4, 8):
+        check_config(one, Ranks(0, devices))
+        assert resolve_batch_norm(one.moco, Ranks(0, devices)) == expected
+
+
+def test_the_pool_is_the_reports():
+    policy = load_config(TrainConfig, ["experiment=imagenette"]).policy
+    assert len(policy.pool) == 15  # 14 and none
+    assert policy.jitter_probability == policy.grayscale_probability == 0
+    assert policy.blur_probability == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "head"),
+    [
+        ("cifar10_colab", 11_168_832, 512 * 128 + 128),
+        ("cifar10_solo", 11_168_832, 512 * 2048 + 2048 + 2048 * 256 + 256),
+        ("imagenette", 23_508_032, 1_114_752),  # the report: 1.12M
+    ],
+)
+def test_sizes_are_those_of_the_recipe(name, backbone, head):
+    cfg = load_config(TrainConfig, [f"experiment={name}"])
+    with torch.device("meta"):
+        encoder = build_query_encoder(cfg.model, cfg.moco)
+    assert sum(p.numel() for p in encoder.backbone.parameters()) == backbone
+    assert sum(p.numel() for p in encoder.head.parameters()) == head
+
+
+def test_half_the_rate_and_twice_the_decay_turn_a_mean_of_two_losses_into_their_sum():
+    """What the presets of lightly and solo-learn say of SGD."""
+    weights = [torch.nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2)]
+    of_mean, of_sum = (
+        build_optimizer([weight], OptimizerConfig(learning_rate=rate, weight_decay=decay))
+        for weight, rate, decay in zip(weights, (0.3, 0.15), (0.01, 0.02), strict=True)
+    )
+    for step in range(5):
+        for weight, factor in zip(weights, (1, 2), strict=True):
+            weight.grad = factor * (weight.detach() ** 2 + step)
+        of_mean.step()
+        of_sum.step()
+    torch.testing.assert_close(*weights)
