@@ -44,7 +44,7 @@ def factor_of(name: str) -> float:
 
 
 def save_svg(path: Path, figure: Figure) -> None:
-    """Write a figure without date and without random names; letters stay text, a quarter as long."""
+    """Write a figure without date and without random names; letters stay text."""
     FigureCanvasSVG(figure)
     settings = {"svg.hashsalt": "fastmoco", "svg.fonttype": "none"}
     with atomic_path(path) as temporary, matplotlib.rc_context(settings):
