@@ -39,7 +39,7 @@ LABELS = {
     "images_per_second": Label("images/s", 0),
     "peak_gb": Label("peak memory, GB", 2),
     "seconds": Label("training, s", 0),
-    "hours": Label("whole run, h", 2),
+    "hours": Label("whole run, h", 3),
     "parameters": Label("parameters, M", 2, 1e-6),
     "epochs": Label("epochs", 0),
     "global_batch_size": Label("batch", 0),

@@ -104,7 +104,7 @@ def judge(
     A claim shows (or its opposite does) where every seed of one run is above every seed of the
     other, and the means of two accuracies differ by at least `STANDARD_ERRORS` standard errors of a
     test set of this size, as if the two were tested on different images. A run that diverged or
-    collapsed is below any that did not.
+    failed is below any that did not.
 
     Args:
         orderings: ``[MEASURE:] A > B``.

@@ -14,20 +14,20 @@ from fastmoco.reproduce.definition import Definition, Plot, PlotKind, XScale
 from fastmoco.reproduce.figures import LABELS, Group
 
 
-def draw_plots(out: Path, definition: Definition, groups: Sequence[Group]) -> list[str]:
+def draw_plots(out: Path, definition: Definition, groups: Sequence[Group]) -> dict[str, str]:
     """Draw each plot of a definition; plots of which no run has a figure are left out.
 
     Returns:
-        Names of the files written.
+        Titles by the names of the files written.
     """
-    names = []
+    names: dict[str, str] = {}
     for number, plot in enumerate(definition.plot):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         if _draw(figure.subplots(), plot, definition, groups):
             stem = re.sub(r"\W+", "_", f"{plot.y} {plot.kind}" if plot.title == "" else plot.title)
             name = f"{number + 1}_{stem.strip('_').lower()}.svg"
             save_svg(out / name, figure)
-            names.append(name)
+            names[name] = plot.title or f"{title_of(plot.y)}, {definition.about}"
     return names
 
 
@@ -44,9 +44,10 @@ def factor_of(name: str) -> float:
 
 
 def save_svg(path: Path, figure: Figure) -> None:
-    """Write a figure without date and without random names."""
+    """Write a figure without date and without random names; letters stay text."""
     FigureCanvasSVG(figure)
-    with atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "fastmoco"}):
+    settings = {"svg.hashsalt": "fastmoco", "svg.fonttype": "none"}
+    with atomic_path(path) as temporary, matplotlib.rc_context(settings):
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
@@ -137,8 +138,14 @@ def _errorbar(
 ) -> None:
     factor = factor_of(measure)
     means = [(group.mean(measure) or 0.0) * factor for group in groups]
-    spread = [(group.deviation(measure) or 0.0) * factor for group in groups]
-    axes.errorbar(xs, means, yerr=spread, marker="o", markersize=4, capsize=3, label=label or None)
+    style = _spread(groups, measure)
+    axes.errorbar(xs, means, marker="o", markersize=4, label=label or None, **style)
+
+
+def _spread(groups: Sequence[Group], measure: str) -> dict[str, Any]:
+    """Error bars, where there are several seeds."""
+    spread = [(group.deviation(measure) or 0.0) * factor_of(measure) for group in groups]
+    return {"yerr": spread, "capsize": 3} if any(spread) else {}
 
 
 def _name_point(axes: Axes, x: float, group: Group, plot: Plot) -> None:
@@ -161,9 +168,8 @@ def _bars(axes: Axes, plot: Plot, groups: Sequence[Group]) -> bool:
             xs,
             [(group.mean(plot.y) or 0.0) * factor for group in found],
             width,
-            yerr=[(group.deviation(plot.y) or 0.0) * factor for group in found],
-            capsize=3,
             label=label or None,
+            **_spread(found, plot.y),
         )
     axes.set_xticks(range(len(places)), places)
     _slant(axes, places)

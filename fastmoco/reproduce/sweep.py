@@ -50,6 +50,12 @@ class Job:
         """The command line that does one run alone."""
         return ["fastmoco", "sweep", self.name, f"run={run.label}", *self.arguments]
 
+    @property
+    def settings(self) -> list[str]:
+        """Of them, the options of `fastmoco train` that change what all runs learn."""
+        others = (*OWN_KEYS, *DATA_KEYS)
+        return sorted(learned([i for i in self.arguments if key_of(i) not in others]))
+
     def log(self, run: PlannedRun) -> Path:
         """What a run printed."""
         return self.folder / "logs" / f"{run.label}.log"
@@ -198,7 +204,7 @@ def write_state(job: Job) -> None:
     """Keep what the sweep is made of, ``sweep.json`` in its folder, for its table.
 
     Raises:
-        UsageError: If runs there were of other data.
+        UsageError: If runs there were of other data or were given other options.
     """
     from fastmoco.pipelines.source_set import open_image_set
 
@@ -215,9 +221,20 @@ def write_state(job: Job) -> None:
         raise UsageError(
             f"{job.folder} holds runs on other data; give the same data, or another folder=DIR"
         )
+    settings = job.settings
+    if (given := state.get("settings", settings)) != settings:
+        raise UsageError(
+            f"{job.folder} holds runs with the options {given}, not {settings}; give the same, or "
+            "another folder=DIR"
+        )
     before = state.get("seeds", [])
     assert isinstance(before, list)
-    seeds = sorted({*before, *job.cfg.seeds})
-    now = {"name": job.name, "scale": job.cfg.scale.value, "seeds": seeds, "fingerprints": prints}
+    now = {
+        "name": Path(job.name).name,
+        "scale": job.cfg.scale.value,
+        "seeds": sorted({*before, *job.cfg.seeds}),
+        "settings": settings,
+        "fingerprints": prints,
+    }
     if now != state:
         atomic_write_text(path, json.dumps(now, indent=1) + "\n")

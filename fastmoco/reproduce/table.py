@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,10 @@ def cell(group: Group, measure: str) -> str:
 
 
 def markdown(
-    definition: Definition, groups: Sequence[Group], state: dict[str, Any], plots: Sequence[str]
+    definition: Definition,
+    groups: Sequence[Group],
+    state: dict[str, Any],
+    plots: Mapping[str, str],
 ) -> str:
     """The whole page."""
     runs = [run for group in groups for run in group.runs]
@@ -120,8 +123,8 @@ def markdown(
     named = {group.name: group for group in groups}
     found = judge(definition.published.orderings, named, default_measure(definition), tested)
     lines += _ordering_lines(found)
-    for plot in plots:
-        lines += ["", f"![{plot.removesuffix('.svg')}]({plot})"]
+    for plot, title in plots.items():
+        lines += ["", f"![{title}]({plot})"]
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
 

@@ -111,6 +111,8 @@ def test_killed_and_resumed_with_a_run_that_diverges(arguments, folder, capsys):
 def test_other_options_are_refused_before_anything_starts(arguments, capsys):
     assert cli.main(["sweep", *arguments, "moco.dim=16"]) == 2
     assert "moco.dim: 8 there, 16 now" in capsys.readouterr().err
+    assert cli.main(["sweep", *arguments, "run=bad,seed=0", "moco.dim=8"]) == 2
+    assert "holds runs with the options [], not ['moco.dim=8']" in capsys.readouterr().err
     assert cli.main(["sweep", *arguments, "moco.dmi=16"]) == 2
     assert "did you mean moco.dim?" in capsys.readouterr().err
     assert cli.main(["sweep", *arguments, "sclae=full"]) == 2
