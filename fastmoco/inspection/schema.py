@@ -74,7 +74,7 @@ class RequestConfig(FeaturesConfig):
     """per_sample_runs: epochs of each run; 0 = as the run had."""
     keep_runs: bool = False
     """per_sample_runs: keep the checkpoints of these runs, not only their figures."""
-    max_similarity: float = 0.95
+    max_similarity: float = 0.99
     """An image is a duplicate above this cosine of centered features to one ranked before it or
     labeled already; 1 = only where the stored bytes are equal."""
     diversity: bool = False

@@ -49,6 +49,7 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=10, help="of pretraining")
     options.add_argument("--samples", type=int, default=4, help="runs of the published way")
     options.add_argument("--sample-size", type=int, default=2000, help="images of each")
+    options.add_argument("--sample-epochs", type=int, default=4, help="of each")
     options.add_argument("--seeds", type=int, default=3)
     Study(options.parse_args()).run()
 
@@ -103,6 +104,7 @@ class Study:
         given = self.given
         if "per_sample_runs" in how:
             how += f" samples={given.samples} sample_size={given.sample_size}"
+            how += f" epochs={given.sample_epochs}"
         options = f"count={given.count} seed={seed} images=false {FEATURES} {how}".split()
         run, data = f"{self.out}/run", f"data.train={everything}"
         self.command("request", run, data, f"out={folder}", *options)
