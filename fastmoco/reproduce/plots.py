@@ -47,7 +47,7 @@ def factor_of(name: str) -> float:
 def save_svg(path: Path, figure: Figure) -> None:
     """Write a figure without date and without random names; letters stay text."""
     FigureCanvasSVG(figure)
-    settings = {"svg.hashsalt": "fastmoco", "svg.fonttype": "none"}
+    settings: Any = {"svg.hashsalt": "fastmoco", "svg.fonttype": "none"}
     with atomic_path(path) as temporary, matplotlib.rc_context(settings):
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
