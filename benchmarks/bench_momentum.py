@@ -61,5 +61,5 @@ def _contenders(encoder: str, device: torch.device) -> tuple[dict[str, Work], in
         OURS: model.update_key_encoder,
         OFFICIAL: official.update_key_encoder,
     }
-    assert model.momentum == MOMENTUM
+    assert model.momentum.start == MOMENTUM
     return works, NUMBERS * 4 * count
