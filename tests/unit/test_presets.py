@@ -219,7 +219,13 @@ RECIPES = {
     "competition96_no_crop": {**COMPETITION, "policy.crop_scale": [1.0, 1.0]},
     "cifar10_moco": {**COURSE, "pipeline.view_size": 224, "model.stem": "imagenet"},
     "cifar10_moco_32": {**COURSE, "pipeline.view_size": 32, "model.stem": "small"},
-    "cifar10_moco_mended": {**COURSE, **JITTER, **NO_BLUR, "pipeline.view_size": 32},
+    "cifar10_moco_mended": {
+        **JITTER,
+        "global_batch_size": 64,
+        "model.encoder": "resnet50",
+        "pipeline.view_size": 32,
+        "policy.blur_probability": 0.0,
+    },
     "mnist": {**COURSE, "pipeline.view_size": 28, "policy.flip_probability": 0.0},
     "tiny_imagenet": {**COURSE, "pipeline.view_size": 64},
 }
