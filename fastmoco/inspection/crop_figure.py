@@ -16,7 +16,7 @@ from fastmoco.pipelines.policies import Policy
 from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.schema import ViewsConfig
 
-HEADERS = ("original", "with RandomResizedCrop", "without it", "center crop")
+HEADERS = ("original", "with the crop", "without it", "center crop")
 UINT8 = npt.NDArray[np.uint8]
 
 
