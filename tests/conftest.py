@@ -1,8 +1,9 @@
 """Seeds for every test, and the `gpu` marker's reason where there is no CUDA device."""
 
 import random
+import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -70,3 +71,11 @@ def seed() -> int:
     np.random.seed(0)
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler, also where a shell started the tests in the background: ignoring."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

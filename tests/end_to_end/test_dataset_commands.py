@@ -98,6 +98,7 @@ def test_where_nothing_can_be_written(capsys, source: Path, tmp_path: Path) -> N
     fails(capsys, ["convert", source, target], 1, f"{target}: cannot be written (Is a directory)")
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_conversion_says_so(
     capsys, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int

@@ -261,15 +261,7 @@ def test_close_from_another_thread_ends_a_waiting_next(
     assert batches == []
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Python's own handler, also where a shell started the tests in the background: ignoring."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_while_waiting_loses_no_batch(dataset: BetonFile, gate: Gate) -> None:
     loader = open_loader(dataset)
     assert gate.entered.wait(10)
