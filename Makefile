@@ -16,6 +16,9 @@ endif
 BIN := .venv/bin
 # Constraints hold for every call; build isolation is off, so that builds use the pinned setuptools too.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt
+# The tests' processes: each takes up to 4 GB and shares the cores with the others. JOBS=0: one process, for a debugger.
+CORES := $(shell nproc)
+JOBS := $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
 # What an installation depends on. The folder is part of it: an environment cannot be moved.
 STATE = $$(pwd -P; sha256sum pyproject.toml constraints.txt)
 FFCV_PACKAGES := g++ pkg-config libopencv-dev libturbojpeg0-dev
@@ -27,8 +30,9 @@ help: ## this list
 demo: install ## pretrain and evaluate on the built-in images, about 5 minutes; writes runs/demo
 	@$(BIN)/fastmoco demo $(ARGS)
 
-test: install check ## all checks and all tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: install check ## all checks and all tests, JOBS files at the same time
+	@OMP_NUM_THREADS=$$(( $(CORES) > $(JOBS) && $(JOBS) > 0 ? $(CORES) / $(JOBS) : 1 )) \
+		$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 faults: install ## thousands of damaged files, kills and full disks, about 10 minutes
 	@$(BIN)/python -m pytest tests/faults --full-faults -s $(ARGS)
