@@ -2,8 +2,9 @@
 
 Run as a module it is the child: ``python -m benchmarks.child MODULE:FUNCTION JSON`` calls
 ``FUNCTION(**JSON)`` and prints what it gives, as JSON, in the last line. With a third argument, a
-file descriptor, the function gives a stream of batches instead: for every line of its input, a
-number of seconds, the child writes there how many images came in that time.
+file descriptor, the function gives a stream of batches instead: the child writes there that it has
+imported what it needs, and then, for every line of its input, a number of seconds, how many images
+came in that time.
 """
 
 import importlib
@@ -105,9 +106,23 @@ class KeptChild:
         self._errors = tempfile.TemporaryFile("w+")
         self._answers = b""
         self._answer_end = -1
+        self._problem: Unavailable | None = None
+
+    def prepare(self) -> None:
+        """Waits until the process has imported what it needs, or failed to; then freezes it.
+
+        `start` goes before; whatever fails here `measure` reports.
+        """
+        assert self._process
+        try:
+            self._answer(self._process, time.monotonic() + self._timeout_seconds)
+            _freeze(self._process)
+        except Unavailable as error:
+            _clean_up(self._process)
+            self._problem = error
 
     def measure(self, seconds: float) -> ChildResult:
-        """Lets it run for some seconds; the first call starts it.
+        """Lets it run for some seconds; the first call starts it where that is not done yet.
 
         Returns:
             As `measure_rate`, and the peak of memory in this time.
@@ -115,8 +130,14 @@ class KeptChild:
         Raises:
             Unavailable: If it fails or takes too long; it is ended then.
         """
-        process = self._process or self._start()
+        if self._process is None:
+            self.start()
+            self.prepare()
+        assert self._process
+        process = self._process
         try:
+            if self._problem:
+                raise self._problem
             os.killpg(process.pid, signal.SIGCONT)
             with PeakMemory(process.pid) as memory:
                 value = self._ask(process, seconds)
@@ -137,7 +158,8 @@ class KeptChild:
             self._process = None
         self._errors.close()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def start(self) -> None:
+        """Starts the process; it imports what it needs until `prepare` has seen the end of that."""
         self._answer_end, theirs = os.pipe()
         self._process = subprocess.Popen(
             [*self._command, str(theirs)],
@@ -149,7 +171,6 @@ class KeptChild:
             pass_fds=[theirs],
         )
         os.close(theirs)
-        return self._process
 
     def _ask(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
         assert process.stdin
@@ -158,7 +179,12 @@ class KeptChild:
             process.stdin.write(f"{seconds}\n".encode())
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, and the loop below says why
+            pass  # it has ended, and `_answer` says why
+        answer: dict[str, Any] = json.loads(self._answer(process, deadline))
+        return answer
+
+    def _answer(self, process: subprocess.Popen[bytes], deadline: float) -> bytes:
+        """The next line that it writes."""
         while b"\n" not in self._answers:
             if time.monotonic() > deadline:
                 raise Unavailable(f"killed: it took more than {self._timeout_seconds:g} s")
@@ -171,8 +197,7 @@ class KeptChild:
                     _last_line(self._errors) or f"ended with status {process.returncode}"
                 )
         line, _, self._answers = self._answers.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return line
 
 
 def _freeze(process: subprocess.Popen[bytes]) -> None:
@@ -209,9 +234,11 @@ def _last_line(file: IO[str]) -> str:
 
 
 def _serve(batches: Iterator[float], descriptor: int) -> None:
-    """Answers every line of the input, a number of seconds, with the images of that time."""
+    """Says that it is ready; answers every line of the input, seconds, with their images."""
     warm_up_batches = 4
     with open(descriptor, "w", encoding="ascii") as answers:
+        answers.write("ready\n")
+        answers.flush()
         for line in sys.stdin:
             answers.write(f"{json.dumps(measure_rate(batches, float(line), warm_up_batches))}\n")
             answers.flush()

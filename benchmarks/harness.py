@@ -8,6 +8,7 @@ differs by as much as a gain, the gain is not shown. Left out: any correction fo
 within a round.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -146,12 +147,18 @@ def measure_streams(
         on; and the reasons of those that are unavailable, as `alternate`.
     """
     with ExitStack() as stack:
-        runs = {
-            name: partial(
-                _measure_stream, stack.enter_context(closing(KeptChild(*target))), seconds
-            )
+        children = {
+            name: stack.enter_context(closing(KeptChild(*target)))
             for name, target in {**targets, again(repeated): targets[repeated]}.items()
         }
+        waiting, num_cpus = list(children.values()), len(os.sched_getaffinity(0))
+        while some := waiting[:num_cpus]:  # imports, which nobody measures, on all CPUs
+            for child in some:
+                child.start()
+            for child in some:
+                child.prepare()
+            waiting = waiting[num_cpus:]
+        runs = {name: partial(_measure_stream, child, seconds) for name, child in children.items()}
         return alternate(runs, repeated, rounds)
 
 
