@@ -48,7 +48,8 @@ def write_part(
 
     Raises:
         BetonError: If an image is damaged.
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written; what stood there stays, but the facts for people may
+            be the old ones where only their rename failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     page_bytes = _page_bytes(dataset, ids)
