@@ -213,7 +213,10 @@ def _choices(override: Override) -> list[str]:
 def _check_choice(group: str, choice: str, allowed: list[str]) -> None:
     registered = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
     if choice not in [*allowed, *registered, "null", "None"]:  # registered: also policy files
-        raise UsageError(f"unknown {group}={choice}{nearest_name(choice, allowed)}")
+        hint = nearest_name(choice, allowed)
+        if group == "experiment" and choice in preset_names("sweep"):
+            hint = f"; it is several runs: fastmoco sweep {choice}"
+        raise UsageError(f"unknown {group}={choice}{hint}")
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,10 +1,12 @@
 """Files that are whole or not there at all: temporary file, fsync, rename, fsync of the folder."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -13,6 +15,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     An exception or a kill leaves the old file as it was. The temporary name is fixed, so the
     leftover of a kill is overwritten by the next try.
+
+    Raises:
+        OSError: If the file cannot be written; it names the target, as that of a write does not.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
@@ -21,6 +26,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
         _sync(temporary, os.O_RDWR)
         temporary.replace(target)
         sync_folder(target.parent)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,6 +51,29 @@ def atomic_write_text(target: Path, text: str) -> None:
     """Write a small text file, whole or not at all."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json_object(path: Path, keys: Iterable[str], *, mend: str) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Args:
+        path: Of the file.
+        keys: That it must have.
+        mend: What to do where it is damaged, for people.
+
+    Raises:
+        ValueError: If it is no JSON object with these keys; one line with its name.
+        OSError: If it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); {mend}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no object); {mend}")
+    if missing := [key for key in keys if key not in found]:
+        raise ValueError(f"{path} is damaged (it lacks {', '.join(missing)}); {mend}")
+    return found
 
 
 @contextmanager

@@ -29,6 +29,21 @@ published:
   values: {"0,linear": fails, "0.90,mlp": "60.10"}
   orderings: ["0.90,mlp > 0.90,linear > 0,linear"]
 """
+FACTS = {
+    "device": "cpu",
+    "torch": "2",
+    "precision": "float32",
+    "epochs": 2,
+    "global_batch_size": 8,
+    "encoder": "resnet18",
+    "width": 4,
+    "stem": "small",
+    "view_size": 16,
+    "train_data": "train.beton",
+    "train_images": 100,
+    "test_data": "test.beton",
+    "test_images": 1000,
+}
 
 
 def write_definition(folder: Path, text: str = DEFINITION, name: str = "mine.yaml") -> Path:
@@ -86,22 +101,7 @@ def write_run(
             },
             "linear": {"top1": top1, "top5": 95.0, "num_train": 100, **linear},
         }
-    facts = {
-        "device": "cpu",
-        "torch": "2",
-        "precision": "float32",
-        "epochs": 2,
-        "global_batch_size": 8,
-        "encoder": "resnet18",
-        "width": 4,
-        "stem": "small",
-        "view_size": 16,
-        "train_data": "train.beton",
-        "train_images": 100,
-        "test_data": "test.beton",
-        "test_images": 1000,
-        "parameters": 1e6 if name.endswith("linear") else 2e6,
-    }
+    facts = {**FACTS, "parameters": 1e6 if name.endswith("linear") else 2e6}
     points = dict(zip(("momentum", "head"), name.split(","), strict=True))
     RunRecord(
         points=points, seed=seed, status=status, reason=reason, facts=facts, measures=measures

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import PAGE_BYTES_MIN, sidecar_path
 from fastmoco.data.beton_writer import BetonWriter
 from fastmoco.data.facts import describe_contents
 from fastmoco.data.progress import show_progress
-from fastmoco.files import atomic_write_text
+from fastmoco.files import atomic_path
 from fastmoco.pipelines.source_set import ImageSet
 
 DEFAULT_PAGE_BYTES = 1 << 23
@@ -49,14 +48,30 @@ def write_part(
 
     Raises:
         BetonError: If an image is damaged.
-        OSError: If a file cannot be written.
+        OSError: If a file cannot be written; what stood there stays, but the facts for people may
+            be the old ones where only their rename failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     page_bytes = _page_bytes(dataset, ids)
-    with (
-        BetonWriter(target, capacity=len(ids), page_bytes=page_bytes) as writer,
-        show_progress(len(ids)) as advance,
-    ):
+    whole = len(ids) == len(dataset)
+    facts = {k: v for k, v in dataset.facts.items() if whole or k not in COUNTS}
+    contents = describe_contents(labels, dataset.widths[ids], dataset.heights[ids], classes)
+    with BetonWriter(target, capacity=len(ids), page_bytes=page_bytes) as writer:
+        _copy(writer, dataset, ids, labels)
+        fingerprint = writer.finish(classes, facts)
+        described = {"fingerprint": fingerprint, **contents, **facts, **origin}
+        # Written first: on a full disk both old files stay.
+        with atomic_path(sidecar_path(target)) as temporary:
+            temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+            writer.commit()
+    return fingerprint
+
+
+def _copy(
+    writer: BetonWriter, dataset: ImageSet, ids: NDArray[np.int64], labels: NDArray[np.int64]
+) -> None:
+    """Add samples with other labels."""
+    with show_progress(len(ids)) as advance:
         for sample, label in zip(ids.tolist(), labels.tolist(), strict=True):
             blob = bytes(dataset.blob(sample))
             writer.add(
@@ -69,23 +84,9 @@ def write_part(
                 crc32=zlib.crc32(blob),
             )
             advance(1, len(blob))
-        whole = len(ids) == len(dataset)
-        facts = {k: v for k, v in dataset.facts.items() if whole or k not in COUNTS}
-        fingerprint = writer.finish(classes, facts)
-        writer.commit()
-    _describe(target, origin)
-    return fingerprint
 
 
 def _page_bytes(dataset: ImageSet, ids: NDArray[np.int64]) -> int:
     """The usual page size, or the smallest larger one that holds the largest image."""
     largest = int(dataset.sizes[ids].max())
     return max(DEFAULT_PAGE_BYTES, PAGE_BYTES_MIN, 1 << (largest - 1).bit_length())
-
-
-def _describe(target: Path, origin: Mapping[str, Any]) -> None:
-    """The facts for people beside a file, as `convert` writes them."""
-    with BetonFile.open(target) as beton:
-        contents = describe_contents(beton.labels, beton.widths, beton.heights, beton.classes)
-        described = {"fingerprint": beton.fingerprint, **contents, **beton.facts, **origin}
-    atomic_write_text(sidecar_path(target), json.dumps(described, indent=1) + "\n")

@@ -1,6 +1,5 @@
 """`fastmoco merge-labels`: granted labels into a dataset file, whose images stay as they are."""
 
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,13 @@ from fastmoco.data.beton_set import Dataset, open_dataset
 from fastmoco.data.part import write_part
 from fastmoco.data.sources.labels import labels_of_texts
 from fastmoco.data.sources.tables import Table, read_table
+from fastmoco.files import read_json_object
 from fastmoco.inspection.schema import MergeLabelsConfig
 from fastmoco.names import nearest_name
 from fastmoco.schema import UsageError
+
+REQUEST_KEYS = ("dataset_fingerprint", "run", "checkpoint_sha256", "step")
+"""What `fastmoco merge-labels` needs of ``request.json``."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,15 +120,17 @@ def _checked(cfg: MergeLabelsConfig) -> tuple[Path, Path, Path]:
 
 
 def _read_request(folder: Path) -> _Request:
-    path = folder / "request.json"
+    again = "make the request again"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        facts = read_json_object(folder / "request.json", REQUEST_KEYS, mend=again)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{folder} holds no finished request of `fastmoco request`") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); make the request again") from error
     table = read_table(folder / "request.csv", ["sample_id", "path"])
     ids, paths = table.column("sample_id"), table.column("path")
+    for row, text in enumerate(ids):
+        if not text.isdecimal():
+            place = f"{table.path}: {table.place(row)}"
+            raise ValueError(f"{place} has the sample_id {text!r}, which is no number; {again}")
     return _Request(folder, facts, dict(zip(map(int, ids), paths, strict=True)))
 
 
@@ -134,7 +139,8 @@ def _check_dataset(asked: _Request, dataset: Dataset) -> None:
 
     Such as one that earlier labels were merged into.
     """
-    if asked.facts["dataset_fingerprint"] == dataset.fingerprint:
+    same = asked.facts["dataset_fingerprint"] == dataset.fingerprint
+    if same and max(asked.paths, default=-1) < len(dataset):
         return
     for sample, path in asked.paths.items():
         name = printable(dataset.name(sample)) if sample < len(dataset) else "missing"

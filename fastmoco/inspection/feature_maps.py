@@ -21,6 +21,7 @@ from fastmoco.inspection.schema import FeatureMapsConfig
 from fastmoco.names import nearest_name
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.beton_loader import crop_and_resize
+from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.crops import central_boxes
 from fastmoco.pipelines.source_set import open_image_set
 from fastmoco.schema import UsageError
@@ -62,7 +63,7 @@ def write_feature_maps(run: Path, cfg: FeatureMapsConfig) -> FeatureMaps:
 
     Raises:
         UsageError: If there is no such layer, or it gives no maps.
-        ValueError: If the checkpoint or the image is damaged.
+        ValueError: If the checkpoint or the image is damaged, or there is no such crop.
         OSError: If a file cannot be read or written.
     """
     if cfg.image is None:
@@ -75,6 +76,8 @@ def write_feature_maps(run: Path, cfg: FeatureMapsConfig) -> FeatureMaps:
     encoder.eval_size = cfg.pipeline.eval_size or encoder.eval_size
     if cfg.pipeline.center_crop is not None:
         encoder.center_crop = cfg.pipeline.center_crop
+    # Refuses what is no crop.
+    LoaderSpec(view_size=encoder.eval_size, policy=None, center_crop=encoder.center_crop)
     layer, module = find_layer(encoder.backbone, cfg.layer)
     crop = _central_crop(_pixels(cfg.image, cfg.sample), encoder)
     maps = layer_output(encoder, module, crop, layer).cpu().numpy()

@@ -9,7 +9,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fastmoco.evaluate.features import (
     open_encoder,
     request_of,
 )
-from fastmoco.files import atomic_write_text
+from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.inspection.pretext_scores import Scorer, build_scorer, score_images
 from fastmoco.inspection.ranking import Ranking, badness
 from fastmoco.inspection.request_files import write_request_files
@@ -133,27 +133,30 @@ def request(run: Path, cfg: RequestConfig) -> LabelRequest:
         ranking = rank(dataset, candidates)
         chosen, found = _chosen(dataset, ranking, labeled, vectors, cfg)
         write_request_files(cfg, dataset, ranking, chosen)
-        made = LabelRequest(
-            out=str(cfg.out),
-            count=len(chosen),
-            num_candidates=len(candidates),
-            mode=cfg.mode.value,
-            run=str(run),
-            checkpoint=str(checkpoint.path.with_suffix(".safetensors")),
-            checkpoint_sha256=sha256,
-            step=checkpoint.step,
-            data=str(cfg.data.train),
-            dataset_fingerprint=dataset.fingerprint,
-            recipe=recipe,
-            options=config_to_dict(cfg),
-            ranking=ranking.facts,
-            seconds=time.monotonic() - start,
-            **found,
-        )
+        facts = {"dataset_fingerprint": dataset.fingerprint, "ranking": ranking.facts, **found}
+    made = LabelRequest(
+        out=str(cfg.out),
+        count=len(chosen),
+        num_candidates=len(candidates),
+        mode=cfg.mode.value,
+        run=str(run),
+        data=str(cfg.data.train),
+        checkpoint_sha256=sha256,
+        recipe=recipe,
+        options=config_to_dict(cfg),
+        seconds=time.monotonic() - start,
+        **_origin(checkpoint),
+        **facts,
+    )
     atomic_write_text(cfg.out / FINISHED, json.dumps(made.to_json(), indent=1) + "\n")
     for name in (UNFINISHED, SCORES):
         (cfg.out / name).unlink(missing_ok=True)
     return made
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    assert checkpoint.path is not None  # it was read from there
+    return {"checkpoint": str(checkpoint.path.with_suffix(".safetensors")), "step": checkpoint.step}
 
 
 def _check(cfg: RequestConfig) -> None:
@@ -207,21 +210,25 @@ def _finished(out: Path, recipe: str) -> LabelRequest | None:
 
     Raises:
         UsageError: If another request or something else is in it.
+        ValueError: If the request in it is damaged.
     """
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names.discard(f".{UNFINISHED}.partial")  # killed while it was written
     known = names & {FINISHED, UNFINISHED}
     if (out.exists() and not out.is_dir()) or (names and not known):
         raise UsageError(f"out={out} exists and is no request; give a new or empty folder")
     if names <= {UNFINISHED}:
         return None
     name = FINISHED if FINISHED in known else UNFINISHED
-    saved = json.loads((out / name).read_text(encoding="utf-8"))
-    if saved.get("recipe") != recipe:
+    keys = [one.name for one in fields(LabelRequest)] if name == FINISHED else ["recipe"]
+    mend = "remove the folder and make the request anew"
+    saved = read_json_object(out / name, keys, mend=mend)
+    if saved["recipe"] != recipe:
         raise UsageError(
             f"out={out} holds a request of another checkpoint, dataset or options; give another "
             "folder, or remove it"
         )
-    return LabelRequest(**saved) if name == FINISHED else None
+    return LabelRequest(**{key: saved[key] for key in keys}) if name == FINISHED else None
 
 
 def _ranker(checkpoint: Checkpoint, num_candidates: int, cfg: RequestConfig, recipe: str) -> Ranker:

@@ -16,7 +16,7 @@ import numpy as np
 from fastmoco.config import config_from_dict
 from fastmoco.data.beton_format import sidecar_path
 from fastmoco.data.part import write_part
-from fastmoco.files import atomic_write_text
+from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.inspection.ranking import Ranking, badness
 from fastmoco.inspection.schema import RankBy, RequestConfig
 from fastmoco.pipelines.draws import INT64, draw_keys
@@ -165,7 +165,10 @@ def _outcome(
     sidecar_path(data).unlink(missing_ok=True)
     if not keep_runs:
         shutil.rmtree(RunFolder(run_dir).checkpoints, ignore_errors=True)
-    return Outcome(**json.loads(record.read_text(encoding="utf-8")))
+    mend = f"remove it and {run_dir}, and the sample is trained again"
+    keys = [one.name for one in dataclasses.fields(Outcome)]
+    ended = read_json_object(record, keys, mend=mend)
+    return Outcome(**{key: ended[key] for key in keys})
 
 
 def _ending(number: int, run: RunFolder, cfg: TrainConfig) -> Outcome:

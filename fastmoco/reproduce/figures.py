@@ -153,11 +153,23 @@ def _is_finite(value: Any) -> bool:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``metrics.jsonl`` or ``curves.jsonl``, none where there is none; without torch."""
+    """Rows of a ``metrics.jsonl`` or ``curves.jsonl``, none where there is none; without torch.
+
+    Raises:
+        ValueError: If a line but the last is no JSON object; one line with its place.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):  # being written
+            continue
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: line {number} is damaged ({error})") from error
+    return rows
 
 
 def _training_values(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """One run of a sweep, in this process: train, measure, write down how it ended."""
 
+import contextlib
 import dataclasses
 import shlex
 import shutil
@@ -61,7 +62,8 @@ def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path)
             record.status, record.reason = Status.diverged, str(error)
         except Exception as error:
             record.status, record.reason = Status.failed, reason_of(error)
-            record.write(run.folder)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                record.write(run.folder)
             raise
         record.write(run.folder)
     return record

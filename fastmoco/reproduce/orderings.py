@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fastmoco.names import nearest_name
-from fastmoco.reproduce.definition import Definition, PlotKind
+from fastmoco.reproduce.definition import Definition, PlotKind, XScale
 from fastmoco.reproduce.figures import LABELS, Group
 from fastmoco.reproduce.plan import combinations, run_name
 from fastmoco.schema import UsageError
@@ -77,9 +77,25 @@ def check_plots(definition: Definition) -> None:
             if key not in definition.axes and (key == plot.lines or key not in LABELS):
                 axes = ", ".join(definition.axes)
                 raise UsageError(f"a plot of {plot.y} names {key}; the axes are {axes}")
+        if plot.kind is PlotKind.bar and plot.x and plot.x not in definition.axes:
+            raise UsageError(f"a plot of bars has {plot.x} as x, which is no axis; leave x out")
+        if plot.x_scale is not XScale.category and plot.x in definition.axes:
+            for point in definition.axes[plot.x]:
+                if not _is_number(point):
+                    raise UsageError(
+                        f"a plot has x_scale {plot.x_scale}, but point {point} of axis {plot.x} is "
+                        "no number"
+                    )
         if not curve and plot.y not in LABELS:
             near = nearest_name(plot.y, list(LABELS))
             raise UsageError(f"a plot names the measure {plot.y}{near}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def check_claims(definition: Definition) -> None:

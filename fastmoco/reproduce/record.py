@@ -13,6 +13,10 @@ from fastmoco.files import atomic_write_text
 from fastmoco.schema import UsageError
 
 FILE_NAME = "sweep.json"
+"""In a run folder."""
+STATE_NAME = "sweep.json"
+"""In the folder of all runs: what they have in common."""
+MEND_STATE = "remove it, and the sweep's next call writes it anew: fastmoco sweep"
 
 
 class Status(StrEnum):
@@ -90,4 +94,13 @@ def alone(log: Path, label: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(f"run {label} is being done by another process") from error
+        yield
+
+
+@contextmanager
+def in_turn(lock: Path) -> Iterator[None]:
+    """Within the block no other process is in a block of the same lock; waits for them."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fastmoco.reproduce.sweep import Job
 
 POLL_SECONDS = 0.1
+SAVE_SECONDS = 60.0
+"""What a child has to save in, where the sweep itself fails."""
 THREADS_KEY = "pipeline.num_threads"
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
@@ -127,11 +129,15 @@ def _start(job: "Job", run: PlannedRun, slot: dict[str, str]) -> Child:
 
 @contextmanager
 def _none_left(running: list[Child]) -> Iterator[None]:
-    """No child outlives the block."""
+    """No child outlives the block; each may save first."""
     try:
         yield
     finally:
         for child in running:
+            child.process.terminate()
+        for child in running:
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(SAVE_SECONDS)
             child.process.kill()
             child.process.wait()
 
@@ -150,6 +156,8 @@ def _conclusion(job: "Job", child: Child) -> str:
                 record.write(run.folder)
         except UsageError as error:
             return str(error)
+        except OSError as error:  # a full disk: the other runs go on
+            return f"{run.label} failed: {record.reason} (not written down: {error.strerror})"
     assert record is not None
     if record.status is Status.finished:
         return f"{run.label} {_figures(record)}, {time.monotonic() - child.start:.0f} s"

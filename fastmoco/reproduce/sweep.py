@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastmoco.config import load_config, quote_paths
-from fastmoco.files import atomic_write_text
+from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.names import nearest_name
 from fastmoco.reproduce.definition import Definition, load_definition
 from fastmoco.reproduce.orderings import check_claims
@@ -20,14 +21,13 @@ from fastmoco.reproduce.plan import (
     plan_runs,
     run_config,
 )
-from fastmoco.reproduce.record import read_record
+from fastmoco.reproduce.record import MEND_STATE, STATE_NAME, in_turn, read_record
 from fastmoco.reproduce.schema import Scale, SweepConfig, sweep_folder
 from fastmoco.schema import DataConfig, TrainConfig, UsageError
 from fastmoco.train.run_folder import FREE_KEYS, open_run_folder
 
 OWN_KEYS = tuple(SweepConfig.__slots__)
 DATA_KEYS = ("data.train", "data.test")
-STATE_NAME = "sweep.json"
 
 
 @dataclass(slots=True)
@@ -205,18 +205,29 @@ def write_state(job: Job) -> None:
 
     Raises:
         UsageError: If runs there were of other data or were given other options.
+        ValueError: If what an earlier call kept is damaged.
     """
+    prints = _fingerprints(job.data)
+    with in_turn(job.folder / "logs" / "sweep.lock"):  # the jobs of an array start at once
+        _merge_state(job, prints)
+
+
+def _fingerprints(data: DataConfig) -> dict[str, str]:
     from fastmoco.pipelines.source_set import open_image_set
 
-    state: dict[str, object] = {}
-    path = job.folder / STATE_NAME
-    if path.exists():
-        state = json.loads(path.read_text(encoding="utf-8"))
     prints: dict[str, str] = {}
-    for split, file in (("train", job.data.train), ("test", job.data.test)):
+    for split, file in (("train", data.train), ("test", data.test)):
         if file is not None:
             with open_image_set(file) as images:
                 prints[split] = images.fingerprint
+    return prints
+
+
+def _merge_state(job: Job, prints: dict[str, str]) -> None:
+    state: dict[str, Any] = {}
+    path = job.folder / STATE_NAME
+    if path.exists():
+        state = read_json_object(path, ("seeds",), mend=f"{MEND_STATE} {job.name}")
     if state.get("fingerprints", prints) != prints:
         raise UsageError(
             f"{job.folder} holds runs on other data; give the same data, or another folder=DIR"
@@ -227,12 +238,10 @@ def write_state(job: Job) -> None:
             f"{job.folder} holds runs with the options {given}, not {settings}; give the same, or "
             "another folder=DIR"
         )
-    before = state.get("seeds", [])
-    assert isinstance(before, list)
     now = {
         "name": Path(job.name).name,
         "scale": job.cfg.scale.value,
-        "seeds": sorted({*before, *job.cfg.seeds}),
+        "seeds": sorted({*state.get("seeds", []), *job.cfg.seeds}),
         "settings": settings,
         "fingerprints": prints,
     }

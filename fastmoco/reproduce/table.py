@@ -2,12 +2,11 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmoco.files import atomic_write_text
+from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.reproduce.definition import Definition, Measure, load_definition
 from fastmoco.reproduce.figures import (
     LABELS,
@@ -19,6 +18,7 @@ from fastmoco.reproduce.figures import (
 )
 from fastmoco.reproduce.orderings import STANDARD_ERRORS, Finding, check_claims, judge
 from fastmoco.reproduce.plots import draw_plots
+from fastmoco.reproduce.record import MEND_STATE, STATE_NAME
 from fastmoco.reproduce.schema import SweepTableConfig, sweep_folder
 from fastmoco.schema import UsageError
 
@@ -62,12 +62,12 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
 
     Raises:
         UsageError: If there is none.
+        ValueError: If it is damaged.
     """
-    path = folder / "sweep.json"
+    path = folder / STATE_NAME
     if not path.exists():
         raise UsageError(f"{folder} holds no sweep; start: fastmoco sweep {name}")
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state
+    return read_json_object(path, ("name", "scale", "seeds"), mend=f"{MEND_STATE} {name}")
 
 
 def shown_measures(definition: Definition, groups: Sequence[Group]) -> list[str]:

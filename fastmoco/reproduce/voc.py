@@ -5,13 +5,12 @@ Means of trials, with the gaps to the supervised and to the random backbone of t
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmoco.files import atomic_write_text
+from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.reproduce.schema import SweepTableConfig
 from fastmoco.schema import UsageError
 
@@ -92,17 +91,25 @@ def write_voc_table(cfg: SweepTableConfig) -> str:
 
 
 def find_rows(place: Path) -> Iterator[Row]:
-    """A row for each set of trials of a box detector at or below a folder."""
+    """A row for each set of trials of a box detector at or below a folder.
+
+    Raises:
+        ValueError: If a result is damaged; one line with its file.
+    """
     for path in sorted(place.rglob("result.json")):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        protocol = values.get("protocol")
+        mend = "remove it, and fastmoco detect writes it again"
+        protocol = (values := read_json_object(path, (), mend=mend)).get("protocol")
         if not isinstance(protocol, dict) or protocol.get("task") != "boxes":
             continue  # of another command, or of one trial
-        yield _row(values["summary"], protocol)
+        try:
+            row = _row(values["summary"], protocol)
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged (no {error}); {mend}") from error
+        yield row
 
 
 def _row(summary: dict[str, dict[str, float]], protocol: dict[str, Any]) -> Row:
-    rule = next(rule for rule in RULES if f"{rule}ap50" in summary)
+    rule = "voc07_" if "voc07_ap50" in summary else ""
     init = protocol["init"]
     name = BACKBONES.get(init, init)
     if init == "pretrained":

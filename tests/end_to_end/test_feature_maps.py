@@ -79,6 +79,8 @@ def test_the_picture(place, tmp_path, capsys):
         (["image=set.beton", "sample=4"], "sample=4: set.beton has the ids 0 to 3"),
         (["out=maps.jpg"], "out=maps.jpg must end in .png or .npy"),
         (["channels=0"], "channels=0 shows nothing"),
+        (["pipeline.center_crop=2"], "center_crop=2.0 is no share; set it above 0, at most 1"),
+        (["pipeline.eval_size=-1"], "view_size=-1 is no image side; set it to 1 or more"),
     ],
 )
 def test_wrong_options_get_one_line(place, monkeypatch, capsys, options, words):

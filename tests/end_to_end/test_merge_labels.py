@@ -1,6 +1,7 @@
 """`fastmoco merge-labels`: labels change, images do not, and what does not fit is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -218,3 +219,31 @@ def test_no_request(place, tmp_path, capsys):
     arguments = [labels, f"data.train={place / 'set.beton'}", f"out={tmp_path / 'x.beton'}"]
     assert cli.main(["merge-labels", str(tmp_path), *arguments]) == 2
     assert "holds no finished request" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("request.json", lambda text: text[:99], "request.json is damaged ("),
+        ("request.json", lambda text: f"[{text}]", "request.json is damaged (it holds no object)"),
+        ("request.json", lambda text: text.replace('"step"', '"spet"'), "it lacks step"),
+        ("request.csv", lambda text: text.replace("\n", "\nx", 1), "line 2 has the sample_id 'x"),
+        (
+            "request.csv",
+            lambda text: text.replace("\n", "\n99,a.jpg,1\n", 1),
+            "sample 99 is missing",
+        ),
+    ],
+)
+def test_a_damaged_request_gets_one_line(place, tmp_path, capsys, name, change, words):
+    shutil.copytree(place / "set", tmp_path / "set")
+    path = tmp_path / "set" / name
+    path.write_text(change(path.read_text()))
+    sample, _, color = requested(place)[0]
+    labels = granted(tmp_path, ["sample_id,label", f"{sample},{color}"])
+    data, out = f"data.train={place / 'set.beton'}", f"out={tmp_path / 'x.beton'}"
+    capsys.readouterr()
+    assert cli.main(["merge-labels", str(tmp_path / "set"), data, out, labels]) in (1, 2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert not (tmp_path / "x.beton").exists()

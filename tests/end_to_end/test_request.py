@@ -323,6 +323,24 @@ def test_wrong_options_get_one_line(run, dataset, tmp_path, capsys, options, wor
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_kill_or_an_edit_left_in_the_folder(run, dataset, tmp_path, capsys):
+    """A first file cut short is no obstacle; a request that cannot be read is told of."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".unfinished.json.partial").write_text('{"rec')
+    options = ["count=3", "mode=random", "max_similarity=1", "images=false"]
+    requested(capsys, run, dataset, out, *options)
+    assert not (out / ".unfinished.json.partial").exists()
+    text = (out / "request.json").read_text()
+    arguments = ["request", str(run), f"data.train={dataset}", f"out={out}", *options]
+    for damaged in (text[:99], "[]", text.replace('"recipe"', '"reicpe"')):
+        (out / "request.json").write_text(damaged)
+        assert cli.main(arguments) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{out / 'request.json'} is damaged (" in line
+        assert line.endswith("remove the folder and make the request anew")
+
+
 def test_other_mechanisms_get_one_line(dataset, tmp_path, capsys):
     run = write_run(tmp_path / "run", "moco.mechanism=end_to_end", "moco.batch_norm_splits=1")
     arguments = ["request", str(run), f"data.train={dataset}", f"out={tmp_path / 'out'}", "count=3"]

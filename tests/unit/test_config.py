@@ -109,6 +109,10 @@ def test_every_preset_composes(name):
         (["moco.queue_sise=5"], "unknown option moco.queue_sise; did you mean moco.queue_size?"),
         (["queue_size=5"], "unknown option queue_size; did you mean moco.queue_size?"),
         (["experiment=moco_v4"], "unknown experiment=moco_v4; did you mean moco_v"),
+        (
+            ["experiment=overview"],
+            "unknown experiment=overview; it is several runs: fastmoco sweep",
+        ),
         (["policy=moco"], "unknown policy=moco; did you mean moco_v"),
         (["moco.dim=many"], "moco.dim: Value 'many' of type 'str' could not be converted to Int"),
         (

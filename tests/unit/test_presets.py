@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastmoco.config import load_config
+from fastmoco.evaluate.schema import LinearConfig
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.ranks import Ranks
@@ -261,6 +262,32 @@ def test_the_pool_is_the_reports():
     assert len(policy.pool) == 15  # 14 and none
     assert policy.jitter_probability == policy.grayscale_probability == 0
     assert policy.blur_probability == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        (
+            "imagenette",
+            {
+                "global_batch_size": 32,
+                "views": "both",
+                "policy.pool_draws": 3,
+                "policy.pool_probability": 0.6,
+                "optimizer.name": "adam",
+                "optimizer.learning_rate": 1e-3,
+                "optimizer.weight_decay": 1e-4,
+                "optimizer.schedule": "cosine",
+                "train.epochs": 100,
+            },
+        ),
+        ("competition", {"optimizer.milestones": [60, 80, 120, 160], "train.epochs": 200}),
+        ("official", {"optimizer.learning_rate": 30.0, "optimizer.milestones": [60, 80]}),
+    ],
+)
+def test_a_protocol_keeps_its_recipe(name, facts):
+    cfg = load_config(LinearConfig, [f"protocol={name}"])
+    assert {key: plain(attrgetter(key)(cfg)) for key in facts} == facts
 
 
 @pytest.mark.parametrize(

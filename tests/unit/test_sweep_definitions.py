@@ -85,6 +85,12 @@ def test_the_small_scale_replaces_what_it_names(tmp_path):
         ("lines: head,", "lines: heat,", "the axes are momentum, head"),
         ("y: linear_top1", "y: linear_top", "names the measure linear_top; did"),
         ("axes:", "axes: {}\nother:", "other"),
+        (
+            "lines: head, x: momentum}",
+            "x: parameters}",
+            "a plot of bars has parameters as x, which is no axis",
+        ),
+        ("x: momentum, lines: head", "x: head, x_scale: log", "point linear of axis head is no nu"),
     ],
 )
 def test_a_wrong_definition_gets_one_line(tmp_path, old, new, message):

@@ -126,6 +126,27 @@ def test_a_table_without_runs_says_how_to_start(tmp_path):
         write_table(path, table_config(tmp_path / "empty", None))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("sweep.json", '{"na', "is damaged (Unterminated string"),
+        ("sweep.json", "[]", "is damaged (it holds no object); remove it"),
+        ("sweep.json", '{"name": "x", "scale": "full"}', "is damaged (it lacks seeds)"),
+        ("0.90,mlp,seed=0/metrics.jsonl", '{"step": 1}\n{"st\n{}\n', "line 2 is damaged"),
+        ("0.90,mlp,seed=0/metrics.jsonl", "5\n", "line 1 is damaged"),
+        ("0.90,mlp,seed=0/sweep.json", "{}", "is damaged; remove it"),
+    ],
+)
+def test_damaged_files_get_one_line(tmp_path, sweep, name, text, words):
+    (sweep / name).write_text(text)
+    with pytest.raises(ValueError, match="damaged") as caught:
+        write_table(str(write_definition(tmp_path)), table_config(sweep, tmp_path / "out"))
+    assert str(sweep / name) in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_that_has_not_ended_is_missing(tmp_path, sweep):
     record = json.loads((sweep / "0.90,mlp,seed=1/sweep.json").read_text())
     (sweep / "0.90,mlp,seed=1/sweep.json").write_text(json.dumps({**record, "status": "started"}))
@@ -177,3 +198,23 @@ def test_voc_gaps_are_those_of_the_same_detector(tmp_path):
     assert len((tmp_path / "out/table.csv").read_text().splitlines()) == 1 + 3 + 11
     with pytest.raises(UsageError, match="no results of fastmoco detect"):
         write_table("voc", SweepTableConfig(runs=[str(tmp_path / "out")]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:50], "is damaged ("),
+        (lambda text: f"[{text}]", "it holds no object"),
+        (lambda text: text.replace('"arch"', '"crach"'), "no 'arch'"),
+        (lambda text: text.replace('"summary"', '"sumary"'), "no 'summary'"),
+        (lambda text: text.replace('ap50"', 'ap5"'), "no 'ap50'"),
+    ],
+)
+def test_a_damaged_result_of_detection_gets_one_line(tmp_path, change, words):
+    write_trials(tmp_path / "run", "random", 70.0)
+    path = tmp_path / "run/result.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        write_table("voc", SweepTableConfig(runs=[str(tmp_path)], out=tmp_path / "out"))
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
