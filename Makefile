@@ -17,6 +17,7 @@ BIN := .venv/bin
 # Constraints hold for every call; build isolation is off, so that builds use the pinned setuptools too.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt
 # The tests' processes: each takes up to 4 GB and shares the cores with the others. JOBS=0: one process, for a debugger.
+# Files keep their order, in which the long ones come first.
 CORES := $(shell nproc)
 JOBS := $(shell echo $$(( $(CORES) < 4 ? $(CORES) : 4 )))
 # What an installation depends on. The folder is part of it: an environment cannot be moved.
@@ -32,7 +33,7 @@ demo: install ## pretrain and evaluate on the built-in images, about 5 minutes; 
 
 test: install check ## all checks and all tests, JOBS files at the same time
 	@OMP_NUM_THREADS=$$(( $(CORES) > $(JOBS) && $(JOBS) > 0 ? $(CORES) / $(JOBS) : 1 )) \
-		$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+		$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 faults: install ## thousands of damaged files, kills and full disks, about 10 minutes
 	@$(BIN)/python -m pytest tests/faults --full-faults -s $(ARGS)
