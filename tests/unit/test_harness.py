@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -157,6 +158,21 @@ def test_a_gain_within_the_noise_is_not_shown(
 ) -> None:
     same = Summary(1.05, 1.02, 1.1, "min-max", 5)
     assert is_shown(Summary(median, low, high, "min-max", 5), same) is expected
+
+
+def test_few_repeats_must_show_more() -> None:
+    once, twice = (Summary(1.15, 1.14, 1.16, "min-max", repeats) for repeats in (1, 2))
+    same = Summary(1.05, 1.0, 1.1, "min-max", 2)
+    assert not is_shown(twice, same)
+    assert is_shown(Summary(1.25, 1.24, 1.26, "min-max", 2), same)
+    assert not is_shown(once, Summary(1.0, 1.0, 1.0, "min-max", 1))
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5, 10])
+def test_equal_code_is_rarely_shown_whatever_the_repeats(repeats: int) -> None:
+    noise = np.exp(0.05 * np.random.default_rng(0).standard_normal((1000, 3, repeats)))
+    shown = [is_shown(speedup(base, other), speedup(base, twin)) for base, twin, other in noise]
+    assert np.mean(shown) < 0.05
 
 
 def test_images_are_random_and_the_same_each_time() -> None:
