@@ -141,7 +141,7 @@ class KeptChild:
             os.killpg(process.pid, signal.SIGCONT)
             with PeakMemory(process.pid) as memory:
                 value = self._ask(process, seconds)
-            _freeze(process)
+                _freeze(process)  # before the last sample, or it would work ahead meanwhile
         except BaseException:
             self.close()
             raise

@@ -210,7 +210,7 @@ def test_a_report_becomes_json_a_table_and_a_plot(tmp_path: Path) -> None:
 
 def test_a_child_gives_its_value_and_its_memory() -> None:
     # Holds 64 MB for longer than the time between two samples.
-    script = "import time; x = bytes(range(256)) * 250_000; time.sleep(0.25)"
+    script = "import time; x = bytes(range(256)) * 250_000; time.sleep(1)"
     done = call_in_child("subprocess:call", {"args": ["python3", "-c", script]})
     assert done.peak_bytes > 64e6
     assert call_in_child("json:dumps", {"obj": [1]}).value == "[1]"
