@@ -38,7 +38,8 @@ def document(results: Path) -> str:
     Raises:
         ValueError: If there are none.
     """
-    files = {path: json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))}
+    paths = sorted(results.rglob("*.json"), key=lambda path: (len(path.parts), path))
+    files = {path: json.loads(path.read_text()) for path in paths}  # folders of machines last
     files = {path: rows for path, rows in files.items() if rows}
     if not files:
         raise ValueError(f"{results} holds no results; run pytest benchmarks/ --benchmark")
@@ -58,33 +59,49 @@ def _goals(results: Results) -> str:
     verdicts = [judge(goal, results) for goal in read_goals()]
     met = sum(verdict.met is True for verdict in verdicts)
     missed = sum(verdict.met is False for verdict in verdicts)
+    near = sum(verdict.near for verdict in verdicts)
     lines = [
         "## Goals",
         "",
-        f"{met} met, {missed} NOT met, {len(verdicts) - met - missed} not measured.",
+        f"{met} met, {missed} NOT met, {len(verdicts) - met - missed} not measured. Medians are "
+        f"judged; of {near} the spread holds the goal, so that another run may say otherwise.",
         "",
         "| part | goal | figure | met |",
         "|---|---|---|---|",
-        *(_goal_line(verdict) for verdict in verdicts),
+        *(_goal_line(verdict, results) for verdict in verdicts),
         "",
     ]
     return "\n".join(lines)
 
 
-def _goal_line(verdict: Verdict) -> str:
+def _goal_line(verdict: Verdict, results: Results) -> str:
     goal, row = verdict.goal, verdict.row
     if row is None:
-        where = "needs a CUDA device" if goal.device == "cuda" else "no such result"
-        where = f"needs --benchmark-scale={goal.scale}" if goal.scale else where
-        return _table_line([goal.part, goal.claim, "", f"not measured: {where}"])
+        reason = _missing(goal, results.get(goal.benchmark, ()))
+        return _table_line([goal.part, goal.claim, "", f"not measured: {reason}"])
     answer = "met" if verdict.met else "**NOT met**"
+    if verdict.near:
+        answer += ", within the spread"
     if not verdict.met and goal.profile:
         answer += f'; profile: [log.md](log.md), "{goal.profile}"'
     return _table_line([goal.part, goal.claim, _figure(goal, row), answer])
 
 
+def _missing(goal: Goal, rows: Sequence[JsonRow]) -> str:
+    """What it takes to measure a goal."""
+    here = [row for row in rows if row["device"].startswith(goal.device)]
+    if goal.device == "cuda" and not here:
+        return "needs a CUDA device"
+    if goal.scale and goal.scale not in {row["scale"] for row in here}:
+        return f"needs --benchmark-scale={goal.scale}"
+    found = any(row["what"] == goal.what for row in here)
+    return f"{goal.peer} is absent" if found and goal.peer else "no such result"
+
+
 def _figure(goal: Goal, row: JsonRow) -> str:
     """The figures that the goal is about."""
+    if row["value"] is None:
+        return str(row["note"])
     parts = []
     if goal.ratio is not None and row["ratio"]:
         parts.append(f"{_ratio(row['ratio'])} beside {row['ratio']['peer']}")
@@ -130,11 +147,12 @@ def _section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
     about = rows[0]
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items() if value)
     machine = f"{about['clocks']['cpu']}, {about['device']}"
-    commit = (about["commit"] or "unknown")[:7]
+    commit, *changed = (about["commit"] or "unknown").split(" ", 1)
     lines = [
         f"## {name}",
         "",
-        f"{about['subject']}. Scale {about['scale']}; {machine}; {versions}; commit {commit}.",
+        f"{about['subject']}. Scale {about['scale']}; {machine}; {versions}; "
+        f"commit {' '.join([commit[:7], *changed])}.",
         "",
         "| what | value | spread | n | ratio | beside | of the limit | goal | note |",
         "|---|---:|---|---:|---|---|---|---|---|",

@@ -21,6 +21,8 @@ from fastmoco.device import describe_device, resolve_device
 from fastmoco.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+# What a run of the benchmarks itself changes is no change of what is measured.
+RESULT_PATHS = ("benchmarks/results", "docs/benchmarks.md")
 CURVE_HEIGHT = 8  # of a chart, in bars
 
 
@@ -191,7 +193,7 @@ def describe_run(device: str, peers: Sequence[str]) -> dict[str, Any]:
         "clocks": _clocks(),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("torch", "numpy", "fastmoco", *peers)},
-        "commit": _commit(),
+        "commit": commit_of(ROOT),
     }
 
 
@@ -224,17 +226,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of the working tree, and ``+ dirty`` where files differ from it."""
+def commit_of(root: Path) -> str | None:
+    """The commit of a working tree, and ``+ dirty`` where other files than results differ."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit} + dirty" if _git("status", "--porcelain") else commit
+        commit = _git(root, "rev-parse", "HEAD")
+        others = [f":(exclude){path}" for path in RESULT_PATHS]
+        changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *others)
+        return f"{commit} + dirty" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
