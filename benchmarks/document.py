@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import Goal, JsonRow, Verdict, judge, read_goals
-from benchmarks.report import ROOT, number
+from benchmarks.report import ROOT, number, why_not_shown
 from fastmoco.files import atomic_write_text
 
 HEAD = """# Benchmarks
@@ -104,7 +104,7 @@ def _figure(goal: Goal, row: JsonRow) -> str:
         return str(row["note"])
     parts = []
     if goal.ratio is not None and row["ratio"]:
-        parts.append(f"{_ratio(row['ratio'])} beside {row['ratio']['peer']}")
+        parts.append(f"{_ratio(row)} beside {row['ratio']['peer']}")
     if goal.share is not None and row["share_of_limit"] is not None:
         parts.append(f"{row['share_of_limit']:.0%} of {row['limit']}")
     if goal.below is not None:
@@ -117,7 +117,7 @@ def _not_shown(results: Results) -> str:
     lines = [
         "## Not shown",
         "",
-        "Beside each other, these differ no more than equal code does:",
+        "Beside each other, these differ no more than equal code does, or were measured once:",
         "",
     ]
     for name, row in _all(results):
@@ -153,6 +153,7 @@ def _section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
         "",
         f"{about['subject']}. Scale {about['scale']}; {machine}; {versions}; "
         f"commit {' '.join([commit[:7], *changed])}.",
+        *(["", f"**It did not end well**: {about['problem']}"] if about.get("problem") else []),
         "",
         "| what | value | spread | n | ratio | beside | of the limit | goal | note |",
         "|---|---:|---|---:|---|---|---|---|---|",
@@ -173,7 +174,7 @@ def _line(row: JsonRow) -> str:
             _value(row),
             "" if row["value"] is None else _spread(row["spread"]),
             str(row["repeats"] or ""),
-            "" if not ratio else _ratio(ratio),
+            _ratio(row) if ratio else "",
             ratio["peer"] if ratio else "",
             "" if share is None else f"{share:.0%} of {row['limit']}",
             row["goal"],
@@ -190,9 +191,11 @@ def _value(row: JsonRow) -> str:
     return "absent" if row["value"] is None else f"{number(row['value'])} {row['unit']}"
 
 
-def _ratio(ratio: Mapping[str, Any]) -> str:
-    text = f"**{ratio['value']:.2f}x** ({_spread(ratio['spread'])})"
-    return text if ratio["shown"] else f"{ratio['value']:.2f}x, within noise"
+def _ratio(row: JsonRow) -> str:
+    ratio = row["ratio"]
+    if not ratio["shown"]:
+        return f"{ratio['value']:.2f}x, {why_not_shown(row['repeats'])}"
+    return f"**{ratio['value']:.2f}x** ({_spread(ratio['spread'])})"
 
 
 def _spread(spread: Mapping[str, Any]) -> str:

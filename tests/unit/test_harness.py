@@ -160,6 +160,14 @@ def test_a_gain_within_the_noise_is_not_shown(
     assert is_shown(Summary(median, low, high, "min-max", 5), same) is expected
 
 
+def test_what_ran_once_is_told_apart_from_noise(tmp_path: Path) -> None:
+    seconds = {"ours": [1.0], again("ours"): [1.0], "theirs": [3.0]}
+    ratio = beside(seconds, "ours", "theirs", "ours")
+    row = Row(what="ours", unit="s", value=summarize(seconds["ours"]), ratio=ratio)
+    Report("bench", "small", device="cpu", rows=[row]).write(tmp_path)
+    assert "| 3.00x, measured once |" in document(tmp_path)
+
+
 def test_few_repeats_must_show_more() -> None:
     once, twice = (Summary(1.15, 1.14, 1.16, "min-max", repeats) for repeats in (1, 2))
     same = Summary(1.05, 1.0, 1.1, "min-max", 2)
@@ -214,6 +222,16 @@ def test_a_child_gives_its_value_and_its_memory() -> None:
     done = call_in_child("subprocess:call", {"args": ["python3", "-c", script]})
     assert done.peak_bytes > 64e6
     assert call_in_child("json:dumps", {"obj": [1]}).value == "[1]"
+
+
+def test_what_a_library_prints_as_a_child_ends_is_no_answer() -> None:
+    last_words = "import atexit; atexit.register(print, 'bye')"
+    assert call_in_child("timeit:timeit", {"stmt": last_words, "number": 1}).value > 0
+
+
+def test_a_child_that_ends_early_has_no_answer() -> None:
+    with pytest.raises(Unavailable, match="ended without an answer"):
+        call_in_child("os:_exit", {"status": 0})
 
 
 def test_a_child_that_fails_says_why() -> None:
