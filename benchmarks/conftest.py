@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -56,6 +57,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of your own JPEGs, searched to its depth (FASTMOCO_BENCHMARK_IMAGES), in "
         "place of the photographs that are made",
     )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """SIGTERM ends benchmarks as Ctrl-C does: frozen children would else stay for ever."""
+    if session.config.getoption("--benchmark"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

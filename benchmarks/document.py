@@ -20,8 +20,10 @@ at the top of `benchmarks/bench_*.py`.
 then `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
 `--benchmark-scale=full` takes more images and rounds, `--benchmark-plots` writes an SVG beside each
 result, `--benchmark-images=DIR` puts your own JPEGs in place of the photographs that are made,
-`--benchmark-cifar=DIR` names CIFAR-10's training JPEGs. `python -m benchmarks.compare --base DIR
---new DIR` compares two result folders and fails where the new one is slower beyond noise.
+`--benchmark-cifar=DIR` names CIFAR-10's training JPEGs, in a folder for each class (without it a
+stand-in is made, which the figures name). `--benchmark-results=benchmarks/results/MACHINE` keeps a
+second machine's figures beside the first one's. `python -m benchmarks.compare --base DIR --new DIR`
+compares two result folders and fails where the new one is slower beyond noise.
 
 **To read**: values are medians, with the least and greatest of n repeats, or quartiles from 8 on. A
 ratio is the peer's cost over the row's own, round by round, in the same run: above 1 is in favor of

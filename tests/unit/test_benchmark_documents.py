@@ -225,6 +225,16 @@ def test_a_gain_is_named_and_what_is_gone_is_listed(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("change", [{"scale": "full"}, {"subject": "other images"}])
+def test_other_settings_are_not_compared(tmp_path: Path, change: dict[str, str]) -> None:
+    base, new = tmp_path / "base", tmp_path / "new"
+    rows = rows_of(NOISE, [5, 5, 5])
+    write(base, "loader_photographs", rows)
+    other = Report("loader_photographs", "small", subject="a subject", device="cpu", rows=rows)
+    replace(other, **change).write(new)
+    assert {one.verdict for one in compare.compare([base], [new])} == {compare.GONE, compare.ADDED}
+
+
 def test_nothing_to_compare_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare.main(["--base", str(tmp_path), "--new", str(tmp_path)]) == 2
     assert "no figure is in both" in capsys.readouterr().err

@@ -26,8 +26,9 @@ def test_own_images_are_found_at_any_depth_and_evenly_chosen(tmp_path: Path) -> 
     (tmp_path / "own/top.JPG").write_bytes(b"jpeg")
     source = pictures.make_photographs(tmp_path / "tree", 7, tmp_path / "own")
     found = sorted(path for path in source.folder.rglob("*") if path.is_file())
-    assert (source.name, source.count, len(found)) == ("7 JPEGs of own", 7, 7)
     assert source.num_bytes == sum(path.stat().st_size for path in found)
+    name = f"7 JPEGs of own, {source.num_bytes / 7e3:.3g} kB each"
+    assert (source.name, source.count, len(found)) == (name, 7, 7)
     assert len({path.parent for path in found}) > 3
     assert all(path.parent.parent == source.folder for path in found)
     with pytest.raises(ValueError, match=r"holds no \.jpg"):

@@ -34,14 +34,38 @@ def bench_third(report):
 """
 
 
-def test_finished_benchmarks_are_kept_and_interrupted_ones_replace_nothing(tmp_path: Path) -> None:
-    (tmp_path / "bench_some.py").write_text(BENCHMARKS)
-    (tmp_path / "third.json").write_text("[]")
-    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", str(tmp_path)]
-    command += ["-p", "no:cacheprovider", f"--rootdir={tmp_path}", "--benchmark"]
-    command += [f"--benchmark-results={tmp_path}"]
+FROZEN = """
+import os, signal
+from contextlib import closing
+from benchmarks.child import KeptChild
+
+def bench_frozen(request):
+    with closing(KeptChild("itertools:repeat", {"object": 2.0})) as child:
+        child.measure(0.01)
+        (request.path.parent / "process").write_text(str(child._process.pid))
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+"""
+
+
+def run_benchmarks(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    (folder / "bench_some.py").write_text(code)
+    command = [sys.executable, "-m", "pytest", "-p", "benchmarks.conftest", str(folder)]
+    command += ["-p", "no:cacheprovider", f"--rootdir={folder}", "--benchmark"]
+    command += [f"--benchmark-results={folder}"]
     command += ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def test_frozen_children_end_with_benchmarks_that_are_terminated(tmp_path: Path) -> None:
+    done = run_benchmarks(tmp_path, FROZEN)
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
+    assert not Path("/proc", (tmp_path / "process").read_text()).exists()
+
+
+def test_finished_benchmarks_are_kept_and_interrupted_ones_replace_nothing(tmp_path: Path) -> None:
+    (tmp_path / "third.json").write_text("[]")
+    done = run_benchmarks(tmp_path, BENCHMARKS)
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
     (first,), (second,), third = (
         json.loads((tmp_path / f"{name}.json").read_text()) for name in ("first", "second", "third")
