@@ -20,7 +20,7 @@ def train_until(
     train_path: str,
     test_path: str,
     run_dir: str,
-    target: float,
+    target: float | None,
     started: float,
     overrides: list[str],
 ) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def train_until(
         train_path: A labeled dataset file.
         test_path: Another one.
         run_dir: The run folder.
-        target: kNN top-1 in percent.
+        target: kNN top-1 in percent; None trains to the end.
         started: When this process was started, seconds since the epoch.
         overrides: Options of ``fastmoco train``.
 
@@ -61,7 +61,7 @@ def train_until(
 
 def _watch(
     cfg: TrainConfig,
-    target: float,
+    target: float | None,
     started: float,
     curve: list[tuple[float, int, float]],
     ended: threading.Event,
@@ -77,6 +77,6 @@ def _watch(
             curve.append(
                 (time.time() - started, row["step"] * cfg.global_batch_size, row["knn_top1"])
             )
-            if row["knn_top1"] >= target:
+            if target is not None and row["knn_top1"] >= target:
                 os.kill(os.getpid(), signal.SIGINT)  # train's own handler saves and stops
                 return

@@ -1,9 +1,9 @@
 """How long it takes until kNN tells so many test images right, from the start of the process.
 
 On a GPU `cifar10_colab` on CIFAR-10 (`--benchmark-cifar` names its training images; ``test`` lies
-beside that folder) by the protocol of the preset; peers publish 87 to 129 minutes for its 200
-epochs. On a CPU the demo's preset on the built-in textures, at the small scale in a schedule of 6
-epochs. Seconds hold imports, compiling and the measurements.
+beside that folder) by the protocol of the preset, all of its 200 epochs, for which peers publish 87
+to 129 minutes. On a CPU the demo's preset on the built-in textures until the target is reached, at
+the small scale in a schedule of 6 epochs. Seconds hold imports, compiling and the measurements.
 """
 
 import time
@@ -36,6 +36,7 @@ class Task:
         seeds: A run each.
         goal: In words.
         note: What others take.
+        whole: Whether it is trained to the end, also where the target is reached before.
     """
 
     overrides: tuple[str, ...]
@@ -43,13 +44,15 @@ class Task:
     seeds: tuple[int, ...] = (0,)
     goal: str = ""
     note: str = ""
+    whole: bool = False
 
 
 # Compiling takes longer than these steps; `bench_startup` says how long.
 EAGER = "train.compile=never"
 SMALL = Task(("experiment=demo", "train.epochs=6", "monitor.every_epochs=2", EAGER), 35.0)
 FULL = Task(("experiment=demo", "monitor.every_epochs=2"), 55.0, seeds=(0, 1, 2))
-CIFAR = Task(("experiment=cifar10_colab",), 82.6, goal="< 300 s on an H200", note=PUBLISHED)
+CIFAR_GOAL = "< 300 s on an H200"
+CIFAR = Task(("experiment=cifar10_colab",), 82.6, goal=CIFAR_GOAL, note=PUBLISHED, whole=True)
 
 
 def bench_time_to_accuracy(settings: Settings, report: Report, scratch: Path) -> None:
@@ -77,7 +80,7 @@ def _run(task: Task, files: Sequence[str], run_dir: Path, seed: int) -> list[lis
         "train_path": files[0],
         "test_path": files[1],
         "run_dir": str(run_dir),
-        "target": task.target,
+        "target": None if task.whole else task.target,
         "started": time.time(),
         "overrides": [*task.overrides, f"seed={seed}"],
     }
@@ -87,7 +90,7 @@ def _run(task: Task, files: Sequence[str], run_dir: Path, seed: int) -> list[lis
 
 
 def result_rows(task: Task, curves: Sequence[Sequence[Sequence[float]]]) -> list[Row]:
-    """Seconds and images to the target over all seeds, and each measurement.
+    """Seconds and images to the target over all seeds, those of whole runs, and each measurement.
 
     Args:
         task: What was trained.
@@ -103,6 +106,8 @@ def result_rows(task: Task, curves: Sequence[Sequence[Sequence[float]]]) -> list
         value = summarize([at[place] for at in ends]) if ends else None
         goal = task.goal if unit == "s" else ""
         rows.append(Row(what=what, unit=unit, value=value, goal=goal, note="; ".join(notes)))
+    if task.whole:
+        rows.append(_whole_row(task, [curve[-1] for curve in curves]))
     for seed, curve in zip(task.seeds, curves, strict=True):
         name = CURVE if len(curves) == 1 else f"{CURVE}, seed {seed}"
         rows += [
@@ -116,3 +121,16 @@ def result_rows(task: Task, curves: Sequence[Sequence[Sequence[float]]]) -> list
             for seconds, images, top1 in curve
         ]
     return rows
+
+
+def _whole_row(task: Task, ends: Sequence[Sequence[float]]) -> Row:
+    """Seconds of all epochs; no figure where the last accuracy is below the target."""
+    accuracies = [top1 for _, _, top1 in ends]
+    good = min(accuracies) >= task.target
+    return Row(
+        what="all epochs",
+        unit="s",
+        value=summarize([seconds for seconds, _, _ in ends]) if good else None,
+        goal=f"{task.goal}, kNN >= {task.target:g} % at the end",
+        note=f"kNN at the end {accuracies} %",
+    )

@@ -1,7 +1,7 @@
 """Calls a function in a fresh process, and cleans up after one that hangs, dies or leaks.
 
 Run as a module it is the child: ``python -m benchmarks.child MODULE:FUNCTION JSON`` calls
-``FUNCTION(**JSON)`` and prints what it gives, as JSON, in the last line. With a third argument, a
+``FUNCTION(**JSON)`` and prints what it gives, as JSON, in a line after `ANSWER`. With a third, a
 file descriptor, the function gives a stream of batches instead: the child writes there that it has
 imported what it needs, and then, for every line of its input, a number of seconds, how many images
 came in that time.
@@ -26,6 +26,7 @@ from benchmarks.memory import PeakMemory, session_members
 from benchmarks.rates import measure_rate
 
 ROOT = Path(__file__).resolve().parents[1]
+ANSWER = "answer of benchmarks.child: "  # begins the line that holds it
 KILL_SECONDS = 10  # within these the kernel has ended what was killed, unless a disk hangs
 
 
@@ -82,7 +83,7 @@ def call_in_child(
             _clean_up(process)
         if status != 0:
             raise Unavailable(_last_line(err) or f"ended with status {status}")
-        return ChildResult(json.loads(_last_line(out)), memory.peak_bytes)
+        return ChildResult(_answer_in(out), memory.peak_bytes)
 
 
 class KeptChild:
@@ -141,7 +142,7 @@ class KeptChild:
             os.killpg(process.pid, signal.SIGCONT)
             with PeakMemory(process.pid) as memory:
                 value = self._ask(process, seconds)
-            _freeze(process)
+                _freeze(process)  # before the last sample, or it would work ahead meanwhile
         except BaseException:
             self.close()
             raise
@@ -233,6 +234,16 @@ def _last_line(file: IO[str]) -> str:
     return (file.read().strip().splitlines() or [""])[-1]
 
 
+def _answer_in(out: IO[str]) -> dict[str, Any]:
+    """What the function gave; libraries may print before it and, as the process ends, after it."""
+    out.seek(0)
+    for line in out:
+        if line.startswith(ANSWER):
+            answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
+            return answer
+    raise Unavailable("it ended without an answer")
+
+
 def _serve(batches: Iterator[float], descriptor: int) -> None:
     """Says that it is ready; answers every line of the input, seconds, with their images."""
     warm_up_batches = 4
@@ -254,7 +265,7 @@ def _main() -> None:
     if descriptor:
         _serve(iter(value), int(descriptor[0]))
         return
-    sys.stdout.write(f"\n{json.dumps(value)}\n")
+    sys.stdout.write(f"\n{ANSWER}{json.dumps(value)}\n")
     sys.stdout.flush()
 
 

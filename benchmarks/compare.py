@@ -3,8 +3,9 @@
 Both were measured on one machine, best in the order base, new, new, base: then a steady drift
 cancels, and what two runs of one side differ by counts as noise. A figure is worse where its cost
 grew by more than equal code differs in its benchmark (the A/A rows of all runs), by more than the
-floor, and all of the new runs' repeats are worse than all of the base's. Ends with 1 if one is, and
-with 2 if there is nothing to compare.
+floor, and all of the new runs' repeats are worse than all of the base's. What was measured at
+another scale, on other images or on another machine is not compared. Ends with 1 if one is worse,
+and with 2 if there is nothing to compare.
 """
 
 import argparse
@@ -27,6 +28,8 @@ WORSE, BETTER, SAME, GONE, ADDED = "**worse**", "better", "", "only in base", "o
 
 Key = tuple[str, str, str]
 """Benchmark, what, unit."""
+Pair = tuple[Key, str]
+"""And what must be the same in both: scale, subject, device and processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,10 @@ def compare(base: Sequence[Path], new: Sequence[Path], floor: float = FLOOR) -> 
     noise: dict[str, float] = {}
     sides = [_read(folders, noise) for folders in (base, new)]
     return [
-        _compared(key, sides[0].get(key), sides[1].get(key), max(floor, noise.get(key[0], 0.0)))
-        for key in dict.fromkeys([*sides[0], *sides[1]])
+        _compared(
+            pair[0], sides[0].get(pair), sides[1].get(pair), max(floor, noise.get(pair[0][0], 0.0))
+        )
+        for pair in dict.fromkeys([*sides[0], *sides[1]])
     ]
 
 
@@ -89,26 +94,30 @@ def _compared(key: Key, base: Cost | None, new: Cost | None, noise: float) -> Co
     return Comparison(key, change, noise, verdict)
 
 
-def _read(folders: Sequence[Path], noise: dict[str, float]) -> dict[Key, Cost]:
+def _read(folders: Sequence[Path], noise: dict[str, float]) -> dict[Pair, Cost]:
     """All costs of one side; widens the noise of each benchmark by its A/A rows."""
-    found: dict[Key, list[Cost]] = {}
+    found: dict[Pair, list[Cost]] = {}
     for folder in folders:
         seen = set()
         for name, row in _rows(folder):
-            key = (name, row["what"], row["unit"])
+            pair = ((name, row["what"], row["unit"]), _setting(row))
             if AGAIN in row["what"]:
                 noise[name] = max(noise.get(name, 0.0), _noise(row))
-            elif key not in seen and (cost := _cost(row)):
-                found.setdefault(key, []).append(cost)
-                seen.add(key)  # a figure stands in a row for each peer
+            elif pair not in seen and (cost := _cost(row)):
+                found.setdefault(pair, []).append(cost)
+                seen.add(pair)  # a figure stands in a row for each peer
     return {
-        key: Cost(
+        pair: Cost(
             float(np.median([cost.median for cost in costs])),
             min(cost.low for cost in costs),
             max(cost.high for cost in costs),
         )
-        for key, costs in found.items()
+        for pair, costs in found.items()
     }
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    return "; ".join([row["scale"], row["subject"], row["device"], row["clocks"]["cpu"]])
 
 
 def _rows(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

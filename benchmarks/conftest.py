@@ -3,10 +3,11 @@
 import ctypes
 import gc
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from benchmarks.settings import Settings
 
 TABLE_WIDTH = 190  # where no terminal says how wide it is
 REPORTS = pytest.StashKey[list[Report]]()
+PROBLEM = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,6 +59,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """SIGTERM ends benchmarks as Ctrl-C does: frozen children would else stay for ever."""
+    if session.config.getoption("--benchmark"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips what was not asked for; what was has no limit but those of its own processes."""
     on_gpu = torch.cuda.is_available()
@@ -68,6 +76,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("gpu") and not on_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
         item.add_marker(pytest.mark.timeout(0))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Notes how a benchmark ended; of one that is interrupted pytest makes no report."""
+    if call.when == "call":
+        item.stash[PROBLEM] = call.excinfo.exconly().splitlines()[0] if call.excinfo else ""
+    return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -119,15 +137,19 @@ def _on_disk(source: Source) -> Source:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Report]:
-    """Takes the rows; they are written when the benchmark ends, if it got that far."""
+    """Takes the rows, which are written when the benchmark ends.
+
+    Where it failed, they say why; where it was interrupted, the file of an earlier run stays.
+    """
     found = Report(request.node.name.removeprefix("bench_"), settings.scale)
     reset_own_peak()
     start = time.perf_counter()
     yield found
     found.seconds, found.peak_bytes = time.perf_counter() - start, own_peak_bytes()
     _free_memory()
-    if not found.rows:
+    if not found.rows or PROBLEM not in request.node.stash:
         return
+    found.problem = request.node.stash[PROBLEM]
     found.write(settings.results)
     if settings.plots:
         found.plot(settings.results)

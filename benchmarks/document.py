@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import Goal, JsonRow, Verdict, judge, read_goals
-from benchmarks.report import ROOT, number
+from benchmarks.report import ROOT, number, why_not_shown
 from fastmoco.files import atomic_write_text
 
 HEAD = """# Benchmarks
@@ -20,8 +20,10 @@ at the top of `benchmarks/bench_*.py`.
 then `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
 `--benchmark-scale=full` takes more images and rounds, `--benchmark-plots` writes an SVG beside each
 result, `--benchmark-images=DIR` puts your own JPEGs in place of the photographs that are made,
-`--benchmark-cifar=DIR` names CIFAR-10's training JPEGs. `python -m benchmarks.compare --base DIR
---new DIR` compares two result folders and fails where the new one is slower beyond noise.
+`--benchmark-cifar=DIR` names CIFAR-10's training JPEGs, in a folder for each class (without it a
+stand-in is made, which the figures name). `--benchmark-results=benchmarks/results/MACHINE` keeps a
+second machine's figures beside the first one's. `python -m benchmarks.compare --base DIR --new DIR`
+compares two result folders and fails where the new one is slower beyond noise.
 
 **To read**: values are medians, with the least and greatest of n repeats, or quartiles from 8 on. A
 ratio is the peer's cost over the row's own, round by round, in the same run: above 1 is in favor of
@@ -38,7 +40,8 @@ def document(results: Path) -> str:
     Raises:
         ValueError: If there are none.
     """
-    files = {path: json.loads(path.read_text()) for path in sorted(results.rglob("*.json"))}
+    paths = sorted(results.rglob("*.json"), key=lambda path: (len(path.parts), path))
+    files = {path: json.loads(path.read_text()) for path in paths}  # folders of machines last
     files = {path: rows for path, rows in files.items() if rows}
     if not files:
         raise ValueError(f"{results} holds no results; run pytest benchmarks/ --benchmark")
@@ -58,36 +61,52 @@ def _goals(results: Results) -> str:
     verdicts = [judge(goal, results) for goal in read_goals()]
     met = sum(verdict.met is True for verdict in verdicts)
     missed = sum(verdict.met is False for verdict in verdicts)
+    near = sum(verdict.near for verdict in verdicts)
     lines = [
         "## Goals",
         "",
-        f"{met} met, {missed} NOT met, {len(verdicts) - met - missed} not measured.",
+        f"{met} met, {missed} NOT met, {len(verdicts) - met - missed} not measured. Medians are "
+        f"judged; of {near} the spread holds the goal, so that another run may say otherwise.",
         "",
         "| part | goal | figure | met |",
         "|---|---|---|---|",
-        *(_goal_line(verdict) for verdict in verdicts),
+        *(_goal_line(verdict, results) for verdict in verdicts),
         "",
     ]
     return "\n".join(lines)
 
 
-def _goal_line(verdict: Verdict) -> str:
+def _goal_line(verdict: Verdict, results: Results) -> str:
     goal, row = verdict.goal, verdict.row
     if row is None:
-        where = "needs a CUDA device" if goal.device == "cuda" else "no such result"
-        where = f"needs --benchmark-scale={goal.scale}" if goal.scale else where
-        return _table_line([goal.part, goal.claim, "", f"not measured: {where}"])
+        reason = _missing(goal, results.get(goal.benchmark, ()))
+        return _table_line([goal.part, goal.claim, "", f"not measured: {reason}"])
     answer = "met" if verdict.met else "**NOT met**"
+    if verdict.near:
+        answer += ", within the spread"
     if not verdict.met and goal.profile:
         answer += f'; profile: [log.md](log.md), "{goal.profile}"'
     return _table_line([goal.part, goal.claim, _figure(goal, row), answer])
 
 
+def _missing(goal: Goal, rows: Sequence[JsonRow]) -> str:
+    """What it takes to measure a goal."""
+    here = [row for row in rows if row["device"].startswith(goal.device)]
+    if goal.device == "cuda" and not here:
+        return "needs a CUDA device"
+    if goal.scale and goal.scale not in {row["scale"] for row in here}:
+        return f"needs --benchmark-scale={goal.scale}"
+    found = any(row["what"] == goal.what for row in here)
+    return f"{goal.peer} is absent" if found and goal.peer else "no such result"
+
+
 def _figure(goal: Goal, row: JsonRow) -> str:
     """The figures that the goal is about."""
+    if row["value"] is None:
+        return str(row["note"])
     parts = []
     if goal.ratio is not None and row["ratio"]:
-        parts.append(f"{_ratio(row['ratio'])} beside {row['ratio']['peer']}")
+        parts.append(f"{_ratio(row)} beside {row['ratio']['peer']}")
     if goal.share is not None and row["share_of_limit"] is not None:
         parts.append(f"{row['share_of_limit']:.0%} of {row['limit']}")
     if goal.below is not None:
@@ -100,7 +119,7 @@ def _not_shown(results: Results) -> str:
     lines = [
         "## Not shown",
         "",
-        "Beside each other, these differ no more than equal code does:",
+        "Beside each other, these differ no more than equal code does, or were measured once:",
         "",
     ]
     for name, row in _all(results):
@@ -130,11 +149,13 @@ def _section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
     about = rows[0]
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items() if value)
     machine = f"{about['clocks']['cpu']}, {about['device']}"
-    commit = (about["commit"] or "unknown")[:7]
+    commit, *changed = (about["commit"] or "unknown").split(" ", 1)
     lines = [
         f"## {name}",
         "",
-        f"{about['subject']}. Scale {about['scale']}; {machine}; {versions}; commit {commit}.",
+        f"{about['subject']}. Scale {about['scale']}; {machine}; {versions}; "
+        f"commit {' '.join([commit[:7], *changed])}.",
+        *(["", f"**It did not end well**: {about['problem']}"] if about.get("problem") else []),
         "",
         "| what | value | spread | n | ratio | beside | of the limit | goal | note |",
         "|---|---:|---|---:|---|---|---|---|---|",
@@ -155,7 +176,7 @@ def _line(row: JsonRow) -> str:
             _value(row),
             "" if row["value"] is None else _spread(row["spread"]),
             str(row["repeats"] or ""),
-            "" if not ratio else _ratio(ratio),
+            _ratio(row) if ratio else "",
             ratio["peer"] if ratio else "",
             "" if share is None else f"{share:.0%} of {row['limit']}",
             row["goal"],
@@ -172,9 +193,11 @@ def _value(row: JsonRow) -> str:
     return "absent" if row["value"] is None else f"{number(row['value'])} {row['unit']}"
 
 
-def _ratio(ratio: Mapping[str, Any]) -> str:
-    text = f"**{ratio['value']:.2f}x** ({_spread(ratio['spread'])})"
-    return text if ratio["shown"] else f"{ratio['value']:.2f}x, within noise"
+def _ratio(row: JsonRow) -> str:
+    ratio = row["ratio"]
+    if not ratio["shown"]:
+        return f"{ratio['value']:.2f}x, {why_not_shown(row['repeats'])}"
+    return f"**{ratio['value']:.2f}x** ({_spread(ratio['spread'])})"
 
 
 def _spread(spread: Mapping[str, Any]) -> str:

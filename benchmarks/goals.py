@@ -57,12 +57,14 @@ class Verdict:
     Attributes:
         goal: Which.
         met: None where it was not measured.
-        row: Its figure.
+        row: Its figure; without a value where it was tried in vain, which meets nothing.
+        near: Whether the spread of the figure holds the goal: another run may judge otherwise.
     """
 
     goal: Goal
     met: bool | None
     row: JsonRow | None = None
+    near: bool = False
 
 
 def judge(goal: Goal, results: Mapping[str, Sequence[JsonRow]]) -> Verdict:
@@ -74,18 +76,17 @@ def judge(goal: Goal, results: Mapping[str, Sequence[JsonRow]]) -> Verdict:
     """
     for row in results.get(goal.benchmark, ()):
         if _fits(goal, row):
-            return Verdict(goal, _is_met(goal, row), row)
+            return Verdict(goal, _is_met(goal, row), row, _is_near(goal, row))
     return Verdict(goal, None)
 
 
 def _fits(goal: Goal, row: JsonRow) -> bool:
-    """Whether the row has the goal's figure."""
+    """Whether the row has the goal's figure, or the reason why there is none."""
     peer = row["ratio"]["peer"] if row["ratio"] else ""
     return (
         row["what"] == goal.what
-        and row["value"] is not None
+        and (goal.peer in ("", peer) or row["value"] is None)
         and goal.unit in ("", row["unit"])
-        and goal.peer in ("", peer)
         and row["device"].startswith(goal.device)
         and goal.scale in ("", row["scale"])
     )
@@ -93,6 +94,8 @@ def _fits(goal: Goal, row: JsonRow) -> bool:
 
 def _is_met(goal: Goal, row: JsonRow) -> bool:
     ratio, share = row["ratio"], row["share_of_limit"]
+    if row["value"] is None:
+        return False
     return any(
         (
             goal.ratio is not None
@@ -103,3 +106,15 @@ def _is_met(goal: Goal, row: JsonRow) -> bool:
             goal.below is not None and row["value"] < goal.below,
         )
     )
+
+
+def _is_near(goal: Goal, row: JsonRow) -> bool:
+    """Whether repeats lie on both sides; of a share of the limit no spread is kept."""
+    ratio, share = row["ratio"], row["share_of_limit"]
+    if row["value"] is None or (goal.share and share and share >= goal.share):
+        return False
+    if goal.ratio is not None and ratio:
+        return bool(ratio["spread"]["low"] < goal.ratio <= ratio["spread"]["high"])
+    if goal.below is not None:
+        return bool(row["spread"]["low"] < goal.below <= row["spread"]["high"])
+    return False

@@ -29,7 +29,7 @@ class Source:
     """A tree of class folders of JPEGs.
 
     Attributes:
-        name: What they are, for the report.
+        name: What they are and how large on average, for the report.
         folder: The tree.
         count: How many.
         num_bytes: Of all files.
@@ -50,7 +50,7 @@ def make_photographs(folder: Path, count: int, own: Path | None) -> Source:
     if own is not None:
         return gather(own, folder, count, f"JPEGs of {own.name}")
     num_bytes = write_photographs(folder, count)
-    return Source(f"{count:,} photographs of 500 x 375", folder, count, num_bytes)
+    return _source("photographs of 500 x 375", folder, count, num_bytes)
 
 
 def make_thumbnails(folder: Path, count: int, cifar: Path | None) -> Source:
@@ -62,8 +62,7 @@ def make_thumbnails(folder: Path, count: int, cifar: Path | None) -> Source:
     if cifar is not None:
         return gather(cifar, folder, count, "JPEGs of CIFAR-10")
     num_bytes = write_thumbnails(folder, count)
-    name = f"{count:,} JPEGs of 32 x 32, a stand-in for CIFAR-10"
-    return Source(name, folder, count, num_bytes)
+    return _source("JPEGs of 32 x 32, a stand-in for CIFAR-10", folder, count, num_bytes)
 
 
 def gather(images: Path, tree: Path, count: int, name: str) -> Source:
@@ -89,7 +88,12 @@ def gather(images: Path, tree: Path, count: int, name: str) -> Source:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
         num_bytes += target.stat().st_size
-    return Source(f"{count:,} {name}", tree, count, num_bytes)
+    return _source(name, tree, count, num_bytes)
+
+
+def _source(name: str, folder: Path, count: int, num_bytes: int) -> Source:
+    each = f"{num_bytes / count / 1e3:.3g} kB each"
+    return Source(f"{count:,} {name}, {each}", folder, count, num_bytes)
 
 
 def read_blobs(source: str, count: int = 256) -> list[bytes]:

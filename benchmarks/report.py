@@ -21,6 +21,8 @@ from fastmoco.device import describe_device, resolve_device
 from fastmoco.files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+# What a run of the benchmarks itself changes is no change of what is measured.
+RESULT_PATHS = ("benchmarks/results", "docs/benchmarks.md")
 CURVE_HEIGHT = 8  # of a chart, in bars
 
 
@@ -106,6 +108,7 @@ class Report:
         rows: In the order in which they are shown.
         seconds: How long it took, without what it shares with others.
         peak_bytes: The most that this process held meanwhile; rows of child processes have theirs.
+        problem: Why it did not end well, so that rows may be missing; "" if it did.
     """
 
     name: str
@@ -116,12 +119,14 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     seconds: float = 0.0
     peak_bytes: int = 0
+    problem: str = ""
 
     def write(self, folder: Path) -> None:
         """Writes ``NAME.json``: a list with an object for each row."""
         about = {
             "subject": self.subject,
             "scale": self.scale,
+            "problem": self.problem,
             "benchmark_seconds": self.seconds,
             "benchmark_peak_bytes": self.peak_bytes,
             **describe_run(self.device, self.peers),
@@ -169,7 +174,9 @@ def show(reports: Sequence[Report], console: Console) -> None:
     table = Table("what", *names)
     for report in reports:
         table.add_section()
-        table.add_row(f"[bold]{report.name}, {report.scale}\n{report.subject}")
+        problem = f"\ndid not end well: {report.problem}" if report.problem else ""
+        about = escape(f"{report.name}, {report.scale}\n{report.subject}{problem}")
+        table.add_row(f"[bold]{about}")
         for row in report.rows:
             table.add_row(*map(escape, _cells(row)))
     console.print(table)
@@ -191,7 +198,7 @@ def describe_run(device: str, peers: Sequence[str]) -> dict[str, Any]:
         "clocks": _clocks(),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("torch", "numpy", "fastmoco", *peers)},
-        "commit": _commit(),
+        "commit": commit_of(ROOT),
     }
 
 
@@ -224,17 +231,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of the working tree, and ``+ dirty`` where files differ from it."""
+def commit_of(root: Path) -> str | None:
+    """The commit of a working tree, and ``+ dirty`` where other files than results differ."""
     try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit} + dirty" if _git("status", "--porcelain") else commit
+        commit = _git(root, "rev-parse", "HEAD")
+        others = [f":(exclude){path}" for path in RESULT_PATHS]
+        changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", ".", *others)
+        return f"{commit} + dirty" if changed else commit
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -283,7 +292,12 @@ def _cells(row: Row) -> list[str]:
 def _ratio_text(ratio: Ratio) -> str:
     found = ratio.summary
     text = f"{found.median:.2f}x ({found.low:.2f} to {found.high:.2f})"
-    return text if ratio.shown else f"{text}\nwithin noise: not shown"
+    return text if ratio.shown else f"{text}\n{why_not_shown(found.repeats)}: not shown"
+
+
+def why_not_shown(repeats: int) -> str:
+    """In words; what ran once has no spread to stand out from."""
+    return "within noise" if repeats > 1 else "measured once"
 
 
 def number(value: float) -> str:

@@ -16,13 +16,14 @@ from ffcv.fields.basics import IntDecoder
 from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder, SimpleRGBImageDecoder
 from ffcv.libffcv import imdecode
 from ffcv.loader import Loader, OrderOption
+from ffcv.reader import Reader
 from ffcv.transforms import ToTensor
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from benchmarks.memory import own_peak_bytes, reset_own_peak
 from benchmarks.pictures import read_blobs
-from benchmarks.rates import on_all_cpus
+from benchmarks.rates import EPOCH_IMAGES, on_all_cpus
 
 
 class ClassFolders:
@@ -80,17 +81,21 @@ def write_folder(
 def read_crops(path: str, view_size: int) -> Iterator[float]:
     """Random crops, each from a decode of its own; two of them count as one image: a stream.
 
+    Samples come again within an epoch, so that it has `EPOCH_IMAGES`.
+
     Args:
         path: A file, also one of ours.
         view_size: Side of the crops in pixels.
     """
     decoder = RandomResizedCropRGBImageDecoder((view_size, view_size), scale=(0.2, 1.0))
+    samples = np.arange(EPOCH_IMAGES, dtype=np.uint64) % Reader(path).num_samples
     loader = Loader(
         path,
         batch_size=64,
         num_workers=len(os.sched_getaffinity(0)),
         order=OrderOption.RANDOM,
         os_cache=True,
+        indices=samples,
         drop_last=True,
         pipelines={"image": [decoder, ToTensor()], "label": [IntDecoder(), ToTensor()]},
     )

@@ -16,7 +16,9 @@ from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.transforms import MoCoV2Transform
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
+
+from benchmarks.rates import EPOCH_IMAGES
 
 BATCH = 64
 MOMENTUM, TEMPERATURE = 0.99, 0.1
@@ -31,10 +33,11 @@ def views(source: str, view_size: int) -> Iterator[int]:
     """
     torch.set_num_threads(1)
     small = {"cj_strength": 0.5, "gaussian_blur": 0.0} if view_size == 32 else {}
+    images = LightlyDataset(source, transform=MoCoV2Transform(input_size=view_size, **small))
     loader = DataLoader(
-        LightlyDataset(source, transform=MoCoV2Transform(input_size=view_size, **small)),
+        images,
         batch_size=BATCH,
-        shuffle=True,
+        sampler=RandomSampler(images, num_samples=EPOCH_IMAGES),
         drop_last=True,
         num_workers=len(os.sched_getaffinity(0)),
         persistent_workers=True,

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
+
+from benchmarks.rates import EPOCH_IMAGES
 
 BATCH = 64
 
@@ -41,7 +43,7 @@ class GaussianBlur:
 def crops(source: str, view_size: int) -> Iterator[int]:
     """Decode and two crops, as uint8 tensors: a stream."""
     crop = v2.RandomResizedCrop(view_size, scale=(0.2, 1.0))
-    return _batches(source, v2.Compose([crop, v2.PILToTensor()]))
+    return _sizes(two_crop_loader(source, v2.Compose([crop, v2.PILToTensor()])))
 
 
 def views(source: str, view_size: int) -> Iterator[int]:
@@ -55,20 +57,24 @@ def views(source: str, view_size: int) -> Iterator[int]:
         v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]),
         v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     ]
-    return _batches(source, v2.Compose(steps))
+    return _sizes(two_crop_loader(source, v2.Compose(steps)))
 
 
-def _batches(source: str, transform: v2.Transform) -> Iterator[int]:
-    torch.set_num_threads(1)
-    workers = len(os.sched_getaffinity(0))
-    loader = DataLoader(
-        ImageFolder(source, TwoCrops(transform)),
+def two_crop_loader(source: str, transform: v2.Transform) -> DataLoader[list[Tensor]]:
+    """Its DataLoader of both views, with a worker for each CPU; an epoch has `EPOCH_IMAGES`."""
+    images = ImageFolder(source, TwoCrops(transform))
+    return DataLoader(
+        images,
         batch_size=BATCH,
-        shuffle=True,
-        num_workers=workers,
+        sampler=RandomSampler(images, num_samples=EPOCH_IMAGES),
+        num_workers=len(os.sched_getaffinity(0)),
         drop_last=True,
         persistent_workers=True,
     )
+
+
+def _sizes(loader: DataLoader[list[Tensor]]) -> Iterator[int]:
+    torch.set_num_threads(1)
     while True:
         for (query, _), _ in loader:
             yield len(query)

@@ -1,15 +1,21 @@
 """The peers that benchmarks time do the same mathematics as fastmoco."""
 
 import copy
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
-from benchmarks.peers import official_step
+from benchmarks.child import KeptChild
+from benchmarks.peers import official_peer, official_step
 from benchmarks.pictures import write_thumbnails
+from benchmarks.rates import EPOCH_IMAGES
+from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import info_nce
 from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
@@ -88,6 +94,31 @@ def test_dali_peer_makes_two_different_normalized_views_of_each_image(tmp_path: 
     assert (differences > 0.01).all()  # drawn for each view
     assert len(set(np.round(differences, 4))) == 10  # and for each image
     assert set(labels.ravel().tolist()) <= set(range(10))
+
+
+def test_official_peer_goes_through_a_small_set_many_times_in_an_epoch(tmp_path: Path) -> None:
+    """Else it would stand still after every few batches, as it does not on a large set."""
+    write_thumbnails(tmp_path, 20)
+    loader = official_peer.two_crop_loader(str(tmp_path), v2.PILToTensor())
+    assert len(loader) == EPOCH_IMAGES // official_peer.BATCH
+    drawn = list(islice(loader.sampler, 40))
+    assert sorted(drawn[:20]) == sorted(drawn[20:]) == list(range(20))
+    assert drawn[:20] != drawn[20:]
+
+
+@pytest.mark.parametrize("module", ["ffcv", "lightly"])
+def test_streams_of_peers_do_not_end_with_a_small_set(tmp_path: Path, module: str) -> None:
+    """Both drop what is less than a batch: of 20 images alone nothing would ever come."""
+    require(module)
+    source, file = tmp_path / "images", tmp_path / "file.beton"
+    write_thumbnails(source, 20)
+    target, arguments = "lightly_peer:views", {"source": str(source)}
+    if module == "ffcv":
+        convert(str(source), file, ConvertConfig())
+        target, arguments = "ffcv_peer:read_crops", {"path": str(file)}
+    stream = f"benchmarks.peers.{target}", {**arguments, "view_size": 32}
+    with closing(KeptChild(*stream, timeout_seconds=120)) as child:
+        assert child.measure(0.01).value["images"] > 0
 
 
 def test_lightly_peer_learns_against_its_memory_bank() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.child import KeptChild, Unavailable
 from benchmarks.harness import again, measure_streams
+from benchmarks.memory import SAMPLE_SECONDS, pause_seconds
 from benchmarks.rates import measure_rate, on_all_cpus
 
 STREAM = ("itertools:repeat", {"object": 2.0})
@@ -59,6 +60,17 @@ def test_streams_take_turns_and_the_repeated_one_has_a_child_of_its_own() -> Non
     assert found["ours"] != found[again("ours")]
     assert all(run["peak_bytes"] >= 0 for runs in found.values() for run in runs)
     assert reasons == {"absent": "ModuleNotFoundError: No module named 'absent'"}
+
+
+def test_looking_at_memory_takes_the_same_small_share_from_all() -> None:
+    assert pause_seconds(0.001) == SAMPLE_SECONDS
+    assert pause_seconds(0.035) == pytest.approx(0.7)
+
+
+def test_memory_is_looked_at_a_last_time_at_the_end() -> None:
+    """However long the pauses: a child that is frozen still holds what it worked with."""
+    with closing(KeptChild(*STREAM)) as child:
+        assert child.measure(0.001).peak_bytes > 1e6
 
 
 def test_warm_up_is_not_counted() -> None:

@@ -1,17 +1,19 @@
 """What is made of result files: the goals' verdicts, the document, the comparison of two builds."""
 
 import json
+import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from benchmarks import compare
-from benchmarks.document import document
+from benchmarks.document import _goal_line, document
 from benchmarks.goals import Goal, judge, read_goals
 from benchmarks.harness import again, summarize
-from benchmarks.report import ROOT, Report, Row, absent, beside
+from benchmarks.report import ROOT, Report, Row, absent, beside, commit_of
 
 GOAL = Goal(
     part="data path",
@@ -76,6 +78,64 @@ def test_goals_of_other_devices_and_scales_are_not_measured(tmp_path: Path) -> N
     assert judge(Goal(**common), results).met is True
     assert judge(Goal(**common, device="cuda"), results).met is None
     assert judge(Goal(**common, scale="full"), results).met is None
+
+
+def test_what_was_tried_in_vain_is_not_met(tmp_path: Path) -> None:
+    """It must not pass for something that was not measured."""
+    note = "not reached by 1 of 1: [80.1]"
+    write(tmp_path, "time", [Row(what="to kNN 82.6 %", unit="s", note=note)])
+    results = {"time": json.loads((tmp_path / "time.json").read_text())}
+    goal = Goal(part="", claim="", benchmark="time", what="to kNN 82.6 %", unit="s", below=300)
+    verdict = judge(goal, results)
+    assert verdict.met is False
+    assert f"| {note} | **NOT met** |" in _goal_line(verdict, results)
+
+
+def test_a_goal_within_the_spread_is_called_so(tmp_path: Path) -> None:
+    for peer_seconds, answer in (
+        ([6.1, 5.8, 6.4], "| met, within the spread |"),
+        ([5.9, 5.8, 6.4], "| **NOT met**, within the spread; profile"),
+        ([6.1, 6.2, 6.4], "| met |"),
+    ):
+        write(tmp_path, "loader_photographs", rows_of([1, 1, 1], peer_seconds))
+        assert answer in document(tmp_path)
+
+
+def test_a_goal_without_a_figure_says_what_is_missing(tmp_path: Path) -> None:
+    rows = rows_of([1, 1, 1], [7, 7, 7])
+    write(tmp_path, "loader_photographs", [replace(rows[0], ratio=None), rows[1]])
+    text = document(tmp_path)
+    assert "not measured: official, decode and crop is absent" in text
+    assert "not measured: needs a CUDA device" in text
+    write(tmp_path, "knn", [Row(what="fastmoco", unit="s", value=summarize([1.0]))])
+    assert "not measured: needs --benchmark-scale=full" in document(tmp_path)
+
+
+def test_the_machine_of_the_folder_itself_goes_before_those_of_folders_in_it(
+    tmp_path: Path,
+) -> None:
+    for folder, seconds in ((tmp_path / "gpu", 0.2), (tmp_path, 3.0)):
+        write(folder, "open", [Row(what="fastmoco", unit="s", value=summarize([seconds]))])
+    assert "| 3 s (3 to 3) | **NOT met** |" in document(tmp_path)
+
+
+def test_changed_files_are_told_but_not_results(tmp_path: Path) -> None:
+    write(tmp_path, "open", [Row(what="fastmoco", unit="s", value=summarize([0.2]))])
+    (row,) = json.loads((tmp_path / "open.json").read_text())
+    row["commit"] = "0123456789abcdef + dirty"
+    (tmp_path / "open.json").write_text(json.dumps([row]))
+    assert "; commit 0123456 + dirty." in document(tmp_path)
+    repository = tmp_path / "repository"
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    result = repository / "benchmarks/results/open.json"
+    result.parent.mkdir(parents=True)
+    result.write_text("[]")
+    assert "dirty" not in str(commit_of(repository))
+    (repository / "benchmarks/harness.py").write_text("")
+    assert str(commit_of(repository)).endswith(" + dirty")
+    assert commit_of(tmp_path / "open.json") is None
 
 
 def test_every_goal_has_a_bound_and_its_profile_is_in_the_log() -> None:
@@ -163,6 +223,16 @@ def test_a_gain_is_named_and_what_is_gone_is_listed(tmp_path: Path) -> None:
         "official, decode and crop": compare.SAME,
         "old": compare.GONE,
     }
+
+
+@pytest.mark.parametrize("change", [{"scale": "full"}, {"subject": "other images"}])
+def test_other_settings_are_not_compared(tmp_path: Path, change: dict[str, str]) -> None:
+    base, new = tmp_path / "base", tmp_path / "new"
+    rows = rows_of(NOISE, [5, 5, 5])
+    write(base, "loader_photographs", rows)
+    other = Report("loader_photographs", "small", subject="a subject", device="cpu", rows=rows)
+    replace(other, **change).write(new)
+    assert {one.verdict for one in compare.compare([base], [new])} == {compare.GONE, compare.ADDED}
 
 
 def test_nothing_to_compare_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

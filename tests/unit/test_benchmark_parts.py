@@ -26,8 +26,9 @@ def test_own_images_are_found_at_any_depth_and_evenly_chosen(tmp_path: Path) -> 
     (tmp_path / "own/top.JPG").write_bytes(b"jpeg")
     source = pictures.make_photographs(tmp_path / "tree", 7, tmp_path / "own")
     found = sorted(path for path in source.folder.rglob("*") if path.is_file())
-    assert (source.name, source.count, len(found)) == ("7 JPEGs of own", 7, 7)
     assert source.num_bytes == sum(path.stat().st_size for path in found)
+    name = f"7 JPEGs of own, {source.num_bytes / 7e3:.3g} kB each"
+    assert (source.name, source.count, len(found)) == (name, 7, 7)
     assert len({path.parent for path in found}) > 3
     assert all(path.parent.parent == source.folder for path in found)
     with pytest.raises(ValueError, match=r"holds no \.jpg"):
@@ -80,6 +81,17 @@ def test_time_to_accuracy_is_of_the_seeds_that_reached_it() -> None:
     assert missed[0].value is None
 
 
+def test_whole_runs_count_where_they_end_at_the_target() -> None:
+    curve = [(10.0, 600, 20.0), (20.0, 1200, 41.0)]
+    reached, _, whole, *_ = result_rows(Task((), 20.0, goal="< 60 s", whole=True), [curve])
+    assert reached.value is not None
+    assert whole.value is not None
+    assert (reached.value.median, whole.value.median) == (10.0, 20.0)
+    assert (whole.what, whole.note) == ("all epochs", "kNN at the end [41.0] %")
+    fell = result_rows(Task((), 20.0, whole=True), [[*curve, (30.0, 1800, 19.0)]])[2]
+    assert fell.value is None
+
+
 def test_training_stops_at_the_target(tmp_path: Path) -> None:
     files = [str(tmp_path / f"{split}.beton") for split in ("train", "test")]
     for count, file in zip((60, 30), files, strict=True):
@@ -93,6 +105,8 @@ def test_training_stops_at_the_target(tmp_path: Path) -> None:
     ((seconds, images, _),) = found["curve"]
     assert images == 60
     assert seconds > 0
+    whole = accuracy_subject.train_until(*files, f"{run}-whole", None, 0.0, overrides)
+    assert [at[1] for at in whole["curve"]] == [60, 120, 180]
 
 
 def test_operations_and_bytes_of_a_linear_layer_are_counted() -> None:

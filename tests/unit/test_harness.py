@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -159,6 +160,29 @@ def test_a_gain_within_the_noise_is_not_shown(
     assert is_shown(Summary(median, low, high, "min-max", 5), same) is expected
 
 
+def test_what_ran_once_is_told_apart_from_noise(tmp_path: Path) -> None:
+    seconds = {"ours": [1.0], again("ours"): [1.0], "theirs": [3.0]}
+    ratio = beside(seconds, "ours", "theirs", "ours")
+    row = Row(what="ours", unit="s", value=summarize(seconds["ours"]), ratio=ratio)
+    Report("bench", "small", device="cpu", rows=[row]).write(tmp_path)
+    assert "| 3.00x, measured once |" in document(tmp_path)
+
+
+def test_few_repeats_must_show_more() -> None:
+    once, twice = (Summary(1.15, 1.14, 1.16, "min-max", repeats) for repeats in (1, 2))
+    same = Summary(1.05, 1.0, 1.1, "min-max", 2)
+    assert not is_shown(twice, same)
+    assert is_shown(Summary(1.25, 1.24, 1.26, "min-max", 2), same)
+    assert not is_shown(once, Summary(1.0, 1.0, 1.0, "min-max", 1))
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5, 10])
+def test_equal_code_is_rarely_shown_whatever_the_repeats(repeats: int) -> None:
+    noise = np.exp(0.05 * np.random.default_rng(0).standard_normal((1000, 3, repeats)))
+    shown = [is_shown(speedup(base, other), speedup(base, twin)) for base, twin, other in noise]
+    assert np.mean(shown) < 0.05
+
+
 def test_images_are_random_and_the_same_each_time() -> None:
     images = random_images((4, 8, 8, 3), torch.device("cpu"))
     assert images.dtype == torch.uint8
@@ -194,10 +218,20 @@ def test_a_report_becomes_json_a_table_and_a_plot(tmp_path: Path) -> None:
 
 def test_a_child_gives_its_value_and_its_memory() -> None:
     # Holds 64 MB for longer than the time between two samples.
-    script = "import time; x = bytes(range(256)) * 250_000; time.sleep(0.25)"
+    script = "import time; x = bytes(range(256)) * 250_000; time.sleep(1)"
     done = call_in_child("subprocess:call", {"args": ["python3", "-c", script]})
     assert done.peak_bytes > 64e6
     assert call_in_child("json:dumps", {"obj": [1]}).value == "[1]"
+
+
+def test_what_a_library_prints_as_a_child_ends_is_no_answer() -> None:
+    last_words = "import atexit; atexit.register(print, 'bye')"
+    assert call_in_child("timeit:timeit", {"stmt": last_words, "number": 1}).value > 0
+
+
+def test_a_child_that_ends_early_has_no_answer() -> None:
+    with pytest.raises(Unavailable, match="ended without an answer"):
+        call_in_child("os:_exit", {"status": 0})
 
 
 def test_a_child_that_fails_says_why() -> None:
