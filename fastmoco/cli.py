@@ -57,6 +57,9 @@ def _guarded(action: Callable[[], None]) -> int:
     except CommandError as error:
         return _fail(2, str(error))
     except KeyboardInterrupt as error:
+        lost = error.__context__  # torchrun ends a process that is about to say why it fails
+        if isinstance(lost, ConnectionError):
+            return _fail(1, _message(lost))
         return _fail(128 + received[-1], str(error) or "interrupted")
     except (ValueError, OSError) as error:
         from fastmoco.schema import UsageError
