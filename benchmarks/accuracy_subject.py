@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
+from fastmoco.runs.run_folder import RunFolder
 from fastmoco.schema import DataConfig, TrainConfig
 from fastmoco.train.loop import Interrupted, train
 from fastmoco.train.metrics import read_metrics
-from fastmoco.train.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 

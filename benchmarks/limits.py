@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fastmoco.moco.contrastive import ContrastiveModel
-from fastmoco.roof import count_step, matrix_flops
+from fastmoco.moco.mechanism import ContrastiveModel
+from fastmoco.roofline import count_step, matrix_flops
 
 COPY_BYTES = 1 << 28  # beyond any cache
 TRIES = 5

@@ -6,12 +6,12 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
+from fastmoco.data.source_set import open_image_set
 from fastmoco.device import resolve_compile, resolve_device
-from fastmoco.pipelines.source_set import open_image_set
+from fastmoco.runs.run_folder import open_run_folder
 from fastmoco.schema import DataConfig, TrainConfig
 from fastmoco.train.loop import check_config
-from fastmoco.train.run_folder import open_run_folder
 from fastmoco.train.trainer import build_trainer
 
 

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from benchmarks.harness import random_images
 from fastmoco.moco.build import build_model
-from fastmoco.moco.contrastive import ContrastiveModel
+from fastmoco.moco.mechanism import ContrastiveModel
 from fastmoco.moco.model import MoCo
+from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import Policy
 from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Precision
-from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import TrainStep
 
 LEARNING_RATE = 0.03

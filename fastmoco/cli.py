@@ -151,7 +151,7 @@ def _print_help(name: str) -> None:
     command = COMMANDS[name]
     lines = [command.usage, "", command.summary]
     if command.schema:
-        config = importlib.import_module("fastmoco.config")
+        config = importlib.import_module("fastmoco.configuration")
         lines += ["", *config.help_lines(getattr(config, command.schema))]
     if name in ("sweep", "table"):
         from fastmoco.reproduce.definition import sweep_names

@@ -48,7 +48,7 @@ def _file_alone(arguments: list[str]) -> tuple[str, bool]:
 
 
 def _load(schema_name: str, overrides: list[str]) -> Any:
-    config = importlib.import_module("fastmoco.config")
+    config = importlib.import_module("fastmoco.configuration")
     schema = getattr(config, schema_name)
     return config.load_config(schema, config.quote_paths(schema, overrides))
 
@@ -87,7 +87,7 @@ def _train(arguments: list[str]) -> None:
 
 def _views(arguments: list[str]) -> None:
     (path,), overrides, _ = _split(arguments, ("FILE.beton",))
-    from fastmoco.inspection.views import write_views
+    from fastmoco.visualize.views import write_views
 
     print(write_views(path, _load("ViewsConfig", overrides)))  # noqa: T201
 
@@ -161,14 +161,14 @@ COMMANDS = {
         "KnnConfig",
     ),
     "linear": Command(
-        _about("RUN", "evaluate.linear.linear", "LinearConfig"),
+        _about("RUN", "evaluate.linear.classifier.linear", "LinearConfig"),
         "fastmoco linear RUN data.train=FILE.beton data.test=FILE.beton [protocol=NAME] "
         "[key=value ...] [--json]",
         "evaluate a run by a linear classifier on the frozen encoder",
         "LinearConfig",
     ),
     "finetune": Command(
-        _about("RUN", "evaluate.finetune.finetune", "FinetuneConfig"),
+        _about("RUN", "evaluate.finetune.classifier.finetune", "FinetuneConfig"),
         "fastmoco finetune RUN data.train=FILE.beton data.test=FILE.beton [key=value ...] [--json]",
         "train a run's encoder, or a part of it, with few or all labels",
         "FinetuneConfig",
@@ -193,38 +193,38 @@ COMMANDS = {
         "EmbedConfig",
     ),
     "neighbors": Command(
-        _about("RUN", "inspection.neighbors.write_neighbors", "NeighborsConfig"),
+        _about("RUN", "visualize.neighbors.write_neighbors", "NeighborsConfig"),
         "fastmoco neighbors RUN data.test=FILE.beton [queries=ID,ID] [key=value ...] [--json]",
         "write a picture of images and those that are nearest to them",
         "NeighborsConfig",
     ),
     "request": Command(
-        _about("RUN", "inspection.label_request.request", "RequestConfig"),
+        _about("RUN", "labeling.label_request.request", "RequestConfig"),
         "fastmoco request RUN data.train=FILE.beton count=N [out=FOLDER] [key=value ...] [--json]",
         "choose the unlabeled images that are most worth a label; the same command again resumes",
         "RequestConfig",
     ),
     "merge-labels": Command(
-        _about("REQUEST", "data.relabel.merge_labels", "MergeLabelsConfig"),
+        _about("REQUEST", "labeling.merging.merge_labels", "MergeLabelsConfig"),
         "fastmoco merge-labels REQUEST labels=FILE.csv data.train=FILE.beton out=FILE.beton "
         "[key=value ...] [--json]",
         "bring the labels that were granted on a request into a dataset file",
         "MergeLabelsConfig",
     ),
     "feature-maps": Command(
-        _about("RUN", "inspection.feature_maps.write_feature_maps", "FeatureMapsConfig"),
+        _about("RUN", "visualize.feature_maps.write_feature_maps", "FeatureMapsConfig"),
         "fastmoco feature-maps RUN image=FILE [layer=NAME] [out=FILE.png] [key=value ...] [--json]",
         "write a picture of the maps after a layer, of one image",
         "FeatureMapsConfig",
     ),
     "export": Command(
-        _about("RUN", "handover.export.export", "ExportConfig"),
+        _about("RUN", "interop.export.export", "ExportConfig"),
         "fastmoco export RUN to=TARGET out=PATH [key=value ...] [--json]",
         "hand the encoder to torchvision, timm, Hugging Face, detectron2 or ONNX",
         "ExportConfig",
     ),
     "import": Command(
-        _about("FILE", "handover.take_in.import_weights", "ImportConfig"),
+        _about("FILE", "interop.import_weights.import_weights", "ImportConfig"),
         "fastmoco import FILE out=FOLDER [key=value ...] [--json]",
         "take in weights of MoCo, solo-learn, lightly, torchvision or timm, to use as RUN",
         "ImportConfig",

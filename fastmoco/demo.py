@@ -8,15 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastmoco.config import load_config, quote_paths
+from fastmoco.configuration import load_config, quote_paths
 from fastmoco.data.builtin_file import builtin_file
 from fastmoco.evaluate.knn import KnnResult, knn
-from fastmoco.evaluate.schema import KnnConfig
+from fastmoco.evaluate.settings import KnnConfig
 from fastmoco.files import atomic_write_text
 from fastmoco.ranks import environment_ranks
+from fastmoco.runs.run_folder import run_path
 from fastmoco.schema import DataConfig, TrainConfig, UsageError
 from fastmoco.train.loop import train
-from fastmoco.train.run_folder import run_path
 
 
 def demo(overrides: Sequence[str] = ()) -> None:

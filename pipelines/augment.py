@@ -29,8 +29,8 @@ from fastmoco.pipelines.color import (
     jitter_places,
     per_image,
 )
+from fastmoco.pipelines.cpu_views import host_views
 from fastmoco.pipelines.draws import Draw, uniform
-from fastmoco.pipelines.host_views import host_views
 from fastmoco.pipelines.policies import Policy
 from fastmoco.pipelines.pool import apply_pool
 

@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastmoco.data.source_set import ImageSet
 from fastmoco.pipelines.buffers import CudaUploader, empty_batch, first
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import batch_requests
+from fastmoco.pipelines.prefetch import Slot, Workshop
 from fastmoco.pipelines.resize import crop_and_resize_views
-from fastmoco.pipelines.source_set import ImageSet
-from fastmoco.pipelines.workshop import Slot, Workshop
 
 # What `torch.nn.functional.interpolate` calls, which cannot pass `out`.
 _resize: Any = torch._C._nn._upsample_bilinear2d_aa

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from fastmoco.data.source_set import ImageSet
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from fastmoco.pipelines.policies import Policy
-from fastmoco.pipelines.source_set import ImageSet
 
 LOADERS = {
     "beton": "fastmoco.pipelines.beton_loader",

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton_format import MODE_JPEG
+from fastmoco.data.source_set import ImageSet
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.pipelines.resident_loader import free_bytes, resident_bytes
-from fastmoco.pipelines.source_set import ImageSet
 
 SMALL_SIDE = 160
 """Longest side in pixels of images that are kept decoded."""

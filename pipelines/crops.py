@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fastmoco.data.source_set import ImageSet
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.draws import INT64, draw_keys, random_resized_crop_boxes
-from fastmoco.pipelines.source_set import ImageSet
 
 INT32 = npt.NDArray[np.int32]
 

@@ -29,6 +29,8 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from fastmoco.data.beton_format import MODE_RAW
+from fastmoco.data.source_set import ImageSet
+from fastmoco.pipelines.background import Background, proved_blob, stop_all
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
@@ -40,9 +42,7 @@ from fastmoco.pipelines.dali_pipeline import (
     give_back,
     take,
 )
-from fastmoco.pipelines.handover import Handover
-from fastmoco.pipelines.source_set import ImageSet
-from fastmoco.pipelines.watchdog import Background, proved_blob, stop_all
+from fastmoco.pipelines.transfer import Handover
 
 HW_DECODER_LOAD = 0.65
 """Share of a batch that the GPU's JPEG unit decodes, where it has one; DALI's own default."""

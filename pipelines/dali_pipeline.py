@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmoco.pipelines.background import Background
 from fastmoco.pipelines.crops import BatchRequest
-from fastmoco.pipelines.watchdog import Background
 
 try:
     _dali: Any = import_module("nvidia.dali")  # Any: its types come and go with the package

@@ -27,6 +27,8 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
+from fastmoco.data.source_set import ImageSet
+from fastmoco.pipelines.background import Background, proved_blob, stop_all
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
@@ -37,9 +39,7 @@ from fastmoco.pipelines.ffcv_runtime import (
     open_loader,
     stored_index,
 )
-from fastmoco.pipelines.handover import Handover
-from fastmoco.pipelines.source_set import ImageSet
-from fastmoco.pipelines.watchdog import Background, proved_blob, stop_all
+from fastmoco.pipelines.transfer import Handover
 
 TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.1

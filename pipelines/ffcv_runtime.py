@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
+from fastmoco.pipelines.background import Background
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.crops import BatchRequest
 from fastmoco.pipelines.draws import INT64
-from fastmoco.pipelines.watchdog import Background
 
 _torch_threads = torch.get_num_threads()
 try:

@@ -26,11 +26,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastmoco.data.source_set import ImageSet
 from fastmoco.pipelines.beton_loader import build_threads
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, epoch_request
-from fastmoco.pipelines.source_set import ImageSet
 
 WEIGHT_UNIT = 2048
 """Resize weights are integers over this: 11 bits, which TF32 keeps; pixels are 8 bits, sums 19."""

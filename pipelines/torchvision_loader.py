@@ -17,10 +17,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
 from fastmoco.data.beton_format import MODE_RAW
+from fastmoco.data.source_set import ImageSet
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import INT32, BatchRequest, batch_requests
-from fastmoco.pipelines.source_set import ImageSet
 
 
 class TorchvisionLoader:

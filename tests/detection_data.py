@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from fastmoco.config import config_to_dict
+from fastmoco.configuration import config_to_dict
 from fastmoco.detection.scenes import CLASSES, write_scenes
 from fastmoco.moco.build import build_model
+from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
 from fastmoco.schema import MocoConfig, ModelConfig, PipelineConfig, Stem, TrainConfig
-from fastmoco.train.checkpoint import Checkpoint, save_checkpoint, with_prefix
 
 NAMES = f"data.classes=[{','.join(CLASSES)}]"
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastmoco.config import config_to_dict
+from fastmoco.configuration import config_to_dict
 from fastmoco.moco.build import build_model
+from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
 from fastmoco.schema import (
     DataConfig,
     Head,
@@ -16,7 +17,6 @@ from fastmoco.schema import (
     Stem,
     TrainConfig,
 )
-from fastmoco.train.checkpoint import Checkpoint, save_checkpoint, with_prefix
 
 MEAN, STD = [0.4, 0.5, 0.45], [0.25, 0.2, 0.3]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastmoco.ranks import Ranks
-from fastmoco.train.distributed import process_group
+from fastmoco.runs.distributed import process_group
 
 
 def free_port() -> int:

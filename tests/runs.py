@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastmoco.config import config_to_dict, load_config
+from fastmoco.configuration import config_to_dict, load_config
 from fastmoco.moco.build import build_model
+from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
 from fastmoco.schema import TrainConfig
-from fastmoco.train.checkpoint import Checkpoint, save_checkpoint, with_prefix
 from tests.pictures import encoded
 
 OPTIONS = [

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from fastmoco.moco.build import build_model
+from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
-from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import TrainStep
 
 BATCH = 8

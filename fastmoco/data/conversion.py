@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import encode_text, sidecar_path
 from fastmoco.data.beton_writer import BetonWriter
-from fastmoco.data.convert_config import Check, ConvertConfig, Encoding, OnError
 from fastmoco.data.encode import EncodedBatch, EncodeOptions
 from fastmoco.data.facts import channel_statistics, describe_contents
 from fastmoco.data.journal import Journal, Record, journal_path
 from fastmoco.data.progress import show_progress
+from fastmoco.data.settings import Check, ConvertConfig, Encoding, OnError
 from fastmoco.data.sources import SampleSet
 from fastmoco.data.tally import Row, Tally, Totals
 from fastmoco.data.workers import encoded_batches

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fastmoco import __version__
 from fastmoco.data.beton_format import encode_text
 from fastmoco.data.conversion import Job, Made, forget, make_file, quarantine_path
-from fastmoco.data.convert_config import Check, ConvertConfig, Encoding, OnError, Statistics
 from fastmoco.data.facts import description_text, plain_values
+from fastmoco.data.settings import Check, ConvertConfig, Encoding, OnError, Statistics
 from fastmoco.data.shards import hashed_order, set_fingerprint, shard_path, shard_samples
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from fastmoco.data.tally import RECORD_VERSION, Totals

@@ -13,8 +13,8 @@ from fastmoco.data.beton_format import PAGE_BYTES_MIN, sidecar_path
 from fastmoco.data.beton_writer import BetonWriter
 from fastmoco.data.facts import describe_contents
 from fastmoco.data.progress import show_progress
+from fastmoco.data.source_set import ImageSet
 from fastmoco.files import atomic_path
-from fastmoco.pipelines.source_set import ImageSet
 
 DEFAULT_PAGE_BYTES = 1 << 23
 COUNTS = ("num_duplicates", "num_quarantined")

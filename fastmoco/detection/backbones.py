@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from fastmoco.detection.norm import DetectionBatchNorm2d
-from fastmoco.detection.schema import Arch, DetectionNorm
+from fastmoco.detection.settings import Arch, DetectionNorm
 from fastmoco.moco.encoders import ResNet
 from fastmoco.ranks import Ranks
 from fastmoco.schema import UsageError

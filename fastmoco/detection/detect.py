@@ -9,26 +9,26 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from fastmoco.config import config_to_dict
+from fastmoco.configuration import config_to_dict
 from fastmoco.detection.annotations import SceneSet
 from fastmoco.detection.metrics import check_metrics
 from fastmoco.detection.result import DetectResult, protocol_of
-from fastmoco.detection.schema import DetectConfig, DetectionNorm, Init, Layout, Task
+from fastmoco.detection.settings import DetectConfig, DetectionNorm, Init, Layout, Task
 from fastmoco.detection.starting import open_sets
 from fastmoco.detection.trial import build_fitting, fit, log_header, measure
 from fastmoco.files import atomic_write_text
 from fastmoco.ranks import Ranks, environment_ranks
-from fastmoco.schema import UsageError
-from fastmoco.train.checkpoint import newest_checkpoint
-from fastmoco.train.distributed import (
+from fastmoco.runs.checkpoint import newest_checkpoint
+from fastmoco.runs.distributed import (
     check_same_step,
     process_group,
     resolve_rank_device,
     wait_for_all,
 )
+from fastmoco.runs.run_folder import RunFolder, config_differences
+from fastmoco.schema import UsageError
 from fastmoco.train.loop import StopRequest, stop_signals
 from fastmoco.train.report import run_logger
-from fastmoco.train.run_folder import RunFolder, config_differences
 
 # Keys that do not change what is learned: a trial may go on with other values.
 FREE_KEYS = frozenset(

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastmoco.config import config_to_dict
+from fastmoco.configuration import config_to_dict
 from fastmoco.detection.samples import Sample
-from fastmoco.detection.schema import DetectConfig
+from fastmoco.detection.settings import DetectConfig
 from fastmoco.moco.collectives import average_over_ranks
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.train.checkpoint import (
+from fastmoco.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
     flatten_optimizer,

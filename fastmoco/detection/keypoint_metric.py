@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmoco.detection.annotations import Scene, SceneSet
-from fastmoco.detection.schema import DetectConfig
+from fastmoco.detection.settings import DetectConfig
 
 COCO_KEYPOINTS = 17  # faster-coco-eval knows their tolerances
 

@@ -26,7 +26,7 @@ from fastmoco.detection.backbones import (
     norm_layer,
     set_batch_norm,
 )
-from fastmoco.detection.schema import Arch, DetectConfig, Task
+from fastmoco.detection.settings import Arch, DetectConfig, Task
 from fastmoco.moco.encoders import ResNet
 from fastmoco.ranks import Ranks
 from fastmoco.schema import UsageError

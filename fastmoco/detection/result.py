@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmoco.detection.schema import DetectConfig, Layout, Task
+from fastmoco.detection.settings import DetectConfig, Layout, Task
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from fastmoco.data.images import MAX_SIDE, load_image
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.detection.annotations import AnnotationError, Instance, Scene, SceneSet, boxes_of
 from fastmoco.detection.masks import UNKNOWN, instance_mask, read_class_map
-from fastmoco.detection.schema import DetectConfig, Task
+from fastmoco.detection.settings import DetectConfig, Task
 from fastmoco.pipelines.draws import INT64, Draw, draw_keys, epoch_order, uniform
 from fastmoco.ranks import ALONE, Ranks
 

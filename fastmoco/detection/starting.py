@@ -8,10 +8,10 @@ from torch import nn
 from fastmoco.detection.annotations import SceneSet, check_same_classes
 from fastmoco.detection.backbones import check_resnet
 from fastmoco.detection.coco import read_coco
-from fastmoco.detection.schema import DetectConfig, Init, Layout, Task
+from fastmoco.detection.settings import DetectConfig, Init, Layout, Task
 from fastmoco.detection.voc import read_voc
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
-from fastmoco.evaluate.weights import load_torchvision_weights
+from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
 from fastmoco.moco.encoders import ResNet
 from fastmoco.schema import UsageError
 

@@ -15,16 +15,16 @@ from fastmoco.detection.fitting import Fitting, build_sgd, fingerprint_of
 from fastmoco.detection.metrics import Measurement
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.samples import read_image, resized, short_side_size, training_batches
-from fastmoco.detection.schema import DetectConfig, Task
 from fastmoco.detection.segmenter import Segmenter
+from fastmoco.detection.settings import DetectConfig, Task
 from fastmoco.detection.starting import open_backbone
 from fastmoco.device import describe_device
 from fastmoco.ranks import Ranks
-from fastmoco.train.checkpoint import save_checkpoint
-from fastmoco.train.distributed import largest, loader_threads
+from fastmoco.runs.checkpoint import save_checkpoint
+from fastmoco.runs.distributed import largest, loader_threads
+from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.loop import Interrupted, StopRequest
 from fastmoco.train.metrics import MetricsFile
-from fastmoco.train.run_folder import RunFolder
 
 
 def build_fitting(

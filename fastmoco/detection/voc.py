@@ -17,7 +17,7 @@ from fastmoco.detection.annotations import (
     check_images,
     checked_box,
 )
-from fastmoco.names import nearest_name
+from fastmoco.errors import nearest_name
 from fastmoco.schema import UsageError
 
 VOC_CLASSES = (

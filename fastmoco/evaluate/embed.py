@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmoco.data.beton_format import printable
+from fastmoco.data.source_set import ImageSet, open_image_set
 from fastmoco.evaluate.features import (
     FrozenEncoder,
     feature_rows,
@@ -26,8 +27,7 @@ from fastmoco.evaluate.features import (
     request_of,
 )
 from fastmoco.files import atomic_path
-from fastmoco.handover.options import EmbedConfig
-from fastmoco.pipelines.source_set import ImageSet, open_image_set
+from fastmoco.interop.settings import EmbedConfig
 from fastmoco.schema import Features, UsageError
 
 ROW_GROUP_BYTES = 1 << 26

@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastmoco.config import config_from_dict
+from fastmoco.configuration import config_from_dict
 from fastmoco.data.progress import show_progress
+from fastmoco.data.source_set import ImageSet
 from fastmoco.device import resolve_device
 from fastmoco.evaluate.feature_cache import CachedRows, cached_rows
-from fastmoco.evaluate.schema import FeaturesConfig
+from fastmoco.evaluate.settings import FeaturesConfig
 from fastmoco.moco.build import build_query_encoder
-from fastmoco.moco.contrastive import Encoder
+from fastmoco.moco.mechanism import Encoder
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.draws import INT64
-from fastmoco.pipelines.source_set import ImageSet
+from fastmoco.runs.checkpoint import load_checkpoint, restore_module, under_prefix
 from fastmoco.schema import Features, PipelineConfig, Precision, TrainConfig, UsageError
-from fastmoco.train.checkpoint import load_checkpoint, restore_module, under_prefix
 from fastmoco.train.step import AUTOCAST_DTYPES
 
 PIXELS = "pixels"

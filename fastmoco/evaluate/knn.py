@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmoco.data.source_set import ImageSet, open_image_set
 from fastmoco.evaluate.classes import MAX_PRINTED, ClassTable, class_ranks, top_accuracies
 from fastmoco.evaluate.features import (
     PIXELS,
@@ -26,10 +27,9 @@ from fastmoco.evaluate.features import (
     request_of,
 )
 from fastmoco.evaluate.labels import Classes, check_labels
-from fastmoco.evaluate.neighbors import nearest
+from fastmoco.evaluate.nearest import nearest
 from fastmoco.evaluate.results import results_folder, write_result
-from fastmoco.evaluate.schema import KnnConfig, Vote
-from fastmoco.pipelines.source_set import ImageSet, open_image_set
+from fastmoco.evaluate.settings import KnnConfig, Vote
 from fastmoco.schema import UsageError
 
 

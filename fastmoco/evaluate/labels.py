@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fastmoco.data.source_set import ImageSet
 from fastmoco.data.sources.labels import split_table_name
 from fastmoco.data.sources.tables import read_table
 from fastmoco.pipelines.draws import INT64, draw_keys
-from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.schema import UsageError
 
 # In place of the epoch in a draw's key, far from any epoch: which stream of draws.

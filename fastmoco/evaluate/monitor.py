@@ -6,10 +6,10 @@ from typing import Self
 
 import torch
 
+from fastmoco.data.source_set import ImageSet, open_image_set
 from fastmoco.evaluate.features import FeatureRequest, FrozenEncoder
 from fastmoco.evaluate.knn import encoder_accuracy
 from fastmoco.evaluate.labels import check_labels
-from fastmoco.pipelines.source_set import ImageSet, open_image_set
 from fastmoco.schema import TrainConfig
 from fastmoco.train.trainer import Trainer
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmoco.config import load_config
-from fastmoco.evaluate.finetune import finetune
+from fastmoco.configuration import load_config
+from fastmoco.evaluate.finetune.classifier import finetune
 from fastmoco.evaluate.knn import knn
-from fastmoco.evaluate.linear import linear
+from fastmoco.evaluate.linear.classifier import linear
 from fastmoco.evaluate.results import results_folder, write_result, write_text
-from fastmoco.evaluate.schema import (
+from fastmoco.evaluate.settings import (
     EvaluateConfig,
     FeaturesConfig,
     FinetuneConfig,

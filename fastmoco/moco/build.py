@@ -11,14 +11,14 @@ from fastmoco.moco.batchnorm import (
     SynchronizedBatchNorm2d,
     resolve_batch_norm,
 )
-from fastmoco.moco.contrastive import ContrastiveModel, Encoder, build_head
+from fastmoco.moco.cross_channel import CrossChannel
 from fastmoco.moco.encoders import Backbone, NormLayer, build_encoder
 from fastmoco.moco.end_to_end import EndToEnd
-from fastmoco.moco.halves import Halves, HalvesHead
+from fastmoco.moco.lab_pair import Halves, HalvesHead
+from fastmoco.moco.mechanism import ContrastiveModel, Encoder, build_head
 from fastmoco.moco.memory_bank import MemoryBank
 from fastmoco.moco.moco_v3 import HeadNorm, MoCoV3, projection_head
 from fastmoco.moco.model import MoCo
-from fastmoco.moco.pretext import CrossChannel
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import (
     BatchNorm,

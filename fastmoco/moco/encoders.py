@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from fastmoco.errors import nearest_name
+from fastmoco.moco.activation_checkpointing import recomputed
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
-from fastmoco.moco.recomputation import recomputed
-from fastmoco.names import nearest_name
 from fastmoco.schema import ModelConfig, Stem, UsageError
 
 Block = type[BasicBlock] | type[Bottleneck]
@@ -196,7 +196,7 @@ def _build_own(kind: str, name: str, model: ModelConfig, norm_layer: NormLayer) 
         return make(3, model.width)
     if model.width % 2:
         raise UsageError(f"model.width={model.width} cannot be halved; set model.width to 64")
-    from fastmoco.moco.halves import Halves
+    from fastmoco.moco.lab_pair import Halves
 
     return Halves(make(1, model.width // 2), make(2, model.width // 2))
 

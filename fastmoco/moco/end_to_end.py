@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.moco.collectives import gather_rows
-from fastmoco.moco.contrastive import Contrast, ContrastiveModel, Encoder, unit_norm
 from fastmoco.moco.encoders import Backbone
-from fastmoco.moco.in_batch import in_batch_info_nce
+from fastmoco.moco.in_batch_loss import in_batch_info_nce
+from fastmoco.moco.mechanism import Contrast, ContrastiveModel, Encoder, unit_norm
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import Negatives
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmoco.moco.collectives import gather_rows
-from fastmoco.moco.contrastive import Contrast, ContrastiveModel, Encoder, unit_norm
 from fastmoco.moco.encoders import Backbone
 from fastmoco.moco.loss import info_nce, resolve_loss
+from fastmoco.moco.mechanism import Contrast, ContrastiveModel, Encoder, unit_norm
 from fastmoco.pipelines.draws import Draw, fork, stream_integers
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import Loss

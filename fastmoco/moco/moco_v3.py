@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.moco.collectives import gather_rows
-from fastmoco.moco.contrastive import (
+from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.in_batch_loss import in_batch_info_nce
+from fastmoco.moco.mechanism import (
     Contrast,
     ContrastiveModel,
     Encoder,
     floating_buffers,
     unit_norm,
 )
-from fastmoco.moco.encoders import Backbone
-from fastmoco.moco.in_batch import in_batch_info_nce
 from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.ranks import ALONE, Ranks
 

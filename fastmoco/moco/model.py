@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.moco.collectives import gather_rows, own_rows
-from fastmoco.moco.contrastive import (
+from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.loss import info_nce, resolve_loss
+from fastmoco.moco.mechanism import (
     Contrast,
     ContrastiveModel,
     Encoder,
     floating_buffers,
     unit_norm,
 )
-from fastmoco.moco.encoders import Backbone
-from fastmoco.moco.loss import info_nce, resolve_loss
 from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.moco.queue import Queue
 from fastmoco.ranks import ALONE, Ranks

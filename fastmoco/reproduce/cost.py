@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from fastmoco.config import config_from_dict, config_to_dict
+from fastmoco.configuration import config_from_dict, config_to_dict
 from fastmoco.reproduce.children import start_child
 from fastmoco.schema import TrainConfig
 

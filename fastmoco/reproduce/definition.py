@@ -15,9 +15,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fastmoco.config import CONFIG_FOLDER
-from fastmoco.names import nearest_name
-from fastmoco.reproduce.schema import Scale
+from fastmoco.configuration import CONFIG_FOLDER
+from fastmoco.errors import nearest_name
+from fastmoco.reproduce.settings import Scale
 from fastmoco.schema import UsageError
 
 

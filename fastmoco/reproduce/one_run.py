@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
+from fastmoco.data.source_set import open_image_set
 from fastmoco.device import describe_device, resolve_device
 from fastmoco.evaluate.knn import knn
-from fastmoco.evaluate.linear import linear
-from fastmoco.evaluate.schema import KnnConfig, LinearConfig
-from fastmoco.pipelines.source_set import open_image_set
+from fastmoco.evaluate.linear.classifier import linear
+from fastmoco.evaluate.settings import KnnConfig, LinearConfig
 from fastmoco.reproduce.cost import cost_of
 from fastmoco.reproduce.definition import Definition, Measure
 from fastmoco.reproduce.plan import PlannedRun
 from fastmoco.reproduce.record import FILE_NAME, RunRecord, Status, alone, read_record
+from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.schema import TrainConfig
-from fastmoco.train.checkpoint import load_checkpoint
 from fastmoco.train.loop import Interrupted, train
 from fastmoco.train.trainer import DivergedError
 

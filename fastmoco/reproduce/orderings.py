@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fastmoco.names import nearest_name
+from fastmoco.errors import nearest_name
 from fastmoco.reproduce.definition import Definition, PlotKind, XScale
 from fastmoco.reproduce.figures import LABELS, Group
 from fastmoco.reproduce.plan import combinations, run_name

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastmoco.config import GROUPS, describe, load_config
-from fastmoco.evaluate.schema import KnnConfig, LinearConfig
-from fastmoco.names import nearest_name
+from fastmoco.configuration import GROUPS, describe, load_config
+from fastmoco.errors import nearest_name
+from fastmoco.evaluate.settings import KnnConfig, LinearConfig
 from fastmoco.reproduce.definition import Definition, Measure
 from fastmoco.schema import DataConfig, TrainConfig, UsageError
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmoco.config import load_config, quote_paths
+from fastmoco.configuration import load_config, quote_paths
+from fastmoco.errors import nearest_name
 from fastmoco.files import atomic_write_text, read_json_object
-from fastmoco.names import nearest_name
 from fastmoco.reproduce.definition import Definition, load_definition
 from fastmoco.reproduce.orderings import check_claims
 from fastmoco.reproduce.plan import (
@@ -22,9 +22,9 @@ from fastmoco.reproduce.plan import (
     run_config,
 )
 from fastmoco.reproduce.record import MEND_STATE, STATE_NAME, in_turn, read_record
-from fastmoco.reproduce.schema import Scale, SweepConfig, sweep_folder
+from fastmoco.reproduce.settings import Scale, SweepConfig, sweep_folder
+from fastmoco.runs.run_folder import FREE_KEYS, open_run_folder
 from fastmoco.schema import DataConfig, TrainConfig, UsageError
-from fastmoco.train.run_folder import FREE_KEYS, open_run_folder
 
 OWN_KEYS = tuple(SweepConfig.__slots__)
 DATA_KEYS = ("data.train", "data.test")
@@ -213,7 +213,7 @@ def write_state(job: Job) -> None:
 
 
 def _fingerprints(data: DataConfig) -> dict[str, str]:
-    from fastmoco.pipelines.source_set import open_image_set
+    from fastmoco.data.source_set import open_image_set
 
     prints: dict[str, str] = {}
     for split, file in (("train", data.train), ("test", data.test)):

@@ -19,7 +19,7 @@ from fastmoco.reproduce.figures import (
 from fastmoco.reproduce.orderings import STANDARD_ERRORS, Finding, check_claims, judge
 from fastmoco.reproduce.plots import draw_plots
 from fastmoco.reproduce.record import MEND_STATE, STATE_NAME
-from fastmoco.reproduce.schema import SweepTableConfig, sweep_folder
+from fastmoco.reproduce.settings import SweepTableConfig, sweep_folder
 from fastmoco.schema import UsageError
 
 VOC = "voc"

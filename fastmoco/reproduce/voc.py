@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco.files import atomic_write_text, read_json_object
-from fastmoco.reproduce.schema import SweepTableConfig
+from fastmoco.reproduce.settings import SweepTableConfig
 from fastmoco.schema import UsageError
 
 FIGURES = ("ap50", "ap", "ap75")

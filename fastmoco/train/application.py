@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fastmoco.config import (
+from fastmoco.configuration import (
     check_overrides,
     load_config,
     quote_paths,
@@ -18,9 +18,9 @@ from fastmoco.config import (
     to_dataclass,
 )
 from fastmoco.ranks import environment_ranks
+from fastmoco.runs.run_folder import run_path
 from fastmoco.schema import TrainConfig, UsageError
 from fastmoco.train.loop import train
-from fastmoco.train.run_folder import run_path
 
 # Of Hydra's flags, those that a value follows.
 VALUE_FLAGS = frozenset(

@@ -21,12 +21,12 @@ from fastmoco.data.beton_set import open_dataset
 from fastmoco.device import resolve_compile, resolve_device
 from fastmoco.files import atomic_path
 from fastmoco.pipelines.contract import ViewLoader
-from fastmoco.roof import matrix_flops, step_flops_per_image
+from fastmoco.roofline import matrix_flops, step_flops_per_image
+from fastmoco.runs.run_folder import open_run_folder, run_path
 from fastmoco.schema import TrainConfig
 from fastmoco.train.graphed_step import WARM_UP_STEPS
 from fastmoco.train.loop import log_header
 from fastmoco.train.report import StepClock
-from fastmoco.train.run_folder import open_run_folder, run_path
 from fastmoco.train.step import AUTOCAST_DTYPES, STAGES
 from fastmoco.train.trainer import Trainer, build_trainer
 

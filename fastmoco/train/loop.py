@@ -8,30 +8,30 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
+from fastmoco.data.source_set import open_image_set
 from fastmoco.device import describe_device, resolve_compile
 from fastmoco.evaluate.monitor import KnnMonitor
-from fastmoco.inspection.first_views import write_first_views
-from fastmoco.inspection.pictures import draw_curves
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import check_encoder
+from fastmoco.moco.check_mechanism import check_mechanism
+from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
-from fastmoco.pipelines.source_set import open_image_set
 from fastmoco.ranks import ALONE, Ranks, environment_ranks
-from fastmoco.schema import BatchNorm, Mechanism, TrainConfig, UsageError
-from fastmoco.train.check_mechanism import check_mechanism
-from fastmoco.train.checkpoint import newest_checkpoint
-from fastmoco.train.distributed import (
+from fastmoco.runs.checkpoint import newest_checkpoint
+from fastmoco.runs.distributed import (
     check_same_step,
     largest,
     process_group,
     resolve_rank_device,
     wait_for_all,
 )
+from fastmoco.runs.run_folder import open_run_folder
+from fastmoco.schema import BatchNorm, Mechanism, TrainConfig, UsageError
 from fastmoco.train.metrics import read_metrics
 from fastmoco.train.report import StepClock, make_row, open_reporter, run_logger
-from fastmoco.train.run_folder import open_run_folder
-from fastmoco.train.schedules import base_learning_rate
 from fastmoco.train.trainer import Trainer, build_trainer
+from fastmoco.visualize.first_views import write_first_views
+from fastmoco.visualize.pictures import draw_curves
 
 
 class Interrupted(RuntimeError):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.files import atomic_write_text
-from fastmoco.moco.contrastive import Contrast
+from fastmoco.moco.mechanism import Contrast
 
 STEP_METRICS = (
     "loss",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fastmoco.moco.contrastive import Contrast
+from fastmoco.moco.mechanism import Contrast
 from fastmoco.moco.model import MoCo
 
 Part = TypeVar("Part")

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastmoco.ranks import ALONE, Ranks
+from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.metrics import MetricsFile
-from fastmoco.train.run_folder import RunFolder
 from fastmoco.train.trainer import Trainer
 
 

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
-from fastmoco.moco.contrastive import Contrast, ContrastiveModel
+from fastmoco.moco.mechanism import Contrast, ContrastiveModel
 from fastmoco.moco.model import MoCo
+from fastmoco.optim.loss_scaler import LossScaler
+from fastmoco.optim.optimizers import set_learning_rate
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import permutation
 from fastmoco.pipelines.policies import Policy
 from fastmoco.schema import Precision
-from fastmoco.train.loss_scaler import LossScaler
 from fastmoco.train.metrics import step_metrics
 from fastmoco.train.micro_batches import MicroBatches
-from fastmoco.train.optimizers import set_learning_rate
 
 AUTOCAST_DTYPES = {
     Precision.float32: torch.float32,

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import torch
 
-from fastmoco.config import config_to_dict
+from fastmoco.configuration import config_to_dict
+from fastmoco.data.source_set import ImageSet
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
 from fastmoco.moco.encoders import Backbone
+from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.schedules import base_learning_rate, learning_rate
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
-from fastmoco.pipelines.source_set import ImageSet
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import CudaGraph, PipelineConfig, TrainConfig
-from fastmoco.train.checkpoint import (
+from fastmoco.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
     flatten_optimizer,
@@ -24,12 +25,11 @@ from fastmoco.train.checkpoint import (
     under_prefix,
     with_prefix,
 )
-from fastmoco.train.distributed import loader_threads, of_first
+from fastmoco.runs.distributed import loader_threads, of_first
+from fastmoco.runs.run_folder import RunFolder
+from fastmoco.schema import CudaGraph, PipelineConfig, TrainConfig
 from fastmoco.train.graphed_step import CudaRecording, GraphedStep, resolve_cuda_graph
 from fastmoco.train.metrics import MetricsSum
-from fastmoco.train.optimizers import build_optimizer
-from fastmoco.train.run_folder import RunFolder
-from fastmoco.train.schedules import base_learning_rate, learning_rate
 from fastmoco.train.step import TrainStep
 
 # Of ImageNet, for dataset files without measured statistics.

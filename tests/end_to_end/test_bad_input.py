@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from fastmoco import cli
-from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.runs.checkpoint import load_checkpoint
 from tests.end_to_end.test_training import dataset, eager_run, train_arguments  # noqa: F401
 from tests.pictures import encoded, picture, write_class_folders
 

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from fastmoco import cli, load_encoder
-from fastmoco.evaluate import linear_steps, tuning
-from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.evaluate.finetune.classifier import tuning
+from fastmoco.evaluate.linear.classifier import steps
+from fastmoco.runs.checkpoint import load_checkpoint
 from tests.runs import write_colors, write_run
 
 FAST = ["global_batch_size=16", "train.epochs=4"]
@@ -84,7 +85,7 @@ def test_of_a_grid_the_best_reports_as_if_alone_and_the_test_set_chooses_nothing
 
 def test_both_views_and_other_presets(capsys, place, tmp_path, monkeypatch):
     sizes = []
-    plain = linear_steps.encoded_steps
+    plain = steps.encoded_steps
 
     def watched(*arguments):
         for vectors, ids in plain(*arguments):
@@ -92,7 +93,7 @@ def test_both_views_and_other_presets(capsys, place, tmp_path, monkeypatch):
             sizes.append(len(vectors))
             yield vectors, ids
 
-    monkeypatch.setattr("fastmoco.evaluate.linear.encoded_steps", watched)
+    monkeypatch.setattr("fastmoco.evaluate.linear.classifier.encoded_steps", watched)
     found = command(
         capsys, place, "linear", "protocol=imagenette", "train.epochs=1", f"out={tmp_path}"
     )
@@ -101,13 +102,13 @@ def test_both_views_and_other_presets(capsys, place, tmp_path, monkeypatch):
 
 
 def test_an_encoder_that_moves_is_noticed(capsys, place, tmp_path, monkeypatch):
-    plain = linear_steps._encoded
+    plain = steps._encoded
 
     def careless(encoder, *rest):
         encoder.backbone.train()
         return plain(encoder, *rest)
 
-    monkeypatch.setattr(linear_steps, "_encoded", careless)
+    monkeypatch.setattr(steps, "_encoded", careless)
     with pytest.raises(RuntimeError, match="frozen weight or statistic of the encoder moved"):
         command(capsys, place, "linear", *FAST, f"out={tmp_path}")
 

@@ -13,7 +13,7 @@ import torch
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train.metrics import read_metrics
 from tests.detection_data import coco_options, voc_options, write_run, write_small_scenes
 
@@ -267,8 +267,8 @@ def test_help_lists_options_and_recipes(capsys):
 
 @pytest.mark.parametrize("recipe", ["voc", "coco_1x", "coco_2x", "voc_segment", "scenes"])
 def test_recipes_compose(recipe):
-    from fastmoco.config import load_config
-    from fastmoco.detection.schema import DetectConfig
+    from fastmoco.configuration import load_config
+    from fastmoco.detection.settings import DetectConfig
 
     cfg = load_config(DetectConfig, [f"recipe={recipe}"])
     if recipe == "voc":

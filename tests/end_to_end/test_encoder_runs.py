@@ -8,8 +8,8 @@ import torch
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.moco.halves import scaled_lab
-from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.moco.lab_pair import scaled_lab
+from fastmoco.runs.checkpoint import load_checkpoint
 from tests.pictures import write_class_folders
 
 OPTIONS = [

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fastmoco import cli
-from fastmoco.config import load_config, preset_names
-from fastmoco.pipelines.source_set import open_image_set
+from fastmoco.configuration import load_config, preset_names
+from fastmoco.data.source_set import open_image_set
+from fastmoco.runs.run_folder import RunFolder
 from fastmoco.schema import Mechanism, TrainConfig
 from fastmoco.train.loop import check_config
-from fastmoco.train.run_folder import RunFolder
 from fastmoco.train.trainer import build_trainer
 from tests.optional import require
 from tests.pictures import write_class_folders

@@ -16,13 +16,13 @@ import fastmoco
 from fastmoco import cli
 from fastmoco.data.beton_set import open_dataset
 from fastmoco.evaluate.features import FeatureRequest, extract_features
-from fastmoco.inspection import pretext_scores
-from fastmoco.inspection.pretext_scores import load_moco
-from fastmoco.inspection.selection import shares
+from fastmoco.labeling import pretext_scores
+from fastmoco.labeling.pretext_scores import load_moco
+from fastmoco.labeling.selection import shares
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
-from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.runs.checkpoint import load_checkpoint
 from tests.runs import write_colors, write_run
 
 UNLABELED, LABELED = 21, 5
@@ -240,7 +240,7 @@ def test_random(run, dataset, tmp_path, capsys):
 
 
 def test_published_mode_goes_on_and_ranks_samples(run, dataset, tmp_path, capsys, monkeypatch):
-    from fastmoco.inspection import sample_runs
+    from fastmoco.labeling import sample_runs
 
     options = [
         "count=8",
@@ -289,8 +289,8 @@ def test_published_mode_goes_on_and_ranks_samples(run, dataset, tmp_path, capsys
 
 
 def test_the_worst_sample_has_the_lowest_accuracy_and_the_highest_loss():
-    from fastmoco.inspection.sample_runs import Outcome, worst_samples
-    from fastmoco.inspection.schema import RankBy
+    from fastmoco.labeling.sample_runs import Outcome, worst_samples
+    from fastmoco.labeling.settings import RankBy
 
     found = [Outcome(0, 30.0, 2.0), Outcome(1, 10.0, 4.0), Outcome(2, 20.0, 5.0)]
     assert worst_samples(found, RankBy.rank) == [1, 2, 0]

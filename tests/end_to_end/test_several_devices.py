@@ -12,7 +12,7 @@ import pytest
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.train.checkpoint import load_checkpoint
+from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train.metrics import read_metrics
 from tests.end_to_end.test_training import (  # noqa: F401
     KILLER,

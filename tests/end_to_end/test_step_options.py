@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastmoco import cli
+from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train import graphed_step, trainer
-from fastmoco.train.checkpoint import load_checkpoint
 from tests.end_to_end.test_training import (  # noqa: F401
     assert_same_run,
     dataset,

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
 from fastmoco.detection import detect as command
 from fastmoco.detection.fitting import Fitting, build_sgd
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.norm import DetectionBatchNorm2d
 from fastmoco.detection.samples import Sample
-from fastmoco.detection.schema import DetectConfig, Task
 from fastmoco.detection.segmenter import Segmenter
+from fastmoco.detection.settings import DetectConfig, Task
 from fastmoco.ranks import ALONE
-from fastmoco.train.checkpoint import CheckpointError, load_checkpoint
+from fastmoco.runs.checkpoint import CheckpointError, load_checkpoint
 from tests.detection_data import voc_options, write_run, write_small_scenes
 from tests.ranks import run_ranks
 from tests.unit.test_detection_models import SMALL, make_resnet, sample

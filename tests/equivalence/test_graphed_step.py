@@ -9,6 +9,7 @@ import torch
 
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
+from fastmoco.runs.checkpoint import flatten_optimizer, restore_optimizer
 from fastmoco.schema import (
     CudaGraph,
     Mechanism,
@@ -18,7 +19,6 @@ from fastmoco.schema import (
     UsageError,
 )
 from fastmoco.train import graphed_step
-from fastmoco.train.checkpoint import flatten_optimizer, restore_optimizer
 from fastmoco.train.graphed_step import WARM_UP_STEPS, CudaRecording, GraphedStep
 from tests.recording import TapeRecording
 from tests.steps import differing, make_batch, make_step, tensors_of

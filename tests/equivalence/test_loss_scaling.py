@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastmoco.optim.loss_scaler import LossScaler
+from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.schema import Loss, Mechanism, OptimizerConfig, Precision
-from fastmoco.train.loss_scaler import LossScaler
-from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import TrainStep
 from tests.optional import require
 from tests.recording import HostReads
@@ -105,7 +105,7 @@ def test_overflown_steps_are_skipped_as_by_the_host(optimizer, change):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_scale_moves_as_torchs(optimizer, monkeypatch):
-    monkeypatch.setattr("fastmoco.train.loss_scaler.GROWTH_INTERVAL", 3)
+    monkeypatch.setattr("fastmoco.optim.loss_scaler.GROWTH_INTERVAL", 3)
     weights = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
     ours, theirs = LossScaler(torch.device("cpu"), enabled=True), torch.amp.GradScaler("cpu")
     theirs.set_growth_interval(3)

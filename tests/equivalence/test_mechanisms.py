@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fastmoco.moco import build
 from fastmoco.moco.batchnorm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
+from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import Draw, draw_keys, fork, stream_integers
@@ -22,7 +23,6 @@ from fastmoco.pipelines.policies import POLICIES, Policy
 from fastmoco.ranks import ALONE
 from fastmoco.schema import BatchNorm, Mechanism, MocoConfig, ModelConfig, Negatives
 from fastmoco.train.metrics import STEP_METRICS
-from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import TrainStep
 from tests.compiling import require_compiler
 from tests.equivalence.test_moco_brute_force import MEAN, STD

@@ -20,8 +20,8 @@ import torch
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.beton_set import BetonSet
+from fastmoco.pipelines import background
 from fastmoco.pipelines import build as loaders
-from fastmoco.pipelines import watchdog
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from tests.loader_data import loader_threads, training, write_beton
 from tests.optional import require
@@ -92,21 +92,21 @@ def undecodable(name: str, path: Path) -> dict[str, object]:
     with BetonFile.open(path) as intact:
         whole = bytearray(intact.blob(bad))
     wipe(wiped := whole.copy())
-    shape = watchdog.jpeg_shape
+    shape = background.jpeg_shape
     with BetonFile.open(damaged_copy(path, bad, wipe)) as dataset:
         blob = dataset.blob
         dataset.blob = lambda i: memoryview(wiped) if i == bad else blob(i)
-        watchdog.jpeg_shape = lambda b: shape(bytes(whole if bytes(b) == wiped else b))
+        background.jpeg_shape = lambda b: shape(bytes(whole if bytes(b) == wiped else b))
         loader = open_loader(name, dataset)
         first = next(loader).sample_id.tolist()
         error = raised(loader.__next__)
-    watchdog.jpeg_shape = shape
+    background.jpeg_shape = shape
     return {"first": first, "error": error, "threads": threads_left()}
 
 
 def hang(name: str, path: Path) -> dict[str, object]:
     """The reader stands still: a `next` ends all the same, and so does the rest."""
-    watchdog.STOP_SECONDS = 0.2
+    background.STOP_SECONDS = 0.2
     gate = threading.Event()
     with BetonFile.open(path) as dataset:
         blob = dataset.blob

@@ -11,7 +11,7 @@ import pytest
 
 from fastmoco import cli
 from fastmoco.data.verify import verify
-from fastmoco.inspection import pretext_scores
+from fastmoco.labeling import pretext_scores
 from fastmoco.reproduce import one_run, schedule, sweep
 from fastmoco.reproduce.children import start_child
 from fastmoco.reproduce.record import RunRecord, read_record

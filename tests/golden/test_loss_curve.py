@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.schema import TrainConfig
 from fastmoco.train.loop import train

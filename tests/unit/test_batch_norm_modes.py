@@ -12,6 +12,8 @@ from fastmoco.moco.batchnorm import (
 )
 from fastmoco.moco.build import build_model
 from fastmoco.ranks import ALONE, Ranks
+from fastmoco.runs import distributed
+from fastmoco.runs.distributed import loader_threads, resolve_rank_device
 from fastmoco.schema import (
     BatchNorm,
     DataConfig,
@@ -21,8 +23,6 @@ from fastmoco.schema import (
     TrainConfig,
     UsageError,
 )
-from fastmoco.train import distributed
-from fastmoco.train.distributed import loader_threads, resolve_rank_device
 from fastmoco.train.loop import check_config
 
 

@@ -16,7 +16,7 @@ from benchmarks.sparse_file import write_sparse
 from benchmarks.step_subject import built_model
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
-from fastmoco.roof import OperationCounter
+from fastmoco.roofline import OperationCounter
 from fastmoco.schema import MocoConfig, ModelConfig, Stem
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from fastmoco.train.checkpoint import (
+from fastmoco.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
     flatten_optimizer,
@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastmoco.train.checkpoint.save_file", full)
+    monkeypatch.setattr("fastmoco.runs.checkpoint.save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tmp_path, checkpoint(4), keep=1)
     assert newest_checkpoint(tmp_path).step == 3

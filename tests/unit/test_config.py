@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fastmoco.config import (
+from fastmoco.configuration import (
     ConvertConfig,
     config_from_dict,
     config_to_dict,
@@ -13,8 +13,8 @@ from fastmoco.config import (
     preset_names,
     quote_paths,
 )
-from fastmoco.evaluate.schema import KnnConfig
-from fastmoco.inspection.schema import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
+from fastmoco.evaluate.settings import KnnConfig
+from fastmoco.labeling.settings import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
 from fastmoco.pipelines.draws import random_resized_crop_boxes
 from fastmoco.schema import BatchNorm, Head, Precision, TrainConfig, UsageError
 

@@ -22,7 +22,7 @@ from fastmoco.detection.samples import (
     training_sample,
 )
 from fastmoco.detection.scenes import CLASSES, KEYPOINTS, draw_scene
-from fastmoco.detection.schema import DetectConfig, Task
+from fastmoco.detection.settings import DetectConfig, Task
 from fastmoco.detection.voc import VOC_CLASSES, read_voc
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.ranks import ALONE, Ranks

@@ -18,7 +18,7 @@ from fastmoco.detection.annotations import Instance, Scene, SceneSet
 from fastmoco.detection.masks import instance_mask
 from fastmoco.detection.metrics import Measurement
 from fastmoco.detection.scenes import CLASSES, KEYPOINTS, draw_scene, run_lengths
-from fastmoco.detection.schema import DetectConfig, Layout, Task
+from fastmoco.detection.settings import DetectConfig, Layout, Task
 from fastmoco.detection.voc_metric import (
     Found,
     Truth,

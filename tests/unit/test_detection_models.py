@@ -13,7 +13,8 @@ from fastmoco.detection.fitting import Fitting, build_sgd, learning_rate, seed_r
 from fastmoco.detection.models import build_detector, region_size
 from fastmoco.detection.norm import DetectionBatchNorm2d
 from fastmoco.detection.samples import Sample
-from fastmoco.detection.schema import (
+from fastmoco.detection.segmenter import Segmenter
+from fastmoco.detection.settings import (
     Arch,
     DetectConfig,
     DetectionNorm,
@@ -21,7 +22,6 @@ from fastmoco.detection.schema import (
     Init,
     Task,
 )
-from fastmoco.detection.segmenter import Segmenter
 from fastmoco.detection.starting import open_backbone
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model

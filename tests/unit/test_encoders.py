@@ -7,11 +7,12 @@ import torch
 import torchvision
 from torch import nn
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
 from fastmoco.moco.alexnet import SMALLEST_VIEW
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
 from fastmoco.moco.encoders import RESNETS, build_encoder
+from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
@@ -23,7 +24,6 @@ from fastmoco.schema import (
     TrainConfig,
     UsageError,
 )
-from fastmoco.train.optimizers import build_optimizer
 from fastmoco.train.step import TrainStep
 
 SMALL = {"stem": Stem.small_stride2, "width": 4}

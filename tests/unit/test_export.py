@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.handover import onnx_graph
-from fastmoco.handover.detectron2_weights import detectron2_name
-from fastmoco.handover.export import export
-from fastmoco.handover.options import ExportConfig, Normalize, Part, Target
-from fastmoco.handover.state_dicts import RESNETS
-from fastmoco.handover.subject import Subject
+from fastmoco.interop import onnx_graph
+from fastmoco.interop.detectron2_weights import detectron2_name
+from fastmoco.interop.export import export
+from fastmoco.interop.loaded_encoder import Subject
+from fastmoco.interop.settings import ExportConfig, Normalize, Part, Target
+from fastmoco.interop.state_dicts import RESNETS
 from fastmoco.schema import Features, ModelConfig, Stem, TrainConfig
 from tests.encoders import MEAN, STD, images, write_run
 
@@ -106,7 +106,7 @@ def test_models_of_timm_go_back_to_timm(tmp_path, monkeypatch):
     config.pipeline.view_size = 32
     facts = {"imported": {"file": "x.pth", "sha256": "0", "layout": "torchvision"}}
     subject = Subject(tmp_path / "run", tmp_path / "run" / "x", encoder, config, facts, 7)
-    monkeypatch.setattr("fastmoco.handover.export.load_subject", lambda _: subject)
+    monkeypatch.setattr("fastmoco.interop.export.load_subject", lambda _: subject)
     out, folder = tmp_path / "a.pth", tmp_path / "folder"
     summary = export(subject.run, ExportConfig(to=Target.timm, out=out))
     export(subject.run, ExportConfig(to=Target.huggingface, out=folder))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastmoco.data.source_set import open_image_set
 from fastmoco.evaluate import feature_cache
 from fastmoco.evaluate.features import (
     FeatureRequest,
@@ -16,7 +17,6 @@ from fastmoco.evaluate.features import (
 )
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.model import Encoder
-from fastmoco.pipelines.source_set import open_image_set
 from fastmoco.schema import ModelConfig, PipelineConfig, Precision, Stem
 from tests.pictures import write_class_folders
 

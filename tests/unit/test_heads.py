@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastmoco.evaluate.grid import Grid
-from fastmoco.evaluate.heads import Heads
+from fastmoco.evaluate.linear.heads import Heads
+from fastmoco.evaluate.linear.rate_grid import Grid
 from fastmoco.schema import OptimizerConfig, UsageError
 
 RATES = [0.01, 0.3, 2.0]

@@ -11,10 +11,10 @@ from torch import nn
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.handover import unpickle
-from fastmoco.handover.export import export
-from fastmoco.handover.options import ExportConfig, ImportConfig, Part, Target
-from fastmoco.handover.take_in import import_weights
+from fastmoco.interop.export import export
+from fastmoco.interop.import_weights import import_weights
+from fastmoco.interop.settings import ExportConfig, ImportConfig, Part, Target
+from fastmoco.runs import unpickle
 from fastmoco.schema import Features, Head, Stem, UsageError
 from tests.encoders import images, randomize, write_run
 

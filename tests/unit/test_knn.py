@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.nearest import KNeighborsClassifier
 from torch.nn import functional as F
 
-from fastmoco.evaluate import knn, neighbors
+from fastmoco.evaluate import knn, nearest
 from fastmoco.evaluate.classes import ClassTable, class_ranks, top_accuracies
 from fastmoco.evaluate.features import FeatureSet
-from fastmoco.evaluate.schema import Vote
+from fastmoco.evaluate.settings import Vote
 
 
 def clusters(count, seed):
@@ -26,8 +26,8 @@ def test_equals_scikit_learn(monkeypatch, k, temperature):
     sklearn.fit(train.vectors.double().numpy(), train.labels.numpy())
     probability = sklearn.predict_proba(test.vectors.double().numpy())
     expected = np.argsort(-probability, axis=1)
-    monkeypatch.setattr(neighbors, "MIN_QUERIES", 32)
-    monkeypatch.setattr(neighbors, "CHUNK_ELEMENTS", 0)  # several chunks, the last one partial
+    monkeypatch.setattr(nearest, "MIN_QUERIES", 32)
+    monkeypatch.setattr(nearest, "CHUNK_ELEMENTS", 0)  # several chunks, the last one partial
     scores = knn.knn_votes(train, test.vectors, k=k, temperature=temperature)
     torch.testing.assert_close(
         scores / scores.sum(1, keepdim=True),
@@ -58,11 +58,11 @@ def test_k_is_cut_to_the_training_set():
 
 @pytest.mark.parametrize("k", [1, 3, 40, 300])
 def test_the_nearest_are_those_of_a_whole_sort(monkeypatch, k):
-    monkeypatch.setattr(neighbors, "MIN_QUERIES", 32)
-    monkeypatch.setattr(neighbors, "CHUNK_ELEMENTS", 0)
+    monkeypatch.setattr(nearest, "MIN_QUERIES", 32)
+    monkeypatch.setattr(nearest, "CHUNK_ELEMENTS", 0)
     bank, queries = clusters(300, 1).vectors, clusters(90, 2).vectors
     similarity = F.normalize(queries) @ F.normalize(bank).T
-    values, rows = zip(*neighbors.nearest(bank, queries, k), strict=True)
+    values, rows = zip(*nearest.nearest(bank, queries, k), strict=True)
     torch.testing.assert_close(torch.cat(values), similarity.sort(1, descending=True)[0][:, :k])
     torch.testing.assert_close(torch.cat(values), similarity.gather(1, torch.cat(rows)))
     assert all(len(set(row)) == k for row in torch.cat(rows).tolist())
@@ -71,7 +71,7 @@ def test_the_nearest_are_those_of_a_whole_sort(monkeypatch, k):
 @pytest.mark.parametrize("k", [1, 3, 40])
 def test_what_fills_the_last_group_is_no_neighbor(k):
     bank, queries = clusters(301, 1).vectors.abs(), -clusters(20, 2).vectors.abs()
-    values, rows = next(neighbors.nearest(bank, queries, k))
+    values, rows = next(nearest.nearest(bank, queries, k))
     similarity = F.normalize(queries) @ F.normalize(bank).T  # all below 0
     torch.testing.assert_close(values, similarity.sort(1, descending=True)[0][:, :k])
     assert rows.max() < 301
@@ -88,8 +88,8 @@ def test_majority_equals_scikit_learn():
 
 
 def test_leaving_one_out_equals_taking_it_out(monkeypatch):
-    monkeypatch.setattr(neighbors, "MIN_QUERIES", 7)
-    monkeypatch.setattr(neighbors, "CHUNK_ELEMENTS", 0)
+    monkeypatch.setattr(nearest, "MIN_QUERIES", 7)
+    monkeypatch.setattr(nearest, "CHUNK_ELEMENTS", 0)
     train = clusters(40, 1)
     train.labels[:7] = torch.arange(7)
     scores = knn.knn_votes(train, train.vectors, k=9, temperature=0.2, leave_one_out=True)

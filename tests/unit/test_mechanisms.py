@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
 from fastmoco.moco.build import build_model, build_query_encoder
-from fastmoco.moco.in_batch import in_batch_info_nce
+from fastmoco.moco.in_batch_loss import in_batch_info_nce
 from fastmoco.moco.memory_bank import draw_others
 from fastmoco.moco.momentum import momentum_at
+from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.draws import Draw, fork, stream_integers
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.schema import (
@@ -29,8 +31,6 @@ from fastmoco.schema import (
     UsageError,
 )
 from fastmoco.train.loop import check_config
-from fastmoco.train.optimizers import build_optimizer
-from fastmoco.train.schedules import base_learning_rate
 from tests.optional import require
 
 OTHERS = [Mechanism.end_to_end, Mechanism.memory_bank, Mechanism.moco_v3]

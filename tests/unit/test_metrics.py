@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmoco.moco.contrastive import Contrast
+from fastmoco.moco.mechanism import Contrast
 from fastmoco.train.metrics import (
     STEP_METRICS,
     MetricsFile,

@@ -3,9 +3,9 @@ import sys
 import pytest
 import torch
 
+from fastmoco.optim.optimizers import build_optimizer, set_learning_rate
+from fastmoco.runs.checkpoint import flatten_optimizer, restore_optimizer
 from fastmoco.schema import OptimizerConfig, UsageError
-from fastmoco.train.checkpoint import flatten_optimizer, restore_optimizer
-from fastmoco.train.optimizers import build_optimizer, set_learning_rate
 from tests.optional import require
 
 

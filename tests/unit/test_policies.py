@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import ColorJitter, GaussianBlur
 
-from fastmoco.config import (
+from fastmoco.configuration import (
     check_overrides,
     config_from_dict,
     config_to_dict,
@@ -21,8 +21,8 @@ from fastmoco.pipelines.augment import draw_parameters
 from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
 from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
+from fastmoco.runs.run_folder import open_run_folder
 from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
-from fastmoco.train.run_folder import open_run_folder
 from tests.statistics import assert_same_distribution
 
 NUM_DRAWS = 100_000

@@ -6,14 +6,14 @@ from operator import attrgetter
 import pytest
 import torch
 
-from fastmoco.config import load_config
-from fastmoco.evaluate.schema import LinearConfig
+from fastmoco.configuration import load_config
+from fastmoco.evaluate.settings import LinearConfig
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_query_encoder
+from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.ranks import Ranks
 from fastmoco.schema import DataConfig, OptimizerConfig, TrainConfig
 from fastmoco.train.loop import check_config
-from fastmoco.train.optimizers import build_optimizer
 
 SGD = {"optimizer.name": "sgd", "optimizer.sgd_momentum": 0.9}
 JITTER = {

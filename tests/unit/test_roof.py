@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmoco.moco.build import build_model
-from fastmoco.roof import matrix_flops, step_flops_per_image
+from fastmoco.roofline import matrix_flops, step_flops_per_image
 from fastmoco.schema import MocoConfig, ModelConfig, Stem
 
 

@@ -3,9 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from fastmoco.config import config_to_dict
+from fastmoco.configuration import config_to_dict
+from fastmoco.runs.run_folder import open_run_folder
 from fastmoco.schema import CudaGraph, TrainConfig, UsageError
-from fastmoco.train.run_folder import open_run_folder
 
 
 @pytest.fixture

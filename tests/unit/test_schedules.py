@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.schedules import base_learning_rate, learning_rate
 from fastmoco.schema import OptimizerConfig, UsageError
-from fastmoco.train.optimizers import build_optimizer
-from fastmoco.train.schedules import base_learning_rate, learning_rate
 
 
 def rates(cfg, steps, *, steps_per_epoch=10, epochs=20):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmoco.inspection import selection
-from fastmoco.inspection.ranking import Ranking, badness, places
-from fastmoco.inspection.schema import RankBy
-from fastmoco.inspection.selection import Distinct, cluster, k_center, shares, spread
+from fastmoco.labeling import selection
+from fastmoco.labeling.ranking import Ranking, badness, places
+from fastmoco.labeling.selection import Distinct, cluster, k_center, shares, spread
+from fastmoco.labeling.settings import RankBy
 
 
 def unit_rows(count, dim, seed=0):

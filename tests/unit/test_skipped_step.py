@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmoco.moco.build import build_model
-from fastmoco.moco.contrastive import Contrast
+from fastmoco.moco.mechanism import Contrast
 from fastmoco.moco.queue import Queue
 from fastmoco.schema import BatchNorm, MocoConfig, ModelConfig, Stem
 

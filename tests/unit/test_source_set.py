@@ -11,9 +11,9 @@ from PIL import Image
 
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.jpeg_markers import ImageError
+from fastmoco.data.source_set import ImageSet, SourceSet, open_image_set
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
-from fastmoco.pipelines.source_set import ImageSet, SourceSet, open_image_set
 from tests.equivalence.test_loaders import assert_equal
 from tests.loader_data import SIZES, picture, training
 from tests.optional import require

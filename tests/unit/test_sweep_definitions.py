@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from fastmoco.config import load_config
+from fastmoco.configuration import load_config
 from fastmoco.reproduce.definition import load_definition, sweep_names
 from fastmoco.reproduce.orderings import check_claims
 from fastmoco.reproduce.plan import check_measures, combinations, plan_runs, run_config, run_name
-from fastmoco.reproduce.schema import Scale, SweepConfig
+from fastmoco.reproduce.settings import Scale, SweepConfig
 from fastmoco.reproduce.sweep import quote_run
 from fastmoco.schema import DataConfig, TrainConfig, UsageError
 from tests.sweeps import DEFINITION, write_definition

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from fastmoco.evaluate.weights import load_torchvision_weights
+from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.schema import ModelConfig, Stem, UsageError
 

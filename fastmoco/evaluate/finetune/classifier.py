@@ -1,0 +1,177 @@
+"""Fine-tuning with labels: the whole encoder or its last stages, with few or all labels.
+
+It starts from a run's encoder, from the same encoder untrained (a supervised run from scratch: the
+baseline of all others), or from a file of torchvision's weights. Batch norm is plain, over the
+batch, in the trained stages; frozen ones keep their statistics. The result is that of the last
+epoch: the test set chooses nothing.
+"""
+
+import dataclasses
+import math
+import time
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastmoco.evaluate.classes import class_ranks, top_accuracies
+from fastmoco.evaluate.features import FrozenEncoder, feature_batches, open_encoder, request_of
+from fastmoco.evaluate.finetune.tuning import Tuning
+from fastmoco.evaluate.labeled_task import Task, is_measured, open_task, out_folder
+from fastmoco.evaluate.results import ClassifierResult
+from fastmoco.evaluate.settings import FinetuneConfig, Init, Trainable
+from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
+from fastmoco.moco.batchnorm import SplitBatchNorm2d
+from fastmoco.optim.schedules import learning_rate
+from fastmoco.pipelines.build import LoaderSpec, build_loader
+from fastmoco.schema import UsageError
+from fastmoco.train.trainer import DEFAULT_MEAN, DEFAULT_STD, DivergedError
+
+CURVE_POINTS = 5  # all test images go through the encoder each time
+
+
+def finetune(run: Path, cfg: FinetuneConfig) -> ClassifierResult:
+    """Fine-tune a run's encoder and measure it, and the run from scratch where asked for.
+
+    The same command again goes on after the last whole epoch.
+
+    Args:
+        run: Run folder or checkpoint.
+        cfg: Datasets and protocol.
+
+    Returns:
+        The result; also written, with curves and weights, to ``evaluation/finetune-NAME`` in the
+        run folder.
+
+    Raises:
+        UsageError: If a dataset is not given or cannot serve, or a setting is out of range.
+        CheckpointError: If there is no sound checkpoint.
+        DivergedError: If the loss is no number any more.
+    """
+    if (cfg.init is Init.weights) != (cfg.weights is not None):
+        raise UsageError("init=weights and weights=FILE belong together; give both or neither")
+    cfg = dataclasses.replace(cfg, name=cfg.name or cfg.init.value)
+    folder = out_folder(run, cfg, "finetune")
+    with open_task(cfg) as task:
+        result = fit_finetuned(run, task, cfg, folder)
+        if cfg.baselines and cfg.init is not Init.random:
+            scratch = dataclasses.replace(
+                cfg, name="random", init=Init.random, weights=None, trainable=Trainable.all
+            )
+            result.baselines["random"] = fit_finetuned(run, task, scratch, folder / "random")
+    result.write(folder)
+    return result
+
+
+def fit_finetuned(run: Path, task: Task, cfg: FinetuneConfig, folder: Path) -> ClassifierResult:
+    """Train one classifier; arguments as of `finetune`, and the folder of its state."""
+    start = time.perf_counter()
+    encoder = start_encoder(run, cfg)
+    tuning = Tuning(encoder, task, cfg, folder)
+    tuning.restore()
+    _train(tuning)
+    last = tuning.curve[-1]
+    return ClassifierResult(
+        top1=last["top1"],
+        top5=last["top5"],
+        about=(
+            f"finetune, from {cfg.init.value}, {cfg.trainable.value} trained, {cfg.train.epochs} "
+            f"epochs, batch {task.batch_size(cfg)}, {cfg.optimizer.name}, learning rates "
+            f"{tuning.encoder_rate:g} and {cfg.head_learning_rate:g} (head), "
+            f"{task.described(cfg)}"
+        ),
+        protocol={
+            "init": cfg.init.value,
+            "trainable": cfg.trainable.value,
+            "epochs": cfg.train.epochs,
+            "global_batch_size": task.batch_size(cfg),
+            "optimizer": cfg.optimizer.name,
+            "learning_rate": tuning.encoder_rate,
+            "head_learning_rate": cfg.head_learning_rate,
+            **task.facts(cfg),
+        },
+        seconds=time.perf_counter() - start,
+        seconds_training=tuning.seconds,
+        curve=tuning.curve,
+    )
+
+
+def start_encoder(run: Path, cfg: FinetuneConfig) -> FrozenEncoder:
+    """The encoder that is trained, on its device, with plain batch norm.
+
+    Raises:
+        UsageError: If the weights are of another architecture.
+    """
+    encoder = open_encoder(run, cfg, untrained=cfg.init is not Init.pretrained)
+    if cfg.weights is not None:
+        load_torchvision_weights(encoder.backbone, cfg.weights)
+        encoder.mean.copy_(torch.tensor(DEFAULT_MEAN))  # what torchvision's were trained with
+        encoder.std.copy_(torch.tensor(DEFAULT_STD))
+    for module in encoder.modules():
+        if isinstance(module, SplitBatchNorm2d):
+            module.num_splits = 1
+    return encoder
+
+
+def _train(tuning: Tuning) -> None:
+    """All epochs that are left: the curve, and a saved state after each."""
+    task, cfg, encoder = tuning.task, tuning.cfg, tuning.encoder
+    done, epochs = len(tuning.curve), cfg.train.epochs
+    if done == epochs:
+        return
+    spec = LoaderSpec(
+        view_size=encoder.view_size,
+        policy=cfg.policy,
+        policy_views=1,
+        num_threads=cfg.pipeline.num_threads,
+    )
+    loader = build_loader(
+        task.train,
+        task.plan(cfg, done),
+        spec=spec,
+        stop_epoch=epochs,
+        device=encoder.mean.device,
+        name=cfg.pipeline.name,
+    )
+    steps = task.plan(cfg).num_batches
+    with closing(loader):
+        for epoch in range(done, epochs):
+            start, losses, factor = time.perf_counter(), [], 1.0
+            tuning.train_mode()
+            for step in range(epoch * steps, (epoch + 1) * steps):
+                factor = learning_rate(
+                    cfg.optimizer, step, peak=1.0, steps_per_epoch=steps, epochs=epochs
+                )
+                losses.append(tuning.step(next(loader), factor))
+            loss = torch.stack(losses).mean().item()
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is no finite number in epoch {epoch + 1}; lower the encoder's "
+                    f"learning rate (now {tuning.encoder_rate:g}) and head_learning_rate "
+                    f"(now {cfg.head_learning_rate:g})"
+                )
+            tuning.seconds += time.perf_counter() - start
+            row = {"epoch": epoch + 1, "loss_train": loss}
+            row["learning_rate"] = tuning.encoder_rate * factor
+            if is_measured(epoch, epochs, CURVE_POINTS):
+                row["top1"], row["top5"] = measure(tuning.encoder, tuning.head, task, cfg)
+            tuning.curve.append(row)
+            tuning.save()
+
+
+@torch.no_grad()
+def measure(
+    encoder: FrozenEncoder, head: nn.Linear, task: Task, cfg: FinetuneConfig
+) -> tuple[float, float]:
+    """Top-1 and top-5 in percent on central crops; leaves the encoder in evaluation mode."""
+    encoder.eval()
+    request = request_of(cfg, "backbone")
+    labels = torch.tensor(task.test.labels, device=encoder.mean.device)
+    ranks: list[Tensor] = []
+    done = 0
+    for vectors in feature_batches(encoder, task.test, request):
+        right = labels[done : done + len(vectors)]
+        ranks.append(class_ranks(head(vectors), right))
+        done += len(vectors)
+    return top_accuracies(torch.cat(ranks))

@@ -1,0 +1,180 @@
+"""The state of one fine-tuning: encoder, classifier, optimizers, and how far it is."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmoco.configuration import config_to_dict
+from fastmoco.evaluate.features import FrozenEncoder
+from fastmoco.evaluate.labeled_task import Task
+from fastmoco.evaluate.settings import FinetuneConfig, Init, Trainable
+from fastmoco.files import atomic_path
+from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.pipelines.augment import augment_views
+from fastmoco.pipelines.contract import Batch
+from fastmoco.runs.checkpoint import (
+    Checkpoint,
+    flatten_optimizer,
+    newest_checkpoint,
+    restore_module,
+    restore_optimizer,
+    save_checkpoint,
+    under_prefix,
+    with_prefix,
+)
+from fastmoco.schema import Precision
+from fastmoco.train.step import AUTOCAST_DTYPES
+
+STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+FREE_KEYS = ("data", "out", "device", "cache", "baselines", "name", "scratch_learning_rate")
+"""Settings that do not change what is learned, or are held in another form."""
+
+
+class Tuning:
+    """A classifier that is trained on an encoder or its last stages.
+
+    Attributes:
+        encoder: Its backbone is trained in place.
+        head: The classifier: weights N(0, 0.01), bias 0.
+        encoder_rate: Peak learning rate of the encoder.
+        curve: A row for each epoch that is done.
+        seconds: Spent on steps so far.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, task: Task, cfg: FinetuneConfig, folder: Path):
+        """Take the parts; freezes what is not trained.
+
+        Args:
+            encoder: On its device.
+            task: What is learned.
+            cfg: Protocol.
+            folder: Where the state is kept.
+        """
+        self.encoder, self.task, self.cfg, self.folder = encoder, task, cfg, folder
+        device, self._start = encoder.mean.device, encoder.fingerprint()
+        self.head = nn.Linear(encoder.backbone.feature_dim, task.classes.count)
+        generator = torch.Generator().manual_seed(cfg.seed)
+        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.head.to(device)
+        self.trained = trained_stages(encoder.backbone, cfg.trainable)
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.rates: list[float] = []
+        parameters = [p for stage in self.trained for p in stage.parameters()]
+        self.encoder_rate = cfg.optimizer.learning_rate
+        if cfg.init is Init.random:
+            self.encoder_rate = cfg.scratch_learning_rate
+        for parameter in parameters:
+            parameter.requires_grad_()
+        if parameters:
+            self._add(parameters, self.encoder_rate)
+        self._add(list(self.head.parameters()), cfg.head_learning_rate)
+        self.labels = torch.tensor(task.labels, device=device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision is Precision.fp16)
+        self.curve: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def _add(self, parameters: list[nn.Parameter], rate: float) -> None:
+        self.optimizers.append(build_optimizer(parameters, self.cfg.optimizer))
+        self.rates.append(rate)
+
+    def train_mode(self) -> None:
+        """Batch norm of the trained stages takes its statistics from the batch."""
+        self.encoder.eval()
+        for stage in self.trained:
+            stage.train()
+
+    def step(self, batch: Batch, factor: float) -> Tensor:
+        """One step on one view of each image; the mean cross-entropy, a scalar on the device."""
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        encoder, dtype = self.encoder, AUTOCAST_DTYPES[self.cfg.precision]
+        with torch.no_grad():
+            (views,) = augment_views(
+                batch.crops,
+                batch.draw_key,
+                self.cfg.policy,
+                encoder.mean,
+                encoder.std,
+                torch.float32,
+            )
+        with torch.autocast(views.device.type, dtype, enabled=dtype is not torch.float32):
+            logits = self.head(encoder.backbone(views))
+        loss = F.cross_entropy(logits.float(), self.labels[batch.sample_id])
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def save(self) -> None:
+        """Keep the state after a whole epoch; at the end the weights, in torchvision's names."""
+        tensors = {
+            **with_prefix("encoder", self.encoder.state_dict()),
+            **with_prefix("head", self.head.state_dict()),
+        }
+        for number, optimizer in enumerate(self.optimizers):
+            tensors |= with_prefix(f"optimizer{number}", flatten_optimizer(optimizer))
+        facts = {
+            "identity": self._identity(),
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "scaler": dict(self.scaler.state_dict()),
+        }
+        try:
+            save_checkpoint(
+                self.folder / "checkpoints",
+                Checkpoint(step=len(self.curve), tensors=tensors, facts=facts),
+                keep=1,
+            )
+            if len(self.curve) == self.cfg.train.epochs:
+                self._save_weights()
+        except OSError as error:
+            warnings.warn(f"{self.folder} cannot be written: {error}", stacklevel=2)
+
+    def _save_weights(self) -> None:
+        state = {**self.encoder.backbone.state_dict(), **with_prefix("fc", self.head.state_dict())}
+        with atomic_path(self.folder / "weights.safetensors") as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in state.items()}, temporary)
+
+    def restore(self) -> None:
+        """Go on from the state of the same fine-tuning, if there is one in the folder.
+
+        Raises:
+            CheckpointError: If it is damaged.
+        """
+        saved = newest_checkpoint(self.folder / "checkpoints")
+        if saved is None or saved.facts["identity"] != self._identity():
+            return
+        for prefix, module in (("encoder", self.encoder), ("head", self.head)):
+            restore_module(module, under_prefix(prefix, saved.tensors), saved)
+        for number, optimizer in enumerate(self.optimizers):
+            restore_optimizer(optimizer, under_prefix(f"optimizer{number}", saved.tensors))
+        self.scaler.load_state_dict(saved.facts["scaler"])
+        self.curve, self.seconds = saved.facts["curve"], saved.facts["seconds"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a state to be gone on from."""
+        config = config_to_dict(self.cfg)
+        config["optimizer"]["learning_rate"] = self.encoder_rate
+        return {
+            "config": {key: value for key, value in config.items() if key not in FREE_KEYS},
+            "train": self.task.train.fingerprint,
+            "test": self.task.test.fingerprint,
+            "start": self._start,
+        }
+
+
+def trained_stages(backbone: nn.Module, trainable: Trainable) -> list[nn.Module]:
+    """The stages of a ResNet from the one named on; none for ``head``."""
+    first = {Trainable.all: 0, Trainable.head: len(STAGES)}.get(trainable)
+    if first is None:
+        first = STAGES.index(trainable.value)
+    return [backbone.get_submodule(name) for name in STAGES[first:]]

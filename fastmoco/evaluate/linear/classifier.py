@@ -1,0 +1,212 @@
+"""A linear classifier on a frozen encoder, the protocol of arXiv:1911.05722, section 4.1.
+
+Each learning rate of a grid is tried by two heads at once: one does not see the held-out images and
+is judged by them, the other learns from all labels and is what the best rate reports. The test set
+chooses nothing.
+
+Deviations from the official code: the last partial batch of an epoch is dropped, and a cosine falls
+step by step.
+"""
+
+import dataclasses
+import math
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmoco.evaluate.classes import top_accuracies
+from fastmoco.evaluate.features import (
+    PIXELS,
+    FeatureSet,
+    FrozenEncoder,
+    dataset_features,
+    features_folder,
+    open_encoder,
+    request_of,
+)
+from fastmoco.evaluate.labeled_task import Task, is_measured, open_task, out_folder
+from fastmoco.evaluate.linear.heads import Heads
+from fastmoco.evaluate.linear.rate_grid import Grid
+from fastmoco.evaluate.linear.steps import Steps, cached_steps, encoded_steps
+from fastmoco.evaluate.results import ClassifierResult
+from fastmoco.evaluate.settings import LinearConfig, LinearViews
+from fastmoco.optim.schedules import learning_rate
+
+BASELINE_RATES = [0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
+"""Baselines choose theirs: what suits trained features need not suit pixels."""
+EXTRACTION_BATCH = 256
+CURVE_POINTS = 20
+
+
+def linear(run: Path, cfg: LinearConfig, *, pixels: bool = True) -> ClassifierResult:
+    """Evaluate a run by a linear classifier, and its baselines where asked for.
+
+    Args:
+        run: Run folder or checkpoint.
+        cfg: Datasets and protocol.
+        pixels: Whether raw pixels are among the baselines.
+
+    Returns:
+        The result; also written, with its curves, to ``evaluation/linear-NAME`` in the run folder.
+
+    Raises:
+        UsageError: If a dataset is not given or cannot serve, or a setting is out of range.
+        CheckpointError: If there is no sound checkpoint.
+    """
+    folder = features_folder(run) if cfg.cache else None
+    with open_task(cfg) as task:
+        trained = open_encoder(run, cfg)
+        result = fit_linear(trained, task, cfg, folder)
+        if cfg.baselines:
+            untrained = open_encoder(run, cfg, untrained=True)
+            result.baselines["untrained"] = fit_linear(untrained, task, _choosing(cfg), folder)
+            if pixels:
+                of_pixels = dataclasses.replace(_choosing(cfg), views=LinearViews.cached)
+                result.baselines["pixels"] = fit_linear(trained, task, of_pixels, None, PIXELS)
+            for name, baseline in result.baselines.items():
+                baseline.protocol["init"] = name
+    result.write(out_folder(run, cfg, "linear"))
+    return result
+
+
+def _choosing(cfg: LinearConfig) -> LinearConfig:
+    """A baseline's configuration: it chooses its rate where the optimizer is SGD."""
+    if cfg.optimizer.name != "sgd":
+        return cfg
+    return dataclasses.replace(cfg, learning_rates=cfg.learning_rates or BASELINE_RATES)
+
+
+def fit_linear(
+    encoder: FrozenEncoder,
+    task: Task,
+    cfg: LinearConfig,
+    folder: Path | None,
+    features: str | None = None,
+) -> ClassifierResult:
+    """Train and measure linear classifiers of one encoder.
+
+    Args:
+        encoder: On its device; proved to be as it was at the end.
+        task: What is learned.
+        cfg: Protocol.
+        folder: Where features are kept; None: nowhere.
+        features: Another kind of vectors than the configuration's.
+
+    Raises:
+        UsageError: If a setting is out of range.
+        RuntimeError: If a weight or statistic of the encoder moved: a bug.
+    """
+    start, before = time.perf_counter(), encoder.fingerprint()
+    request = dataclasses.replace(
+        request_of(cfg, features), batch_size=max(EXTRACTION_BATCH, cfg.global_batch_size)
+    )
+    test = dataset_features(encoder, task.test, request, folder)
+    cached = None
+    if cfg.views is LinearViews.cached:
+        cached = dataset_features(encoder, task.train, request, folder)
+    grid, device = Grid.of(cfg, task), encoder.mean.device
+    size = {"dim": test.vectors.shape[1], "classes": task.classes.count}
+    heads = Heads(grid.heads, **size, cfg=cfg.optimizer, device=device, seed=cfg.seed)
+    steps = (
+        encoded_steps(encoder, task, cfg, request)
+        if cached is None
+        else cached_steps(cached, task, cfg, device)
+    )
+    curve, seconds = _train(heads, steps, task, cfg, grid, test)
+    held_out = grid.accuracies(heads, encoder, task, request, cached)
+    best = grid.best(held_out)
+    if encoder.fingerprint() != before:
+        raise RuntimeError("a frozen weight or statistic of the encoder moved while it was read")
+    found = {
+        "features": request.features,
+        "learning_rate": heads.rates[best],
+        "held_out_top1": dict(zip(map(str, grid.rates), held_out, strict=False)),
+        "features_reused": test.reused and (cached is None or cached.reused),
+    }
+    return ClassifierResult(
+        top1=curve[-1]["top1"][best],
+        top5=curve[-1]["top5"][best],
+        about=_about(cfg, task, grid, best, request.features),
+        protocol=_protocol(cfg, task) | found,
+        seconds=time.perf_counter() - start,
+        seconds_training=seconds,
+        curve=[_of_head(row, best) for row in curve],
+    )
+
+
+def _protocol(cfg: LinearConfig, task: Task) -> dict[str, Any]:
+    return {
+        "init": "pretrained",
+        "protocol": cfg.name,
+        "views": cfg.views.value,
+        "epochs": cfg.train.epochs,
+        "global_batch_size": task.batch_size(cfg),
+        "optimizer": cfg.optimizer.name,
+        **task.facts(cfg),
+    }
+
+
+def _of_head(row: dict[str, Any], head: int) -> dict[str, Any]:
+    """A row of the curve for one head; None where it diverged, as JSON knows no other word."""
+    own = {key: value[head] if isinstance(value, list) else value for key, value in row.items()}
+    return {key: value if math.isfinite(value) else None for key, value in own.items()}
+
+
+def _about(cfg: LinearConfig, task: Task, grid: Grid, best: int, features: str) -> str:
+    place = best % len(grid.rates)
+    chosen = f"learning rate {grid.rates[place]:g}"
+    if grid.held is not None:
+        edge = ", the grid's edge" if place in (0, len(grid.rates) - 1) else ""
+        chosen += f" (of {len(grid.rates)} by {int(grid.held.sum())} held-out images{edge})"
+    return (
+        f"linear, protocol {cfg.name}: {cfg.views.value} views, {features}, {cfg.optimizer.name}, "
+        f"{chosen}, {cfg.train.epochs} epochs, batch {task.batch_size(cfg)}, "
+        f"{task.described(cfg)}"
+    )
+
+
+def _train(
+    heads: Heads, steps: Steps, task: Task, cfg: LinearConfig, grid: Grid, test: FeatureSet
+) -> tuple[list[dict[str, Any]], float]:
+    """All epochs: a curve with a list over heads in each row, and the seconds of the steps."""
+    device, epochs = heads.weight.device, cfg.train.epochs
+    labels, weights = torch.tensor(task.labels, device=device), grid.weights(device)
+    vectors, right = test.vectors.to(device), test.labels.to(device)
+    curve, seconds = [], 0.0
+    with closing(steps):
+        for epoch in range(epochs):
+            start = time.perf_counter()
+            row = _epoch(heads, steps, epoch, task.plan(cfg).num_batches, labels, weights, cfg)
+            seconds += time.perf_counter() - start
+            if is_measured(epoch, epochs, CURVE_POINTS):
+                found = [top_accuracies(ranks) for ranks in heads.ranks(vectors, right).unbind(1)]
+                row["top1"], row["top5"] = map(list, zip(*found, strict=True))
+            curve.append(row)
+    return curve, seconds
+
+
+def _epoch(
+    heads: Heads,
+    steps: Steps,
+    epoch: int,
+    count: int,
+    labels: Tensor,
+    weights: Tensor | None,
+    cfg: LinearConfig,
+) -> dict[str, Any]:
+    """`count` steps of one epoch: a row with the mean loss and the last rate of each head."""
+    total, rows, factor = torch.zeros(len(heads.rates), device=labels.device), 0, 1.0
+    for step in range(epoch * count, (epoch + 1) * count):
+        vectors, ids = next(steps)
+        factor = learning_rate(
+            cfg.optimizer, step, peak=1.0, steps_per_epoch=count, epochs=cfg.train.epochs
+        )
+        counted = None if weights is None else weights[ids]
+        total += heads.step(vectors, labels[ids], factor=factor, weights=counted).sum(0)
+        rows += len(vectors)
+    rates = [rate * factor for rate in heads.rates]
+    return {"epoch": epoch + 1, "loss_train": (total / rows).tolist(), "learning_rate": rates}

@@ -1,0 +1,106 @@
+"""Which of our encoders a backbone's tensors are, by their shapes.
+
+Each candidate is built on the meta device, where no number is computed; the one whose names and
+shapes are those of the file is taken. Strides and borders leave no trace in shapes: the options
+`stem` and `layout` decide them.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fastmoco.interop.layouts import Parts
+from fastmoco.interop.settings import Layout
+from fastmoco.moco.build import build_query_encoder
+from fastmoco.moco.encoders import RESNETS
+from fastmoco.moco.mechanism import Encoder
+from fastmoco.schema import Head, MocoConfig, ModelConfig, Stem, UsageError
+
+Shapes = dict[str, tuple[int, ...]]
+SHOWN = 3
+"""Differences that an error names."""
+
+
+def find_architecture(parts: Parts, *, encoder: str = "", stem: Stem | None = None) -> ModelConfig:
+    """The configuration whose backbone has exactly these tensors.
+
+    Args:
+        parts: Of a weights file.
+        encoder: Only this one; empty: any.
+        stem: First layers; None: by the first convolution's kernel and the layout.
+
+    Raises:
+        UsageError: If none fits, with what differs from the nearest one.
+    """
+    found = shapes_of(parts.backbone)
+    first = found.get("conv1.weight", ())
+    if len(first) != 4:
+        raise UsageError(
+            "the backbone has no convolution conv1.weight (but "
+            f"{', '.join(sorted(found, key=_far_from_conv1)[:SHOWN])}); "
+            "only plain ResNets are taken in"
+        )
+    stem = stem or _stem(first[2], parts.layout)
+    differences = {}
+    for name in [encoder] if encoder else RESNETS:
+        model = ModelConfig(encoder=name, stem=stem, width=first[0])
+        differing = _differences(shapes_of(_meta_encoder(model).backbone.state_dict()), found)
+        if not differing:
+            return model
+        differences[name] = differing
+    nearest = min(differences, key=lambda name: len(differences[name]))
+    lines = differences[nearest]
+    more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    raise UsageError(
+        f"no encoder has these tensors; {nearest} with {stem.value} stem and width {first[0]} "
+        f"differs in {'; '.join(lines[:SHOWN])}{more}"
+    )
+
+
+def _far_from_conv1(name: str) -> bool:
+    return not name.startswith("conv1")
+
+
+def find_head(parts: Parts, model: ModelConfig) -> MocoConfig | None:
+    """Options that build the projection head, None where it is none of ours."""
+    found = shapes_of(parts.head)
+    for head, output in ((Head.linear, "weight"), (Head.mlp, "2.weight")):
+        if len(found.get(output, ())) == 2:
+            dim, hidden_dim = found[output]
+            moco = MocoConfig(head=head, dim=dim)
+            if head is Head.mlp and hidden_dim != _meta_encoder(model).backbone.feature_dim:
+                moco.head_hidden_dim = hidden_dim
+            if shapes_of(_meta_encoder(model, moco).head.state_dict()) == found:
+                return moco
+    return None
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Shape of each tensor; counters of batch norm, which old files lack, are left out."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def _stem(kernel: int, layout: Layout) -> Stem:
+    if kernel == 7:
+        return Stem.imagenet
+    return Stem.small_pad2 if layout is Layout.solo_learn else Stem.small
+
+
+def _meta_encoder(model: ModelConfig, moco: MocoConfig | None = None) -> Encoder:
+    """The encoder without numbers."""
+    with torch.device("meta"):
+        return build_query_encoder(model, moco or MocoConfig())
+
+
+def _differences(expected: Shapes, found: Shapes) -> list[str]:
+    """Tensors of other shapes, or on one side only: name, what is expected, what is there."""
+    return [
+        f"{name}: {expected.get(name, 'absent')} expected, {found.get(name, 'absent')} found"
+        for name in [*expected, *(found.keys() - expected.keys())]
+        if expected.get(name) != found.get(name)
+    ]

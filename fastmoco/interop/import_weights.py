@@ -1,0 +1,171 @@
+"""`fastmoco import`: weights of others as a folder that every command takes as RUN."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmoco.configuration import config_to_dict
+from fastmoco.files import atomic_folder
+from fastmoco.interop.architecture import find_architecture, find_head
+from fastmoco.interop.layouts import Parts, take_apart
+from fastmoco.interop.settings import ImportConfig
+from fastmoco.moco.build import build_query_encoder
+from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
+from fastmoco.runs.weights_file import read_weights
+from fastmoco.schema import MocoConfig, PipelineConfig, Stem, TrainConfig, UsageError
+
+
+@dataclass(slots=True)
+class ImportSummary:
+    """What was taken in, and what was left out."""
+
+    out: str
+    layout: str
+    encoder: str
+    stem: str
+    width: int
+    head: str | None
+    """Kind of the projection head; None where there is none that fits."""
+    dim: int | None
+    """Length of its output."""
+    image_size: int
+    center_crop: float
+    channel_mean: list[float]
+    channel_std: list[float]
+    left_out: dict[str, int]
+    """Number of tensors that were not taken, by the first part of their names."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    def to_text(self) -> str:
+        """For people."""
+        head = f"{self.head} head of {self.dim}" if self.head else "no projection head"
+        mean, std = (
+            " ".join(f"{value:.4g}" for value in values)
+            for values in (self.channel_mean, self.channel_std)
+        )
+        left = ", ".join(
+            f"{name} ({count} tensor{'s' if count > 1 else ''})"
+            for name, count in self.left_out.items()
+        )
+        return "\n".join(
+            [
+                f"{self.out}: {self.encoder}, {self.stem} stem, width {self.width}, {head}; "
+                f"names as of {self.layout}",
+                f"images of {self.image_size} pixels (center crop {self.center_crop:g}), "
+                f"mean {mean}, std {std}",
+                f"left out: {left or 'nothing'}",
+            ]
+        )
+
+
+def import_weights(path: Path, cfg: ImportConfig) -> ImportSummary:
+    """Make a folder with one checkpoint from a weights file of another project.
+
+    Args:
+        path: .pth, .pt, .tar, .ckpt, .bin (read by another process, under limits) or .safetensors.
+        cfg: From `load_config`.
+
+    Raises:
+        UsageError: If the file is damaged, runs code, fits no encoder, or an option does not fit.
+        FileNotFoundError: If there is none.
+        OSError: If the folder cannot be written.
+    """
+    out = _checked_out(cfg)
+    parts = take_apart(read_weights(path), cfg.layout)
+    if not parts.backbone:
+        raise UsageError(f"{path}: holds no backbone")
+    try:
+        config, has_head = _configuration(parts, cfg)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if parts.head and not has_head:
+        parts.left_out["projection head (none of ours)"] = len(parts.head)
+    source = {"file": path.name, "sha256": _sha256(path), "layout": parts.layout.value}
+    facts = {
+        "config": config_to_dict(config),
+        "channel_mean": [float(value) for value in cfg.mean],
+        "channel_std": [float(value) for value in cfg.std],
+        "has_head": has_head,
+        "dataset_fingerprint": "",
+        "imported": {**source, "left_out": parts.left_out},
+        "torch_version": torch.__version__,
+    }
+    tensors = with_prefix("model.query_encoder", _encoder_tensors(config, parts, has_head))
+    with atomic_folder(out) as temporary:
+        checkpoint = Checkpoint(step=0, tensors=tensors, facts=facts)
+        save_checkpoint(temporary / "checkpoints", checkpoint, keep=1)
+    return _summary(out, parts, config, facts)
+
+
+def _checked_out(cfg: ImportConfig) -> Path:
+    if cfg.out is None:
+        raise UsageError("out is not set; add out=FOLDER")
+    if cfg.out.exists() and (not cfg.out.is_dir() or any(cfg.out.iterdir())):
+        raise UsageError(f"out={cfg.out} exists; give a new or an empty folder")
+    for name, values in (("mean", cfg.mean), ("std", cfg.std)):
+        if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+            raise UsageError(f"{name}={values} is not three numbers in 0..1, for R, G and B")
+    if not all(cfg.std):
+        raise UsageError(f"std={cfg.std} would divide by zero")
+    return cfg.out
+
+
+def _configuration(parts: Parts, cfg: ImportConfig) -> tuple[TrainConfig, bool]:
+    """A run's configuration that builds this encoder, and whether its head is in the file."""
+    model = find_architecture(parts, encoder=cfg.encoder, stem=cfg.stem)
+    moco = find_head(parts, model) if parts.head else None
+    large = model.stem is Stem.imagenet
+    pipeline = PipelineConfig(
+        view_size=cfg.view_size or (224 if large else 32),
+        center_crop=cfg.center_crop or (0.875 if large else 1.0),
+    )
+    config = TrainConfig(model=model, moco=moco or MocoConfig(), pipeline=pipeline)
+    return config, moco is not None
+
+
+def _encoder_tensors(config: TrainConfig, parts: Parts, has_head: bool) -> dict[str, Tensor]:
+    """All tensors of our encoder, float32; counters that the file lacks are 0."""
+    with torch.device("meta"):
+        expected = build_query_encoder(config.model, config.moco)
+    given = with_prefix("backbone", parts.backbone)
+    if has_head:
+        given |= with_prefix("head", parts.head)
+    tensors = {}
+    for name, tensor in expected.state_dict().items():
+        if name.startswith("head.") and not has_head:
+            continue
+        value = given.get(name)
+        if value is None:  # num_batches_tracked: names and shapes of all others were compared
+            value = torch.zeros(())
+        tensors[name] = value.to(tensor.dtype)
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _summary(out: Path, parts: Parts, config: TrainConfig, facts: dict[str, Any]) -> ImportSummary:
+    has_head = facts["has_head"]
+    return ImportSummary(
+        out=str(out),
+        layout=parts.layout.value,
+        encoder=config.model.encoder,
+        stem=config.model.stem.value,
+        width=config.model.width,
+        head=config.moco.head.value if has_head else None,
+        dim=config.moco.dim if has_head else None,
+        image_size=config.pipeline.view_size,
+        center_crop=config.pipeline.center_crop,
+        channel_mean=facts["channel_mean"],
+        channel_std=facts["channel_std"],
+        left_out=parts.left_out,
+    )

@@ -1,0 +1,162 @@
+"""The README of an exported folder, filled from what the checkpoint knows."""
+
+from pathlib import Path
+from typing import Any
+
+from fastmoco import __version__
+from fastmoco.interop.loaded_encoder import Subject
+from fastmoco.schema import MocoConfig
+from fastmoco.train.metrics import read_metrics
+
+_CARD = """\
+---
+library_name: timm
+pipeline_tag: image-feature-extraction
+license: {license_tag}
+tags:
+- image-feature-extraction
+- timm
+- self-supervised
+- moco
+---
+
+# {title}
+
+{architecture}, {dim} features, {origin}
+
+```python
+import timm
+
+model = timm.create_model("hf-hub:USER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
+features = model(images)  # (N, 3, {size}, {size}), normalized -> (N, {dim})
+```
+
+## Input
+
+RGB, resized, the central {size} x {size} pixels cut (crop share {crop:g}), scaled to 0..1, then
+normalized: mean {mean}, standard deviation {std}.
+
+## Training
+
+{training}
+
+## Evaluation
+
+{evaluation}
+
+## License
+
+{license_text}
+"""
+
+
+def model_card(subject: Subject, timm_name: str, license_name: str) -> str:
+    """The card as Markdown, with the Hub's front matter.
+
+    Args:
+        subject: The encoder and its facts.
+        timm_name: Name of the model in timm.
+        license_name: Of the weights; empty leaves a place to fill in.
+    """
+    encoder = subject.encoder
+    imported = subject.imported
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in buffer.tolist())
+        for buffer in (encoder.mean, encoder.std)
+    )
+    return _CARD.format(
+        license_tag=license_name or "other",
+        title=subject.run.stem if imported else subject.config.name,
+        architecture=timm_name,
+        dim=encoder.backbone.feature_dim,
+        origin=_origin(imported),
+        size=encoder.eval_size,
+        crop=encoder.center_crop,
+        mean=mean,
+        std=std,
+        training=_imported_text(imported) if imported else _training_table(subject),
+        evaluation=_evaluation(subject),
+        license_text=f"{license_name}." if license_name else _LICENSE_PLACE,
+    )
+
+
+_LICENSE_PLACE = (
+    "TODO: state under which license these weights are published, and what the license of the "
+    "training images asks for."
+)
+
+
+def _origin(imported: dict[str, Any] | None) -> str:
+    if imported:
+        return f"taken in from `{imported['file']}` by fastmoco {__version__}."
+    return (
+        "pretrained without labels by Momentum Contrast "
+        f"([MoCo](https://arxiv.org/abs/1911.05722)) with fastmoco {__version__}."
+    )
+
+
+def _imported_text(imported: dict[str, Any]) -> str:
+    return (
+        f"Not by fastmoco: weights of `{imported['file']}` (SHA-256 `{imported['sha256']}`, names "
+        f"as of {imported['layout']}). TODO: say how they were trained."
+    )
+
+
+def _training_table(subject: Subject) -> str:
+    cfg, facts = subject.config, subject.facts
+    moco, optimizer = cfg.moco, cfg.optimizer
+    data = cfg.data.train.name if cfg.data.train else "unknown"
+    rows = {
+        "images": f"`{data}`, fingerprint `{facts['dataset_fingerprint'][:16]}`",
+        "length": f"{subject.step:,} steps of {cfg.global_batch_size} images "
+        f"(of {cfg.train.epochs} epochs)",
+        "views": f"{cfg.pipeline.view_size} pixels; {_policy_text(subject)}",
+        "MoCo": f"K = {moco.queue_size}, m = {moco.momentum:g}{_final_momentum(moco)}, "
+        f"T = {moco.temperature:g}, {moco.head.value} head of {moco.dim}, "
+        f"{'' if moco.symmetric else 'a'}symmetric loss",
+        "batch norm": facts.get("batch_norm", moco.batch_norm.value),
+        "optimizer": f"{optimizer.name}, learning rate {optimizer.learning_rate:g} "
+        f"({optimizer.schedule}), weight decay {optimizer.weight_decay:g}",
+        "numbers": f"{cfg.precision.value}, torch {facts.get('torch_version', 'unknown')}, "
+        f"seed {cfg.seed}",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {text} |" for key, text in rows.items())])
+
+
+def _final_momentum(moco: MocoConfig) -> str:
+    return "" if moco.final_momentum is None else f" to {moco.final_momentum:g}"
+
+
+def _policy_text(subject: Subject) -> str:
+    policy = subject.config.policy
+    low, high = policy.crop_scale
+    words = [f"crops of {low:g} to {high:g} of the area"]
+    for name, value in (
+        ("flip", policy.flip_probability),
+        ("jitter", policy.jitter_probability),
+        ("gray", policy.grayscale_probability),
+        ("blur", policy.blur_probability),
+    ):
+        words += [f"{name} {value:g}"] if value else []
+    words += [f"{policy.pool_draws} of {len(policy.pool)} operations"] if policy.pool else []
+    return ", ".join(words)
+
+
+def _evaluation(subject: Subject) -> str:
+    """The last measurement of the kNN monitor, with its protocol, or what to run."""
+    run: Path = subject.path.parent.parent
+    metrics = run / "metrics.jsonl"
+    rows = read_metrics(metrics) if metrics.exists() and not subject.imported else []
+    measured = [r for r in rows if r.get("knn_top1") is not None and r["step"] <= subject.step]
+    if not measured:
+        return (
+            "TODO: not measured yet. `fastmoco knn` and `fastmoco linear` do it; state k, "
+            "temperature, features and the data with each number."
+        )
+    monitor = subject.config.monitor
+    test = subject.config.data.test
+    return (
+        f"Weighted kNN (k = {monitor.k}, T = {monitor.temperature:g}, {monitor.features.value} "
+        f"features) on `{test.name if test else 'unknown'}` after {measured[-1]['step']:,} steps: "
+        f"{measured[-1]['knn_top1']:.2f}% top-1."
+    )

@@ -1,0 +1,135 @@
+"""The encoder as an ONNX graph with a dynamic batch, checked against onnxruntime.
+
+The graph's metadata (``metadata_props``) say what it takes: side, crop, mean and deviation.
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastmoco import __version__
+from fastmoco.interop.loaded_encoder import Subject
+from fastmoco.interop.settings import ExportConfig, Normalize, Part
+from fastmoco.interop.state_dicts import write_bytes
+from fastmoco.schema import UsageError
+
+if TYPE_CHECKING:
+    from fastmoco.evaluate.features import FrozenEncoder
+
+TOLERANCE = 1e-4
+"""Greatest difference to PyTorch, as a share of the largest feature; kernels round otherwise."""
+
+
+class _Graph(nn.Module):
+    """What is exported: images in, vectors out."""
+
+    def __init__(self, encoder: "FrozenEncoder", part: Part, normalize: Normalize) -> None:
+        super().__init__()
+        self.inside = normalize is Normalize.inside
+        # The whole encoder normalizes by itself, its backbone does not.
+        self.body: nn.Module = encoder if self.inside else encoder.backbone
+        self.head = encoder.head if part is Part.encoder else nn.Identity()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        vectors: Tensor = self.head(self.body(images))
+        return vectors
+
+
+def write_onnx(out: Path, subject: Subject, cfg: ExportConfig) -> str:
+    """Write the graph, after comparing it with PyTorch on random images.
+
+    Input ``images``: ``(batch, 3, S, S)`` float32, RGB, in 0..1 or normalized by the caller.
+    Output ``features``: ``(batch, D)`` float32.
+
+    Returns:
+        The line of Python that loads it, and how far it was from PyTorch.
+
+    Raises:
+        UsageError: If the file's ending is another, there is no head to export, or ONNX's packages
+            are missing.
+        ValueError: If onnxruntime gives other features.
+    """
+    if out.suffix != ".onnx":
+        raise UsageError(f"out={out} must end in .onnx")
+    graph = _Graph(subject.encoder, cfg.part, cfg.normalize)
+    size = subject.encoder.eval_size
+    content = _serialized(graph, size, _description(subject, cfg))
+    difference = _difference(content, graph, size)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"onnxruntime differs from PyTorch by {difference:.2g} of the largest feature "
+            f"(at most {TOLERANCE:g} is rounding); nothing was written"
+        )
+    write_bytes(out, content)
+    takes = "RGB in 0..1" if graph.inside else "RGB, normalized"
+    return (
+        f"session = onnxruntime.InferenceSession({str(out)!r}); "
+        f'session.run(None, {{"images": x}})  # x (N, 3, {size}, {size}) float32, {takes}\n'
+        f"differs from PyTorch by {difference:.1g} of the largest feature"
+    )
+
+
+def _serialized(graph: nn.Module, size: int, description: dict[str, str]) -> bytes:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (the exporter needs it)
+    except ImportError as error:
+        raise UsageError(
+            f"to=onnx needs {error.name}; install it: pip install 'fastmoco[onnx]'"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own parts
+        program = torch.onnx.export(
+            graph,
+            (torch.rand(2, 3, size, size),),
+            dynamo=True,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            input_names=["images"],
+            output_names=["features"],
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, description)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _description(subject: Subject, cfg: ExportConfig) -> dict[str, str]:
+    encoder = subject.encoder
+    return {
+        "made_by": f"fastmoco {__version__}",
+        "encoder": subject.architecture,
+        "part": cfg.part.value,
+        "normalization": cfg.normalize.value,
+        "channel_mean": json.dumps([round(value, 6) for value in encoder.mean.tolist()]),
+        "channel_std": json.dumps([round(value, 6) for value in encoder.std.tolist()]),
+        "image_size": str(encoder.eval_size),
+        "center_crop": str(encoder.center_crop),
+    }
+
+
+@torch.no_grad()
+def _difference(content: bytes, graph: nn.Module, size: int) -> float:
+    """Largest difference over batches of 1 and 3, as a share of the largest feature."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError(
+            "to=onnx is checked with onnxruntime; install it: pip install 'fastmoco[onnx]'"
+        ) from error
+    session: Any = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for count in (1, 3):
+        images = torch.rand(count, 3, size, size, generator=generator)
+        expected = graph(images)
+        (found,) = session.run(None, {"images": images.numpy()})
+        scale = expected.abs().max().clamp(min=1e-12)
+        worst = max(worst, ((torch.from_numpy(found) - expected).abs().max() / scale).item())
+    return worst

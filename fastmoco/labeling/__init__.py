@@ -1,0 +1,1 @@
+"""Requests for labels, and bringing granted labels back."""

@@ -1,0 +1,242 @@
+"""Checkpoints: safetensors and JSON with a checksum, nothing pickled.
+
+``checkpoints/step-00000020.safetensors`` holds every tensor of the state under dotted names and
+``step-00000020.json`` the rest and the tensors' SHA-256. The JSON is renamed into place last: a
+checkpoint is there when its JSON is, whole, and a kill at any instant leaves the previous one.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fastmoco.files import atomic_path, atomic_write_text
+from fastmoco.runs.encoder_file import read_encoder_file
+
+FORMAT_VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or of another model; the message says what to do."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Checkpoint:
+    """One saved state."""
+
+    step: int
+    """Steps done."""
+    tensors: dict[str, Tensor]
+    """By dotted name: ``model.*``, ``optimizer.*``, ``metrics.*``."""
+    facts: dict[str, Any]
+    """What is not a tensor: configuration, dataset's fingerprint, normalization, scaler."""
+    path: Path | None = None
+    """The JSON file it was read from."""
+
+
+def _stem(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep`.
+
+    Args:
+        folder: The run's ``checkpoints``; made if missing.
+        checkpoint: What to save; tensors may lie on any device.
+        keep: How many stay, at least 1.
+
+    Returns:
+        The JSON file's path.
+
+    Raises:
+        OSError: If the disk is full or the like; earlier checkpoints are then as they were.
+    """
+    weights = folder / f"{_stem(checkpoint.step)}.safetensors"
+    with atomic_path(weights) as temporary:
+        # Clones: safetensors refuses tensors that share memory, and writes contiguous ones only.
+        save_file(
+            {k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.tensors.items()},
+            temporary,
+        )
+        digest = _sha256(temporary)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "sha256": digest,
+        "facts": checkpoint.facts,
+    }
+    path = weights.with_suffix(".json")
+    atomic_write_text(path, json.dumps(record, indent=1))
+    for old in _newest_first(folder)[max(1, keep) :]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.json"), reverse=True)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The JSON file of a checkpoint, or the file of an exported encoder, which has none.
+
+    Args:
+        path: A run folder (its newest), or a checkpoint's JSON or safetensors file.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    if path.is_dir():
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        found = _newest_first(folder)
+        if not found:
+            raise CheckpointError(
+                f"{path} holds no checkpoint; give a run folder of fastmoco train"
+            )
+        return found[0]
+    if path.suffix == ".safetensors" and path.exists() and not path.with_suffix(".json").exists():
+        return path
+    path = path.with_suffix(".json")
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; give a run folder or a checkpoint of fastmoco train"
+        )
+    return path
+
+
+def weights_sha256(path: Path) -> str:
+    """Hex SHA-256 of the weights of what `find_checkpoint` found.
+
+    Raises:
+        OSError: If they cannot be read.
+    """
+    return _sha256(path.with_suffix(".safetensors"))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint: a run folder (its newest), or a checkpoint's JSON or safetensors file.
+
+    An exported encoder (`encoder_file`) comes as one that holds nothing else.
+
+    Raises:
+        CheckpointError: If there is none, or if the file is damaged.
+    """
+    found = find_checkpoint(path)
+    return _exported(found) if found.suffix == ".safetensors" else _read(found)
+
+
+def _exported(path: Path) -> Checkpoint:
+    try:
+        tensors, step, facts = read_encoder_file(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    return Checkpoint(
+        step=step, tensors=with_prefix("model.query_encoder", tensors), facts=facts, path=path
+    )
+
+
+def _read(path: Path) -> Checkpoint:
+    weights = path.with_suffix(".safetensors")
+    advice = f"remove {path} and {weights.name}; the run then goes on from the checkpoint before"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        step, digest, facts = record["step"], record["sha256"], record["facts"]
+        version = record["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint; {advice}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}, not {FORMAT_VERSION}; "
+            "use the fastmoco that wrote it"
+        )
+    if not weights.exists() or _sha256(weights) != digest:
+        raise CheckpointError(
+            f"{weights} is missing or damaged (its checksum does not hold); {advice}"
+        )
+    return Checkpoint(step=step, tensors=load_file(weights), facts=facts, path=path)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run to resume, None if it has none yet.
+
+    Raises:
+        CheckpointError: If the newest is damaged: going on from an older one unasked would hide it.
+    """
+    found = _newest_first(folder)
+    return _read(found[0]) if found else None
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors as ``INDEX.NAME``; its groups come from the configuration."""
+    state: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": value
+        for index, values in state.items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `flatten_optimizer` gave, each tensor in the memory format of its parameter.
+
+    A file holds row-major tensors; the fused optimizers walk parameter and state by the same
+    strides.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put `prefix` and a dot before every name."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `prefix`, without it."""
+    return {
+        name.removeprefix(f"{prefix}."): t
+        for name, t in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
+
+
+def restore_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Load a state into a module, in place.
+
+    Raises:
+        CheckpointError: If names or shapes are of another model, naming the first that differs.
+    """
+    expected = module.state_dict()
+    for name in [*expected, *tensors]:
+        shapes = [
+            tuple(state[name].shape) if name in state else None for state in (tensors, expected)
+        ]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"{checkpoint.path} is of another model: {name} is {shapes[0] or 'absent'} there, "
+                f"{shapes[1] or 'absent'} in the configuration; set model.* and moco.* as that "
+                "run had them, or give another run_dir"
+            )
+    module.load_state_dict(tensors)

@@ -1,0 +1,75 @@
+"""Tensors of a weights file that is not ours, without running anything that it holds.
+
+A safetensors file holds no code. A PyTorch file is a pickle: another process reads it, under
+limits, and gives back safetensors (`unpickle`).
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fastmoco.runs.encoder_file import METADATA_KEY
+from fastmoco.schema import UsageError
+
+TIMEOUT_SECONDS = 900
+_SCRIPT = Path(__file__).with_name("unpickle.py")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors, .pth, .pt, .tar, .ckpt or .bin file, on the CPU.
+
+    Raises:
+        UsageError: If the file is damaged, holds no weights, or tries to run code.
+        FileNotFoundError: If there is none.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; give a weights file (.pth, .safetensors)")
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; give a weights file (.pth, .safetensors)")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    with tempfile.TemporaryDirectory(prefix="fastmoco-import-") as folder:
+        target = Path(folder) / "weights.safetensors"
+        _convert(path, target)
+        return _read_safetensors(target)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if METADATA_KEY in (file.metadata() or {}):
+                raise UsageError(f"{path} is of fastmoco already: give it as RUN, as it is")
+        return load_file(path)
+    except SafetensorError as error:
+        raise UsageError(f"{path}: damaged or no safetensors file ({error})") from error
+
+
+def _convert(path: Path, target: Path) -> None:
+    """Run the script on a file.
+
+    Raises:
+        UsageError: If it refuses the file, or dies of it.
+    """
+    # -P: no module of the current folder, or of the script's, is taken for one of Python's.
+    command = [sys.executable, "-P", str(_SCRIPT), str(path.resolve()), str(target)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"{path}: reading it took over {TIMEOUT_SECONDS} s; refused") from error
+    if done.returncode == 0:
+        return
+    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
+    if done.returncode != 3:
+        reason = f"the process that reads it died of it (exit code {done.returncode}: {reason})"
+    advice = (
+        "; if you trust it, save its tensors alone: "
+        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"
+        if reason.startswith("refused: unpickling")
+        else ""
+    )
+    raise UsageError(f"{path}: {reason}{advice}")
