@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from fastmoco import cli, load_encoder
-from fastmoco.evaluate.finetune.classifier import tuning
-from fastmoco.evaluate.linear.classifier import steps
+from fastmoco.evaluate.finetune import tuning
+from fastmoco.evaluate.linear import steps
 from fastmoco.runs.checkpoint import load_checkpoint
 from tests.runs import write_colors, write_run
 

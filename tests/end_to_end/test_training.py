@@ -42,7 +42,8 @@ TIMES = {"images_per_second", "data_wait_fraction", "step_seconds", "device_memo
 KILLER = """
 import os, signal, sys
 from fastmoco import cli
-from fastmoco.train import checkpoint, trainer
+from fastmoco.runs import checkpoint
+from fastmoco.train import trainer
 
 place, count = sys.argv[1], int(sys.argv[2])
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.nearest import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from fastmoco.evaluate import knn, nearest
