@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco.configuration import load_config
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import Interrupted
+from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.schema import DataConfig, TrainConfig
-from fastmoco.train.loop import Interrupted, train
-from fastmoco.train.metrics import read_metrics
+from fastmoco.train.loop import train
+from fastmoco.train.settings import TrainConfig
 
 POLL_SECONDS = 0.2
 

@@ -29,11 +29,13 @@ from benchmarks.limits import COPY, copy_rate
 from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
 from benchmarks.step_subject import LEARNING_RATE, feed_step
-from fastmoco.device import resolve_compile, resolve_device
+from fastmoco.device import resolve_device
+from fastmoco.draws.host import draw_keys
+from fastmoco.moco.settings import ModelConfig
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import Compile, ModelConfig
+from fastmoco.train.compilation import resolve_compile
+from fastmoco.train.settings import Compile
 
 OURS, PLAIN, FUNCTIONS = "fastmoco", "by torch alone", "by Kornia's functions"
 KORNIA, TORCHVISION, STEP = "Kornia's AugmentationSequential", "torchvision v2", "MoCo step"

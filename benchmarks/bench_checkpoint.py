@@ -18,9 +18,10 @@ from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
 from benchmarks.step_subject import built_model
 from fastmoco.device import resolve_device
+from fastmoco.moco.settings import MocoConfig, ModelConfig
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.runs.checkpoint import Checkpoint, flatten_optimizer, save_checkpoint, with_prefix
-from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig
 
 OURS, PICKLED, DISK = "fastmoco", "torch.save", "disk write, fsync"
 

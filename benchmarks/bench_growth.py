@@ -34,9 +34,9 @@ from fastmoco.data.beton import BetonFile
 from fastmoco.device import resolve_device
 from fastmoco.moco.loss import info_nce, resolve_loss
 from fastmoco.moco.queue import Queue
+from fastmoco.moco.settings import Loss, MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import Loss, MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.train.step import TrainStep
 
 BATCHES = (64, 128, 256, 512, 1024, 2048)

@@ -30,7 +30,7 @@ from benchmarks.report import Ratio, Report, Row, beside
 from benchmarks.settings import Settings
 from fastmoco.device import resolve_device
 from fastmoco.moco.loss import info_nce, resolve_loss
-from fastmoco.schema import Loss
+from fastmoco.moco.settings import Loss
 
 DIM, TEMPERATURE = 128, 0.2
 TIMED = ((64, 4_096), (256, 4_096), (256, 65_536))

@@ -23,9 +23,9 @@ from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
 from benchmarks.step_subject import LEARNING_RATE, built, noise_batch, training_step
 from fastmoco.device import resolve_device
+from fastmoco.moco.settings import Mechanism, MocoConfig, ModelConfig, Precision, Stem
+from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import Mechanism, MocoConfig, ModelConfig, Precision, Stem
-from fastmoco.train.step import AUTOCAST_DTYPES
 
 MOCO = "moco"
 NUM_SAMPLES = 50_000  # of the memory bank

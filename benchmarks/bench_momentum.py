@@ -24,7 +24,7 @@ from benchmarks.report import Report, Row, beside
 from benchmarks.settings import Settings
 from benchmarks.step_subject import built_model
 from fastmoco.device import resolve_device
-from fastmoco.schema import MocoConfig, ModelConfig
+from fastmoco.moco.settings import MocoConfig, ModelConfig
 
 OURS, OFFICIAL = "fastmoco", "official"
 NUMBERS = 3  # of 4 bytes, read or written for each parameter

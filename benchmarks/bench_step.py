@@ -42,10 +42,10 @@ from benchmarks.step_subject import (
 from fastmoco.device import resolve_device
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.model import MoCo
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.train.graphed_step import WARM_UP_STEPS, CudaRecording, GraphedStep
 
 OFFICIAL, TUNED = "official", "official + AMP + channels_last + foreach"

@@ -18,13 +18,13 @@ from benchmarks.step_subject import LEARNING_RATE, feed_step
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.device import resolve_device
+from fastmoco.draws.host import draw_keys, random_resized_crop_boxes
+from fastmoco.moco.settings import ModelConfig, Stem
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
-from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import ModelConfig, Stem
 
 BATCH = 64
 POLICY = POLICIES["moco_v2"]

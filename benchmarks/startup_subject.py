@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastmoco.configuration import load_config
-from fastmoco.data.source_set import open_image_set
-from fastmoco.device import resolve_compile, resolve_device
-from fastmoco.runs.run_folder import open_run_folder
-from fastmoco.schema import DataConfig, TrainConfig
-from fastmoco.train.loop import check_config
+from fastmoco.data.dataset import open_dataset
+from fastmoco.data.settings import DataConfig
+from fastmoco.runs.run_folder import RunFolder
+from fastmoco.train.checks import check_config
+from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import build_trainer
 
 
@@ -27,12 +27,9 @@ def first_step(path: str, started: float, overrides: list[str]) -> dict[str, flo
         ``seconds`` since then.
     """
     cfg = replace(load_config(TrainConfig, overrides), data=DataConfig(train=Path(path)))
-    check_config(cfg)
-    device = resolve_device(cfg.device)
-    with tempfile.TemporaryDirectory() as folder, open_image_set(Path(path)) as dataset:
-        run = open_run_folder(replace(cfg, run_dir=Path(folder) / "run"))
-        compiled, _ = resolve_compile(cfg.train.compile, device)
-        trainer = build_trainer(cfg, run, dataset, device, compiled)
+    device = check_config(cfg)
+    with tempfile.TemporaryDirectory() as folder, open_dataset(Path(path)) as dataset:
+        trainer = build_trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
         with closing(trainer.open_loader()) as loader:
             trainer.take(next(loader), trainer.learning_rate)
             trainer.check_finite()  # waits for the device

@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import random_images
+from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
 from fastmoco.moco.mechanism import ContrastiveModel
 from fastmoco.moco.model import MoCo
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import Policy
-from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Precision
 from fastmoco.train.step import TrainStep
 
 LEARNING_RATE = 0.03
@@ -23,7 +24,7 @@ def built(
     """The same weights at each call; `num_samples` is for a memory bank."""
     torch.manual_seed(0)
     found = build_model(model, moco, num_samples=num_samples).to(device)
-    found.settle(device, moco.loss)
+    found.prepare_for_device(device, moco.loss)
     return found
 
 

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted after saving.
 """
 
 import difflib
-import importlib
 import io
 import os
 import signal
@@ -16,7 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
-from fastmoco.commands import COMMANDS, CommandError
+from fastmoco.commands import COMMANDS
+from fastmoco.errors import Interrupted, UsageError
 from fastmoco.ranks import environment_ranks, local_ranks
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "-h" in rest or "--help" in rest:
         _print_help(name)
         return 0
-    return _guarded(lambda: COMMANDS[name].run(rest))
+    return _guarded(lambda: COMMANDS[name](rest))
 
 
 def _guarded(action: Callable[[], None]) -> int:
@@ -54,22 +54,14 @@ def _guarded(action: Callable[[], None]) -> int:
     try:
         with _terminated_like_interrupted(received):
             action()
-    except CommandError as error:
-        return _fail(2, str(error))
     except KeyboardInterrupt as error:
         lost = error.__context__  # torchrun ends a process that is about to say why it fails
         if isinstance(lost, ConnectionError):
             return _fail(1, _message(lost))
         return _fail(128 + received[-1], str(error) or "interrupted")
     except (ValueError, OSError) as error:
-        from fastmoco.schema import UsageError
-
         return _fail(2 if isinstance(error, UsageError | FileNotFoundError) else 1, _message(error))
-    except RuntimeError as error:
-        from fastmoco.train.loop import Interrupted
-
-        if not isinstance(error, Interrupted):
-            raise
+    except Interrupted as error:
         return _fail(128 + error.signal_number, str(error))
     return 0
 
@@ -150,15 +142,12 @@ def _print_overview() -> None:
 def _print_help(name: str) -> None:
     command = COMMANDS[name]
     lines = [command.usage, "", command.summary]
-    if command.schema:
-        config = importlib.import_module("fastmoco.configuration")
-        lines += ["", *config.help_lines(getattr(config, command.schema))]
-    if name in ("sweep", "table"):
-        from fastmoco.reproduce.definition import sweep_names
+    if command.config:
+        from fastmoco.configuration import help_lines
 
-        lines += ["", f"NAME: {', '.join(sweep_names())}; or FILE.yaml, of your own"]
-    if name == "sweep":
-        lines.append("and every option of fastmoco train")
+        lines += ["", *help_lines(command.config)]
+    if notes := command.notes():
+        lines += ["", *notes]
     _print_lines(lines)
 
 

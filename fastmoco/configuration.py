@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -24,89 +24,45 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fastmoco.data.settings import ConvertConfig
-from fastmoco.detection.settings import DetectConfig
-from fastmoco.errors import nearest_name
-from fastmoco.evaluate.settings import (
-    EvaluateConfig,
-    FinetuneConfig,
-    KnnConfig,
-    LinearConfig,
-    NoiseTableConfig,
-)
-from fastmoco.interop.settings import EmbedConfig, ExportConfig, ImportConfig, NeighborsConfig
-from fastmoco.labeling.settings import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
-from fastmoco.pipelines.policies import POLICIES
-from fastmoco.preset_files import take_policy_files
-from fastmoco.reproduce.settings import SweepConfig, SweepTableConfig
-from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
+from fastmoco.errors import UsageError, nearest_name
+from fastmoco.preset_files import take_preset_files
 
 T = TypeVar("T")
+Groups = Mapping[str, Mapping[str, Any] | None]
 
 HELP_WIDTH, HELP_INDENT = 100, 36  # columns
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
-# Groups of presets that a command chooses from.
-GROUPS: dict[type, tuple[str, ...]] = {
-    TrainConfig: ("experiment", "policy"),
-    ViewsConfig: ("policy",),
-    LinearConfig: ("protocol", "policy"),
-    FinetuneConfig: ("policy",),
-    DetectConfig: ("recipe",),
-}
 
-CONFIG_NAMES: dict[type, str] = {
-    TrainConfig: "train",
-    ViewsConfig: "views",
-    KnnConfig: "knn",
-    LinearConfig: "linear",
-    FinetuneConfig: "finetune",
-    EvaluateConfig: "evaluate",
-    NoiseTableConfig: "noise_table",
-    EmbedConfig: "embed",
-    NeighborsConfig: "neighbors",
-    ConvertConfig: "convert",
-    ExportConfig: "export",
-    ImportConfig: "import",
-    DetectConfig: "detect",
-    RequestConfig: "request",
-    MergeLabelsConfig: "merge_labels",
-    FeatureMapsConfig: "feature_maps",
-    SweepConfig: "sweep",
-    SweepTableConfig: "sweep_table",
-}
+def preset_groups(schema: type) -> Groups:
+    """The groups of presets that a schema is chosen from, by ``GROUP=NAME``.
+
+    A schema names them in its class variable ``GROUPS``: the presets by name, or None where they
+    are the files of ``configs/GROUP``.
+    """
+    groups: Groups = getattr(schema, "GROUPS", {})
+    return groups
 
 
-@cache
-def register_schemas() -> None:
-    """Tell Hydra the schema of each command, and the policies that Python defines; once."""
+def register_schema(schema: type) -> str:
+    """Tell Hydra a schema and the presets that Python defines; gives the name to compose.
+
+    A schema names in its class variable ``PRESET`` the file of ``configs/`` that its defaults list
+    is in; without one it is composed as it is.
+    """
     store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="views_schema", node=ViewsConfig)
-    store.store(name="knn", node=KnnConfig)
-    store.store(name="linear_schema", node=LinearConfig)
-    store.store(name="finetune_schema", node=FinetuneConfig)
-    store.store(name="evaluate", node=EvaluateConfig)
-    store.store(name="noise_table", node=NoiseTableConfig)
-    store.store(name="embed", node=EmbedConfig)
-    store.store(name="neighbors", node=NeighborsConfig)
-    store.store(name="convert", node=ConvertConfig)
-    store.store(name="export", node=ExportConfig)
-    store.store(name="import", node=ImportConfig)
-    store.store(name="detect_schema", node=DetectConfig)
-    store.store(name="request", node=RequestConfig)
-    store.store(name="merge_labels", node=MergeLabelsConfig)
-    store.store(name="feature_maps", node=FeatureMapsConfig)
-    store.store(name="sweep", node=SweepConfig)
-    store.store(name="sweep_table", node=SweepTableConfig)
-    for name, policy in POLICIES.items():
-        store.store(group="policy", name=name, node=policy)
+    for group, presets in preset_groups(schema).items():
+        for name, preset in (presets or {}).items():
+            store.store(group=group, name=name, node=preset)
+    preset_file: str | None = getattr(schema, "PRESET", None)
+    store.store(name=f"{preset_file}_schema" if preset_file else schema.__name__, node=schema)
+    return preset_file or schema.__name__
 
 
-def preset_names(group: str) -> list[str]:
-    """Names that ``group=NAME`` may take."""
-    if group == "policy":
-        return sorted(POLICIES)
+def preset_names(group: str, presets: Mapping[str, Any] | None = None) -> list[str]:
+    """Names that ``GROUP=NAME`` may take: those of given presets, or of ``configs/GROUP``."""
+    if presets is not None:
+        return sorted(presets)
     return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
 
 
@@ -114,7 +70,7 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Compose a command's configuration.
 
     Args:
-        schema: A key of `CONFIG_NAMES`.
+        schema: A dataclass; see `preset_groups` and `register_schema`.
         overrides: ``key=value`` in Hydra's grammar, later ones win.
 
     Returns:
@@ -123,12 +79,12 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     Raises:
         UsageError: If a key, a preset or a value is not one that the schema knows; one line.
     """
-    overrides = take_policy_files(overrides)
+    overrides = take_preset_files(preset_groups(schema), overrides)
     check_overrides(schema, overrides)
-    register_schemas()
+    name = register_schema(schema)
     try:
         with initialize_config_module("fastmoco.configs", version_base="1.3"):
-            composed = compose(CONFIG_NAMES[schema], list(overrides))
+            composed = compose(name, list(overrides))
         return to_dataclass(schema, composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_one_line(error)) from error
@@ -185,14 +141,14 @@ def check_overrides(schema: type, overrides: Sequence[str]) -> list[Override]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise UsageError(f"cannot read the options: {_one_line(error)}") from error
-    groups = GROUPS.get(schema, ())
+    groups = preset_groups(schema)
     known = [key for key, _, _ in describe(schema)]
     for override in parsed:
         key = override.key_or_group
         if key in groups:
             for choice in _choices(override):
-                _check_choice(key, choice, preset_names(key))
-        elif key not in known and not (schema is TrainConfig and key.startswith("hydra")):
+                _check_choice(key, choice, preset_names(key, groups[key]))
+        elif key not in known:
             raise UsageError(f"unknown option {key}{nearest_name(key, [*known, *groups])}")
     return parsed
 
@@ -207,11 +163,8 @@ def _choices(override: Override) -> list[str]:
 
 def _check_choice(group: str, choice: str, allowed: list[str]) -> None:
     registered = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
-    if choice not in [*allowed, *registered, "null", "None"]:  # registered: also policy files
-        hint = nearest_name(choice, allowed)
-        if group == "experiment" and choice in preset_names("sweep"):
-            hint = f"; it is several runs: fastmoco sweep {choice}"
-        raise UsageError(f"unknown {group}={choice}{hint}")
+    if choice not in [*allowed, *registered, "null", "None"]:  # registered: also files
+        raise UsageError(f"unknown {group}={choice}{nearest_name(choice, allowed)}")
 
 
 def _one_line(error: BaseException) -> str:
@@ -224,23 +177,34 @@ def _one_line(error: BaseException) -> str:
     return f"{key}: {lines[0]}" if key and key not in lines[0] else lines[0]
 
 
-def quote_paths(schema: Any, overrides: Sequence[str]) -> list[str]:
-    """Put paths as a shell gives them into Hydra's grammar, whatever spaces and the like they hold.
+def quote_values(schema: type, overrides: Sequence[str], *, lists: bool = True) -> list[str]:
+    """Put values as a shell gives them into Hydra's grammar.
+
+    Args:
+        schema: A dataclass: tells which options are paths and which are lists.
+        overrides: ``key=value``; paths may hold spaces and the like.
+        lists: Also put a list such as ``3,17`` into brackets: to Hydra it would be a sweep.
 
     Raises:
-        UsageError: If a policy file is missing or is no policy.
+        UsageError: If a preset's file is missing or holds no preset.
     """
-    path_keys = {key for key, kind, _ in describe(schema) if kind == "path"}
-    return [_quoted(override, path_keys) for override in take_policy_files(overrides)]
+    kinds = {key: kind for key, kind, _ in describe(schema)}
+    return [
+        _quoted(override, kinds, lists)
+        for override in take_preset_files(preset_groups(schema), overrides)
+    ]
 
 
-def _quoted(override: str, path_keys: set[str]) -> str:
+def _quoted(override: str, kinds: Mapping[str, str], lists: bool) -> str:
     key, separator, value = override.partition("=")
-    if not separator or key not in path_keys or value in ("", "null") or value[0] in "'\"":
+    kind = kinds.get(key, "")
+    if not separator or value in ("", "null") or value[0] in ("'", '"', "["):
         return override
-    # Hydra reads a backslash as one but before a quote, where each backslash is doubled.
-    escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
-    return f'{key}="{escaped}"'
+    if kind == "path":
+        # Hydra reads a backslash as one but before a quote, where each backslash is doubled.
+        escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+        return f'{key}="{escaped}"'
+    return f"{key}=[{value}]" if lists and kind.startswith("list") else override
 
 
 def describe(schema: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
@@ -316,12 +280,12 @@ def help_lines(schema: type) -> list[str]:
             break_on_hyphens=False,
             break_long_words=False,
         )
-    for group in GROUPS.get(schema, ()):
-        notes = [f"{group}=NAME: {', '.join(preset_names(group))}"]
-        if group == "policy":
+    for group, presets in preset_groups(schema).items():
+        notes = [f"{group}=NAME: {', '.join(preset_names(group, presets))}"]
+        if presets is not None:
             notes.append(
-                "policy=FILE.yaml: your own, `key: value` lines of the keys above without policy.; "
-                "`base: NAME` takes the rest from that one"
+                f"{group}=FILE.yaml: your own, `key: value` lines of the keys above without "
+                f"{group}.; `base: NAME` takes the rest from that one"
             )
         for note in notes:
             lines += textwrap.wrap(note, HELP_WIDTH, subsequent_indent="    ")

@@ -8,15 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from fastmoco.configuration import load_config, quote_paths
+from fastmoco.configuration import load_config, quote_values
 from fastmoco.data.builtin_file import builtin_file
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.knn import KnnResult, knn
 from fastmoco.evaluate.settings import KnnConfig
 from fastmoco.files import atomic_write_text
 from fastmoco.ranks import environment_ranks
-from fastmoco.runs.run_folder import run_path
-from fastmoco.schema import DataConfig, TrainConfig, UsageError
 from fastmoco.train.loop import train
+from fastmoco.train.settings import TrainConfig, run_path
 
 
 def demo(overrides: Sequence[str] = ()) -> None:
@@ -39,7 +40,7 @@ def demo(overrides: Sequence[str] = ()) -> None:
         raise UsageError(
             f"the demo sets {min(clash)} itself; use fastmoco train for other data or presets"
         )
-    cfg = load_config(TrainConfig, ["experiment=demo", *quote_paths(TrainConfig, overrides)])
+    cfg = load_config(TrainConfig, ["experiment=demo", *quote_values(TrainConfig, overrides)])
     run_dir = run_path(cfg)
     cfg.data = DataConfig(train=_dataset(run_dir, "train"), test=_dataset(run_dir, "test"))
     train(cfg)

@@ -1,6 +1,30 @@
-"""Misspelled names."""
+"""What a user can fix, as exceptions, and the nearest known name for a misspelled one.
+
+Imports no torch: the command line turns each into one line and an exit code.
+"""
 
 import difflib
+
+
+class UsageError(ValueError):
+    """The command line or configuration is wrong; one line says what, where and what to do."""
+
+
+class DivergedError(ValueError):
+    """Training left the finite numbers."""
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop, and saved its state.
+
+    Attributes:
+        signal_number: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        """Keep the signal for the exit code."""
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def nearest_name(name: str, known: list[str]) -> str:

@@ -1,12 +1,21 @@
-"""Files that are whole or not there at all: temporary file, fsync, rename, fsync of the folder."""
+"""Files that are whole or not there at all, locks, and checksums.
 
+A file is written as a temporary file, synced, renamed, and its folder synced.
+"""
+
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from fastmoco.errors import UsageError
 
 
 @contextmanager
@@ -45,6 +54,71 @@ def _sync(path: Path, mode: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a file system answers that has no locks, as some network ones."""
+
+
+@contextmanager
+def locked(path: Path, *, in_use: str | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on a file within the block; Linux frees it however the process ends.
+
+    Where the file system has no locks, that is said in a warning and the block runs without.
+
+    Args:
+        path: The lock file; made, with its folder, if missing, and left there.
+        in_use: What to say where another process holds the lock; None waits for it instead.
+
+    Raises:
+        UsageError: With `in_use`, if another process holds the lock.
+        OSError: If the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            lock_descriptor(descriptor, path, wait=in_use is None)
+        except BlockingIOError as error:
+            raise UsageError(in_use) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_descriptor(descriptor: int, path: Path, *, wait: bool) -> None:
+    """Lock an open file until it is closed.
+
+    Args:
+        descriptor: The file.
+        path: Its name, for the warning where the file system has no locks.
+        wait: Wait for another process that holds the lock.
+
+    Raises:
+        BlockingIOError: Without `wait`, if another process holds the lock.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"{path}: this file system has no locks ({error.strerror}); make sure that no other "
+            "process writes there",
+            stacklevel=2,
+        )
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write_text(target: Path, text: str) -> None:

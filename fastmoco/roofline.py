@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from fastmoco.moco.mechanism import ContrastiveModel
+from fastmoco.device import synchronize
+from fastmoco.moco.mechanism import ContrastiveModel, Views
 
 RATE_SECONDS = 0.3  # how long the device's matrix products are timed
 
@@ -81,7 +82,7 @@ def count_step(
     with counter:
         ids = torch.arange(count, device=device)
         with autocast:
-            loss = model(views[0], views[1], ids, ids, ids).loss
+            loss = model(Views(views[0], views[1], ids, ids, ids)).loss
         loss.backward()
     model.zero_grad(set_to_none=True)
     model.load_state_dict(state)
@@ -99,15 +100,10 @@ def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
     torch.mm(left, right)
-    _synchronize(device)
+    synchronize(device)
     start, products = time.perf_counter(), 0
     while time.perf_counter() - start < RATE_SECONDS:
         torch.mm(left, right)
-        _synchronize(device)
+        synchronize(device)
         products += 1
     return 2 * size**3 * products / (time.perf_counter() - start)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

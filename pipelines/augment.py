@@ -20,6 +20,8 @@ import torch
 from kornia.filters import filter2d_separable, get_gaussian_kernel1d
 from torch import Tensor
 
+from fastmoco.draws.device import uniform
+from fastmoco.draws.streams import Draw
 from fastmoco.pipelines.color import (
     Jitter,
     Planes,
@@ -30,7 +32,6 @@ from fastmoco.pipelines.color import (
     per_image,
 )
 from fastmoco.pipelines.cpu_views import host_views
-from fastmoco.pipelines.draws import Draw, uniform
 from fastmoco.pipelines.policies import Policy
 from fastmoco.pipelines.pool import apply_pool
 

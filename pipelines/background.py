@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmoco.data.beton_format import MODE_RAW
+from fastmoco.data.dataset import Dataset
 from fastmoco.data.images import jpeg_shape
 from fastmoco.data.jpeg_markers import ImageError
-from fastmoco.data.source_set import ImageSet
 
 STOP_SECONDS = 5.0
 """How long stopping waits for a thread that is stuck."""
@@ -28,7 +28,7 @@ STOP_SECONDS = 5.0
 T = TypeVar("T")
 
 
-def proved_blob(dataset: ImageSet, sample_id: int) -> npt.NDArray[np.uint8]:
+def proved_blob(dataset: Dataset, sample_id: int) -> npt.NDArray[np.uint8]:
     """The stored bytes of an image: its checksum proved, its header as its metadata says.
 
     Raises:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.buffers import CudaUploader, empty_batch, first
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
@@ -134,7 +134,7 @@ class BetonLoader:
 
 
 def build(
-    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> BetonLoader:
     """The loader of `build_loader`'s arguments."""
     return build_threads(dataset, dataset, plan, spec, stop_epoch, device)
@@ -142,7 +142,7 @@ def build(
 
 def build_threads(
     source: ImageSource,
-    dataset: ImageSet,
+    dataset: Dataset,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,

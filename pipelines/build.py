@@ -2,12 +2,15 @@
 
 import importlib
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from fastmoco.pipelines.policies import Policy
+from fastmoco.pipelines.settings import PipelineConfig
 
 LOADERS = {
     "beton": "fastmoco.pipelines.beton_loader",
@@ -26,7 +29,7 @@ class LoaderSpec:
     """What a loader needs to know besides the dataset and the plan.
 
     Raises:
-        ValueError: If a value is out of range.
+        UsageError: If a value is out of range.
     """
 
     view_size: int
@@ -47,17 +50,41 @@ class LoaderSpec:
     def __post_init__(self) -> None:
         """Refuse values that no loader can serve."""
         if self.view_size < 1:
-            raise ValueError(f"view_size={self.view_size} is no image side; set it to 1 or more")
+            raise UsageError(f"pipeline.view_size must be 1 or more, got {self.view_size}")
         if not 0 < self.center_crop <= 1:
-            raise ValueError(
-                f"center_crop={self.center_crop} is no share; set it above 0, at most 1"
+            raise UsageError(
+                f"pipeline.center_crop must be above 0 and at most 1, got {self.center_crop}"
             )
         if self.num_threads < 0:
-            raise ValueError(f"num_threads={self.num_threads} is negative; set 0 for one per core")
+            raise UsageError(
+                f"pipeline.num_threads must be 0 (one per core) or more, got {self.num_threads}"
+            )
         if self.prefetch_batches < 1:
-            raise ValueError(f"prefetch_batches={self.prefetch_batches} leaves none; set 1 or more")
-        if self.hw_decoder_load is not None and not 0 <= self.hw_decoder_load <= 1:
-            raise ValueError(f"hw_decoder_load={self.hw_decoder_load} is no share; set 0 to 1")
+            raise UsageError(
+                f"pipeline.prefetch_batches must be 1 or more, got {self.prefetch_batches}"
+            )
+        load = self.hw_decoder_load
+        if load is not None and not 0 <= load <= 1:
+            raise UsageError(f"pipeline.hw_decoder_load must be in [0, 1], got {load}")
+
+    @classmethod
+    def of(cls, pipeline: PipelineConfig, policy: Policy | None, views: int = 2) -> Self:
+        """What a configuration asks for.
+
+        Args:
+            pipeline: Sizes, threads, prefetching.
+            policy: Draws crops of `view_size`; None: central crops of `eval_size`.
+            views: Crops of an image that a policy draws.
+        """
+        return cls(
+            view_size=pipeline.view_size if policy else pipeline.eval_size or pipeline.view_size,
+            policy=policy,
+            policy_views=views,
+            center_crop=pipeline.center_crop,
+            num_threads=pipeline.num_threads,
+            prefetch_batches=pipeline.prefetch_batches,
+            hw_decoder_load=pipeline.hw_decoder_load,
+        )
 
     @property
     def num_views(self) -> int:
@@ -66,7 +93,7 @@ class LoaderSpec:
 
 
 def build_loader(
-    dataset: ImageSet,
+    dataset: Dataset,
     plan: EpochPlan,
     *,
     spec: LoaderSpec,
@@ -85,11 +112,12 @@ def build_loader(
         name: ``auto`` or a key of `LOADERS`.
 
     Raises:
-        ValueError: If the name is unknown, or the plan asks for more samples than there are.
+        UsageError: If the name is unknown.
+        ValueError: If the plan asks for more samples than there are.
     """
     if name == AUTO:
         name, _ = resolve_loader(dataset, plan, spec=spec, device=device)
-    _check_name(name)
+    check_loader(name)
     if plan.num_samples > len(dataset):
         raise ValueError(
             f"the plan has {plan.num_samples} samples, {dataset.path} only {len(dataset)}"
@@ -100,7 +128,7 @@ def build_loader(
 
 
 def resolve_loader(
-    dataset: ImageSet,
+    dataset: Dataset,
     plan: EpochPlan,
     *,
     spec: LoaderSpec,
@@ -122,10 +150,10 @@ def resolve_loader(
         A key of `LOADERS`, and the reason in a few words.
 
     Raises:
-        ValueError: If the name is unknown.
+        UsageError: If the name is unknown.
     """
     if name != AUTO:
-        _check_name(name)
+        check_loader(name)
         return name, "as asked"
     from fastmoco.pipelines.choose import choose_loader
 
@@ -138,7 +166,12 @@ def resolve_loader(
     return choose_loader(dataset, device, open_loader)
 
 
-def _check_name(name: str) -> None:
-    if name not in LOADERS:
+def check_loader(name: str) -> None:
+    """Refuse a loader that is unknown.
+
+    Raises:
+        UsageError: Naming those that are known.
+    """
+    if name not in (AUTO, *LOADERS):
         allowed = ", ".join((AUTO, *sorted(LOADERS)))
-        raise ValueError(f"pipeline={name} is unknown; choose one of {allowed}")
+        raise UsageError(f"pipeline.name={name} is unknown; set it to one of {allowed}")

@@ -1,4 +1,4 @@
-"""Which loader `pipeline=auto` takes, and why.
+"""Which loader `pipeline.name=auto` takes, and why.
 
 Small sets are kept decoded. Else a GPU may decode faster than the CPU, or not: it depends on both,
 on the size of the images and on the disk, so both loaders are tried for a moment.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton_format import MODE_JPEG
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.pipelines.resident_loader import free_bytes, resident_bytes
 
@@ -33,7 +33,7 @@ class Choice(NamedTuple):
 
 
 def choose_loader(
-    dataset: ImageSet, device: torch.device, open_loader: Callable[[str], ViewLoader]
+    dataset: Dataset, device: torch.device, open_loader: Callable[[str], ViewLoader]
 ) -> Choice:
     """Choose for a set and a device.
 

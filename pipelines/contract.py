@@ -10,7 +10,8 @@ from typing import Protocol, Self
 import numpy as np
 from torch import Tensor
 
-from fastmoco.pipelines.draws import INT64, epoch_order
+from fastmoco.draws.host import epoch_order
+from fastmoco.draws.streams import INT64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

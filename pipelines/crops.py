@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
+from fastmoco.draws.host import draw_keys, random_resized_crop_boxes
+from fastmoco.draws.streams import INT64
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import EpochPlan
-from fastmoco.pipelines.draws import INT64, draw_keys, random_resized_crop_boxes
 
 INT32 = npt.NDArray[np.int32]
 
@@ -41,7 +42,7 @@ def central_boxes(heights: INT64, widths: INT64, share: float) -> INT32:
 
 
 def batch_requests(
-    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
 ) -> Iterator[BatchRequest]:
     """Every batch from the plan's start to the end of epoch ``stop_epoch - 1``."""
     while plan.epoch < stop_epoch:
@@ -50,12 +51,12 @@ def batch_requests(
         plan = plan.next_epoch()
 
 
-def epoch_request(dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec) -> BatchRequest:
+def epoch_request(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec) -> BatchRequest:
     """The rest of the plan's epoch, from its start batch, as one long batch."""
     return _draw(dataset, plan, spec, np.concatenate([*plan.batches(), np.empty(0, np.int64)]))
 
 
-def _draw(dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:
+def _draw(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:
     keys = draw_keys(plan.seed, plan.epoch, sample_id)
     heights = dataset.heights[sample_id].astype(np.int64)
     widths = dataset.widths[sample_id].astype(np.int64)

@@ -29,7 +29,7 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from fastmoco.data.beton_format import MODE_RAW
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
@@ -49,10 +49,10 @@ HW_DECODER_LOAD = 0.65
 SWEEP = (0.2, 0.35, 0.5, 0.65, 0.7)
 """Shares that are tried; 0.9 gains 2% and more than doubles the longest wait."""
 TIMEOUT_SECONDS = 120.0
-ADVICE = "DALI hangs or the disk is very slow; set pipeline=beton, which decodes on the CPU"
+ADVICE = "DALI hangs or the disk is very slow; set pipeline.name=beton, which decodes on the CPU"
 
 
-def _read(dataset: ImageSet, requests: Iterator[BatchRequest], *, raw: bool) -> Generator[Read]:
+def _read(dataset: Dataset, requests: Iterator[BatchRequest], *, raw: bool) -> Generator[Read]:
     """The stored images of each batch, proved."""
     for request in requests:
         images = [proved_blob(dataset, i) for i in request.sample_id.tolist()]
@@ -63,7 +63,7 @@ def _read(dataset: ImageSet, requests: Iterator[BatchRequest], *, raw: bool) -> 
         yield request, images
 
 
-def _decode(dataset: ImageSet, settings: Settings, feed: Background[Read]) -> Generator[Decoded]:
+def _decode(dataset: Dataset, settings: Settings, feed: Background[Read]) -> Generator[Decoded]:
     """The crops of each batch. A pipeline that failed is dropped: DALI calls it no longer valid."""
     pipeline = take(settings)
     try:
@@ -79,7 +79,7 @@ def _decode(dataset: ImageSet, settings: Settings, feed: Background[Read]) -> Ge
         raise feed_error
 
 
-def _explained(dataset: ImageSet, batches: deque[BatchRequest], error: Exception) -> Exception:
+def _explained(dataset: Dataset, batches: deque[BatchRequest], error: Exception) -> Exception:
     """DALI's error as that of the image that the CPU cannot decode either, if there is one."""
     for request in batches:
         for sample_id in request.sample_id.tolist():
@@ -89,7 +89,7 @@ def _explained(dataset: ImageSet, batches: deque[BatchRequest], error: Exception
                 return cause
     sample_ids = batches[0].sample_id.tolist() if batches else []
     return RuntimeError(
-        f"DALI failed on samples {sample_ids}, which the CPU decodes; set pipeline=beton. "
+        f"DALI failed on samples {sample_ids}, which the CPU decodes; set pipeline.name=beton. "
         f"DALI says: {error}"
     )
 
@@ -104,7 +104,7 @@ class DaliLoader:
 
     def __init__(
         self,
-        dataset: ImageSet,
+        dataset: Dataset,
         requests: Iterator[BatchRequest],
         settings: Settings,
         device: torch.device,
@@ -151,7 +151,7 @@ class DaliLoader:
 
 
 def build(
-    dataset: ImageSet,
+    dataset: Dataset,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,
@@ -170,13 +170,13 @@ def build(
 
 
 def _settings(
-    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, device: torch.device
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device
 ) -> Settings:
     num_raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
     if 0 < num_raw < len(dataset):
         raise ValueError(
             f"{dataset.path}: {num_raw} of its {len(dataset)} images are raw pixels, the others "
-            "JPEGs, which pipeline=dali does not read together; set pipeline=beton"
+            "JPEGs, which pipeline.name=dali does not read together; set pipeline.name=beton"
         )
     device_id = None
     if device.type == "cuda":
@@ -202,7 +202,7 @@ _fastest_loads: dict[torch.device, float] = {}
 
 
 def _fastest_load(
-    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, device: torch.device
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device
 ) -> float:
     """The best of a sweep, which is made once in a process and for a device."""
     if device not in _fastest_loads:
@@ -212,7 +212,7 @@ def _fastest_load(
 
 
 def sweep_hw_decoder_load(
-    dataset: ImageSet,
+    dataset: Dataset,
     plan: EpochPlan,
     spec: LoaderSpec,
     device: torch.device,

@@ -1,6 +1,6 @@
 """FFCV's own loader over the same file, with one operation of ours: one decode, all crops.
 
-FFCV decodes on the CPU; for decoding its files on a GPU take pipeline=dali.
+FFCV decodes on the CPU; for decoding its files on a GPU take pipeline.name=dali.
 
 Trade-off: FFCV's runtime is compiled (some seconds at the first loader of a process) and fast, but
 trusts what it reads and hangs when it fails. So every stored image is proved before FFCV decodes
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
@@ -44,7 +44,7 @@ from fastmoco.pipelines.transfer import Handover
 TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.1
 """How often we look whether FFCV's thread lives."""
-ADVICE = "FFCV hangs or the disk is very slow; set pipeline=beton, which reads the same file"
+ADVICE = "FFCV hangs or the disk is very slow; set pipeline.name=beton, which reads the same file"
 
 
 def _proved(
@@ -121,7 +121,7 @@ def _decoded(dataset: BetonFile, batches: Generator[Filled], memory: Memory) -> 
                 dataset.decode(sample_id)  # if it fails, too, it says more
                 raise BetonError(
                     f"{dataset.path}: sample {sample_id} ({dataset.name(sample_id)}): FFCV cannot "
-                    "decode it; set pipeline=beton"
+                    "decode it; set pipeline.name=beton"
                 )
             yield filled
 
@@ -182,7 +182,7 @@ class FfcvLoader:
 
 
 def build(
-    dataset: ImageSet,
+    dataset: Dataset,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,
@@ -197,7 +197,8 @@ def build(
     """
     if not isinstance(dataset, BetonFile):
         raise ValueError(
-            f"pipeline=ffcv reads one .beton file, and {dataset.path} is none; set pipeline=beton"
+            f"pipeline.name=ffcv reads one .beton file, but {dataset.path} is none; convert it or "
+            "set pipeline.name=beton"
         )
     count = -(-min(plan.num_samples, plan.global_batch_size) // plan.world_size)
     shape = (spec.prefetch_batches + 1, count, spec.num_views, spec.view_size, spec.view_size, 3)

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
+from fastmoco.draws.streams import INT64
 from fastmoco.pipelines.background import Background
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.crops import BatchRequest
-from fastmoco.pipelines.draws import INT64
 
 _torch_threads = torch.get_num_threads()
 try:
@@ -35,7 +35,9 @@ try:
     from ffcv.memory_managers.os_cache import OSCacheContext
     from ffcv.pipeline import compiler
 except ImportError as error:
-    message = f"pipeline=ffcv needs FFCV ({error}); pip install 'fastmoco[ffcv]', which compiles it"
+    message = (
+        f"pipeline.name=ffcv needs FFCV ({error}); pip install 'fastmoco[ffcv]', which compiles it"
+    )
     raise ImportError(message) from error
 torch.set_num_threads(_torch_threads)  # importing FFCV sets it to 1
 

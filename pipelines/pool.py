@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastmoco.draws.device import fork, stream_uniforms
+from fastmoco.draws.streams import Draw
 from fastmoco.pipelines import pool_ops
 from fastmoco.pipelines.color import Jitter
-from fastmoco.pipelines.draws import Draw, fork, stream_uniforms
 from fastmoco.pipelines.policies import Policy, PoolOp
 
 # Bounds, (low, high).

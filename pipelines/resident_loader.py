@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.beton_loader import build_threads
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
@@ -176,7 +176,7 @@ def _sliced(plan: EpochPlan, epoch: Batch) -> Iterator[Batch]:
         start = stop
 
 
-def resident_bytes(dataset: ImageSet) -> int:
+def resident_bytes(dataset: Dataset) -> int:
     """Memory that a set takes, decoded and padded to its largest image."""
     return len(dataset) * int(dataset.heights.max()) * int(dataset.widths.max()) * 3
 
@@ -200,7 +200,7 @@ class DecodedSet:
     """
 
     images: npt.NDArray[np.uint8]
-    dataset: ImageSet
+    dataset: Dataset
 
     def decode(self, sample_id: int) -> npt.NDArray[np.uint8]:
         """The pixels of an image and what pads it; boxes lie inside the image."""
@@ -212,7 +212,7 @@ class DecodedSet:
         return self.dataset.name(sample_id)
 
 
-def _decode_set(dataset: ImageSet, num_threads: int) -> npt.NDArray[np.uint8]:
+def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
     """``(S, H, W, 3)`` on the host; smaller images lie in the upper left corner."""
     height, width = int(dataset.heights.max()), int(dataset.widths.max())
     images = np.zeros((len(dataset), height, width, 3), np.uint8)
@@ -229,7 +229,7 @@ def _decode_set(dataset: ImageSet, num_threads: int) -> npt.NDArray[np.uint8]:
 
 
 def build(
-    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> ViewLoader:
     """The loader of `build_loader`'s arguments.
 
@@ -240,8 +240,8 @@ def build(
     needed, free = resident_bytes(dataset), free_bytes(device)
     if needed > MEMORY_SHARE * free:
         raise ValueError(
-            f"pipeline=resident would keep {needed / 1e9:,.1f} GB on {device}, more than half of "
-            f"the {free / 1e9:,.1f} GB that are free; set pipeline=beton"
+            f"pipeline.name=resident would keep {needed / 1e9:,.1f} GB on {device}, more than half "
+            f"of the {free / 1e9:,.1f} GB that are free; set pipeline.name=beton"
         )
     images = _decode_set(dataset, spec.num_threads or len(os.sched_getaffinity(0)))
     if device.type == "cpu":
@@ -252,7 +252,7 @@ def build(
 
 def build_on_device(
     images: npt.NDArray[np.uint8],
-    dataset: ImageSet,
+    dataset: Dataset,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,
@@ -264,7 +264,7 @@ def build_on_device(
 
 
 def _epochs(
-    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
 ) -> Iterator[tuple[EpochPlan, BatchRequest]]:
     while plan.epoch < stop_epoch:
         yield plan, epoch_request(dataset, plan, spec)

@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resized_crop
 
 from fastmoco.data.beton_format import MODE_RAW
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.crops import INT32, BatchRequest, batch_requests
@@ -30,7 +30,7 @@ class TorchvisionLoader:
 
     def __init__(
         self,
-        dataset: ImageSet,
+        dataset: Dataset,
         view_size: int,
         device: torch.device,
         requests: Iterator[BatchRequest],
@@ -91,7 +91,7 @@ class TorchvisionLoader:
 
 
 def build(
-    dataset: ImageSet, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> TorchvisionLoader:
     """The loader of `build_loader`'s arguments."""
     requests = batch_requests(dataset, plan, spec, stop_epoch)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastmoco.device import resolve_compile
-from fastmoco.schema import Compile
+from fastmoco.train.compilation import resolve_compile
+from fastmoco.train.settings import Compile
 
 
 def require_compiler() -> None:

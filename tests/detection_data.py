@@ -7,8 +7,10 @@ import torch
 from fastmoco.configuration import config_to_dict
 from fastmoco.detection.scenes import CLASSES, write_scenes
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
+from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
-from fastmoco.schema import MocoConfig, ModelConfig, PipelineConfig, Stem, TrainConfig
+from fastmoco.train.settings import TrainConfig
 
 NAMES = f"data.classes=[{','.join(CLASSES)}]"
 

@@ -6,17 +6,12 @@ import torch
 from torch import nn
 
 from fastmoco.configuration import config_to_dict
+from fastmoco.data.settings import DataConfig
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
+from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
-from fastmoco.schema import (
-    DataConfig,
-    Head,
-    MocoConfig,
-    ModelConfig,
-    PipelineConfig,
-    Stem,
-    TrainConfig,
-)
+from fastmoco.train.settings import TrainConfig
 
 MEAN, STD = [0.4, 0.5, 0.45], [0.25, 0.2, 0.3]
 

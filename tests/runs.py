@@ -8,7 +8,7 @@ import torch
 from fastmoco.configuration import config_to_dict, load_config
 from fastmoco.moco.build import build_model
 from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
-from fastmoco.schema import TrainConfig
+from fastmoco.train.settings import TrainConfig
 from tests.pictures import encoded
 
 OPTIONS = [

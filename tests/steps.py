@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
 from fastmoco.train.step import TrainStep
 
 BATCH = 8

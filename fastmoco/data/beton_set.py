@@ -35,7 +35,7 @@ class BetonSet:
     """
 
     def __init__(self, path: Path, files: Sequence[BetonFile]) -> None:
-        """Takes open files; use `open_dataset`.
+        """Takes open files; use `BetonSet.open`.
 
         Raises:
             BetonError: If their classes differ.
@@ -58,6 +58,21 @@ class BetonSet:
         self.fingerprint = set_fingerprint([file.fingerprint for file in files])
         self.facts: dict[str, Any] = merged_facts([file.facts for file in files])
         self._ends = np.cumsum([len(file) for file in files])
+
+    @classmethod
+    def open(cls, pattern: Path) -> Self:
+        """Opens the shards that a pattern such as ``train-*.beton`` matches.
+
+        Raises:
+            BetonError: As `BetonFile.open`, or if the shards do not belong together.
+            ValueError: If shards are missing.
+            OSError: If there is no such file, or it may not be read.
+        """
+        with ExitStack() as opened:
+            files = [opened.enter_context(BetonFile.open(shard)) for shard in find_shards(pattern)]
+            dataset = cls(pattern, files)
+            opened.pop_all()
+        return dataset
 
     def __len__(self) -> int:
         """The number of samples."""
@@ -101,24 +116,3 @@ class BetonSet:
         number = int(np.searchsorted(self._ends, sample_id, side="right"))
         file = self.files[number]
         return file, int(sample_id) - int(self._ends[number]) + len(file)
-
-
-Dataset = BetonFile | BetonSet
-
-
-def open_dataset(path: str | Path) -> Dataset:
-    """Opens a file, or the shards that a pattern such as ``train-*.beton`` matches.
-
-    Raises:
-        BetonError: As `BetonFile.open`, or if the shards do not belong together.
-        ValueError: If shards are missing.
-        OSError: If there is no such file, or it may not be read.
-    """
-    path = Path(path)
-    if "*" not in path.name or path.exists():
-        return BetonFile.open(path)
-    with ExitStack() as opened:
-        files = [opened.enter_context(BetonFile.open(shard)) for shard in find_shards(path)]
-        dataset = BetonSet(path, files)
-        opened.pop_all()
-    return dataset

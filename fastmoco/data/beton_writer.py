@@ -5,7 +5,6 @@ beside the target, which takes the target's place, in one step, only when it is 
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import zlib
@@ -32,7 +31,7 @@ from fastmoco.data.beton_format import (
     index_digest,
     is_page_size,
 )
-from fastmoco.files import sync_folder
+from fastmoco.files import lock_descriptor, sync_folder
 
 MAX_BUFFERS = 512  # written at once; Linux takes 1,024
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
@@ -286,7 +285,7 @@ def _open_alone(path: Path) -> int:
     """Opens the temporary file, unless another process holds it; its contents stay."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_descriptor(descriptor, path, wait=False)
         # The other one may have put the file in place between the two calls above.
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             raise BlockingIOError

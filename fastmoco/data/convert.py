@@ -20,10 +20,11 @@ from fastmoco.data.beton_format import encode_text
 from fastmoco.data.conversion import Job, Made, forget, make_file, quarantine_path
 from fastmoco.data.facts import description_text, plain_values
 from fastmoco.data.settings import Check, ConvertConfig, Encoding, OnError, Statistics
-from fastmoco.data.shards import hashed_order, set_fingerprint, shard_path, shard_samples
+from fastmoco.data.shards import set_fingerprint, shard_path, shard_samples
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from fastmoco.data.tally import RECORD_VERSION, Totals
-from fastmoco.schema import UsageError
+from fastmoco.draws.streams import hashed_order
+from fastmoco.errors import UsageError
 
 __all__ = [
     "Check",

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fastmoco.data.beton_format import PAGE_BYTES_MIN, sidecar_path
 from fastmoco.data.beton_writer import BetonWriter
+from fastmoco.data.dataset import Dataset
 from fastmoco.data.facts import describe_contents
 from fastmoco.data.progress import show_progress
-from fastmoco.data.source_set import ImageSet
 from fastmoco.files import atomic_path
 
 DEFAULT_PAGE_BYTES = 1 << 23
@@ -23,7 +23,7 @@ COUNTS = ("num_duplicates", "num_quarantined")
 
 def write_part(
     target: Path,
-    dataset: ImageSet,
+    dataset: Dataset,
     ids: NDArray[np.int64],
     *,
     labels: NDArray[np.int64],
@@ -68,7 +68,7 @@ def write_part(
 
 
 def _copy(
-    writer: BetonWriter, dataset: ImageSet, ids: NDArray[np.int64], labels: NDArray[np.int64]
+    writer: BetonWriter, dataset: Dataset, ids: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> None:
     """Add samples with other labels."""
     with show_progress(len(ids)) as advance:
@@ -86,7 +86,7 @@ def _copy(
             advance(1, len(blob))
 
 
-def _page_bytes(dataset: ImageSet, ids: NDArray[np.int64]) -> int:
+def _page_bytes(dataset: Dataset, ids: NDArray[np.int64]) -> int:
     """The usual page size, or the smallest larger one that holds the largest image."""
     largest = int(dataset.sizes[ids].max())
     return max(DEFAULT_PAGE_BYTES, PAGE_BYTES_MIN, 1 << (largest - 1).bit_length())

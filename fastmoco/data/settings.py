@@ -41,6 +41,17 @@ class Statistics(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Dataset files."""
+
+    train: Path | None = None
+    """Dataset file to learn from (fastmoco convert makes one); train also takes JPEGs as they lie
+    in a folder or in tar shards."""
+    test: Path | None = None
+    """Dataset file to evaluate on; needed by evaluation and by the monitor."""
+
+
+@dataclass(kw_only=True, slots=True)
 class ConvertConfig:
     """Options of `convert`."""
 

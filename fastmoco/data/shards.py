@@ -8,15 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmoco.draws.streams import hashed_order
+
 _SHARD_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.beton")
 MAX_SHARDS = 99_999
-
-
-def hashed_order(count: int) -> NDArray[np.int64]:
-    """A fixed order of ``0..count - 1`` that follows no class and no folder, ``(count,)``."""
-    keys = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ (keys >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return np.argsort(keys, kind="stable")
 
 
 def shard_samples(count: int, shard: int, shards: int) -> NDArray[np.int64]:

@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_JPEG
-from fastmoco.data.beton_set import BetonSet, open_dataset
 from fastmoco.data.images import check_size, decode_jpeg, jpeg_shape
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
@@ -160,21 +158,6 @@ class SourceSet:
             return decode_jpeg(blob)
         except ImageError as error:
             raise ImageError(f"{self.path}: {self.name(sample_id)}: {error}") from error
-
-
-ImageSet = BetonFile | BetonSet | SourceSet
-
-
-def open_image_set(path: str | Path) -> ImageSet:
-    """Opens a dataset file or its shards; or a folder or tar shards, as they are.
-
-    Raises:
-        BetonError: As `open_dataset`.
-        ValueError: As `open_dataset` and `SourceSet.open`.
-        OSError: If there is nothing there, or it may not be read.
-    """
-    path = Path(path)
-    return SourceSet.open(path) if path.is_dir() or path.suffix == ".tar" else open_dataset(path)
 
 
 def _places(path: Path, samples: SampleSet) -> list[Place]:

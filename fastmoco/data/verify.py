@@ -13,9 +13,11 @@ import numpy as np
 
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import MODE_RAW
-from fastmoco.data.beton_set import Dataset, open_dataset
+from fastmoco.data.beton_set import BetonSet
+from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.facts import describe_contents, description_text, plain_values
 from fastmoco.data.progress import show_progress
+from fastmoco.errors import UsageError
 
 __all__ = ["VerifyReport", "describe", "description_text", "verify"]
 
@@ -107,7 +109,13 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def _files(dataset: Dataset) -> tuple[BetonFile, ...]:
-    return (dataset,) if isinstance(dataset, BetonFile) else dataset.files
+    if isinstance(dataset, BetonFile):
+        return (dataset,)
+    if isinstance(dataset, BetonSet):
+        return dataset.files
+    raise UsageError(
+        f"{dataset.path} is no dataset file; make one: fastmoco convert {dataset.path} train.beton"
+    )
 
 
 def _verify_file(beton: BetonFile) -> None:

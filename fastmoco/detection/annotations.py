@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 BOX_TOLERANCE = (
     1.0  # pixels that a box may reach over the edge; VOC and COCO have such, by rounding

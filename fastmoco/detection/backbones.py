@@ -14,9 +14,9 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from fastmoco.detection.norm import DetectionBatchNorm2d
 from fastmoco.detection.settings import Arch, DetectionNorm
-from fastmoco.moco.encoders import ResNet
+from fastmoco.errors import UsageError
+from fastmoco.moco.resnet import ResNet
 from fastmoco.ranks import Ranks
-from fastmoco.schema import UsageError
 
 NormLayer = Callable[[int], nn.Module]
 STAGES = ("layer1", "layer2", "layer3", "layer4")

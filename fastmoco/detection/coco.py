@@ -12,7 +12,7 @@ from fastmoco.detection.annotations import (
     check_images,
     checked_box,
 )
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 
 def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:

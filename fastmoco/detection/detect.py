@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from fastmoco.configuration import config_to_dict
 from fastmoco.detection.annotations import SceneSet
 from fastmoco.detection.metrics import check_metrics
 from fastmoco.detection.result import DetectResult, protocol_of
 from fastmoco.detection.settings import DetectConfig, DetectionNorm, Init, Layout, Task
 from fastmoco.detection.starting import open_sets
 from fastmoco.detection.trial import build_fitting, fit, log_header, measure
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text
 from fastmoco.ranks import Ranks, environment_ranks
 from fastmoco.runs.checkpoint import newest_checkpoint
@@ -25,10 +24,9 @@ from fastmoco.runs.distributed import (
     resolve_rank_device,
     wait_for_all,
 )
-from fastmoco.runs.run_folder import RunFolder, config_differences
-from fastmoco.schema import UsageError
-from fastmoco.train.loop import StopRequest, stop_signals
-from fastmoco.train.report import run_logger
+from fastmoco.runs.reporter import run_logger
+from fastmoco.runs.run_folder import RunFolder, claim_run_folder
+from fastmoco.runs.stop_signals import StopRequest, stop_signals
 
 # Keys that do not change what is learned: a trial may go on with other values.
 FREE_KEYS = frozenset(
@@ -108,7 +106,8 @@ def detect(run: Path, cfg: DetectConfig) -> DetectResult:
         for seed in range(cfg.seed, cfg.seed + cfg.trials):
             trial = dataclasses.replace(cfg, seed=seed)
             place = RunFolder(folder / f"seed-{seed}")
-            trials.append(_run_trial(run, trial, place, train, test, device, ranks, stop))
+            with claim_run_folder(place, trial, FREE_KEYS, ranks):
+                trials.append(_run_trial(run, trial, place, train, test, device, ranks, stop))
     counts = len(train.scenes), len(test.scenes)
     protocol = protocol_of(run, cfg, train=train.name, test=test.name, counts=counts)
     result = DetectResult(trials, protocol)
@@ -136,11 +135,6 @@ def _run_trial(
     stop: StopRequest,
 ) -> dict[str, Any]:
     """Train and measure one seed; what is finished already is read back."""
-    claim_folder(place, cfg, write=False)
-    wait_for_all(ranks)  # all have looked before the first one writes
-    if ranks.is_first:
-        claim_folder(place, cfg, write=True)
-    wait_for_all(ranks)
     fitting = build_fitting(run, cfg, train, device, ranks)
     if saved := newest_checkpoint(place.checkpoints):
         fitting.restore(saved)
@@ -170,26 +164,6 @@ def _figures_of(path: Path, test: SceneSet) -> dict[str, Any]:
         return {}
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return figures if figures["test_fingerprint"] == test.fingerprint else {}
-
-
-def claim_folder(place: RunFolder, cfg: DetectConfig, *, write: bool) -> None:
-    """Make a trial's folder, or take up the one that is there.
-
-    Raises:
-        UsageError: If it holds a trial of other settings, naming those, or something else.
-    """
-    config = config_to_dict(cfg)
-    if place.config.exists():
-        saved = OmegaConf.to_container(OmegaConf.load(place.config))
-        if differing := config_differences(DetectConfig, saved, config, FREE_KEYS):
-            raise UsageError(
-                f"{place.path} holds a trial of another configuration ({'; '.join(differing)}); "
-                "give the same options to go on with it, or another run_dir"
-            )
-    elif place.path.exists() and (not place.path.is_dir() or any(place.path.iterdir())):
-        raise UsageError(f"{place.path} exists and is no trial's folder; set run_dir to a new one")
-    if write:
-        atomic_write_text(place.config, OmegaConf.to_yaml(OmegaConf.create(config)))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

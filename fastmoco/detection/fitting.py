@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from fastmoco.configuration import config_to_dict
 from fastmoco.detection.samples import Sample
 from fastmoco.detection.settings import DetectConfig
+from fastmoco.draws.host import draw_keys
+from fastmoco.errors import DivergedError
 from fastmoco.moco.collectives import average_over_ranks
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
@@ -25,7 +26,6 @@ from fastmoco.runs.checkpoint import (
     under_prefix,
     with_prefix,
 )
-from fastmoco.train.trainer import DivergedError
 
 WARMUP_START = 1e-3  # of the peak, as detectron2
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fastmoco.detection.annotations import AnnotationError, Instance, Scene
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 UNKNOWN = 255  # of a class map: VOC's void
 

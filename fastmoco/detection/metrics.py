@@ -17,7 +17,7 @@ from fastmoco.detection.masks import UNKNOWN, instance_mask, read_class_map
 from fastmoco.detection.samples import box_target, ignored_flags
 from fastmoco.detection.settings import DetectConfig, Layout, Task
 from fastmoco.detection.voc_metric import Found, Truth, voc_average_precision
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 Result = dict[str, Any]
 

@@ -27,9 +27,9 @@ from fastmoco.detection.backbones import (
     set_batch_norm,
 )
 from fastmoco.detection.settings import Arch, DetectConfig, Task
-from fastmoco.moco.encoders import ResNet
+from fastmoco.errors import UsageError
+from fastmoco.moco.resnet import ResNet
 from fastmoco.ranks import Ranks
-from fastmoco.schema import UsageError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 PYRAMID_LEVELS = 5

@@ -20,7 +20,9 @@ from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.detection.annotations import AnnotationError, Instance, Scene, SceneSet, boxes_of
 from fastmoco.detection.masks import UNKNOWN, instance_mask, read_class_map
 from fastmoco.detection.settings import DetectConfig, Task
-from fastmoco.pipelines.draws import INT64, Draw, draw_keys, epoch_order, uniform
+from fastmoco.draws.device import uniform
+from fastmoco.draws.host import draw_keys, epoch_order
+from fastmoco.draws.streams import INT64, Draw
 from fastmoco.ranks import ALONE, Ranks
 
 BATCHES_AHEAD = 2

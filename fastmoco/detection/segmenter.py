@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fastmoco.detection.backbones import Body, conv3x3, dilate, norm_layer, set_batch_norm
 from fastmoco.detection.masks import UNKNOWN
 from fastmoco.detection.settings import DetectConfig
-from fastmoco.moco.encoders import ResNet
+from fastmoco.moco.resnet import ResNet
 from fastmoco.ranks import Ranks
 
 

@@ -1,12 +1,14 @@
-"""What `fastmoco detect` reads; strings under fields are help texts, as in `fastmoco.schema`.
+"""Settings of `fastmoco detect`; a string under a field is its help text.
 
 Defaults are the published VOC protocol (arXiv:1911.05722, section 4.2 and appendix), on R50-C4.
 Importing this imports no torch, so that commands which need none start at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, ClassVar
 
 
 class Layout(StrEnum):
@@ -113,6 +115,9 @@ class DetectorConfig:
 @dataclass(kw_only=True, slots=True)
 class DetectConfig:
     """Everything that `fastmoco detect` reads."""
+
+    PRESET: ClassVar[str] = "detect"
+    GROUPS: ClassVar[Mapping[str, Any]] = {"recipe": None}
 
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     layout: Layout = Layout.voc

@@ -10,10 +10,10 @@ from fastmoco.detection.backbones import check_resnet
 from fastmoco.detection.coco import read_coco
 from fastmoco.detection.settings import DetectConfig, Init, Layout, Task
 from fastmoco.detection.voc import read_voc
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
 from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
-from fastmoco.moco.encoders import ResNet
-from fastmoco.schema import UsageError
+from fastmoco.moco.resnet import ResNet
 
 
 def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:

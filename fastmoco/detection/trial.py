@@ -19,12 +19,13 @@ from fastmoco.detection.segmenter import Segmenter
 from fastmoco.detection.settings import DetectConfig, Task
 from fastmoco.detection.starting import open_backbone
 from fastmoco.device import describe_device
+from fastmoco.errors import Interrupted
 from fastmoco.ranks import Ranks
 from fastmoco.runs.checkpoint import save_checkpoint
 from fastmoco.runs.distributed import largest, loader_threads
+from fastmoco.runs.metrics_file import MetricsFile
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.train.loop import Interrupted, StopRequest
-from fastmoco.train.metrics import MetricsFile
+from fastmoco.runs.stop_signals import StopRequest
 
 
 def build_fitting(

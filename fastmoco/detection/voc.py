@@ -17,8 +17,7 @@ from fastmoco.detection.annotations import (
     check_images,
     checked_box,
 )
-from fastmoco.errors import nearest_name
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError, nearest_name
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastmoco.data.beton_format import printable
-from fastmoco.data.source_set import ImageSet, open_image_set
+from fastmoco.data.dataset import Dataset, open_dataset
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import (
     FrozenEncoder,
     feature_rows,
@@ -26,9 +27,8 @@ from fastmoco.evaluate.features import (
     open_encoder,
     request_of,
 )
+from fastmoco.evaluate.settings import EmbedConfig, Features
 from fastmoco.files import atomic_path
-from fastmoco.interop.settings import EmbedConfig
-from fastmoco.schema import Features, UsageError
 
 ROW_GROUP_BYTES = 1 << 26
 
@@ -78,7 +78,7 @@ def embed(run: Path, cfg: EmbedConfig) -> EmbedSummary:
     assert cfg.data.test is not None
     encoder = open_encoder(run, cfg)
     dim = _output_length(encoder, cfg.features)
-    with open_image_set(cfg.data.test) as dataset:
+    with open_dataset(cfg.data.test) as dataset:
         folder = features_folder(run) if cfg.cache else None
         rows = feature_rows(encoder, dataset, request_of(cfg), folder)
         if out.suffix == ".npy":
@@ -122,7 +122,7 @@ def _output_length(encoder: FrozenEncoder, features: Features) -> int:
 
 
 def write_parquet(
-    path: Path, rows: Iterator[Tensor], dataset: ImageSet, dim: int, facts: dict[str, str]
+    path: Path, rows: Iterator[Tensor], dataset: Dataset, dim: int, facts: dict[str, str]
 ) -> None:
     """Write a Parquet file, whole or not at all, a row group at a time.
 
@@ -173,7 +173,7 @@ def _groups(rows: Iterator[Tensor], dim: int) -> Iterator[NDArray[np.float32]]:
 
 
 def _table(
-    schema: pa.Schema, vectors: NDArray[np.float32], start: int, dataset: ImageSet
+    schema: pa.Schema, vectors: NDArray[np.float32], start: int, dataset: Dataset
 ) -> pa.Table:
     ids = np.arange(start, start + len(vectors))
     flat = pa.array(vectors.reshape(-1))  # a view: no copy
@@ -198,7 +198,7 @@ def _write_npy(path: Path, rows: Iterator[Tensor], shape: tuple[int, int]) -> No
         assert done == shape[0], (done, shape)
 
 
-def _write_ids(path: Path, dataset: ImageSet) -> None:
+def _write_ids(path: Path, dataset: Dataset) -> None:
     with (
         atomic_path(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,

@@ -10,14 +10,11 @@ nothing is kept.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmoco.files import atomic_path, atomic_write_text
+from fastmoco.files import atomic_path, atomic_write_text, locked
 
 FORMAT_VERSION = 1
 """Another one whenever equal facts would mean other numbers."""
@@ -65,7 +62,7 @@ def cached_rows(
     if (found := _read(path, facts)) is not None:
         return CachedRows(found, reused=True)
     try:
-        with _locked(folder):
+        with locked(folder / ".lock"):
             found = _read(path, facts)
             reused = found is not None
             if not reused:
@@ -79,18 +76,6 @@ def cached_rows(
         warnings.warn(f"features are not kept in {folder}: {error}", stacklevel=2)
         return None
     return None if found is None else CachedRows(found, reused)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Within the block no other process computes into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, facts: Mapping[str, Any], count: int, batches: Iterator[Tensor]) -> None:

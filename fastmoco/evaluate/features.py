@@ -13,20 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.configuration import config_from_dict
+from fastmoco.data.dataset import Dataset
 from fastmoco.data.progress import show_progress
-from fastmoco.data.source_set import ImageSet
 from fastmoco.device import resolve_device
+from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.feature_cache import CachedRows, cached_rows
-from fastmoco.evaluate.settings import FeaturesConfig
+from fastmoco.evaluate.settings import Features, FeaturesConfig
 from fastmoco.moco.build import build_query_encoder
-from fastmoco.moco.mechanism import Encoder
+from fastmoco.moco.encoder import Encoder
+from fastmoco.moco.settings import Precision
+from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
-from fastmoco.pipelines.draws import INT64
+from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.runs.checkpoint import load_checkpoint, restore_module, under_prefix
-from fastmoco.schema import Features, PipelineConfig, Precision, TrainConfig, UsageError
-from fastmoco.train.step import AUTOCAST_DTYPES
+from fastmoco.train.settings import TrainConfig
 
 PIXELS = "pixels"
 """Beside `Features`: the normalized crop itself, the baseline of every encoder."""
@@ -191,7 +194,7 @@ def request_of(cfg: FeaturesConfig, features: str | None = None) -> FeatureReque
 
 @torch.no_grad()
 def feature_batches(
-    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest
+    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest
 ) -> Iterator[Tensor]:
     """Encode every image of a dataset; no sample is dropped.
 
@@ -233,7 +236,7 @@ def feature_batches(
 
 
 def extract_features(
-    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest
+    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest
 ) -> FeatureSet:
     """The vectors of `feature_batches` in one tensor on the device, with their labels."""
     labels = torch.tensor(dataset.labels)
@@ -256,7 +259,7 @@ def _gathered(batches: Iterator[Tensor], count: int) -> Tensor:
     return vectors
 
 
-def _shown(batches: Iterator[Tensor], dataset: ImageSet) -> Iterator[Tensor]:
+def _shown(batches: Iterator[Tensor], dataset: Dataset) -> Iterator[Tensor]:
     """The batches of all images, with a progress bar."""
     done = 0
     with show_progress(len(dataset)) as advance:
@@ -276,7 +279,7 @@ def features_folder(run: Path) -> Path:
 
 
 def dataset_features(
-    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest, folder: Path | None
 ) -> FeatureSet:
     """Features of a dataset, computed once: kept in a folder, and taken from there.
 
@@ -303,7 +306,7 @@ def dataset_features(
 
 
 def feature_rows(
-    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest, folder: Path | None
 ) -> Iterator[Tensor]:
     """The rows of `dataset_features`, a batch at a time: never all in memory.
 
@@ -326,7 +329,7 @@ def feature_rows(
 
 
 def _cached(
-    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, folder: Path | None
+    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest, folder: Path | None
 ) -> CachedRows | None:
     assert request.sample_ids is None
     if folder is None or request.features == PIXELS:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmoco.data.source_set import ImageSet, open_image_set
+from fastmoco.data.dataset import Dataset, open_dataset
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.classes import MAX_PRINTED, ClassTable, class_ranks, top_accuracies
 from fastmoco.evaluate.features import (
     PIXELS,
@@ -30,7 +31,6 @@ from fastmoco.evaluate.labels import Classes, check_labels
 from fastmoco.evaluate.nearest import nearest
 from fastmoco.evaluate.results import results_folder, write_result
 from fastmoco.evaluate.settings import KnnConfig, Vote
-from fastmoco.schema import UsageError
 
 
 @dataclass(slots=True)
@@ -135,8 +135,8 @@ def knn_accuracy(
 def encoder_accuracy(
     encoder: FrozenEncoder,
     request: FeatureRequest,
-    train: ImageSet,
-    test: ImageSet,
+    train: Dataset,
+    test: Dataset,
     *,
     k: int,
     temperature: float,
@@ -194,7 +194,7 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
     trained, folder = open_encoder(run, cfg), features_folder(run) if cfg.cache else None
     test_path = cfg.data.train if cfg.leave_one_out else cfg.data.test
     assert test_path is not None
-    with open_image_set(cfg.data.train) as train, open_image_set(test_path) as test:
+    with open_dataset(cfg.data.train) as train, open_dataset(test_path) as test:
         classes = check_labels(train, test)
         if cfg.leave_one_out and len(train) < 2:
             raise UsageError(f"{cfg.data.train} holds one image; leave_one_out=true needs two")
@@ -217,8 +217,8 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
 class _Measured:
     """What every encoder is measured on alike."""
 
-    train: ImageSet
-    test: ImageSet
+    train: Dataset
+    test: Dataset
     classes: Classes
     cfg: KnnConfig
     folder: Path | None
@@ -259,6 +259,6 @@ class _Measured:
         )
 
     def _features(
-        self, encoder: FrozenEncoder, request: FeatureRequest, dataset: ImageSet
+        self, encoder: FrozenEncoder, request: FeatureRequest, dataset: Dataset
     ) -> FeatureSet:
         return dataset_features(encoder, dataset, request, self.folder)

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmoco.data.source_set import ImageSet, open_image_set
+from fastmoco.data.dataset import Dataset, open_dataset
+from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.labels import Classes, check_labels, noisy_labels, stratified_part
 from fastmoco.evaluate.results import results_folder
 from fastmoco.evaluate.settings import ClassifierConfig
 from fastmoco.pipelines.contract import EpochPlan
-from fastmoco.pipelines.draws import INT64
-from fastmoco.schema import UsageError
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """What is learned, and what it is measured on."""
 
-    train: ImageSet
-    test: ImageSet
+    train: Dataset
+    test: Dataset
     classes: Classes
     labels: INT64
     """Of all training images, as the classifier is told them: noise included."""
@@ -74,7 +74,7 @@ def open_task(cfg: ClassifierConfig) -> Iterator[Task]:
     _check(cfg)
     assert cfg.data.train
     assert cfg.data.test
-    with open_image_set(cfg.data.train) as train, open_image_set(cfg.data.test) as test:
+    with open_dataset(cfg.data.train) as train, open_dataset(cfg.data.test) as test:
         classes = check_labels(train, test)
         if classes.count < 2:
             raise UsageError("data.train has one class only; a classifier needs two or more")

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.data.sources.labels import split_table_name
 from fastmoco.data.sources.tables import read_table
-from fastmoco.pipelines.draws import INT64, draw_keys
-from fastmoco.schema import UsageError
+from fastmoco.draws.host import draw_keys
+from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
 
 # In place of the epoch in a draw's key, far from any epoch: which stream of draws.
 _PART, _HOLDOUT, _NOISE, _NOISY_CLASS = (2**30 + number for number in range(4))
@@ -29,7 +30,7 @@ class Classes:
     """One each; their numbers where the sets name none."""
 
 
-def check_labels(train: ImageSet, test: ImageSet) -> Classes:
+def check_labels(train: Dataset, test: Dataset) -> Classes:
     """Refuse sets that a classifier cannot learn from or be measured on.
 
     Raises:
@@ -126,7 +127,7 @@ def _uniforms(count: int, seed: int, stream: int) -> npt.NDArray[np.float64]:
     return (_hashes(count, seed, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def noisy_labels(dataset: ImageSet, noise: str, classes: Classes, seed: int) -> INT64:
+def noisy_labels(dataset: Dataset, noise: str, classes: Classes, seed: int) -> INT64:
     """The labels to learn from.
 
     Args:
@@ -158,7 +159,7 @@ def noisy_labels(dataset: ImageSet, noise: str, classes: Classes, seed: int) -> 
     return symmetric_noise(dataset.labels, rate, classes.count, seed)
 
 
-def _labels_of_table(dataset: ImageSet, path: Path, column: str, classes: Classes) -> INT64:
+def _labels_of_table(dataset: Dataset, path: Path, column: str, classes: Classes) -> INT64:
     """By the images' relative paths, as they are or below one more folder (``train/``)."""
     table = read_table(path, ["path", column])
     rows = {name: row for row, name in enumerate(table.column("path"))}

@@ -1,65 +1,56 @@
 """The kNN monitor: what the frozen encoder is worth while it trains."""
 
-import copy
 from types import TracebackType
 from typing import Self
 
-import torch
-
-from fastmoco.data.source_set import ImageSet, open_image_set
+from fastmoco.data.dataset import Dataset, open_dataset
+from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.features import FeatureRequest, FrozenEncoder
 from fastmoco.evaluate.knn import encoder_accuracy
 from fastmoco.evaluate.labels import check_labels
-from fastmoco.schema import TrainConfig
-from fastmoco.train.trainer import Trainer
+from fastmoco.evaluate.settings import MonitorConfig
 
 
 class KnnMonitor:
-    """Measures kNN top-1 every few epochs, on an eager copy: nothing is compiled anew.
+    """Measures kNN top-1 every few epochs.
 
     Opens both datasets at once: what is wrong with them shows before the first step.
     """
 
-    def __init__(self, cfg: TrainConfig, device: torch.device) -> None:
+    def __init__(self, monitor: MonitorConfig, data: DataConfig, batch_size: int) -> None:
         """Open the datasets where the monitor is on.
+
+        Args:
+            monitor: Protocol, and how often.
+            data: Both sets are given where the monitor is on.
+            batch_size: Images per forward pass.
 
         Raises:
             UsageError: If a dataset is unlabeled, or the classes differ.
         """
-        self._cfg, self._device = cfg, device
-        self._sets: list[ImageSet] = []
-        if cfg.monitor.every_epochs:
-            for path in (cfg.data.train, cfg.data.test):
-                assert path is not None  # check_config refused it
-                self._sets.append(open_image_set(path))
+        self._monitor, self._batch_size = monitor, batch_size
+        self._sets: list[Dataset] = []
+        if monitor.every_epochs:
+            for path in (data.train, data.test):
+                assert path is not None  # train.checks refused it
+                self._sets.append(open_dataset(path))
             check_labels(*self._sets)
 
-    def is_due(self, trainer: Trainer) -> bool:
-        """Whether the last step ended an epoch to measure after."""
-        every = self._cfg.monitor.every_epochs
-        return (
-            bool(every)
-            and trainer.epoch_ends
-            and trainer.steps_done // trainer.steps_per_epoch % every == 0
-        )
+    def is_due(self, epoch: int) -> bool:
+        """Whether to measure after the end of an epoch, counted from 1."""
+        return bool(self._monitor.every_epochs) and epoch % self._monitor.every_epochs == 0
 
-    def measure(self, trainer: Trainer) -> float:
-        """Top-1 in percent, by the protocol of ``monitor.*``."""
-        frozen = FrozenEncoder(
-            copy.deepcopy(trainer.step.model.query_encoder),
-            self._cfg.pipeline,
-            mean=trainer.channel_mean,
-            std=trainer.channel_std,
-        ).to(self._device)
+    def measure(self, encoder: FrozenEncoder) -> float:
+        """Top-1 of an encoder on its device, in percent, by the protocol of ``monitor.*``."""
         train, test = self._sets
-        monitor = self._cfg.monitor
+        request = FeatureRequest(features=self._monitor.features.value, batch_size=self._batch_size)
         top1, _ = encoder_accuracy(
-            frozen,
-            FeatureRequest(features=monitor.features.value, batch_size=self._cfg.global_batch_size),
+            encoder,
+            request,
             train,
             test,
-            k=monitor.k,
-            temperature=monitor.temperature,
+            k=self._monitor.k,
+            temperature=self._monitor.temperature,
         )
         return top1
 

@@ -1,14 +1,27 @@
-"""What the evaluating commands read; strings under fields are help texts, as in `fastmoco.schema`.
+"""Settings of evaluation; a string under a field is its help text.
 
 Importing this imports no torch, so that commands which need none start at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, ClassVar
 
+from fastmoco.data.settings import DataConfig
+from fastmoco.moco.settings import Precision
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES, Policy
-from fastmoco.schema import DataConfig, Features, OptimizerConfig, Precision
+
+
+class Features(StrEnum):
+    """Which vector of the encoder stands for an image."""
+
+    backbone = "backbone"
+    """After the global average pool."""
+    embedding = "embedding"
+    """After the projection head."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,6 +130,9 @@ class LinearViews(StrEnum):
 class LinearConfig(ClassifierConfig):
     """Everything that `fastmoco linear` reads."""
 
+    PRESET: ClassVar[str] = "linear"
+    GROUPS: ClassVar[Mapping[str, Any]] = {"protocol": None, "policy": POLICIES}
+
     views: LinearViews = LinearViews.augmented
     """augmented, both (augmented and central), central, or cached (central, computed once)."""
     optimizer: OptimizerConfig = field(
@@ -155,6 +171,9 @@ class Init(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class FinetuneConfig(ClassifierConfig):
     """Everything that `fastmoco finetune` reads."""
+
+    PRESET: ClassVar[str] = "finetune"
+    GROUPS: ClassVar[Mapping[str, Any]] = {"policy": POLICIES}
 
     name: str = ""
     """Of the results, in RUN/evaluation/finetune-NAME; by default what it starts from."""
@@ -216,3 +235,25 @@ class NoiseTableConfig(TableConfig):
     """Which of linear, finetune; each from the run's encoder and from the untrained one."""
     noises: list[str] = field(default_factory=lambda: ["0", "0.2", "0.4", "0.6"])
     """Rates, 0 to 1, or columns, FILE.csv:COLUMN."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EmbedConfig(FeaturesConfig):
+    """Everything that `fastmoco embed` reads."""
+
+    out: Path | None = None
+    """.parquet, or .npy with the samples' ids, paths and labels in a .csv beside it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MonitorConfig:
+    """A kNN classifier on the frozen encoder while it trains."""
+
+    every_epochs: int = 0
+    """Epochs between measurements; 0 = off. Needs data.test and labels."""
+    k: int = 200
+    """Neighbors that vote."""
+    temperature: float = 0.1
+    """Their votes weigh exp(similarity / temperature)."""
+    features: Features = Features.backbone
+    """backbone or embedding."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco.configuration import load_config
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.finetune.classifier import finetune
 from fastmoco.evaluate.knn import knn
 from fastmoco.evaluate.linear.classifier import linear
@@ -21,7 +22,6 @@ from fastmoco.evaluate.settings import (
     NoiseTableConfig,
     TableConfig,
 )
-from fastmoco.schema import UsageError
 
 PRETRAINED, UNTRAINED, PIXELS = "pretrained", "untrained", "raw pixels"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import nn
 
+from fastmoco.errors import UsageError
 from fastmoco.runs.weights_file import read_weights
-from fastmoco.schema import UsageError
 
 
 def load_torchvision_weights(backbone: nn.Module, path: Path) -> None:

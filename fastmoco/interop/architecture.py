@@ -10,12 +10,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.interop.layouts import Parts
 from fastmoco.interop.settings import Layout
 from fastmoco.moco.build import build_query_encoder
-from fastmoco.moco.encoders import RESNETS
-from fastmoco.moco.mechanism import Encoder
-from fastmoco.schema import Head, MocoConfig, ModelConfig, Stem, UsageError
+from fastmoco.moco.encoder import Encoder
+from fastmoco.moco.resnet import RESNETS
+from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 3

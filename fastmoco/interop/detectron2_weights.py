@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.interop.loaded_encoder import Subject, refuse_head
 from fastmoco.interop.settings import ExportConfig
 from fastmoco.interop.state_dicts import backbone_state, library_model, torch_bytes, write_bytes
-from fastmoco.schema import UsageError
 
 # DEPTH and what else detectron2's configuration needs to build each backbone.
 _ARCHITECTURES = {

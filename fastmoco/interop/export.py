@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmoco.errors import UsageError
 from fastmoco.interop.loaded_encoder import Subject, load_subject
 from fastmoco.interop.settings import ExportConfig, Part, Target
-from fastmoco.schema import UsageError
 
 # Imported when chosen: ``write(out, subject, cfg) -> how to load it``.
 WRITERS = {

@@ -10,12 +10,12 @@ from typing import Any
 
 from safetensors.torch import save
 
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_folder
 from fastmoco.interop.loaded_encoder import Subject, refuse_head
 from fastmoco.interop.model_card import model_card
 from fastmoco.interop.settings import ExportConfig
 from fastmoco.interop.state_dicts import timm_model, timm_options, timm_state
-from fastmoco.schema import UsageError
 
 
 def write_huggingface(out: Path, subject: Subject, cfg: ExportConfig) -> str:

@@ -1,6 +1,5 @@
 """`fastmoco import`: weights of others as a folder that every command takes as RUN."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +8,17 @@ import torch
 from torch import Tensor
 
 from fastmoco.configuration import config_to_dict
-from fastmoco.files import atomic_folder
+from fastmoco.errors import UsageError
+from fastmoco.files import atomic_folder, file_sha256
 from fastmoco.interop.architecture import find_architecture, find_head
 from fastmoco.interop.layouts import Parts, take_apart
 from fastmoco.interop.settings import ImportConfig
 from fastmoco.moco.build import build_query_encoder
+from fastmoco.moco.settings import MocoConfig, Stem
+from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
 from fastmoco.runs.weights_file import read_weights
-from fastmoco.schema import MocoConfig, PipelineConfig, Stem, TrainConfig, UsageError
+from fastmoco.train.settings import TrainConfig
 
 
 @dataclass(slots=True)
@@ -87,7 +89,7 @@ def import_weights(path: Path, cfg: ImportConfig) -> ImportSummary:
         raise UsageError(f"{path}: {error}") from error
     if parts.head and not has_head:
         parts.left_out["projection head (none of ours)"] = len(parts.head)
-    source = {"file": path.name, "sha256": _sha256(path), "layout": parts.layout.value}
+    source = {"file": path.name, "sha256": file_sha256(path), "layout": parts.layout.value}
     facts = {
         "config": config_to_dict(config),
         "channel_mean": [float(value) for value in cfg.mean],
@@ -146,11 +148,6 @@ def _encoder_tensors(config: TrainConfig, parts: Parts, has_head: bool) -> dict[
             value = torch.zeros(())
         tensors[name] = value.to(tensor.dtype)
     return tensors
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _summary(out: Path, parts: Parts, config: TrainConfig, facts: dict[str, Any]) -> ImportSummary:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.interop.settings import Layout
-from fastmoco.schema import UsageError
 
 # Wrappers' prefixes that all names of a file may share.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")

@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from fastmoco.configuration import config_from_dict
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
 from fastmoco.interop.settings import Part
 from fastmoco.runs.checkpoint import load_checkpoint
-from fastmoco.schema import TrainConfig, UsageError
+from fastmoco.train.settings import TrainConfig
 
 
 @dataclass(slots=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 from fastmoco import __version__
 from fastmoco.interop.loaded_encoder import Subject
-from fastmoco.schema import MocoConfig
-from fastmoco.train.metrics import read_metrics
+from fastmoco.moco.settings import MocoConfig
+from fastmoco.runs.metrics_file import read_metrics
 
 _CARD = """\
 ---

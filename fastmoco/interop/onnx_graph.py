@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco import __version__
+from fastmoco.errors import UsageError
 from fastmoco.interop.loaded_encoder import Subject
 from fastmoco.interop.settings import ExportConfig, Normalize, Part
 from fastmoco.interop.state_dicts import write_bytes
-from fastmoco.schema import UsageError
 
 if TYPE_CHECKING:
     from fastmoco.evaluate.features import FrozenEncoder

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from fastmoco.errors import UsageError
 from fastmoco.interop.loaded_encoder import Subject
 from fastmoco.interop.settings import ExportConfig, Part
 from fastmoco.runs.encoder_file import write_encoder_file
-from fastmoco.schema import UsageError
 
 # Of a checkpoint's facts; what only resuming needs stays out.
 _FACTS = (

@@ -4,11 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from fastmoco.evaluate.settings import FeaturesConfig
-from fastmoco.schema import Stem
-
-# Of ImageNet, in 0..1: what nearly all published encoders were trained with.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from fastmoco.moco.settings import Stem
+from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Target(StrEnum):
@@ -99,25 +96,3 @@ class ImportConfig:
     """Side of the crops for evaluation, pixels; 0 = 224 for the imagenet stem, else 32."""
     center_crop: float = 0.0
     """Central share that evaluation looks at; 0 = 0.875 for the imagenet stem, else 1."""
-
-
-@dataclass(kw_only=True, slots=True)
-class EmbedConfig(FeaturesConfig):
-    """Everything that `fastmoco embed` reads."""
-
-    out: Path | None = None
-    """.parquet, or .npy with the samples' ids, paths and labels in a .csv beside it."""
-
-
-@dataclass(kw_only=True, slots=True)
-class NeighborsConfig(FeaturesConfig):
-    """Everything that `fastmoco neighbors` reads."""
-
-    queries: list[int] = field(default_factory=list)
-    """Ids of the images to find neighbors of, such as 3,17; empty: count of them by a hash."""
-    count: int = 8
-    """How many queries, where none are named."""
-    k: int = 8
-    """Neighbors of each."""
-    out: Path = Path("neighbors.png")
-    """PNG file to write."""

@@ -13,10 +13,10 @@ import torchvision
 from safetensors.torch import save
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
 from fastmoco.interop.loaded_encoder import Subject, refuse_head
 from fastmoco.interop.settings import ExportConfig
-from fastmoco.schema import UsageError
 
 TIMM_PREFIX, TIMM_MODULE = "timm:", "network."
 """Of `model.encoder`, and of the tensors of the backbone that holds one of timm's models."""

@@ -21,8 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmoco.configuration import config_to_dict
-from fastmoco.data.source_set import ImageSet, open_image_set
+from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.device import resolve_device
+from fastmoco.draws.host import draw_keys
+from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import (
     FeatureRequest,
     dataset_features,
@@ -46,14 +49,12 @@ from fastmoco.labeling.selection import (
     spread,
 )
 from fastmoco.labeling.settings import Balance, RequestConfig, RequestMode
-from fastmoco.pipelines.draws import INT64, draw_keys
 from fastmoco.runs.checkpoint import Checkpoint, load_checkpoint, weights_sha256
-from fastmoco.schema import UsageError
 
 _RANDOM = 2**30 + 32
 """In place of the epoch in a draw's key, far from any epoch."""
 UNFINISHED, FINISHED, SCORES = "unfinished.json", "request.json", "scores.npz"
-Ranker = Callable[[ImageSet, INT64], Ranking]
+Ranker = Callable[[Dataset, INT64], Ranking]
 _FREE = ("out", "data", "device", "cache", "pipeline")
 """Options that do not change what is requested, or that the recipe has otherwise."""
 
@@ -121,7 +122,7 @@ def request(run: Path, cfg: RequestConfig) -> LabelRequest:
     assert cfg.data.train is not None
     checkpoint = load_checkpoint(run)
     assert checkpoint.path is not None  # it was read from there
-    with open_image_set(cfg.data.train) as dataset:
+    with open_dataset(cfg.data.train) as dataset:
         candidates, labeled = _candidates(dataset, cfg.count)
         sha256 = weights_sha256(checkpoint.path)
         recipe = _recipe(cfg, sha256, dataset.fingerprint)
@@ -172,7 +173,7 @@ def _check(cfg: RequestConfig) -> None:
         )
 
 
-def _candidates(dataset: ImageSet, count: int) -> tuple[INT64, INT64]:
+def _candidates(dataset: Dataset, count: int) -> tuple[INT64, INT64]:
     """Ids of the images that can be requested, and of those that are labeled.
 
     Where all are labeled, as in a trial of the method, all are candidates and their labels do not
@@ -254,14 +255,14 @@ def _ranker(checkpoint: Checkpoint, num_candidates: int, cfg: RequestConfig, rec
     return partial(_rank_by_model, scorer, cfg=cfg, recipe=recipe)
 
 
-def _rank_at_random(dataset: ImageSet, candidates: INT64, *, seed: int) -> Ranking:
+def _rank_at_random(dataset: Dataset, candidates: INT64, *, seed: int) -> Ranking:
     del dataset
     keys = draw_keys(seed, _RANDOM, candidates).view(np.uint64)
     return Ranking(candidates[np.argsort(keys, kind="stable")])
 
 
 def _rank_by_model(
-    scorer: Scorer, dataset: ImageSet, candidates: INT64, *, cfg: RequestConfig, recipe: str
+    scorer: Scorer, dataset: Dataset, candidates: INT64, *, cfg: RequestConfig, recipe: str
 ) -> Ranking:
     loss, rank = score_images(
         scorer,
@@ -283,7 +284,7 @@ def _compares_features(cfg: RequestConfig) -> bool:
 
 
 def _chosen(
-    dataset: ImageSet,
+    dataset: Dataset,
     ranking: Ranking,
     labeled: INT64,
     vectors: Vectors | None,
@@ -322,7 +323,7 @@ def _chosen(
 
 
 def _groups(
-    dataset: ImageSet, ranking: Ranking, vectors: Vectors | None, cfg: RequestConfig
+    dataset: Dataset, ranking: Ranking, vectors: Vectors | None, cfg: RequestConfig
 ) -> list[INT64]:
     """Candidates in the order of the ranking, by their clusters where these are wanted.
 
@@ -344,7 +345,7 @@ def _covered(vectors: Vectors, labeled: INT64) -> Tensor | None:
     return torch.cat(parts) if parts else None
 
 
-def _unit_vectors(run: Path, dataset: ImageSet, cfg: RequestConfig) -> Vectors:
+def _unit_vectors(run: Path, dataset: Dataset, cfg: RequestConfig) -> Vectors:
     """Features less their mean, of length 1: those of a ReLU alone are all alike.
 
     They lie in a map of the run's cache; only those asked for are in memory.

@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.beton_format import printable
-from fastmoco.data.beton_set import Dataset, open_dataset
+from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.part import write_part
 from fastmoco.data.sources.labels import labels_of_texts
 from fastmoco.data.sources.tables import Table, read_table
-from fastmoco.errors import nearest_name
+from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import read_json_object
 from fastmoco.labeling.settings import MergeLabelsConfig
-from fastmoco.schema import UsageError
 
 REQUEST_KEYS = ("dataset_fingerprint", "run", "checkpoint_sha256", "step")
 """What `fastmoco merge-labels` needs of ``request.json``."""

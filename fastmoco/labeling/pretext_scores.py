@@ -17,22 +17,25 @@ import torch
 from torch import Tensor
 
 from fastmoco.configuration import config_from_dict
+from fastmoco.data.dataset import Dataset
 from fastmoco.data.progress import show_progress
-from fastmoco.data.source_set import ImageSet
+from fastmoco.draws.host import draw_keys
+from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
 from fastmoco.labeling.ranking import FLOAT64
 from fastmoco.labeling.settings import NegativesFrom
 from fastmoco.moco.build import build_model
-from fastmoco.moco.mechanism import unit_norm
+from fastmoco.moco.encoder import unit_norm
 from fastmoco.moco.model import MoCo
+from fastmoco.moco.settings import Mechanism, Pretext
+from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
-from fastmoco.pipelines.draws import INT64, draw_keys
 from fastmoco.pipelines.policies import Policy
 from fastmoco.runs.checkpoint import Checkpoint, restore_module, under_prefix
-from fastmoco.schema import Mechanism, Pretext, TrainConfig, UsageError
-from fastmoco.train.step import AUTOCAST_DTYPES
+from fastmoco.train.settings import TrainConfig
 
 SAVE_SECONDS = 60.0
 _NEGATIVES = 2**30 + 16  # in place of the epoch in a draw's key, far from any epoch
@@ -67,7 +70,7 @@ class Scorer:
             query = unit_norm(self.model.query_encoder(views[0]))
             return query.float(), self.model.embed_keys(views[1]).float()
 
-    def open_loader(self, dataset: ImageSet, plan: EpochPlan, stop_epoch: int) -> ViewLoader:
+    def open_loader(self, dataset: Dataset, plan: EpochPlan, stop_epoch: int) -> ViewLoader:
         """Two crops of each image of the plan."""
         spec = LoaderSpec(
             view_size=self.view_size, policy=self.policy, num_threads=self.num_threads
@@ -206,7 +209,7 @@ class _Negatives:
 
 def score_images(
     scorer: Scorer,
-    dataset: ImageSet,
+    dataset: Dataset,
     ids: INT64,
     *,
     pairs: int,
@@ -238,7 +241,7 @@ def score_images(
 
 def _score(
     scorer: Scorer,
-    dataset: ImageSet,
+    dataset: Dataset,
     ids: INT64,
     pairs: int,
     others: _Negatives,
@@ -271,7 +274,7 @@ def _score(
 
 
 @torch.no_grad()
-def _negatives(scorer: Scorer, dataset: ImageSet, which: NegativesFrom) -> _Negatives:
+def _negatives(scorer: Scorer, dataset: Dataset, which: NegativesFrom) -> _Negatives:
     """The queue, or keys of as many images of the dataset, drawn at random."""
     keys = scorer.model.queue.keys.float()
     if which is NegativesFrom.queue:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmoco.draws.streams import INT64
 from fastmoco.labeling.settings import RankBy
-from fastmoco.pipelines.draws import INT64
 
 FLOAT64 = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fastmoco.data.beton_format import MODE_JPEG, printable
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.files import atomic_path, atomic_write_text
 from fastmoco.labeling.ranking import Ranking
 from fastmoco.labeling.settings import RequestConfig
@@ -23,7 +23,7 @@ SHEET_COLUMNS = 8
 
 
 def write_request_files(
-    cfg: RequestConfig, dataset: ImageSet, ranking: Ranking, chosen: NDArray[np.int64]
+    cfg: RequestConfig, dataset: Dataset, ranking: Ranking, chosen: NDArray[np.int64]
 ) -> None:
     """Write all of them into the request's folder, each whole.
 
@@ -73,7 +73,7 @@ def _write_csv(path: Path, table: dict[str, Any]) -> None:
         writer.writerows(zip(*table.values(), strict=True))
 
 
-def _write_image(out: Path, dataset: ImageSet, sample: int) -> str:
+def _write_image(out: Path, dataset: Dataset, sample: int) -> str:
     """An image as a file: a JPEG's own bytes, or a PNG of raw pixels; its path below `out`."""
     is_jpeg = dataset.modes[sample] == MODE_JPEG
     name = f"images/{sample:08d}.{'jpg' if is_jpeg else 'png'}"
@@ -97,7 +97,7 @@ def _labeling_interface(classes: list[str]) -> str:
 
 
 def _draw_sheet(
-    cfg: RequestConfig, dataset: ImageSet, ranking: Ranking, chosen: NDArray[np.int64]
+    cfg: RequestConfig, dataset: Dataset, ranking: Ranking, chosen: NDArray[np.int64]
 ) -> None:
     """The first of the request, in rows; a last row that is not full is left out."""
     count = min(cfg.sheet, len(chosen))

@@ -15,17 +15,22 @@ import numpy as np
 
 from fastmoco.configuration import config_from_dict
 from fastmoco.data.beton_format import sidecar_path
+from fastmoco.data.dataset import Dataset
 from fastmoco.data.part import write_part
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.settings import DataConfig
+from fastmoco.draws.host import draw_keys
+from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
+from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.labeling.ranking import Ranking, badness
 from fastmoco.labeling.settings import RankBy, RequestConfig
-from fastmoco.pipelines.draws import INT64, draw_keys
 from fastmoco.runs.checkpoint import Checkpoint
+from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.schema import DataConfig, MonitorConfig, TrainConfig, UsageError
-from fastmoco.train.loop import check_config, train
-from fastmoco.train.metrics import read_metrics
+from fastmoco.train.checks import check_config
+from fastmoco.train.loop import train
+from fastmoco.train.settings import TrainConfig
 
 _SAMPLES = 2**30 + 64
 """In place of the epoch in a draw's key, far from any epoch: the first sample's stream."""
@@ -84,7 +89,7 @@ def sample_settings(checkpoint: Checkpoint, cfg: RequestConfig, num_candidates: 
 
 def rank_by_sample_runs(
     settings: TrainConfig,
-    dataset: ImageSet,
+    dataset: Dataset,
     candidates: INT64,
     *,
     cfg: RequestConfig,
@@ -142,7 +147,7 @@ def worst_samples(outcomes: list[Outcome], by: RankBy) -> list[int]:
 
 def _outcome(
     settings: TrainConfig,
-    dataset: ImageSet,
+    dataset: Dataset,
     ids: INT64,
     number: int,
     keep_runs: bool,

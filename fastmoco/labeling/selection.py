@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastmoco.pipelines.draws import INT64
+from fastmoco.draws.streams import INT64
 
 BLOCK_ROWS = 512
 """Candidates compared with what is kept at a time."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from fastmoco.evaluate.settings import CropConfig, FeaturesConfig
-from fastmoco.schema import DataConfig
+from fastmoco.data.settings import DataConfig
+from fastmoco.evaluate.settings import FeaturesConfig
 
 
 class RequestMode(StrEnum):
@@ -110,22 +110,3 @@ class MergeLabelsConfig:
     """Dataset file whose classes the labels are of, where data.train names none."""
     run: Path | None = None
     """Run that will learn from the labels; none = where the request found its own."""
-
-
-@dataclass(kw_only=True, slots=True)
-class FeatureMapsConfig:
-    """Everything that `fastmoco feature-maps` reads."""
-
-    image: Path | None = None
-    """Image file, or a dataset file, of which `sample` is taken."""
-    sample: int = 0
-    """Of a dataset file: which image."""
-    layer: str = ""
-    """Name of a layer of the backbone, such as layer1.0.conv2; empty = the first convolution."""
-    channels: int = 64
-    """How many maps a picture shows, the first ones."""
-    out: Path = Path("maps.png")
-    """.png, or .npy with all maps, (channels, height, width) float32."""
-    pipeline: CropConfig = field(default_factory=CropConfig)
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""

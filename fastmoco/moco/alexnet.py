@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from fastmoco.moco.encoders import Backbone, NormLayer
-from fastmoco.schema import Stem
+from fastmoco.moco.backbone import Backbone, NormLayer
+from fastmoco.moco.settings import Stem
 
 # Side of the map that the linear layers see. At 224 pixels torchvision's is 6; `small` leaves 7 of
 # 32 pixels, `small_stride2` 3.

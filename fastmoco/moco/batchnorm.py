@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.moco.collectives import gather_rows
+from fastmoco.moco.settings import BatchNorm, Mechanism, MocoConfig
 from fastmoco.ranks import Ranks
-from fastmoco.schema import BatchNorm, Mechanism, MocoConfig
 
 
 def resolve_batch_norm(

@@ -5,6 +5,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from fastmoco.errors import UsageError
+from fastmoco.moco.backbone import Backbone, NormLayer
 from fastmoco.moco.batchnorm import (
     SplitBatchNorm2d,
     SynchronizedBatchNorm1d,
@@ -12,22 +14,16 @@ from fastmoco.moco.batchnorm import (
     resolve_batch_norm,
 )
 from fastmoco.moco.cross_channel import CrossChannel
-from fastmoco.moco.encoders import Backbone, NormLayer, build_encoder
+from fastmoco.moco.encoder import Encoder, build_head
+from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.end_to_end import EndToEnd
 from fastmoco.moco.lab_pair import Halves, HalvesHead
-from fastmoco.moco.mechanism import ContrastiveModel, Encoder, build_head
+from fastmoco.moco.mechanism import ContrastiveModel
 from fastmoco.moco.memory_bank import MemoryBank
 from fastmoco.moco.moco_v3 import HeadNorm, MoCoV3, projection_head
 from fastmoco.moco.model import MoCo
+from fastmoco.moco.settings import BatchNorm, Mechanism, MocoConfig, ModelConfig, Pretext
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import (
-    BatchNorm,
-    Mechanism,
-    MocoConfig,
-    ModelConfig,
-    Pretext,
-    UsageError,
-)
 
 
 def build_model(

@@ -6,7 +6,8 @@ mechanisms keeps the other options of its preset.
 
 from dataclasses import fields
 
-from fastmoco.schema import BatchNorm, Head, Loss, Mechanism, MocoConfig, UsageError
+from fastmoco.errors import UsageError
+from fastmoco.moco.settings import BatchNorm, Head, Loss, Mechanism, MocoConfig
 
 # Options of one mechanism alone.
 OWNERS = {

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.backbone import Backbone
+from fastmoco.moco.encoder import unit_norm
 from fastmoco.moco.loss import info_nce
-from fastmoco.moco.mechanism import Contrast, unit_norm
+from fastmoco.moco.mechanism import StepOutput
 from fastmoco.moco.model import MoCo
 
 
@@ -58,7 +59,7 @@ class CrossChannel(MoCo):
         super().__init__(backbone, head, dim=2 * dim, **options)
         self.queue.keys.copy_(unit_halves(self.queue.keys))
 
-    def contrast(self, query_view: Tensor, key: Tensor) -> Contrast:
+    def contrast(self, query_view: Tensor, key: Tensor) -> StepOutput:
         """Contrast views with keys.
 
         Args:
@@ -76,7 +77,9 @@ class CrossChannel(MoCo):
         losses, ranks = zip(*found, strict=True)
         query = query.detach()
         similarity = (query.mean(dim=0) * queue.to(query.dtype).mean(dim=0)).sum()
-        return Contrast(losses[0] + losses[1], query, key, torch.cat(ranks), similarity, factor=2.0)
+        return StepOutput(
+            losses[0] + losses[1], query, key, torch.cat(ranks), similarity, factor=2.0
+        )
 
     def embed_keys(self, key_view: Tensor) -> Tensor:
         """Views ``(N, 3, H, W)`` to keys ``(N, 2C)``; called without gradient."""

@@ -8,12 +8,13 @@ view and keys of the other, by one encoder for both.
 import torch
 from torch import Tensor, nn
 
+from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.collectives import gather_rows
-from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
-from fastmoco.moco.mechanism import Contrast, ContrastiveModel, Encoder, unit_norm
+from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
+from fastmoco.moco.settings import Negatives
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import Negatives
 
 
 class EndToEnd(ContrastiveModel):
@@ -48,19 +49,13 @@ class EndToEnd(ContrastiveModel):
         self.both_views = negatives is Negatives.both_views
         self.train()
 
-    def forward(
-        self,
-        query_view: Tensor,
-        key_view: Tensor,
-        permutation: Tensor,
-        sample_id: Tensor,
-        draw_key: Tensor,
-    ) -> Contrast:
+    def forward(self, views: Views) -> StepOutput:
         """NT-Xent or InfoNCE over the global batch; see `ContrastiveModel.forward`."""
-        del permutation, sample_id, draw_key
-        views = torch.cat([query_view, key_view])
-        first, second = unit_norm(self.query_encoder(views)).chunk(2)
-        all_first, all_second = (gather_rows(rows, self.ranks) for rows in (first, second))
+        images = torch.cat([views.query, views.key])  # (2N, 3, H, W)
+        first, second = unit_norm(self.query_encoder(images)).chunk(2)  # (N, C) each
+        all_first, all_second = (
+            gather_rows(rows, self.ranks) for rows in (first, second)
+        )  # (B, C)
         count, batch = len(first), len(all_first)
         place = self.ranks.rank * count + torch.arange(count, device=first.device)
         if self.both_views:
@@ -71,9 +66,9 @@ class EndToEnd(ContrastiveModel):
         else:
             query, key, keys, own, positive = first, second, all_second, None, place
         loss, rank, similarity = in_batch_info_nce(query, keys, positive, self.temperature, own)
-        return Contrast(loss, query.detach(), key.detach(), rank, similarity)
+        return StepOutput(loss, query.detach(), key.detach(), rank, similarity)
 
-    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+    def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:
         """Nothing: it remembers nothing."""
 
     def num_negatives(self, global_batch_size: int) -> int:

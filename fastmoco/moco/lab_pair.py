@@ -6,7 +6,7 @@ The "double half" encoders of contrastive multiview coding (arXiv:1906.05849).
 import torch
 from torch import Tensor, nn
 
-from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.backbone import Backbone
 
 # What each channel of Lab spans over all of sRGB (D65, 2 degrees), which becomes -1..1. Fixed: no
 # dataset's statistics.

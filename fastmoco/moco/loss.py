@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmoco.schema import Loss
+from fastmoco.moco.settings import Loss
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]
 

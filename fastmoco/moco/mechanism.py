@@ -12,40 +12,38 @@ chooses one:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.encoder import Encoder
+from fastmoco.moco.settings import Loss
 from fastmoco.ranks import Ranks
-from fastmoco.schema import Head, Loss
 
 
-def build_head(head: Head, feature_dim: int, dim: int, hidden_dim: int = 0) -> nn.Module:
-    """Map features ``(N, feature_dim)`` to embeddings ``(N, dim)``.
+class Views(NamedTuple):
+    """What a mechanism is given for N images; tensors on the device."""
 
-    Args:
-        head: Its kind.
-        feature_dim: D, the length of a feature.
-        dim: C, the length of an embedding.
-        hidden_dim: Width of the MLP's hidden layer; 0: D, as in MoCo v2.
-    """
-    if head is Head.linear:
-        return nn.Linear(feature_dim, dim)
-    width = hidden_dim or feature_dim
-    return nn.Sequential(
-        nn.Linear(feature_dim, width), nn.ReLU(inplace=True), nn.Linear(width, dim)
-    )
+    query: Tensor
+    """First views, ``(N, 3, H, W)``, normalized, channels_last."""
+    key: Tensor
+    """Second views of the same images, likewise; `query` itself where `num_views` is 1. Shuffled
+    over several ranks, and not symmetric: of the images that `permutation` gives this rank."""
+    permutation: Tensor
+    """``(world_size * N,)`` int64: the order in which keys are encoded where they are shuffled."""
+    sample_id: Tensor
+    """``(N,)`` int64, of this rank's images."""
+    draw_key: Tensor
+    """``(N,)`` int64, likewise: for what is drawn."""
 
-
-def unit_norm(embedding: Tensor) -> Tensor:
-    """Rows of length 1, float32 at least."""
-    return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
+    def swapped(self) -> "Views":
+        """The same with the second views as queries and the first ones as keys."""
+        return self._replace(query=self.key, key=self.query)
 
 
 @dataclass(slots=True)
-class Contrast:
+class StepOutput:
     """What one forward pass gives; tensors on the device, nothing read by the host."""
 
     loss: Tensor
@@ -64,21 +62,6 @@ class Contrast:
     """What multiplies each of them."""
     sample_id: Tensor | None = None
     """``(N,)`` int64, whose queries they are: where the mechanism remembers images by their id."""
-
-
-class Encoder(nn.Module):
-    """Backbone and projection head: images to embeddings."""
-
-    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
-        """Take the parts."""
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` to ``(N, C)``, not normalized."""
-        embedding: Tensor = self.head(self.backbone(images))
-        return embedding
 
 
 class ContrastiveModel(nn.Module, ABC):
@@ -109,31 +92,15 @@ class ContrastiveModel(nn.Module, ABC):
         self.ranks = ranks
 
     @abstractmethod
-    def forward(
-        self,
-        query_view: Tensor,
-        key_view: Tensor,
-        permutation: Tensor,
-        sample_id: Tensor,
-        draw_key: Tensor,
-    ) -> Contrast:
-        """Contrast views of N images; changes nothing but batch norm's running statistics.
-
-        Args:
-            query_view: ``(N, 3, H, W)``, normalized, channels_last.
-            key_view: The same images, augmented anew; `query_view` itself where `num_views` is 1.
-            permutation: ``(world_size * N,)`` int64; the order in which keys are encoded where
-                they are shuffled.
-            sample_id: ``(N,)`` int64, of this rank's images.
-            draw_key: ``(N,)`` int64, likewise: for what is drawn.
-        """
+    def forward(self, views: Views) -> StepOutput:
+        """Contrast views of N images; changes nothing but batch norm's running statistics."""
 
     @abstractmethod
-    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+    def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:
         """What follows the optimizer's step, in place; on all ranks together.
 
         Args:
-            contrast: Of the step, on this rank.
+            output: What `forward` gave in this step, on this rank.
             learned: Bool scalar on the device, equal on all ranks: False where loss scaling skipped
                 the optimizer's step, and then nothing changes. None is True.
         """
@@ -154,8 +121,8 @@ class ContrastiveModel(nn.Module, ABC):
         """What the optimizer trains."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def settle(self, device: torch.device, loss: Loss) -> None:
-        """Choose what depends on the device, once the model lies there: number formats, kernels.
+    def prepare_for_device(self, device: torch.device, loss: Loss) -> None:
+        """Choose number formats and kernels for the device that the model is on.
 
         Args:
             device: Where the model lies.

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmoco.draws.device import fork, stream_integers
+from fastmoco.draws.streams import Draw
+from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.collectives import gather_rows
-from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.loss import info_nce, resolve_loss
-from fastmoco.moco.mechanism import Contrast, ContrastiveModel, Encoder, unit_norm
-from fastmoco.pipelines.draws import Draw, fork, stream_integers
+from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
+from fastmoco.moco.settings import Loss
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import Loss
 
 
 def draw_others(sample_id: Tensor, stream: Tensor, count: int, num_samples: int) -> Tensor:
@@ -92,32 +94,26 @@ class MemoryBank(ContrastiveModel):
         self.loss = loss
         self.train()
 
-    def forward(
-        self,
-        query_view: Tensor,
-        key_view: Tensor,
-        permutation: Tensor,
-        sample_id: Tensor,
-        draw_key: Tensor,
-    ) -> Contrast:
+    def forward(self, views: Views) -> StepOutput:
         """InfoNCE of first views against the bank; see `ContrastiveModel.forward`."""
-        del key_view, permutation
-        query = unit_norm(self.query_encoder(query_view))
-        stream = fork(gather_rows(draw_key, self.ranks)[:1], Draw.NEGATIVES, 0)
-        batch_ids = gather_rows(sample_id, self.ranks)
-        negatives = self.bank[draw_others(batch_ids, stream, self.count, len(self.bank))]
-        key = self.bank[sample_id]
+        query = unit_norm(self.query_encoder(views.query))  # (N, C)
+        stream = fork(gather_rows(views.draw_key, self.ranks)[:1], Draw.NEGATIVES, 0)
+        batch_ids = gather_rows(views.sample_id, self.ranks)  # (B,)
+        others = draw_others(batch_ids, stream, self.count, len(self.bank))  # (K,)
+        negatives, key = self.bank[others], self.bank[views.sample_id]  # (K, C), (N, C)
         loss, rank = info_nce(query, key, negatives, self.temperature, self.loss)
         query = query.detach()
         similarity = (query.mean(dim=0) * negatives.to(query.dtype).mean(dim=0)).sum()
-        return Contrast(loss, query, key.to(query.dtype), rank, similarity, sample_id=sample_id)
+        return StepOutput(
+            loss, query, key.to(query.dtype), rank, similarity, sample_id=views.sample_id
+        )
 
     @torch.no_grad()
-    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+    def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:
         """Move the entries of all ranks' images: ``v <- normalize(m v + (1 - m) q)``, in place."""
-        assert contrast.sample_id is not None
-        ids = gather_rows(contrast.sample_id, self.ranks)
-        queries = gather_rows(contrast.query, self.ranks)
+        assert output.sample_id is not None
+        ids = gather_rows(output.sample_id, self.ranks)
+        queries = gather_rows(output.query, self.ranks)
         before = self.bank[ids]
         moved = F.normalize(torch.lerp(queries, before.to(queries.dtype), self.bank_momentum))
         after = moved.to(before.dtype)
@@ -133,7 +129,7 @@ class MemoryBank(ContrastiveModel):
         del global_batch_size
         return f"memory_bank, {self.count} negatives of {len(self.bank)} entries"
 
-    def settle(self, device: torch.device, loss: Loss) -> None:
+    def prepare_for_device(self, device: torch.device, loss: Loss) -> None:
         """On a GPU the bank is float16: eight times finer than bfloat16 for unit vectors."""
         if device.type == "cuda":
             self.bank = self.bank.half()

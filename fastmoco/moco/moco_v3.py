@@ -10,16 +10,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.collectives import gather_rows
-from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
-from fastmoco.moco.mechanism import (
-    Contrast,
-    ContrastiveModel,
-    Encoder,
-    floating_buffers,
-    unit_norm,
-)
+from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views, floating_buffers
 from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.ranks import ALONE, Ranks
 
@@ -96,32 +91,24 @@ class MoCoV3(ContrastiveModel):
         self.temperature = temperature
         self.train()
 
-    def forward(
-        self,
-        query_view: Tensor,
-        key_view: Tensor,
-        permutation: Tensor,
-        sample_id: Tensor,
-        draw_key: Tensor,
-    ) -> Contrast:
+    def forward(self, views: Views) -> StepOutput:
         """``ctr(q1, k2) + ctr(q2, k1)`` of Algorithm 1; see `ContrastiveModel.forward`.
 
         Keys are gathered over ranks, and carry no gradient.
         """
-        del permutation, sample_id, draw_key
-        views = (query_view, key_view)
-        queries = [unit_norm(self.predictor(self.query_encoder(view))) for view in views]
+        pair = (views.query, views.key)  # (N, 3, H, W) each
+        queries = [unit_norm(self.predictor(self.query_encoder(view))) for view in pair]  # (N, C)
         with torch.no_grad():
-            keys = [unit_norm(self.key_encoder(view)) for view in views]
-        place = torch.arange(len(query_view), device=query_view.device)
-        place = place + self.ranks.rank * len(query_view)
+            keys = [unit_norm(self.key_encoder(view)) for view in pair]  # (N, C)
+        count = len(views.query)
+        place = torch.arange(count, device=views.query.device) + self.ranks.rank * count  # (N,)
         halves = [
             in_batch_info_nce(query, gather_rows(key, self.ranks), place, self.temperature)
             for query, key in zip(queries, keys[::-1], strict=True)
         ]
         factor = 2 * self.temperature
         losses, ranks, similarities = zip(*halves, strict=True)
-        return Contrast(
+        return StepOutput(
             factor * (losses[0] + losses[1]),
             torch.cat(queries).detach(),
             torch.cat(keys[::-1]),
@@ -131,9 +118,9 @@ class MoCoV3(ContrastiveModel):
             factor=factor,
         )
 
-    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+    def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:
         """The momentum update of the key encoder's parameters."""
-        del contrast
+        del output
         query, key = (list(e.parameters()) for e in (self.query_encoder, self.key_encoder))
         follow(key, query, self.momentum.step, learned)
 

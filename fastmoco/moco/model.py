@@ -6,20 +6,15 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.collectives import gather_rows, own_rows
-from fastmoco.moco.encoders import Backbone
+from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.loss import info_nce, resolve_loss
-from fastmoco.moco.mechanism import (
-    Contrast,
-    ContrastiveModel,
-    Encoder,
-    floating_buffers,
-    unit_norm,
-)
+from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views, floating_buffers
 from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.moco.queue import Queue
+from fastmoco.moco.settings import Loss
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import Loss
 
 
 class MoCo(ContrastiveModel):
@@ -86,59 +81,41 @@ class MoCo(ContrastiveModel):
         self.key_encoder.train(mode and not self.running_keys)
         return self
 
-    def forward(
-        self,
-        query_view: Tensor,
-        key_view: Tensor,
-        permutation: Tensor,
-        sample_id: Tensor | None = None,
-        draw_key: Tensor | None = None,
-    ) -> Contrast:
-        """Contrast two views of each image; changes nothing but batch norm's running statistics.
-
-        Args:
-            query_view: ``(N, 3, H, W)``, normalized, channels_last.
-            key_view: The same images, augmented anew. Shuffled over several ranks, and not
-                symmetric: of the images that the permutation gives this rank.
-            permutation: ``(world_size * N,)`` int64; the order in which the key encoders see the
-                global batch where keys are shuffled.
-            sample_id: Not looked at.
-            draw_key: Not looked at.
-        """
-        del sample_id, draw_key
-        contrast = self._contrast(query_view, key_view, permutation)
+    def forward(self, views: Views) -> StepOutput:
+        """Contrast two views of each image; changes nothing but batch norm's running statistics."""
+        output = self._contrast_views(views)
         if not self.symmetric:
-            return contrast
+            return output
         # Both halves meet the same queue: no image is a negative of its other view.
-        other = self._contrast(key_view, query_view, permutation)
-        return Contrast(
-            contrast.loss + other.loss,
-            torch.cat([contrast.query, other.query]),
-            torch.cat([contrast.key, other.key]),
-            torch.cat([contrast.rank, other.rank]),
-            (contrast.negative_similarity + other.negative_similarity) / 2,
+        other = self._contrast_views(views.swapped())
+        return StepOutput(
+            output.loss + other.loss,
+            torch.cat([output.query, other.query]),  # (2N, C)
+            torch.cat([output.key, other.key]),  # (2N, C)
+            torch.cat([output.rank, other.rank]),  # (2N,)
+            (output.negative_similarity + other.negative_similarity) / 2,
             terms=2,
-            factor=contrast.factor,
+            factor=output.factor,
         )
 
-    def _contrast(self, query_view: Tensor, key_view: Tensor, permutation: Tensor) -> Contrast:
+    def _contrast_views(self, views: Views) -> StepOutput:
         with torch.no_grad():
-            key_view = self.shuffled(key_view, permutation)
-            key = self.unshuffled(self.embed_keys(key_view), permutation)
-        return self.contrast(query_view, key)
+            key_view = self.shuffled(views.key, views.permutation)  # (N, 3, H, W)
+            key = self.unshuffled(self.embed_keys(key_view), views.permutation)  # (N, C)
+        return self.contrast(views.query, key)
 
-    def contrast(self, query_view: Tensor, key: Tensor) -> Contrast:
+    def contrast(self, query_view: Tensor, key: Tensor) -> StepOutput:
         """Contrast views with keys; also for a part of a batch (`MicroBatches`).
 
         Args:
             query_view: ``(N, 3, H, W)``, normalized, channels_last.
             key: Unit-norm key of each, ``(N, C)``.
         """
-        query = unit_norm(self.query_encoder(query_view))
-        loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)
+        query = unit_norm(self.query_encoder(query_view))  # (N, C)
+        loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)  # (), (N,)
         query = query.detach()
         similarity = (query.mean(dim=0) * self.queue.keys.to(query.dtype).mean(dim=0)).sum()
-        return Contrast(loss, query, key, rank, similarity)
+        return StepOutput(loss, query, key, rank, similarity)
 
     def embed_keys(self, key_view: Tensor) -> Tensor:
         """Views ``(N, 3, H, W)`` to unit-norm keys ``(N, C)``; called without gradient."""
@@ -148,8 +125,8 @@ class MoCo(ContrastiveModel):
         """The views that this rank's key encoder sees, in its order; as they are if not shuffled.
 
         Args:
-            key_view: As of `forward`.
-            permutation: As of `forward`.
+            key_view: As `Views.key`.
+            permutation: As `Views.permutation`.
         """
         if not self.shuffle_keys:
             return key_view
@@ -185,23 +162,23 @@ class MoCo(ContrastiveModel):
         """Move m, where it moves."""
         self.momentum.set_progress(progress)
 
-    def settle(self, device: torch.device, loss: Loss) -> None:
+    def prepare_for_device(self, device: torch.device, loss: Loss) -> None:
         """On a GPU the queue is float16: eight times finer than bfloat16 for unit vectors."""
         if device.type == "cuda":
             self.queue.half()
         self.loss = resolve_loss(loss, device, self.queue.keys.shape[1])
 
     @torch.no_grad()
-    def advance(self, contrast: Contrast, learned: Tensor | None = None) -> None:
+    def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:
         """What follows the optimizer's step: the momentum update, then enqueue. In place.
 
         Args:
-            contrast: Of the step, on this rank; the keys of all ranks are enqueued.
+            output: Of the step, on this rank; the keys of all ranks are enqueued.
             learned: Bool scalar on the device, equal on all ranks: False where loss scaling skipped
                 the optimizer's step, and then nothing changes. None is True.
         """
         self.update_key_encoder(learned)
-        self.queue.enqueue(self._keys_of_all(contrast), learned)
+        self.queue.enqueue(self._keys_of_all(output), learned)
 
     @torch.no_grad()
     def update_key_encoder(self, learned: Tensor | None = None) -> None:
@@ -212,7 +189,7 @@ class MoCo(ContrastiveModel):
         every step.
 
         Args:
-            learned: As of `advance`.
+            learned: As of `after_step`.
         """
         query: list[Tensor] = list(self.query_encoder.parameters())
         key: list[Tensor] = list(self.key_encoder.parameters())
@@ -221,7 +198,7 @@ class MoCo(ContrastiveModel):
             query, key = query + running[0], key + running[1]
         follow(key, query, self.momentum.step, learned)
 
-    def _keys_of_all(self, contrast: Contrast) -> Tensor:
+    def _keys_of_all(self, output: StepOutput) -> Tensor:
         """What every rank enqueues: the keys of all, as one rank would have them in order."""
-        halves = contrast.key.chunk(contrast.terms)
+        halves = output.key.chunk(output.terms)
         return torch.cat([gather_rows(half, self.ranks) for half in halves])

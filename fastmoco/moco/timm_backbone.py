@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from fastmoco.moco.encoders import Backbone, NormLayer
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
+from fastmoco.moco.backbone import Backbone, NormLayer
 
 
 class TimmBackbone(Backbone):

@@ -1,12 +1,14 @@
 """Optimizers by name: torch's own in their fused form, and LARS from timm."""
 
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmoco.schema import OptimizerConfig, UsageError
+from fastmoco.errors import UsageError
+from fastmoco.optim.settings import OptimizerConfig
 
 Groups = list[dict[str, Any]]
 
@@ -35,12 +37,8 @@ def _lars(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     timm adapts where there is weight decay, so a group without it is plain SGD with momentum, as
     SimCLR has biases and batch norm (arXiv:2002.05709, section B.7).
     """
-    try:
-        from timm.optim.lars import Lars
-    except ImportError as error:
-        raise UsageError(
-            "optimizer.name=lars needs timm; install it: pip install 'fastmoco[timm]'"
-        ) from error
+    from timm.optim.lars import Lars
+
     optimizer: torch.optim.Optimizer = Lars(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum)
     # Loss scaling takes a skipped step back, and can do so only to what was there before it.
     return _with_zero_momentum(optimizer)
@@ -52,6 +50,20 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]
     "adamw": _adamw,
     "lars": _lars,
 }
+
+
+def check_optimizer(cfg: OptimizerConfig) -> None:
+    """Refuse an optimizer that cannot be built here.
+
+    Raises:
+        UsageError: If the name is unknown, or LARS is asked for and timm is not installed.
+    """
+    if cfg.name not in OPTIMIZERS:
+        raise UsageError(
+            f"optimizer.name={cfg.name} is unknown; set it to one of {', '.join(OPTIMIZERS)}"
+        )
+    if cfg.name == "lars" and find_spec("timm") is None:
+        raise UsageError("optimizer.name=lars needs timm; install it: pip install 'fastmoco[timm]'")
 
 
 def build_optimizer(
@@ -66,10 +78,7 @@ def build_optimizer(
     Raises:
         UsageError: If the name is unknown, or LARS is asked for and timm is not installed.
     """
-    if cfg.name not in OPTIMIZERS:
-        raise UsageError(
-            f"optimizer.name={cfg.name} is unknown; set it to one of {', '.join(OPTIMIZERS)}"
-        )
+    check_optimizer(cfg)
     excluding, every = cfg.exclude_bias_and_norm, list(parameters)
     if excluding is None:
         excluding = cfg.name == "lars"

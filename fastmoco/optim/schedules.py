@@ -2,7 +2,8 @@
 
 import math
 
-from fastmoco.schema import OptimizerConfig, UsageError
+from fastmoco.errors import UsageError
+from fastmoco.optim.settings import OptimizerConfig
 
 
 def base_learning_rate(cfg: OptimizerConfig, global_batch_size: int) -> float:
@@ -37,6 +38,18 @@ SCHEDULES = {
 }
 
 
+def check_schedule(cfg: OptimizerConfig) -> None:
+    """Refuse a schedule that is unknown.
+
+    Raises:
+        UsageError: Naming those that are known.
+    """
+    if cfg.schedule not in SCHEDULES:
+        raise UsageError(
+            f"optimizer.schedule={cfg.schedule} is unknown; set it to one of {', '.join(SCHEDULES)}"
+        )
+
+
 def learning_rate(
     cfg: OptimizerConfig, step: int, *, peak: float, steps_per_epoch: int, epochs: int
 ) -> float:
@@ -56,10 +69,7 @@ def learning_rate(
     Raises:
         UsageError: If the schedule is unknown.
     """
-    if cfg.schedule not in SCHEDULES:
-        raise UsageError(
-            f"optimizer.schedule={cfg.schedule} is unknown; set it to one of {', '.join(SCHEDULES)}"
-        )
+    check_schedule(cfg)
     warmup_steps = cfg.warmup_epochs * steps_per_epoch
     if step < warmup_steps:
         return peak * min(1.0, (step + 1) / warmup_steps)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastmoco.configuration import config_from_dict, config_to_dict
 from fastmoco.reproduce.children import start_child
-from fastmoco.schema import TrainConfig
+from fastmoco.train.settings import TrainConfig
 
 
 def cost_of(cfg: TrainConfig) -> dict[str, Any]:
@@ -37,9 +37,10 @@ def cost_of(cfg: TrainConfig) -> dict[str, Any]:
 def main() -> None:
     """Of the child."""
     cfg = config_from_dict(TrainConfig, json.load(sys.stdin))
+    from fastmoco.device import resolve_device
     from fastmoco.train.dry_run import measure_cost
 
-    print(json.dumps(measure_cost(cfg).to_json()))  # noqa: T201
+    print(json.dumps(measure_cost(cfg, resolve_device(cfg.device)).to_json()))  # noqa: T201
 
 
 if __name__ == "__main__":

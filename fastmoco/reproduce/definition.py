@@ -16,9 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.configuration import CONFIG_FOLDER
-from fastmoco.errors import nearest_name
+from fastmoco.errors import UsageError, nearest_name
 from fastmoco.reproduce.settings import Scale
-from fastmoco.schema import UsageError
 
 
 class Measure(StrEnum):

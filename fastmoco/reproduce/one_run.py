@@ -11,19 +11,20 @@ from typing import Any
 import torch
 
 from fastmoco.configuration import load_config
-from fastmoco.data.source_set import open_image_set
+from fastmoco.data.dataset import open_dataset
 from fastmoco.device import describe_device, resolve_device
+from fastmoco.errors import DivergedError, Interrupted
 from fastmoco.evaluate.knn import knn
 from fastmoco.evaluate.linear.classifier import linear
 from fastmoco.evaluate.settings import KnnConfig, LinearConfig
+from fastmoco.files import locked
 from fastmoco.reproduce.cost import cost_of
 from fastmoco.reproduce.definition import Definition, Measure
 from fastmoco.reproduce.plan import PlannedRun
-from fastmoco.reproduce.record import FILE_NAME, RunRecord, Status, alone, read_record
+from fastmoco.reproduce.record import FILE_NAME, RunRecord, Status, read_record
 from fastmoco.runs.checkpoint import load_checkpoint
-from fastmoco.schema import TrainConfig
-from fastmoco.train.loop import Interrupted, train
-from fastmoco.train.trainer import DivergedError
+from fastmoco.train.loop import train
+from fastmoco.train.settings import TrainConfig
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -45,7 +46,7 @@ def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path)
         UsageError: If another process does the same run.
         Exception: What else made it fail; that is in the record.
     """
-    with alone(log, run.label):
+    with locked(log, in_use=f"run {run.label} is being done by another process"):
         record = _taken_up(run, cfg)
         try:
             record.facts = _facts(cfg)
@@ -112,7 +113,7 @@ def _facts(cfg: TrainConfig) -> dict[str, Any]:
     }
     for split in ("train", "test"):
         if path := getattr(cfg.data, split):
-            with open_image_set(path) as images:
+            with open_dataset(path) as images:
                 facts[f"{split}_data"] = path.name
                 facts[f"{split}_images"] = len(images)
     return facts

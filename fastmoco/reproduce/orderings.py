@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fastmoco.errors import nearest_name
+from fastmoco.errors import UsageError, nearest_name
 from fastmoco.reproduce.definition import Definition, PlotKind, XScale
 from fastmoco.reproduce.figures import LABELS, Group
 from fastmoco.reproduce.plan import combinations, run_name
-from fastmoco.schema import UsageError
 
 STANDARD_ERRORS = 2.0
 """How far two accuracies must lie apart, in standard errors of their test set."""

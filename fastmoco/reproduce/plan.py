@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastmoco.configuration import GROUPS, describe, load_config
-from fastmoco.errors import nearest_name
+from fastmoco.configuration import describe, load_config, preset_groups
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError, nearest_name
 from fastmoco.evaluate.settings import KnnConfig, LinearConfig
 from fastmoco.reproduce.definition import Definition, Measure
-from fastmoco.schema import DataConfig, TrainConfig, UsageError
+from fastmoco.train.settings import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def check_names(overrides: Sequence[str], own: Sequence[str]) -> None:
         UsageError: With the nearest known name.
     """
     known = [key for key, _, _ in describe(TrainConfig)]
-    known += [*GROUPS[TrainConfig], *own]
+    known += [*preset_groups(TrainConfig), *own]
     for key in map(key_of, overrides):
         if key not in known:
             raise UsageError(f"unknown option {key}{nearest_name(key, known)}")

@@ -1,16 +1,12 @@
 """``sweep.json`` in a run folder: what a run of a sweep was, how it ended, what was measured."""
 
-import fcntl
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from fastmoco.files import atomic_write_text
-from fastmoco.schema import UsageError
 
 FILE_NAME = "sweep.json"
 """In a run folder."""
@@ -73,34 +69,3 @@ def read_record(folder: Path) -> RunRecord | None:
         return RunRecord(**{**values, "status": Status(values["status"])})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged; remove it, and the sweep measures again") from error
-
-
-@contextmanager
-def alone(log: Path, label: str) -> Iterator[None]:
-    """Within the block no other process does the same run.
-
-    Linux frees the lock however this process ends.
-
-    Args:
-        log: The run's log file, which the lock is on.
-        label: The run's, for people.
-
-    Raises:
-        UsageError: If another process does it.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(f"run {label} is being done by another process") from error
-        yield
-
-
-@contextmanager
-def in_turn(lock: Path) -> Iterator[None]:
-    """Within the block no other process is in a block of the same lock; waits for them."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmoco.errors import Interrupted, UsageError
+from fastmoco.files import locked
 from fastmoco.reproduce.children import start_child
 from fastmoco.reproduce.plan import PlannedRun, key_of
-from fastmoco.reproduce.record import RunRecord, Status, alone, read_record
-from fastmoco.schema import UsageError
-from fastmoco.train.loop import Interrupted, StopRequest, stop_signals
+from fastmoco.reproduce.record import RunRecord, Status, read_record
+from fastmoco.runs.stop_signals import StopRequest, stop_signals
 
 if TYPE_CHECKING:
     from fastmoco.reproduce.sweep import Job
@@ -152,7 +153,7 @@ def _conclusion(job: "Job", child: Child) -> str:
         record = record or RunRecord(points=run.points, seed=run.seed, overrides=run.overrides)
         record.status, record.reason = Status.failed, _last_words(code, job.log(run))
         try:
-            with alone(job.log(run), run.label):
+            with locked(job.log(run), in_use=f"run {run.label} is being done by another process"):
                 record.write(run.folder)
         except UsageError as error:
             return str(error)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmoco.configuration import load_config, quote_paths
-from fastmoco.errors import nearest_name
-from fastmoco.files import atomic_write_text, read_json_object
+from fastmoco.configuration import load_config, quote_values
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import atomic_write_text, locked, read_json_object
 from fastmoco.reproduce.definition import Definition, load_definition
 from fastmoco.reproduce.orderings import check_claims
 from fastmoco.reproduce.plan import (
@@ -21,10 +22,10 @@ from fastmoco.reproduce.plan import (
     plan_runs,
     run_config,
 )
-from fastmoco.reproduce.record import MEND_STATE, STATE_NAME, in_turn, read_record
+from fastmoco.reproduce.record import MEND_STATE, STATE_NAME, read_record
 from fastmoco.reproduce.settings import Scale, SweepConfig, sweep_folder
-from fastmoco.runs.run_folder import FREE_KEYS, open_run_folder
-from fastmoco.schema import DataConfig, TrainConfig, UsageError
+from fastmoco.runs.run_folder import RunFolder, check_run_folder
+from fastmoco.train.settings import FREE_KEYS, TrainConfig
 
 OWN_KEYS = tuple(SweepConfig.__slots__)
 DATA_KEYS = ("data.train", "data.test")
@@ -98,14 +99,14 @@ def prepare(name: str, arguments: Sequence[str]) -> Job:
     """
     own = [item for item in arguments if key_of(item) in OWN_KEYS]
     overrides = [item for item in arguments if key_of(item) not in OWN_KEYS]
-    cfg = load_config(SweepConfig, quote_run(quote_paths(SweepConfig, own)))
+    cfg = load_config(SweepConfig, quote_values(SweepConfig, quote_run(own)))
     check_names(overrides, OWN_KEYS)
     if cfg.jobs < 0 or not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
         raise UsageError("jobs must be 0 or more, and seeds different numbers, such as seeds=[0,1]")
     definition = load_definition(name).at(cfg.scale)
     folder = sweep_folder(name, cfg)
     settings = [item for item in overrides if key_of(item) not in DATA_KEYS]
-    runs = plan_runs(definition, folder, cfg.seeds, quote_paths(TrainConfig, settings))
+    runs = plan_runs(definition, folder, cfg.seeds, quote_values(TrainConfig, settings))
     check_measures(definition)
     check_claims(definition)
     if cfg.run:
@@ -118,14 +119,12 @@ def prepare(name: str, arguments: Sequence[str]) -> Job:
 
 
 def quote_run(overrides: Sequence[str]) -> list[str]:
-    """Put a run's name, which holds commas, into Hydra's grammar; and a bare list of seeds."""
+    """Put a run's name, which holds commas, into Hydra's grammar."""
     found = []
     for item in overrides:
         key, _, value = item.partition("=")
         if key == "run" and value[:1] not in ("'", '"'):
             item = f'run="{value}"'
-        if key == "seeds" and not value.startswith("["):
-            item = f"seeds=[{value}]"
         found.append(item)
     return found
 
@@ -146,7 +145,7 @@ def resolve_data(
         UsageError: If there is none, or no labeled part to measure on.
     """
     given = [item for item in overrides if key_of(item) in DATA_KEYS]
-    data = load_config(TrainConfig, quote_paths(TrainConfig, given)).data
+    data = load_config(TrainConfig, quote_values(TrainConfig, given)).data
     if not given and cfg.scale is Scale.small:
         from fastmoco.data.builtin_file import builtin_file
 
@@ -172,13 +171,13 @@ def _check_configs(runs: Sequence[PlannedRun], configs: Sequence[TrainConfig]) -
     Raises:
         UsageError: On the first, naming the run.
     """
-    from fastmoco.train.loop import check_config
+    from fastmoco.train.checks import check_config
 
     for run, cfg in zip(runs, configs, strict=True):
         try:
             check_config(cfg)
             if (run.folder / "config.yaml").exists():
-                open_run_folder(cfg, write=False)
+                check_run_folder(RunFolder(run.folder), cfg, FREE_KEYS)
             else:
                 _check_untrained(run)
         except UsageError as error:
@@ -208,17 +207,17 @@ def write_state(job: Job) -> None:
         ValueError: If what an earlier call kept is damaged.
     """
     prints = _fingerprints(job.data)
-    with in_turn(job.folder / "logs" / "sweep.lock"):  # the jobs of an array start at once
+    with locked(job.folder / "logs" / "sweep.lock"):  # the jobs of an array start at once
         _merge_state(job, prints)
 
 
 def _fingerprints(data: DataConfig) -> dict[str, str]:
-    from fastmoco.data.source_set import open_image_set
+    from fastmoco.data.dataset import open_dataset
 
     prints: dict[str, str] = {}
     for split, file in (("train", data.train), ("test", data.test)):
         if file is not None:
-            with open_image_set(file) as images:
+            with open_dataset(file) as images:
                 prints[split] = images.fingerprint
     return prints
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.reproduce.definition import Definition, Measure, load_definition
 from fastmoco.reproduce.figures import (
@@ -20,7 +21,6 @@ from fastmoco.reproduce.orderings import STANDARD_ERRORS, Finding, check_claims,
 from fastmoco.reproduce.plots import draw_plots
 from fastmoco.reproduce.record import MEND_STATE, STATE_NAME
 from fastmoco.reproduce.settings import SweepTableConfig, sweep_folder
-from fastmoco.schema import UsageError
 
 VOC = "voc"
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.reproduce.settings import SweepTableConfig
-from fastmoco.schema import UsageError
 
 FIGURES = ("ap50", "ap", "ap75")
 RULES = {"voc07_": "VOC 2007 devkit", "": "COCO"}

@@ -5,7 +5,6 @@
 checkpoint is there when its JSON is, whole, and a kill at any instant leaves the previous one.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastmoco.files import atomic_path, atomic_write_text
+from fastmoco.files import atomic_path, atomic_write_text, file_sha256
 from fastmoco.runs.encoder_file import read_encoder_file
 
 FORMAT_VERSION = 1
@@ -44,11 +43,6 @@ def _stem(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write a checkpoint, then remove all but the newest `keep`.
 
@@ -70,7 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             {k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.tensors.items()},
             temporary,
         )
-        digest = _sha256(temporary)
+        digest = file_sha256(temporary)
     record = {
         "format_version": FORMAT_VERSION,
         "step": checkpoint.step,
@@ -122,7 +116,7 @@ def weights_sha256(path: Path) -> str:
     Raises:
         OSError: If they cannot be read.
     """
-    return _sha256(path.with_suffix(".safetensors"))
+    return file_sha256(path.with_suffix(".safetensors"))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -161,7 +155,7 @@ def _read(path: Path) -> Checkpoint:
             f"{path} has format version {version}, not {FORMAT_VERSION}; "
             "use the fastmoco that wrote it"
         )
-    if not weights.exists() or _sha256(weights) != digest:
+    if not weights.exists() or file_sha256(weights) != digest:
         raise CheckpointError(
             f"{weights} is missing or damaged (its checksum does not hold); {advice}"
         )

@@ -13,9 +13,9 @@ import torch
 from torch import distributed as dist
 
 from fastmoco.device import resolve_device
+from fastmoco.errors import UsageError
 from fastmoco.moco.collectives import naming_a_lost_rank
 from fastmoco.ranks import Ranks, local_ranks
-from fastmoco.schema import UsageError
 
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others. A process that ends is noticed at once; this is for one

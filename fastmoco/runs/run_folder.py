@@ -1,35 +1,26 @@
-"""``runs/NAME/``: what a run writes, and what may go on in it."""
+"""``runs/NAME/``: what a run writes, and who may write there."""
 
-import dataclasses
+import shutil
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from fastmoco.configuration import config_to_dict
-from fastmoco.files import atomic_write_text
-from fastmoco.schema import TrainConfig, UsageError
+from fastmoco.errors import UsageError
+from fastmoco.files import atomic_write_text, locked
+from fastmoco.ranks import Ranks
+from fastmoco.runs.distributed import wait_for_all
 
-# Keys that do not change what is learned: a run may go on with other values.
-FREE_KEYS = frozenset(
-    {
-        "run_dir",
-        "data.train",  # the dataset's fingerprint decides, wherever the file lies
-        "data.test",
-        "pipeline.num_threads",
-        "pipeline.prefetch_batches",
-        "train.max_steps",
-        "train.cuda_graph",  # the same kernels either way
-        "train.dry_run",
-        "train.profile",
-        "checkpoint.every_steps",
-        "checkpoint.keep",
-    }
-)
+LOCK_NAME = ".lock"
+OUTPUTS = ("metrics.jsonl", "views.png", "curves.png", "tensorboard")
+"""What a run that saved no checkpoint leaves behind, and the next one writes anew."""
 
 
-@dataclasses.dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True)
 class RunFolder:
     """Paths in a run folder."""
 
@@ -70,39 +61,88 @@ class RunFolder:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether something was learned here: only then does the folder bind a new run."""
+        return any(self.checkpoints.glob("step-*.json"))
 
-def run_path(cfg: TrainConfig) -> Path:
-    """Where the run lives: ``run_dir``, or ``runs/NAME``."""
-    return cfg.run_dir or Path("runs") / cfg.name
 
+@contextmanager
+def claim_run_folder(
+    run: RunFolder, cfg: Any, free_keys: Collection[str], ranks: Ranks
+) -> Iterator[None]:
+    """Hold the folder for this run alone, from its first write to the end of the block.
 
-def open_run_folder(cfg: TrainConfig, *, write: bool = True) -> RunFolder:
-    """Make the run's folder, or take up the one that is there.
+    The first rank writes ``config.yaml`` and keeps a lock on the folder; Linux frees the lock
+    however the process ends. All ranks have looked into the folder before the first one writes.
 
     Args:
-        cfg: Of the run.
-        write: Make it; else only look whether it can be.
+        run: The folder; made if it is missing.
+        cfg: Configuration of the run, a dataclass.
+        free_keys: Keys, joined by dots, that may differ from those of the run that is resumed.
+        ranks: Who takes part.
 
     Raises:
-        UsageError: If the folder holds a run of another configuration, naming the keys that differ,
-            or something else.
+        UsageError: If `check_run_folder` refuses it, or another process holds it.
+        OSError: If it cannot be written.
     """
-    run = RunFolder(run_path(cfg))
-    config = config_to_dict(cfg)
+    check_run_folder(run, cfg, free_keys)
+    wait_for_all(ranks)
+    if not ranks.is_first:
+        yield
+        return
+    in_use = f"{run.path} is in use by another process; wait for it, or set another run_dir or name"
+    with locked(run.path / LOCK_NAME, in_use=in_use):
+        check_run_folder(run, cfg, free_keys)  # another process may have trained here meanwhile
+        if not run.has_checkpoint:
+            _remove_outputs(run)
+        atomic_write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(config_to_dict(cfg))))
+        yield
+
+
+def check_run_folder(run: RunFolder, cfg: Any, free_keys: Collection[str]) -> None:
+    """Refuse a folder that holds something else than this run, or nothing.
+
+    A run that saved no checkpoint binds nobody: whatever was wrong with it can be corrected.
+
+    Args:
+        run: The folder.
+        cfg: Configuration of the run, a dataclass.
+        free_keys: Keys that may differ.
+
+    Raises:
+        UsageError: If it holds a checkpoint of another configuration, naming the keys that differ,
+            or files of something else.
+    """
     if run.config.exists():
+        if not run.has_checkpoint:
+            return
         saved = OmegaConf.to_container(OmegaConf.load(run.config))
-        if differing := config_differences(TrainConfig, saved, config, FREE_KEYS):
+        given = config_to_dict(cfg)
+        if differing := config_differences(type(cfg), saved, given, free_keys):
             raise UsageError(
                 f"{run.path} holds a run of another configuration ({'; '.join(differing)}); "
                 "give the same options to resume it, or another run_dir or name for a new run"
             )
-    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+    elif run.path.exists() and (not run.path.is_dir() or _has_foreign_files(run.path)):
         raise UsageError(
             f"{run.path} exists and is no run folder; set run_dir to a new or empty folder"
         )
-    if write:
-        atomic_write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(config)))
-    return run
+
+
+def _has_foreign_files(path: Path) -> bool:
+    """Whether a folder without ``config.yaml`` holds more than what a killed start leaves."""
+    ours = (LOCK_NAME, ".config.yaml.partial")
+    return any(entry.name not in ours for entry in path.iterdir())
+
+
+def _remove_outputs(run: RunFolder) -> None:
+    for name in OUTPUTS:
+        path = run.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def config_differences(

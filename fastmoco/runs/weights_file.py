@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.runs.encoder_file import METADATA_KEY
-from fastmoco.schema import UsageError
 
 TIMEOUT_SECONDS = 900
 _SCRIPT = Path(__file__).with_name("unpickle.py")

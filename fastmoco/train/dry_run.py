@@ -10,24 +10,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fastmoco.data.beton_set import open_dataset
-from fastmoco.device import resolve_compile, resolve_device
+from fastmoco.data.dataset import open_dataset
+from fastmoco.device import synchronize
 from fastmoco.files import atomic_path
+from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.roofline import matrix_flops, step_flops_per_image
-from fastmoco.runs.run_folder import open_run_folder, run_path
-from fastmoco.schema import TrainConfig
+from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.graphed_step import WARM_UP_STEPS
-from fastmoco.train.loop import log_header
-from fastmoco.train.report import StepClock
-from fastmoco.train.step import AUTOCAST_DTYPES, STAGES
+from fastmoco.train.report import StepClock, log_header
+from fastmoco.train.settings import TrainConfig, run_path
+from fastmoco.train.step import STAGES
 from fastmoco.train.trainer import Trainer, build_trainer
 
 STEPS = 20
@@ -91,35 +91,34 @@ class DryRun:
         return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 
-def dry_run(cfg: TrainConfig) -> Path:
+def dry_run(cfg: TrainConfig, device: torch.device) -> Path:
     """Print what a run costs.
 
     Args:
         cfg: Checked already; ``train.profile`` adds a table of stages and a trace.
+        device: Of the run.
 
     Returns:
         The run folder that the run would have: this makes none.
     """
-    print(measure_cost(cfg).to_text())  # noqa: T201
+    print(measure_cost(cfg, device).to_text())  # noqa: T201
     return run_path(cfg)
 
 
-def measure_cost(cfg: TrainConfig) -> DryRun:
+def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
     """Build all of a run, do `STEPS` steps after the first, measure them.
 
     Args:
         cfg: Checked already.
+        device: Of the run.
     """
     assert cfg.data.train is not None
-    device = resolve_device(cfg.device)
-    compiled, how = resolve_compile(cfg.train.compile, device)
     with tempfile.TemporaryDirectory() as folder, open_dataset(cfg.data.train) as dataset:
-        run = open_run_folder(replace(cfg, run_dir=Path(folder) / "run"))
-        trainer = build_trainer(cfg, run, dataset, device, compiled)
+        trainer = build_trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
         groups = cfg.moco.batch_norm_splits
         flops = step_flops_per_image(trainer.step.model, cfg.pipeline.view_size, 2 * groups)
         with closing(trainer.open_loader()) as loader:
-            log_header(_stderr_logger(), trainer, loader, how)
+            log_header(_stderr_logger(), trainer, loader)
             return _measure(trainer, loader, flops, cfg)
 
 
@@ -136,12 +135,12 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
     if trainer.graphed:  # those that are not replayed yet
         for _ in range(min(WARM_UP_STEPS, trainer.total_steps - 1)):
             _take(trainer, loader)
-        _synchronize(trainer.device)
+        synchronize(trainer.device)
     clock = StepClock()
     with _profiled(cfg):
         for _ in range(min(STEPS, trainer.total_steps - trainer.steps_done)):
             clock.add(_take(trainer, loader))
-        _synchronize(trainer.device)
+        synchronize(trainer.device)
     speeds = clock.read(cfg.global_batch_size)
     return DryRun(
         first_step_seconds=first_step_seconds,
@@ -160,13 +159,8 @@ def _take(trainer: Trainer, loader: ViewLoader) -> float:
     batch = next(loader)
     trainer.take(batch, trainer.learning_rate)
     if trainer.steps_done == 1:
-        _synchronize(trainer.device)
+        synchronize(trainer.device)
     return batch.data_wait_seconds
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak_bytes(device: torch.device) -> int:

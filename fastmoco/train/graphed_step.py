@@ -15,10 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.optim.optimizers import set_learning_rate
 from fastmoco.pipelines.contract import Batch
 from fastmoco.ranks import Ranks
-from fastmoco.schema import CudaGraph, TrainConfig, UsageError
+from fastmoco.train.settings import CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
 
 WARM_UP_STEPS = 3  # torch.compile, cuDNN and Triton choose and compile in the first

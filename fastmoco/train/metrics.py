@@ -1,16 +1,11 @@
 """What a step reports, summed on the device and read by the host only when a log line is due."""
 
-import json
 import math
-import os
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastmoco.files import atomic_write_text
-from fastmoco.moco.mechanism import Contrast
+from fastmoco.moco.mechanism import StepOutput
 
 STEP_METRICS = (
     "loss",
@@ -24,7 +19,7 @@ STEP_METRICS = (
 )
 
 
-def step_metrics(contrast: Contrast) -> Tensor:
+def step_metrics(output: StepOutput) -> Tensor:
     """The values of `STEP_METRICS` for one batch, ``(8,)`` float32 on the device.
 
     Accuracies are percentages of the (K+1)-way look-up. Alignment is the mean ``|q - k|^2`` and
@@ -34,7 +29,7 @@ def step_metrics(contrast: Contrast) -> Tensor:
 
     The loss is the mean over queries, in nats: half of the sum that a symmetric loss is.
     """
-    query, key = contrast.query.float(), contrast.key.float()
+    query, key = output.query.float(), output.key.float()
     count, dim = query.shape
     positive = (query * key).sum(dim=1)
     similarities = query @ query.T
@@ -44,11 +39,11 @@ def step_metrics(contrast: Contrast) -> Tensor:
     pairs = max(1, count * (count - 1))
     return torch.stack(
         [
-            contrast.loss.detach().float() / (contrast.terms * contrast.factor),
-            100 * (contrast.rank < 1).float().mean(),
-            100 * (contrast.rank < 5).float().mean(),
+            output.loss.detach().float() / (output.terms * output.factor),
+            100 * (output.rank < 1).float().mean(),
+            100 * (output.rank < 5).float().mean(),
             positive.mean(),
-            contrast.negative_similarity.float(),
+            output.negative_similarity.float(),
             (2 - 2 * positive).mean(),
             ((kernel.sum() - count) / pairs).log(),
             query.std(dim=0).mean() * math.sqrt(dim),
@@ -80,39 +75,3 @@ class MetricsSum:
         self.total.zero_()
         self.count = 0
         return dict(zip(STEP_METRICS, means, strict=True))
-
-
-class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, flushed line by line."""
-
-    def __init__(self, path: Path, *, resume_step: int) -> None:
-        """Open for appending, after cutting the file, atomically, to lines up to `resume_step`."""
-        rows = (
-            [row for row in read_metrics(path) if row["step"] <= resume_step]
-            if path.exists()
-            else []
-        )
-        atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def sync(self) -> None:
-        """Bring all rows to the disk: before a checkpoint that they must not trail."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a ``metrics.jsonl``; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows

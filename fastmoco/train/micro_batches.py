@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fastmoco.moco.mechanism import Contrast
+from fastmoco.moco.mechanism import StepOutput, Views
 from fastmoco.moco.model import MoCo
 
 Part = TypeVar("Part")
@@ -51,24 +51,16 @@ class MicroBatches:
         self.autocast = autocast
         self.stage = stage
         self._embed: Callable[[Tensor], Tensor] = self._plain_embed
-        self._contrast: Callable[[Tensor, Tensor], Contrast] = self._plain_contrast
+        self._contrast: Callable[[Tensor, Tensor], StepOutput] = self._plain_contrast
         if compiled:
             self._embed = torch.compile(self._plain_embed, dynamic=False)
             self._contrast = torch.compile(self._plain_contrast, dynamic=False)
 
-    def __call__(
-        self,
-        query_view: Tensor,
-        key_view: Tensor,
-        order: Tensor,
-        backward: Callable[[Tensor], None],
-    ) -> Contrast:
+    def __call__(self, views: Views, backward: Callable[[Tensor], None]) -> StepOutput:
         """Add the batch's gradient to the query encoder's.
 
         Args:
-            query_view: ``(N, 3, H, W)``, as of `MoCo.forward`; likewise the next two.
-            key_view: The same images, augmented anew.
-            order: In which the key encoders see the global batch.
+            views: Of the whole batch.
             backward: Called with each micro-batch's share of the loss.
 
         Returns:
@@ -77,18 +69,16 @@ class MicroBatches:
         Raises:
             ValueError: If the batch is no multiple of n.
         """
-        if len(query_view) % self.count:
+        if len(views.query) % self.count:
             raise ValueError(
-                f"a batch of {len(query_view)} cannot be cut into {self.count} equal micro-batches;"
-                " set train.accumulate to a divisor of it"
+                f"a batch of {len(views.query)} cannot be cut into {self.count} equal micro-batches"
+                "; set train.accumulate to a divisor of it"
             )
-        halves = [(query_view, key_view)]
-        if self.model.symmetric:
-            halves.append((key_view, query_view))
-        keys = [self._keys(views, order) for _, views in halves]
+        halves = [views, views.swapped()] if self.model.symmetric else [views]
+        keys = [self._keys(half.key, half.permutation) for half in halves]
         found = []
-        for (views, _), key in zip(halves, keys, strict=True):
-            parts = list(self._parts(views, key, backward))
+        for half, key in zip(halves, keys, strict=True):
+            parts = list(self._parts(half.query, key, backward))
             loss = torch.stack([part.loss for part in parts]).mean()
             found.append(_joined(parts, loss, terms=1))
         loss = torch.stack([half.loss for half in found]).sum()
@@ -96,28 +86,28 @@ class MicroBatches:
 
     def _parts(
         self, views: Tensor, keys: Tensor, backward: Callable[[Tensor], None]
-    ) -> Iterator[Contrast]:
+    ) -> Iterator[StepOutput]:
         parts = zip(views.chunk(self.count), keys.chunk(self.count), strict=True)
         for view, key in _once(self.model.query_encoder, list(parts)):
             with record_function(self.stage):
-                contrast = self._contrast(view, key)
-            backward(contrast.loss / self.count)
-            contrast.loss = contrast.loss.detach()
-            yield contrast
+                output = self._contrast(view, key)
+            backward(output.loss / self.count)
+            output.loss = output.loss.detach()
+            yield output
 
     @torch.no_grad()
-    def _keys(self, views: Tensor, order: Tensor) -> Tensor:
+    def _keys(self, views: Tensor, permutation: Tensor) -> Tensor:
         with record_function(self.stage):
-            views = self.model.shuffled(views, order)
+            views = self.model.shuffled(views, permutation)
             parts = list(views.chunk(self.count))
             keys = [self._embed(view) for view in _once(self.model.key_encoder, parts)]
-            return self.model.unshuffled(torch.cat(keys), order)
+            return self.model.unshuffled(torch.cat(keys), permutation)
 
     def _plain_embed(self, view: Tensor) -> Tensor:
         with self.autocast():
             return self.model.embed_keys(view)
 
-    def _plain_contrast(self, view: Tensor, key: Tensor) -> Contrast:
+    def _plain_contrast(self, view: Tensor, key: Tensor) -> StepOutput:
         with self.autocast():
             return self.model.contrast(view, key)
 
@@ -144,8 +134,8 @@ def _once(encoder: nn.Module, parts: Sequence[Part]) -> Iterator[Part]:
     torch._foreach_copy_(running, total)
 
 
-def _joined(parts: Sequence[Contrast], loss: Tensor, *, terms: int) -> Contrast:
-    return Contrast(
+def _joined(parts: Sequence[StepOutput], loss: Tensor, *, terms: int) -> StepOutput:
+    return StepOutput(
         loss,
         torch.cat([part.query for part in parts]),
         torch.cat([part.key for part in parts]),

@@ -1,40 +1,19 @@
-"""What a run prints and logs: header, progress line, metrics rows."""
+"""What a run says of itself: its header, and the rows of its metrics."""
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastmoco.ranks import ALONE, Ranks
-from fastmoco.runs.run_folder import RunFolder
-from fastmoco.train.metrics import MetricsFile
+from fastmoco.device import describe_device
+from fastmoco.optim.schedules import base_learning_rate
+from fastmoco.pipelines.contract import ViewLoader
+from fastmoco.runs.reporter import Reporter, SilentReporter
 from fastmoco.train.trainer import Trainer
-
-
-@contextmanager
-def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]:
-    """A logger that writes to ``train.log`` and to stderr; of ranks but the first, to nothing."""
-    logger = logging.Logger("fastmoco.train", logging.INFO)
-    if not ranks.is_first:
-        logger.addHandler(logging.NullHandler())
-        yield logger
-        return
-    file = logging.FileHandler(run.log, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    screen = logging.StreamHandler(sys.stderr)
-    logger.addHandler(file)
-    logger.addHandler(screen)
-    try:
-        yield logger
-    finally:
-        file.close()
 
 
 class StepClock:
@@ -81,83 +60,6 @@ class StepClock:
         }
 
 
-class Reporter:
-    """Writes a row to ``metrics.jsonl``, TensorBoard and the progress line."""
-
-    def __init__(
-        self,
-        run: RunFolder,
-        logger: logging.Logger,
-        *,
-        resume_step: int,
-        total_steps: int,
-        epochs: int,
-    ) -> None:
-        """Open the files; rows after `resume_step` of an earlier try are cut.
-
-        Args:
-            run: Where to write.
-            logger: For a plain line per row where stderr is no terminal.
-            resume_step: Steps done before.
-            total_steps: Steps of the whole run.
-            epochs: Epochs of the whole run.
-        """
-        from torch.utils.tensorboard import SummaryWriter  # 1 s to import
-
-        self.file = MetricsFile(run.metrics, resume_step=resume_step)
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=resume_step + 1)
-        self._logger = logger
-        self._epochs = epochs
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), disable=not sys.stderr.isatty()
-        )
-        self._task = self._progress.add_task("starting", total=total_steps, completed=resume_step)
-        self._progress.start()
-
-    def advance(self, step: int) -> None:
-        """Move the bar; reads nothing from the device."""
-        self._progress.update(self._task, completed=step)
-
-    def row(self, row: dict[str, Any]) -> None:
-        """Write one row everywhere."""
-        self.file.write(row)
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, row["step"])
-        line = progress_line(row, self._epochs)
-        self._progress.update(self._task, description=line)
-        if self._progress.disable:
-            self._logger.info(line)
-
-    def sync(self) -> None:
-        """Bring all rows to the disk."""
-        self.file.sync()
-        self._board.flush()
-
-    def close(self) -> None:
-        """End the progress line and close the files."""
-        self._progress.stop()
-        self.file.close()
-        self._board.close()
-
-
-class SilentReporter:
-    """Of the ranks that neither write nor print."""
-
-    def advance(self, step: int) -> None:
-        """Nothing."""
-
-    def row(self, row: dict[str, Any]) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | SilentReporter:
     """The reporter of this rank, from the step that the trainer has reached."""
     if not trainer.ranks.is_first:
@@ -169,18 +71,6 @@ def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | Silent
         total_steps=trainer.total_steps,
         epochs=trainer.cfg.train.epochs,
     )
-
-
-def progress_line(row: dict[str, Any], epochs: int) -> str:
-    """One line for people: where the run is, how well, how fast, how long it waits for data."""
-    parts = [f"epoch {row['epoch']:.2f}/{epochs}", f"step {row['step']}", f"loss {row['loss']:.3f}"]
-    parts.append(f"top-1 {row['accuracy_top1']:.1f}%")
-    if row["images_per_second"] is not None:
-        parts.append(f"{row['images_per_second']:.0f} images/s")
-        parts.append(f"data wait {100 * row['data_wait_fraction']:.0f}%")
-    if row.get("knn_top1") is not None:
-        parts.append(f"kNN {row['knn_top1']:.1f}%")
-    return "  ".join(parts)
 
 
 def make_row(
@@ -199,3 +89,61 @@ def make_row(
         "device_memory_peak_bytes": memory,
         "knn_top1": knn_top1,
     }
+
+
+def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> None:
+    """Say what runs, on what, from what."""
+    cfg, dataset = trainer.cfg, trainer.dataset
+    model = trainer.step.model
+    parameters = sum(parameter.numel() for parameter in model.query_encoder.parameters())
+    batch = cfg.global_batch_size
+    peak = base_learning_rate(cfg.optimizer, cfg.global_batch_size)
+    rate = f"learning rate {cfg.optimizer.learning_rate:g}"
+    if cfg.optimizer.scale_learning_rate:
+        rate += f" x {cfg.global_batch_size}/256 = {peak:g}"
+    logger.info("run       %s, seed %d", trainer.run.path, cfg.seed)
+    logger.info(
+        "device    %s%s, %s, %s",
+        f"{trainer.ranks.world_size} x " if trainer.ranks.several else "",
+        describe_device(trainer.device),
+        cfg.precision.value,
+        ", ".join(filter(None, [trainer.compiled, trainer.step.eager_part, trainer.graph])),
+    )
+    logger.info(
+        "data      %s, %d images, decoded on the %s by the loader %s (%s)",
+        dataset.path,
+        len(dataset),
+        loader.decode_device,
+        trainer.loader_name,
+        trainer.loader_reason,
+    )
+    logger.info(
+        "model     %s width %d, %s stem, %.2fM parameters; batch norm %s; %s, "
+        "chance loss ln(K+1) = %.2f, computed %s",
+        cfg.model.encoder,
+        cfg.model.width,
+        cfg.model.stem.value,
+        parameters / 1e6,
+        trainer.batch_norm,
+        model.describe(batch),
+        math.log(model.num_negatives(batch) + 1),
+        model.loss.value,
+    )
+    logger.info(
+        "optimizer %s, %s, %s, batch %d%s%s",
+        cfg.optimizer.name,
+        rate,
+        cfg.optimizer.schedule,
+        cfg.global_batch_size,
+        f", {cfg.global_batch_size // trainer.ranks.world_size} a device"
+        if trainer.ranks.several
+        else "",
+        f" in {cfg.train.accumulate} micro-batches" if cfg.train.accumulate > 1 else "",
+    )
+    start = f"from step {trainer.steps_done} " if trainer.steps_done else ""
+    logger.info(
+        "training  %sto step %d, %d steps an epoch",
+        start,
+        trainer.total_steps,
+        trainer.steps_per_epoch,
+    )

@@ -10,24 +10,22 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fastmoco.draws.device import permutation
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
-from fastmoco.moco.mechanism import Contrast, ContrastiveModel
+from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
 from fastmoco.moco.model import MoCo
+from fastmoco.moco.settings import Precision
 from fastmoco.optim.loss_scaler import LossScaler
 from fastmoco.optim.optimizers import set_learning_rate
+from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import permutation
 from fastmoco.pipelines.policies import Policy
-from fastmoco.schema import Precision
 from fastmoco.train.metrics import step_metrics
 from fastmoco.train.micro_batches import MicroBatches
 
-AUTOCAST_DTYPES = {
-    Precision.float32: torch.float32,
-    Precision.fp16: torch.float16,
-    Precision.bf16: torch.bfloat16,
-}
+# A pool chooses images by host reads, which would cut the compiled graph in many places.
+_augment_eagerly = torch.compiler.disable(augment_views)  # type: ignore[no-untyped-call]
 
 STAGES = ("views, encoders, loss", "backward", "optimizer", "momentum update, enqueue")
 """What a profile tells apart; a compiled step makes views, embeddings and loss in one graph."""
@@ -73,30 +71,21 @@ class TrainStep:
         # A dtype, not its name: torch.compile guards on no enum, and would give a second step in
         # this process (of a sweep) the first one's graph.
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
-        self.device_type = mean.device.type
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
-        self._contrast: Callable[..., tuple[Contrast, Tensor]] = self._plain_contrast
-        self._views: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._plain_views
-        self._encode: Callable[..., tuple[Contrast, Tensor]]
-        self._encode = self._plain_encode
         self._micro_batches: MicroBatches | None = None
         if accumulate > 1:
             assert isinstance(model, MoCo)  # `check_config` refuses the others
             self._micro_batches = MicroBatches(
                 model, accumulate, autocast=self._autocast, stage=STAGES[0], compiled=compiled
             )
-        self.eager_part = self._compile() if compiled else ""  # for the run's header
-
-    def _compile(self) -> str:
-        """Capture what of a step can be; gives what stays eager."""
-        if self._micro_batches is None and self.policy.pool:
-            self._encode = torch.compile(self._plain_encode, dynamic=False)
-        elif self._micro_batches is None:
-            self._contrast = torch.compile(self._plain_contrast, dynamic=False)
-        elif not self.policy.pool:
-            self._views = torch.compile(self._plain_views, dynamic=False)
-        return "augmentation eager (policy.pool)" if self.policy.pool else ""
+        self.eager_part = ""  # for the run's header
+        self._forward: Callable[[Tensor, Tensor, Tensor], Any] = self._plain_forward
+        if accumulate > 1:
+            self._forward = self.make_views
+        if compiled:
+            self._forward = torch.compile(self._forward, dynamic=False)
+            self.eager_part = "augmentation eager (policy.pool)" if policy.pool else ""
 
     def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
         """Do one step.
@@ -123,26 +112,25 @@ class TrainStep:
             As of a call.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        contrast, metrics = self._differentiate(batch)
+        output, metrics = self._differentiate(batch)
         self._average(metrics)
         with record_function(STAGES[2]):
             learned = self.scaler.step(self.optimizer)
         with record_function(STAGES[3]):
-            self.model.advance(contrast, learned)
+            self.model.after_step(output, learned)
         return metrics
 
-    def _differentiate(self, batch: Batch) -> tuple[Contrast, Tensor]:
+    def _differentiate(self, batch: Batch) -> tuple[StepOutput, Tensor]:
         """The loss's gradient, into the query encoder; whole, or micro-batch by micro-batch."""
-        if self._micro_batches is None:
-            with record_function(STAGES[0]):
-                contrast, metrics = self._contrast(batch.crops, batch.sample_id, batch.draw_key)
-            self._backward(contrast.loss)
-            return contrast, metrics
         with record_function(STAGES[0]):
-            query_view, key_view, order = self._views(batch.crops, batch.draw_key)
-        contrast = self._micro_batches(query_view, key_view, order, self._backward)
+            made = self._forward(batch.crops, batch.sample_id, batch.draw_key)
+        if self._micro_batches is None:
+            output, metrics = made
+            self._backward(output.loss)
+            return output, metrics
+        output = self._micro_batches(made, self._backward)
         with torch.no_grad():
-            return contrast, step_metrics(contrast)
+            return output, step_metrics(output)
 
     def _backward(self, loss: Tensor) -> None:
         with record_function(STAGES[1]):
@@ -163,16 +151,28 @@ class TrainStep:
             query, key = self.model.running_statistics()
             average_over_ranks([*gradients, *query, *key, metrics], self.model.ranks)
 
-    def _plain_contrast(
+    def _plain_forward(
         self, crops: Tensor, sample_id: Tensor, draw_key: Tensor
-    ) -> tuple[Contrast, Tensor]:
-        return self._encode(*self._plain_views(crops, draw_key), sample_id, draw_key)
+    ) -> tuple[StepOutput, Tensor]:
+        """Views, encoders, loss, metrics; arguments as of `make_views`."""
+        views = self.make_views(crops, sample_id, draw_key)
+        with self._autocast():
+            output = self.model(views)
+        with torch.no_grad():
+            return output, step_metrics(output)
 
     @torch.no_grad()
-    def _plain_views(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the model is given: first and second views, and the order of keys."""
+    def make_views(self, crops: Tensor, sample_id: Tensor, draw_key: Tensor) -> Views:
+        """What the model is given for a batch.
+
+        Args:
+            crops: ``(N, 2, H, W, 3)`` uint8, two of each image.
+            sample_id: ``(N,)`` int64.
+            draw_key: ``(N,)`` int64.
+        """
         crops, view_keys, order = self._exchange_keys(crops, draw_key)
-        views = augment_views(
+        augment = _augment_eagerly if self.policy.pool else augment_views
+        views = augment(
             crops[:, : self.model.num_views],
             view_keys,
             self.policy,
@@ -180,7 +180,7 @@ class TrainStep:
             self.std,
             self.view_dtype,
         )
-        return views[0], views[-1], order
+        return Views(views[0], views[-1], order, sample_id, draw_key)
 
     def _exchange_keys(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The order in which keys are seen and, across ranks, the key crops it gives this one.
@@ -213,23 +213,8 @@ class TrainStep:
             order,
         )
 
-    def _plain_encode(
-        self,
-        query_view: Tensor,
-        key_view: Tensor,
-        order: Tensor,
-        sample_id: Tensor,
-        draw_key: Tensor,
-    ) -> tuple[Contrast, Tensor]:
-        with self._autocast():
-            contrast = self.model(query_view, key_view, order, sample_id, draw_key)
-        with torch.no_grad():
-            return contrast, step_metrics(contrast)
-
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not torch.float32
-        )
+        return autocast(self.mean.device, self.autocast_dtype)
 
     def state(self) -> dict[str, Any]:
         """The loss scaler's numbers: JSON, for the checkpoint."""

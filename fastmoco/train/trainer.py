@@ -1,43 +1,45 @@
 """The parts of one run: model, optimizer, data, and how far it is."""
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from fastmoco.configuration import config_to_dict
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
+from fastmoco.errors import DivergedError
+from fastmoco.evaluate.features import FrozenEncoder
+from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
-from fastmoco.moco.encoders import Backbone
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate, learning_rate
 from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
+from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
     flatten_optimizer,
+    newest_checkpoint,
     restore_module,
     restore_optimizer,
     save_checkpoint,
     under_prefix,
     with_prefix,
 )
-from fastmoco.runs.distributed import loader_threads, of_first
+from fastmoco.runs.distributed import check_same_step, loader_threads, of_first
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.schema import CudaGraph, PipelineConfig, TrainConfig
+from fastmoco.train.compilation import resolve_compile
 from fastmoco.train.graphed_step import CudaRecording, GraphedStep, resolve_cuda_graph
 from fastmoco.train.metrics import MetricsSum
+from fastmoco.train.settings import CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
 
 # Of ImageNet, for dataset files without measured statistics.
 DEFAULT_MEAN, DEFAULT_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
-
-class DivergedError(ValueError):
-    """Training left the finite numbers."""
 
 
 @dataclass(slots=True)
@@ -46,7 +48,7 @@ class Trainer:
 
     cfg: TrainConfig
     run: RunFolder
-    dataset: ImageSet
+    dataset: Dataset
     step: TrainStep
     metrics: MetricsSum
     device: torch.device
@@ -61,6 +63,8 @@ class Trainer:
     """The same step, where it is captured."""
     graph: str = ""
     """Whether it is, and why not, for the run's header."""
+    compiled: str = ""
+    """Whether `torch.compile` is used, and why not, likewise."""
 
     @property
     def total_steps(self) -> int:
@@ -96,6 +100,22 @@ class Trainer:
         return self.steps_done % self.steps_per_epoch == 0
 
     @property
+    def epochs_done(self) -> int:
+        """Whole epochs that are done."""
+        return self.steps_done // self.steps_per_epoch
+
+    @property
+    def log_is_due(self) -> bool:
+        """Whether a row of metrics follows the last step."""
+        return self.finished or self.steps_done % self.cfg.train.log_every_steps == 0
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint follows the last step."""
+        every = self.cfg.checkpoint.every_steps
+        return self.finished or (self.steps_done % every == 0 if every else self.epoch_ends)
+
+    @property
     def finished(self) -> bool:
         """Whether all steps are done."""
         return self.steps_done >= self.total_steps
@@ -116,17 +136,11 @@ class Trainer:
         """Batches from the next step (or from `plan`) to the end of the last epoch."""
         epoch, batch = divmod(self.steps_done, self.steps_per_epoch)
         plan = plan or self.plan(epoch=epoch, start_batch=batch)
-        pipeline, device = self.cfg.pipeline, self.device
-        spec = LoaderSpec(
-            view_size=pipeline.view_size,
-            policy=self.cfg.policy,
-            num_threads=loader_threads(pipeline.num_threads),
-            prefetch_batches=pipeline.prefetch_batches,
-            hw_decoder_load=pipeline.hw_decoder_load,
-        )
+        device, threads = self.device, loader_threads(self.cfg.pipeline.num_threads)
+        spec = LoaderSpec.of(replace(self.cfg.pipeline, num_threads=threads), self.cfg.policy)
         if not self.loader_name:
             name, reason = resolve_loader(
-                self.dataset, plan, spec=spec, device=device, name=pipeline.name
+                self.dataset, plan, spec=spec, device=device, name=self.cfg.pipeline.name
             )
             # On a GPU ranks may find different ones best.
             self.loader_name = of_first(name, self.ranks)
@@ -207,6 +221,25 @@ class Trainer:
         if self.cfg.pipeline.name == AUTO:
             self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
 
+    def resume(self) -> None:
+        """Restore the newest checkpoint of the run folder, if there is one; all ranks the same.
+
+        Raises:
+            CheckpointError: As `restore`, or if the checkpoint is damaged.
+            UsageError: If the ranks see different checkpoints.
+        """
+        if saved := newest_checkpoint(self.run.checkpoints):
+            self.restore(saved)
+        check_same_step(self.steps_done, self.ranks)
+
+    def frozen_encoder(self) -> FrozenEncoder:
+        """A copy of the query encoder as it is now, on the device, eager: nothing is compiled."""
+        encoder = copy.deepcopy(self.step.model.query_encoder)
+        frozen = FrozenEncoder(
+            encoder, self.cfg.pipeline, mean=self.channel_mean, std=self.channel_std
+        )
+        return frozen.to(self.device)
+
     def save(self) -> None:
         """Write a checkpoint; by the first rank: all hold the same."""
         if self.ranks.is_first:
@@ -214,7 +247,7 @@ class Trainer:
 
 
 def channel_statistics(
-    dataset: ImageSet, backbone: Backbone, pipeline: PipelineConfig
+    dataset: Dataset, backbone: Backbone, pipeline: PipelineConfig
 ) -> tuple[list[float], list[float]]:
     """Channel mean and deviation that views are normalized by, in 0..1."""
     if backbone.takes_plain_rgb:
@@ -229,19 +262,22 @@ def channel_statistics(
 def build_trainer(
     cfg: TrainConfig,
     run: RunFolder,
-    dataset: ImageSet,
+    dataset: Dataset,
     device: torch.device,
-    compiled: bool,
     ranks: Ranks = ALONE,
 ) -> Trainer:
     """Build model, optimizer and step on the device, from the seed.
 
     Raises:
         ValueError: If the dataset is smaller than a batch.
-        UsageError: If a CUDA graph must be and cannot.
+        UsageError: If a CUDA graph or `torch.compile` must be and cannot.
     """
+    plan = EpochPlan(
+        seed=cfg.seed, epoch=0, num_samples=len(dataset), global_batch_size=cfg.global_batch_size
+    )
     graphed, graph = resolve_cuda_graph(cfg, device, ranks)
-    if compiled:
+    compiling, compiled = resolve_compile(cfg.train.compile, device)
+    if compiling:
         torch.compiler.reset()  # an earlier run of a sweep in this process: its graphs, its limit
     torch.manual_seed(cfg.seed)
     model = build_model(
@@ -254,7 +290,7 @@ def build_trainer(
     )
     mean, std = channel_statistics(dataset, model.query_encoder.backbone, cfg.pipeline)
     model = model.to(device).to(memory_format=torch.channels_last)
-    model.settle(device, cfg.moco.loss)
+    model.prepare_for_device(device, cfg.moco.loss)
     step = TrainStep(
         model,
         build_optimizer(model.learnable(), cfg.optimizer),
@@ -262,16 +298,13 @@ def build_trainer(
         mean=torch.tensor(mean, device=device),
         std=torch.tensor(std, device=device),
         precision=cfg.precision,
-        compiled=compiled,
+        compiled=compiling,
         accumulate=cfg.train.accumulate,
-    )
-    plan = EpochPlan(
-        seed=cfg.seed, epoch=0, num_samples=len(dataset), global_batch_size=cfg.global_batch_size
     )
     trainer = Trainer(
         cfg, run, dataset, step, MetricsSum(device), device, mean, std, plan.num_batches, ranks
     )
-    trainer.graph = graph
+    trainer.graph, trainer.compiled = graph, compiled
     if graphed:
         required = cfg.train.cuda_graph is CudaGraph.always
         trainer.graphed = GraphedStep(step, CudaRecording(device), required=required)

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastmoco.data.source_set import ImageSet
+from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.policies import Policy
-from fastmoco.schema import ViewsConfig
 from fastmoco.visualize.pictures import Cell, draw_contact_sheet
+from fastmoco.visualize.settings import ViewsConfig
 
 HEADERS = ("original", "with the crop", "without it", "center crop")
 UINT8 = npt.NDArray[np.uint8]
@@ -25,7 +25,7 @@ def without_crop(policy: Policy) -> Policy:
     return replace(policy, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
 
 
-def write_crop_figure(path: Path, dataset: ImageSet, plan: EpochPlan, cfg: ViewsConfig) -> None:
+def write_crop_figure(path: Path, dataset: Dataset, plan: EpochPlan, cfg: ViewsConfig) -> None:
     """Draw a row of four pictures for each image of the plan's first batch.
 
     The image; the query view that a run of this seed makes of it; the same view, with all else that
@@ -49,7 +49,7 @@ def write_crop_figure(path: Path, dataset: ImageSet, plan: EpochPlan, cfg: Views
 
 
 def _first_views(
-    dataset: ImageSet, plan: EpochPlan, policy: Policy | None, cfg: ViewsConfig
+    dataset: Dataset, plan: EpochPlan, policy: Policy | None, cfg: ViewsConfig
 ) -> UINT8:
     """The query views of the first batch, or its center crops, ``(N, S, S, 3)``."""
     spec = LoaderSpec(view_size=cfg.view_size, policy=policy, center_crop=cfg.center_crop)

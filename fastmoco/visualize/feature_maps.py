@@ -11,20 +11,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fastmoco.data.dataset import open_dataset
 from fastmoco.data.images import load_image
 from fastmoco.data.jpeg_markers import ImageError
-from fastmoco.data.source_set import open_image_set
 from fastmoco.device import resolve_device
-from fastmoco.errors import nearest_name
+from fastmoco.errors import UsageError, nearest_name
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
 from fastmoco.files import atomic_path
-from fastmoco.labeling.settings import FeatureMapsConfig
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.build import LoaderSpec
 from fastmoco.pipelines.crops import central_boxes
-from fastmoco.schema import UsageError
 from fastmoco.visualize.pictures import save_figure, show
+from fastmoco.visualize.settings import FeatureMapsConfig
 
 MAX_SIDE = 1 << 12
 """Longest side that an image file is decoded at, pixels."""
@@ -121,7 +120,7 @@ def _near_layers(name: str, known: list[str]) -> str:
 def _pixels(path: Path, sample: int) -> NDArray[np.uint8]:
     """An image file's or a sample's, ``(H, W, 3)`` RGB, upright."""
     if path.suffix == ".beton":
-        with open_image_set(path) as dataset:
+        with open_dataset(path) as dataset:
             if not 0 <= sample < len(dataset):
                 raise UsageError(f"sample={sample}: {path} has the ids 0 to {len(dataset) - 1}")
             return dataset.decode(sample)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmoco.data.beton_format import printable
-from fastmoco.data.shards import hashed_order
-from fastmoco.data.source_set import ImageSet, open_image_set
+from fastmoco.data.dataset import Dataset, open_dataset
+from fastmoco.draws.streams import hashed_order
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import (
     FeatureRequest,
     FrozenEncoder,
@@ -22,9 +23,8 @@ from fastmoco.evaluate.features import (
     open_encoder,
     request_of,
 )
-from fastmoco.interop.settings import NeighborsConfig
-from fastmoco.schema import UsageError
 from fastmoco.visualize.pictures import Cell, draw_contact_sheet
+from fastmoco.visualize.settings import NeighborsConfig
 
 MAX_QUERIES, MAX_NEIGHBORS = 64, 32
 """What a picture can show."""
@@ -82,7 +82,7 @@ def write_neighbors(run: Path, cfg: NeighborsConfig) -> Neighborhoods:
     if cfg.out.suffix != ".png":
         raise UsageError(f"out={cfg.out} must end in .png")
     encoder = open_encoder(run, cfg)
-    with open_image_set(cfg.data.test) as dataset:
+    with open_dataset(cfg.data.test) as dataset:
         queries = _queries(cfg, dataset)
         request = request_of(cfg)
         rows = feature_rows(encoder, dataset, request, features_folder(run) if cfg.cache else None)
@@ -102,7 +102,7 @@ def write_neighbors(run: Path, cfg: NeighborsConfig) -> Neighborhoods:
     return found
 
 
-def _queries(cfg: NeighborsConfig, dataset: ImageSet) -> list[int]:
+def _queries(cfg: NeighborsConfig, dataset: Dataset) -> list[int]:
     """Ids of the queries: those named, or the first of a fixed hashed order.
 
     Raises:
@@ -127,7 +127,7 @@ def _queries(cfg: NeighborsConfig, dataset: ImageSet) -> list[int]:
 
 
 def _query_vectors(
-    encoder: FrozenEncoder, dataset: ImageSet, request: FeatureRequest, queries: list[int]
+    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest, queries: list[int]
 ) -> Tensor:
     chosen = FeatureRequest(
         features=request.features,
@@ -171,7 +171,7 @@ def nearest_others(
     return best, ids
 
 
-def _describe(dataset: ImageSet, sample: int, similarity: float) -> Neighbor:
+def _describe(dataset: Dataset, sample: int, similarity: float) -> Neighbor:
     return Neighbor(
         sample_id=sample,
         path=printable(dataset.name(sample)),
@@ -184,7 +184,7 @@ def _headers(k: int) -> list[str]:
     return ["query", "nearest first", *[""] * (k - 1)]
 
 
-def _cells(dataset: ImageSet, found: Neighborhoods) -> list[list[Cell]]:
+def _cells(dataset: Dataset, found: Neighborhoods) -> list[list[Cell]]:
     """Pictures and words: green frames around neighbors of the query's class, red around others."""
     sheet = []
     for query, row in zip(found.queries, found.neighbors, strict=True):
@@ -197,7 +197,7 @@ def _cells(dataset: ImageSet, found: Neighborhoods) -> list[list[Cell]]:
     return sheet
 
 
-def _words(dataset: ImageSet, one: Neighbor, mark: str) -> str:
+def _words(dataset: Dataset, one: Neighbor, mark: str) -> str:
     """``0.93 dog`` of a neighbor, ``#17 dog`` of a query."""
     known = 0 <= one.label < len(dataset.classes)
     name = dataset.classes[one.label] if known else "" if one.label < 0 else f"class {one.label}"

@@ -6,15 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastmoco.data.source_set import ImageSet, open_image_set
+from fastmoco.data.dataset import Dataset, open_dataset
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.augment import augment_views, draw_parameters
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from fastmoco.pipelines.policies import Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
-from fastmoco.schema import UsageError, ViewsConfig
 from fastmoco.visualize.crop_figure import write_crop_figure
 from fastmoco.visualize.pictures import draw_views
+from fastmoco.visualize.settings import ViewsConfig
 
 
 def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
@@ -31,7 +32,7 @@ def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
         UsageError: If there are fewer images than asked for, or no views.
         BetonError: If the dataset file is damaged.
     """
-    with open_image_set(dataset_path) as dataset:
+    with open_dataset(dataset_path) as dataset:
         if not 1 <= cfg.count <= len(dataset):
             raise UsageError(
                 f"count={cfg.count} does not fit; set it to 1 to {len(dataset)}, the images of "
@@ -58,7 +59,7 @@ def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
     return cfg.out
 
 
-def draw_batch(path: Path, dataset: ImageSet, batch: Batch, policy: Policy) -> None:
+def draw_batch(path: Path, dataset: Dataset, batch: Batch, policy: Policy) -> None:
     """Draw a batch's views again, and write them with their sources as a PNG file."""
     device = batch.crops.device
     mean, std = torch.zeros(3, device=device), torch.ones(3, device=device)

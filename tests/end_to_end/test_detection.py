@@ -14,7 +14,7 @@ import torch
 import fastmoco
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
-from fastmoco.train.metrics import read_metrics
+from fastmoco.runs.metrics_file import read_metrics
 from tests.detection_data import coco_options, voc_options, write_run, write_small_scenes
 
 SHORT = [

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.data.beton_set import open_dataset
+from fastmoco.data.dataset import open_dataset
 from fastmoco.evaluate import embed
-from fastmoco.schema import Stem
+from fastmoco.moco.settings import Stem
 from fastmoco.visualize.neighbors import nearest_others
 from tests.encoders import MEAN, STD, write_run
 from tests.pictures import write_class_folders

@@ -9,7 +9,7 @@ import torch
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.data.beton_set import open_dataset
+from fastmoco.data.dataset import open_dataset
 from fastmoco.evaluate.features import FeatureRequest, feature_batches
 from tests.pictures import encoded, picture, write_class_folders
 from tests.runs import write_run

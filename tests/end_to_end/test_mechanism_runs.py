@@ -14,7 +14,7 @@ import torch
 import fastmoco
 from fastmoco import cli
 from fastmoco.moco.moco_v3 import MoCoV3
-from fastmoco.train.metrics import read_metrics
+from fastmoco.runs.metrics_file import read_metrics
 from tests.end_to_end.test_training import (  # noqa: F401
     TIMES,
     assert_same_run,

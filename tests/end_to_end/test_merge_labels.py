@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastmoco import cli
-from fastmoco.data.beton_set import open_dataset
+from fastmoco.data.dataset import open_dataset
 from fastmoco.data.verify import verify
 from tests.runs import write_colors, write_run
 

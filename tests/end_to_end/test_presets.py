@@ -10,10 +10,11 @@ import torch
 
 from fastmoco import cli
 from fastmoco.configuration import load_config, preset_names
-from fastmoco.data.source_set import open_image_set
+from fastmoco.data.dataset import open_dataset
+from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.schema import Mechanism, TrainConfig
-from fastmoco.train.loop import check_config
+from fastmoco.train.checks import check_config
+from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import build_trainer
 from tests.optional import require
 from tests.pictures import write_class_folders
@@ -58,10 +59,10 @@ def test_every_preset_trains(dataset, tmp_path, name):
     cfg = small_config(name, dataset)
     if cfg.optimizer.name == "lars" or cfg.model.encoder.startswith("timm:"):
         require("timm")
-    check_config(cfg)
-    with open_image_set(dataset) as images:
-        cpu, rates = torch.device("cpu"), []
-        trainer = build_trainer(cfg, RunFolder(tmp_path), images, cpu, compiled=False)
+    assert check_config(cfg).type == "cpu"
+    with open_dataset(dataset) as images:
+        rates = []
+        trainer = build_trainer(cfg, RunFolder(tmp_path), images, torch.device("cpu"))
         model = trainer.step.model
         before = {key: value.clone() for key, value in model.state_dict().items()}
         with closing(trainer.open_loader()) as loader:

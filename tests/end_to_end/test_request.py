@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 import fastmoco
 from fastmoco import cli
-from fastmoco.data.beton_set import open_dataset
+from fastmoco.data.dataset import open_dataset
+from fastmoco.draws.host import draw_keys, random_resized_crop_boxes
 from fastmoco.evaluate.features import FeatureRequest, extract_features
 from fastmoco.labeling import pretext_scores
 from fastmoco.labeling.pretext_scores import load_moco
 from fastmoco.labeling.selection import shares
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.beton_loader import crop_and_resize
-from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
 from fastmoco.runs.checkpoint import load_checkpoint
 from tests.runs import write_colors, write_run
 

@@ -1,5 +1,6 @@
 """Two processes by torchrun, on the CPU: kill, resume, stop, refuse."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import pytest
 import fastmoco
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
-from fastmoco.train.metrics import read_metrics
+from fastmoco.runs.metrics_file import read_metrics
 from tests.end_to_end.test_training import (  # noqa: F401
     KILLER,
     assert_same_run,
@@ -113,7 +114,8 @@ def test_a_lost_device_is_named_although_torchrun_ends_the_process(monkeypatch, 
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setitem(cli.COMMANDS, "info", cli.COMMANDS["info"]._replace(run=lose))
+    command = dataclasses.replace(cli.COMMANDS["info"], run_arguments=lose)
+    monkeypatch.setitem(cli.COMMANDS, "info", command)
     assert cli.main(["info", "x.beton"]) == 1
     assert capsys.readouterr().err == "fastmoco: the process of another device ended\n"
 

@@ -14,7 +14,7 @@ import torch
 import fastmoco
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
-from fastmoco.train.metrics import read_metrics
+from fastmoco.runs.metrics_file import read_metrics
 from tests.pictures import write_class_folders
 
 OPTIONS = [

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fastmoco import cli
-from fastmoco.data.beton_set import open_dataset
+from fastmoco.data.dataset import open_dataset
+from fastmoco.draws.host import draw_keys
 from fastmoco.pipelines.augment import draw_parameters
 from fastmoco.pipelines.contract import EpochPlan
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
-from fastmoco.schema import ViewsConfig
 from fastmoco.visualize.crop_figure import _first_views, without_crop
+from fastmoco.visualize.settings import ViewsConfig
 from fastmoco.visualize.views import captions
 from tests.pictures import write_class_folders
 

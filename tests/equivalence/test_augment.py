@@ -24,6 +24,7 @@ from kornia.enhance import (
 from torch import Tensor
 from torchvision.transforms import ColorJitter, GaussianBlur
 
+from fastmoco.draws.host import draw_keys
 from fastmoco.pipelines import augment
 from fastmoco.pipelines.augment import (
     ViewParameters,
@@ -34,7 +35,6 @@ from fastmoco.pipelines.augment import (
     plain_views,
 )
 from fastmoco.pipelines.color import Jitter, jitter_places
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES, Policy
 from tests.compiling import require_compiler
 from tests.statistics import assert_same_distribution

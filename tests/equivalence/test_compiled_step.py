@@ -4,10 +4,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks.step_subject import training_step
+from fastmoco.draws.host import draw_keys
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import MocoConfig, ModelConfig, Precision, Stem
 from tests.compiling import require_compiler
 
 CPU = torch.device("cpu")

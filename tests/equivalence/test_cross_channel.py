@@ -7,15 +7,18 @@ import torch
 from kornia.color import rgb_to_lab
 from torch.nn import functional as F
 
+from fastmoco.draws.device import permutation
+from fastmoco.draws.host import draw_keys
+from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_model
 from fastmoco.moco.cross_channel import CrossChannel
 from fastmoco.moco.lab_pair import LAB_HIGH, LAB_LOW, scaled_lab
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Pretext, Stem
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys, permutation
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Pretext, Stem, UsageError
 from fastmoco.train.step import TrainStep
 from tests.compiling import require_compiler
 

@@ -7,19 +7,15 @@ tensors are read and written where they lay. So equality shows that nothing of a
 import pytest
 import torch
 
+from fastmoco.errors import UsageError
+from fastmoco.moco.settings import Mechanism, Precision
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import flatten_optimizer, restore_optimizer
-from fastmoco.schema import (
-    CudaGraph,
-    Mechanism,
-    OptimizerConfig,
-    Precision,
-    TrainConfig,
-    UsageError,
-)
 from fastmoco.train import graphed_step
 from fastmoco.train.graphed_step import WARM_UP_STEPS, CudaRecording, GraphedStep
+from fastmoco.train.settings import CudaGraph, TrainConfig
 from tests.recording import TapeRecording
 from tests.steps import differing, make_batch, make_step, tensors_of
 

@@ -10,10 +10,10 @@ from torchvision.transforms.functional import center_crop, resize
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import Encoding
+from fastmoco.draws.host import draw_keys, epoch_order, random_resized_crop_boxes
 from fastmoco.pipelines import resident_loader
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
-from fastmoco.pipelines.draws import draw_keys, epoch_order, random_resized_crop_boxes
 from fastmoco.pipelines.torchvision_loader import TorchvisionLoader
 from tests.loader_data import evaluation, training, write_beton
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fastmoco.moco import loss as loss_module
 from fastmoco.moco.loss import info_nce, resolve_loss
-from fastmoco.schema import Loss
+from fastmoco.moco.settings import Loss
 from tests.compiling import require_compiler
 
 CPU = torch.device("cpu")

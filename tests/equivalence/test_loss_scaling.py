@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastmoco.moco.settings import Loss, Mechanism, Precision
 from fastmoco.optim.loss_scaler import LossScaler
 from fastmoco.optim.optimizers import build_optimizer
-from fastmoco.schema import Loss, Mechanism, OptimizerConfig, Precision
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.train.step import TrainStep
 from tests.optional import require
 from tests.recording import HostReads
@@ -192,7 +193,7 @@ def test_a_step_on_a_gpu_takes_nothing_from_the_host(precision, change, monkeypa
         learned = without_values(torch.tensor(True))
         with DeviceOnly() as reads:
             contrast, metrics = step._differentiate(dataclasses.replace(real, **inputs))
-            step.model.advance(contrast, learned)
-            step.model.advance(contrast)
+            step.model.after_step(contrast, learned)
+            step.model.after_step(contrast)
     assert reads.found == []
     assert {value.device.type for value in (metrics, *losses)} == {"cuda"}

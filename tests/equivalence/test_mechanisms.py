@@ -13,15 +13,17 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from fastmoco.draws.device import fork, stream_integers
+from fastmoco.draws.host import draw_keys
+from fastmoco.draws.streams import Draw
 from fastmoco.moco import build
 from fastmoco.moco.batchnorm import SynchronizedBatchNorm1d, SynchronizedBatchNorm2d
+from fastmoco.moco.settings import BatchNorm, Mechanism, MocoConfig, ModelConfig, Negatives
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import Draw, draw_keys, fork, stream_integers
 from fastmoco.pipelines.policies import POLICIES, Policy
 from fastmoco.ranks import ALONE
-from fastmoco.schema import BatchNorm, Mechanism, MocoConfig, ModelConfig, Negatives
 from fastmoco.train.metrics import STEP_METRICS
 from fastmoco.train.step import TrainStep
 from tests.compiling import require_compiler

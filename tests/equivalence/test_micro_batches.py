@@ -4,22 +4,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
+from fastmoco.moco.settings import BatchNorm, Mechanism, MocoConfig, Precision, Pretext, Stem
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.ranks import Ranks
-from fastmoco.schema import (
-    BatchNorm,
-    DataConfig,
-    LoopConfig,
-    Mechanism,
-    MocoConfig,
-    OptimizerConfig,
-    Precision,
-    Pretext,
-    Stem,
-    TrainConfig,
-    UsageError,
-)
-from fastmoco.train.loop import check_config
+from fastmoco.train.checks import check_config
+from fastmoco.train.settings import LoopConfig, TrainConfig
 from tests.equivalence.test_moco_brute_force import smooth
 from tests.steps import make_batch, make_step, tensors_of
 

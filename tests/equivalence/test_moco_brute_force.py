@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fastmoco.draws.device import permutation
+from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys, permutation
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
 from fastmoco.train.step import TrainStep
 
 STEPS, BATCH, QUEUE, DIM = 20, 8, 28, 16  # the queue wraps: 28 is no multiple of 8

@@ -18,8 +18,9 @@ from benchmarks.rates import EPOCH_IMAGES
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import info_nce
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
-from fastmoco.schema import MocoConfig, ModelConfig, OptimizerConfig, Stem
+from fastmoco.optim.settings import OptimizerConfig
 from tests.optional import require
 
 STEPS, BATCH, QUEUE, DIM = 6, 8, 32, 16

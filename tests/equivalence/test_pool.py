@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastmoco.draws.device import fork, stream_uniforms
+from fastmoco.draws.host import draw_keys
+from fastmoco.draws.streams import Draw
 from fastmoco.pipelines import pool, pool_ops
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.color import Jitter, jitter_places
-from fastmoco.pipelines.draws import Draw, draw_keys, fork, stream_uniforms
 from fastmoco.pipelines.policies import POLICIES, PoolOp
 from tests.optional import require
 from tests.pictures import picture

@@ -13,10 +13,11 @@ import torch
 
 from fastmoco.moco.build import build_model
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
+from fastmoco.moco.settings import BatchNorm, MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import BatchNorm, MocoConfig, ModelConfig, OptimizerConfig, Precision, Stem
 from fastmoco.train.metrics import STEP_METRICS
 from fastmoco.train.step import TrainStep
 from tests.compiling import require_compiler

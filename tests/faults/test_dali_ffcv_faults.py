@@ -271,7 +271,7 @@ def test_image_that_the_decoder_refuses_is_raised_by_name(results: dict[str, dic
 def test_hang_is_a_timeout_that_says_what_to_do(results: dict[str, dict]) -> None:
     found = results["hang"]
     assert found["error"].startswith("TimeoutError")
-    assert "pipeline=beton" in found["error"]
+    assert "pipeline.name=beton" in found["error"]
     assert found["after"].startswith("StopIteration")
     assert len(found["stuck"]) == 1
     assert found["threads"] == []
@@ -306,7 +306,7 @@ def test_thread_that_dies_silently_is_reported(results: dict[str, dict]) -> None
 def test_what_cannot_be_read_is_refused_with_the_loader_to_take(results: dict[str, dict]) -> None:
     error = results["refused"]["error"]
     assert error.startswith("ValueError")
-    assert error.endswith("set pipeline=beton")
+    assert error.endswith("set pipeline.name=beton")
 
 
 @pytest.mark.parametrize("name", PACKAGES)

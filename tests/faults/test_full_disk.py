@@ -15,7 +15,7 @@ from fastmoco.labeling import pretext_scores
 from fastmoco.reproduce import one_run, schedule, sweep
 from fastmoco.reproduce.children import start_child
 from fastmoco.reproduce.record import RunRecord, read_record
-from fastmoco.schema import TrainConfig
+from fastmoco.train.settings import TrainConfig
 from tests.faults.full_disk import FullDisk, no_space
 from tests.runs import write_colors, write_run
 from tests.sweeps import DEFINITION, write_definition, write_state

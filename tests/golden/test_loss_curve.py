@@ -13,9 +13,9 @@ import pytest
 
 from fastmoco.configuration import load_config
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
-from fastmoco.schema import TrainConfig
+from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.train.loop import train
-from fastmoco.train.metrics import read_metrics
+from fastmoco.train.settings import TrainConfig
 from tests.compiling import require_compiler
 
 STEPS = 200

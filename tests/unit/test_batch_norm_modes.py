@@ -5,25 +5,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError
 from fastmoco.moco.batchnorm import (
     SplitBatchNorm2d,
     SynchronizedBatchNorm2d,
     resolve_batch_norm,
 )
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import BatchNorm, MocoConfig, ModelConfig, Stem
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs import distributed
 from fastmoco.runs.distributed import loader_threads, resolve_rank_device
-from fastmoco.schema import (
-    BatchNorm,
-    DataConfig,
-    MocoConfig,
-    ModelConfig,
-    Stem,
-    TrainConfig,
-    UsageError,
-)
-from fastmoco.train.loop import check_config
+from fastmoco.train.checks import check_config
+from fastmoco.train.settings import TrainConfig
 
 
 def small_model(ranks=ALONE, **changes):

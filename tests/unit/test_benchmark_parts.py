@@ -16,8 +16,8 @@ from benchmarks.sparse_file import write_sparse
 from benchmarks.step_subject import built_model
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.roofline import OperationCounter
-from fastmoco.schema import MocoConfig, ModelConfig, Stem
 
 
 def test_own_images_are_found_at_any_depth_and_evenly_chosen(tmp_path: Path) -> None:

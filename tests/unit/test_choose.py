@@ -1,4 +1,4 @@
-"""What `pipeline=auto` takes: the reason is said, and a trial that fails is no end."""
+"""What `pipeline.name=auto` takes: the reason is said, and a trial that fails is no end."""
 
 from collections.abc import Iterator
 from contextlib import closing

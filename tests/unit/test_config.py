@@ -3,29 +3,23 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fastmoco import cli
+from fastmoco.commands import COMMANDS
 from fastmoco.configuration import (
-    ConvertConfig,
     config_from_dict,
     config_to_dict,
     describe,
     help_lines,
     load_config,
     preset_names,
-    quote_paths,
+    quote_values,
 )
-from fastmoco.evaluate.settings import KnnConfig
-from fastmoco.labeling.settings import FeatureMapsConfig, MergeLabelsConfig, RequestConfig
-from fastmoco.pipelines.draws import random_resized_crop_boxes
-from fastmoco.schema import BatchNorm, Head, Precision, TrainConfig, UsageError
+from fastmoco.draws.host import random_resized_crop_boxes
+from fastmoco.errors import UsageError
+from fastmoco.moco.settings import BatchNorm, Head, Precision
+from fastmoco.train.settings import TrainConfig
 
-SCHEMAS = [
-    TrainConfig,
-    KnnConfig,
-    ConvertConfig,
-    RequestConfig,
-    MergeLabelsConfig,
-    FeatureMapsConfig,
-]
+SCHEMAS = list(dict.fromkeys(command.config for command in COMMANDS.values() if command.config))
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -109,10 +103,6 @@ def test_every_preset_composes(name):
         (["moco.queue_sise=5"], "unknown option moco.queue_sise; did you mean moco.queue_size?"),
         (["queue_size=5"], "unknown option queue_size; did you mean moco.queue_size?"),
         (["experiment=moco_v4"], "unknown experiment=moco_v4; did you mean moco_v"),
-        (
-            ["experiment=overview"],
-            "unknown experiment=overview; it is several runs: fastmoco sweep",
-        ),
         (["policy=moco"], "unknown policy=moco; did you mean moco_v"),
         (["moco.dim=many"], "moco.dim: Value 'many' of type 'str' could not be converted to Int"),
         (
@@ -133,7 +123,7 @@ def test_wrong_options_get_one_line(options, message):
     "path", ["a b", "x=1,[y]{z}", 'quo"te', "back\\slash", 'both"', "end\\", "ü"]
 )
 def test_paths_of_any_spelling(path):
-    options = quote_paths(TrainConfig, [f"data.train={path}", "seed=3"])
+    options = quote_values(TrainConfig, [f"data.train={path}", "seed=3"])
     cfg = load_config(TrainConfig, options)
     assert str(cfg.data.train) == path
     assert cfg.seed == 3
@@ -158,3 +148,9 @@ def test_help_fits_the_screen_and_shows_defaults_as_they_are_given():
     text = "\n".join(help_lines(TrainConfig))
     for shown in ("moco.symmetric=false ", "data.train=null ", "optimizer.milestones=[120,160] "):
         assert f"  {shown}" in text
+
+
+def test_the_name_of_a_sweep_is_told_from_a_preset(capsys):
+    assert cli.main(["train", "experiment=overview"]) == 2
+    expected = "experiment=overview is the name of a sweep, several runs: fastmoco sweep overview"
+    assert capsys.readouterr().err == f"fastmoco: {expected}\n"

@@ -24,9 +24,9 @@ from fastmoco.detection.samples import (
 from fastmoco.detection.scenes import CLASSES, KEYPOINTS, draw_scene
 from fastmoco.detection.settings import DetectConfig, Task
 from fastmoco.detection.voc import VOC_CLASSES, read_voc
-from fastmoco.pipelines.draws import draw_keys
+from fastmoco.draws.host import draw_keys
+from fastmoco.errors import UsageError
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import UsageError
 from tests.detection_data import write_small_scenes
 
 IMAGES = "VOCdevkit/VOC2007/JPEGImages"

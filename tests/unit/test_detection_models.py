@@ -23,11 +23,11 @@ from fastmoco.detection.settings import (
     Task,
 )
 from fastmoco.detection.starting import open_backbone
+from fastmoco.errors import DivergedError, UsageError
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.ranks import ALONE
-from fastmoco.schema import MocoConfig, ModelConfig, Stem, UsageError
-from fastmoco.train.trainer import DivergedError
 from tests.detection_data import write_run
 
 SMALL = DetectConfig(

@@ -8,16 +8,10 @@ import torch
 from numpy.testing import assert_array_equal
 from torchvision.transforms import RandomResizedCrop
 
+from fastmoco.draws.device import permutation, uniform
+from fastmoco.draws.host import CROP_ATTEMPTS, draw_keys, epoch_order, random_resized_crop_boxes
+from fastmoco.draws.streams import Draw
 from fastmoco.pipelines.contract import EpochPlan
-from fastmoco.pipelines.draws import (
-    CROP_ATTEMPTS,
-    Draw,
-    draw_keys,
-    epoch_order,
-    permutation,
-    random_resized_crop_boxes,
-    uniform,
-)
 from tests.compiling import require_compiler
 from tests.statistics import assert_same_distribution
 

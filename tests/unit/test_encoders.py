@@ -8,22 +8,19 @@ import torchvision
 from torch import nn
 
 from fastmoco.configuration import load_config
+from fastmoco.draws.host import draw_keys
+from fastmoco.errors import UsageError
 from fastmoco.moco.alexnet import SMALLEST_VIEW
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
-from fastmoco.moco.encoders import RESNETS, build_encoder
+from fastmoco.moco.encoders import build_encoder
+from fastmoco.moco.resnet import RESNETS
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.schema import (
-    MocoConfig,
-    ModelConfig,
-    OptimizerConfig,
-    Stem,
-    TrainConfig,
-    UsageError,
-)
+from fastmoco.train.settings import TrainConfig
 from fastmoco.train.step import TrainStep
 
 SMALL = {"stem": Stem.small_stride2, "width": 4}

@@ -15,13 +15,15 @@ from torch.nn import functional as F
 
 import fastmoco
 from fastmoco import cli
+from fastmoco.evaluate.settings import Features
 from fastmoco.interop import onnx_graph
 from fastmoco.interop.detectron2_weights import detectron2_name
 from fastmoco.interop.export import export
 from fastmoco.interop.loaded_encoder import Subject
 from fastmoco.interop.settings import ExportConfig, Normalize, Part, Target
 from fastmoco.interop.state_dicts import RESNETS
-from fastmoco.schema import Features, ModelConfig, Stem, TrainConfig
+from fastmoco.moco.settings import ModelConfig, Stem
+from fastmoco.train.settings import TrainConfig
 from tests.encoders import MEAN, STD, images, write_run
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmoco.data.source_set import open_image_set
+from fastmoco.data.dataset import open_dataset
 from fastmoco.evaluate import feature_cache
 from fastmoco.evaluate.features import (
     FeatureRequest,
@@ -17,7 +17,8 @@ from fastmoco.evaluate.features import (
 )
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.model import Encoder
-from fastmoco.schema import ModelConfig, PipelineConfig, Precision, Stem
+from fastmoco.moco.settings import ModelConfig, Precision, Stem
+from fastmoco.pipelines.settings import PipelineConfig
 from tests.pictures import write_class_folders
 
 REQUEST = FeatureRequest(features="backbone", batch_size=5)
@@ -35,7 +36,7 @@ def frozen(seed=0):
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     write_class_folders(folder, classes=3, per_class=4)
-    return open_image_set(folder)
+    return open_dataset(folder)
 
 
 def test_every_image_has_its_row_whatever_the_batch(dataset):
@@ -151,7 +152,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(dataset, tmp_path, monk
     def refused(*_):
         raise PermissionError(13, "permission denied")
 
-    monkeypatch.setattr(feature_cache.fcntl, "flock", refused)  # root may write anywhere
+    monkeypatch.setattr("fastmoco.files.fcntl.flock", refused)  # root may write anywhere
     assert not dataset_features(frozen(), dataset, REQUEST, tmp_path / "other").reused
 
 

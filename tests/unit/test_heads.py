@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.linear.heads import Heads
 from fastmoco.evaluate.linear.rate_grid import Grid
-from fastmoco.schema import OptimizerConfig, UsageError
+from fastmoco.optim.settings import OptimizerConfig
 
 RATES = [0.01, 0.3, 2.0]
 FACTORS = [1.0, 1.0, 0.5, 0.1, 0.1]

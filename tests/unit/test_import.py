@@ -11,11 +11,13 @@ from torch import nn
 
 import fastmoco
 from fastmoco import cli
+from fastmoco.errors import UsageError
+from fastmoco.evaluate.settings import Features
 from fastmoco.interop.export import export
 from fastmoco.interop.import_weights import import_weights
 from fastmoco.interop.settings import ExportConfig, ImportConfig, Part, Target
+from fastmoco.moco.settings import Head, Stem
 from fastmoco.runs import unpickle
-from fastmoco.schema import Features, Head, Stem, UsageError
 from tests.encoders import images, randomize, write_run
 
 resnet18 = torchvision.models.resnet18

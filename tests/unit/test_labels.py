@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.labels import (
     Classes,
     check_labels,
@@ -9,7 +10,6 @@ from fastmoco.evaluate.labels import (
     stratified_part,
     symmetric_noise,
 )
-from fastmoco.schema import UsageError
 
 LABELS = np.repeat(np.arange(4), [1000, 500, 40, 1])
 

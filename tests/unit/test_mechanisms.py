@@ -8,17 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from fastmoco.configuration import load_config
+from fastmoco.data.settings import DataConfig
+from fastmoco.draws.device import fork, stream_integers
+from fastmoco.draws.streams import Draw
+from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_model, build_query_encoder
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
 from fastmoco.moco.memory_bank import draw_others
 from fastmoco.moco.momentum import momentum_at
-from fastmoco.optim.optimizers import build_optimizer
-from fastmoco.optim.schedules import base_learning_rate
-from fastmoco.pipelines.draws import Draw, fork, stream_integers
-from fastmoco.ranks import ALONE, Ranks
-from fastmoco.schema import (
+from fastmoco.moco.settings import (
     BatchNorm,
-    DataConfig,
     Head,
     Loss,
     Mechanism,
@@ -27,10 +26,12 @@ from fastmoco.schema import (
     Negatives,
     Pretext,
     Stem,
-    TrainConfig,
-    UsageError,
 )
-from fastmoco.train.loop import check_config
+from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.schedules import base_learning_rate
+from fastmoco.ranks import ALONE, Ranks
+from fastmoco.train.checks import check_config
+from fastmoco.train.settings import TrainConfig
 from tests.optional import require
 
 OTHERS = [Mechanism.end_to_end, Mechanism.memory_bank, Mechanism.moco_v3]
@@ -102,10 +103,10 @@ def test_a_skipped_step_changes_nothing(mechanism):
             parameter.add_(0.1)
     asked.load_state_dict(model.state_dict())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    asked.advance(contrast, NO)
+    asked.after_step(contrast, NO)
     assert all(map(torch.equal, before.values(), asked.state_dict().values()))
-    asked.advance(contrast, YES)
-    model.advance(contrast)
+    asked.after_step(contrast, YES)
+    model.after_step(contrast)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(asked.state_dict()[name], value, msg=name)
     changed = [n for n, value in before.items() if not torch.equal(value, model.state_dict()[n])]
@@ -119,7 +120,7 @@ def test_bank_moves_the_entries_of_the_batch_alone():
     before, contrast = model.bank.clone(), contrast_of(model)
     address = model.bank.data_ptr()
     torch.testing.assert_close(contrast.key, before[3:9])
-    model.advance(contrast)
+    model.after_step(contrast)
     expected = F.normalize(0.75 * before[3:9] + 0.25 * contrast.query, dim=1)
     torch.testing.assert_close(model.bank[3:9], expected)
     assert torch.equal(model.bank[:3], before[:3])
@@ -220,7 +221,7 @@ def test_keys_follow_by_the_momentum_of_the_progress(mechanism, changes, end):
             parameter.add_(torch.randn_like(parameter))
     query, key = ([*e.parameters()] for e in (model.query_encoder, model.key_encoder))
     expected = [m * k + (1 - m) * q for q, k in zip(query, key, strict=True)]
-    model.advance(contrast)
+    model.after_step(contrast)
     torch.testing.assert_close(key, expected)
 
 
@@ -364,7 +365,7 @@ def test_moco_v3_trains_a_vision_transformer_but_for_its_patches(tmp_path):
     contrast = model(views[0], views[1], ids, ids, ids)
     contrast.loss.backward()
     optimizer.step()
-    model.advance(contrast)
+    model.after_step(contrast)
     frozen = [name for name, value in model.named_parameters() if torch.equal(value, before[name])]
     layer = "backbone.network.patch_embed.proj"
     assert frozen == [

@@ -5,18 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmoco.moco.mechanism import Contrast
-from fastmoco.train.metrics import (
-    STEP_METRICS,
-    MetricsFile,
-    MetricsSum,
-    read_metrics,
-    step_metrics,
-)
+from fastmoco.moco.mechanism import StepOutput
+from fastmoco.runs.metrics_file import MetricsFile, read_metrics
+from fastmoco.train.metrics import STEP_METRICS, MetricsSum, step_metrics
 
 
 def metrics(query, key, rank, **more):
-    contrast = Contrast(
+    contrast = StepOutput(
         torch.tensor(1.5), query, key, torch.tensor(rank), torch.tensor(0.3), **more
     )
     return dict(zip(STEP_METRICS, step_metrics(contrast).tolist(), strict=True))

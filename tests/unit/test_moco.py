@@ -11,7 +11,7 @@ from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.queue import Queue
-from fastmoco.schema import MocoConfig, ModelConfig, Stem
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 
 
 def test_split_batch_norm_is_plain_batch_norm_of_each_group():

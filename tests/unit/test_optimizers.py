@@ -3,9 +3,10 @@ import sys
 import pytest
 import torch
 
+from fastmoco.errors import UsageError
 from fastmoco.optim.optimizers import build_optimizer, set_learning_rate
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.runs.checkpoint import flatten_optimizer, restore_optimizer
-from fastmoco.schema import OptimizerConfig, UsageError
 from tests.optional import require
 
 

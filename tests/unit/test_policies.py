@@ -15,14 +15,17 @@ from fastmoco.configuration import (
     config_to_dict,
     help_lines,
     load_config,
-    quote_paths,
+    quote_values,
 )
+from fastmoco.draws.host import draw_keys, random_resized_crop_boxes
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.augment import draw_parameters
-from fastmoco.pipelines.draws import draw_keys, random_resized_crop_boxes
 from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
-from fastmoco.runs.run_folder import open_run_folder
-from fastmoco.schema import TrainConfig, UsageError, ViewsConfig
+from fastmoco.ranks import ALONE
+from fastmoco.runs.run_folder import RunFolder, check_run_folder, claim_run_folder
+from fastmoco.train.settings import FREE_KEYS, TrainConfig
+from fastmoco.visualize.settings import ViewsConfig
 from tests.statistics import assert_same_distribution
 
 NUM_DRAWS = 100_000
@@ -138,7 +141,7 @@ def test_a_policy_file(tmp_path):
     path = tmp_path / "my own" / "mild crops.yaml"
     path.parent.mkdir()
     path.write_text("base: moco_v2\ncrop_scale: [0.3, 1.0]\nblur_probability: 0\n")
-    for options in ([f"policy={path}"], quote_paths(TrainConfig, [f"policy={path}"])):
+    for options in ([f"policy={path}"], quote_values(TrainConfig, [f"policy={path}"])):
         policy = load_config(TrainConfig, options).policy
         assert (list(policy.crop_scale), policy.blur_probability) == ([0.3, 1.0], 0)
         assert (policy.hue, policy.jitter_probability) == (0.1, 0.8)
@@ -179,8 +182,8 @@ def lists(policy: Policy) -> list[tuple[str, object]]:
         ("pool: [fog, snow]", "Invalid value 'snow'"),
         ("pool: [fog]", "policy.pool_draws=2 does not fit; set it to at most the pool's 1"),
         ("pool: [fog, fog]", "set it to different operations"),
-        ("- 1", "is no list of `key: value` lines"),
-        ("", "is no list of `key: value` lines"),
+        ("- 1", "must hold `key: value` lines"),
+        ("", "must hold `key: value` lines"),
         ("a: [1", "expected ',' or ']'"),
     ],
 )
@@ -197,7 +200,7 @@ def test_wrong_policy_files_get_one_line(tmp_path, text, message):
 def test_a_sweep_over_files_and_names(tmp_path):
     path = tmp_path / "my own.yaml"
     path.write_text("base: cifar\n")
-    (override,) = quote_paths(TrainConfig, [f"policy={path},moco_v1"])
+    (override,) = quote_values(TrainConfig, [f"policy={path},moco_v1"])
     (parsed,) = check_overrides(TrainConfig, [override])
     assert parsed.is_sweep_override()
     assert str(parsed.value().list[0]).endswith("my_own_yaml")
@@ -226,12 +229,20 @@ def test_resume_compares_the_files_values_not_its_name(tmp_path):
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("base: cifar\nhue: 0.2\n")
     second.write_text("base: cifar\nhue: 0.2\n")
-    run_dir = f"run_dir={tmp_path / 'run'}"
-    open_run_folder(load_config(TrainConfig, [f"policy={first}", run_dir]))
-    open_run_folder(load_config(TrainConfig, [f"policy={second}", run_dir]))
+    run = RunFolder(tmp_path / "run")
+
+    def check(path):
+        cfg = load_config(TrainConfig, [f"policy={path}"])
+        check_run_folder(run, cfg, FREE_KEYS)
+        return cfg
+
+    with claim_run_folder(run, check(first), FREE_KEYS, ALONE):
+        run.checkpoints.mkdir()
+        (run.checkpoints / "step-00000001.json").write_text("{}")
+    check(second)
     second.write_text("base: cifar\nhue: 0.1\n")
     with pytest.raises(UsageError, match=r"policy\.hue: 0\.2 there, 0\.1 now"):
-        open_run_folder(load_config(TrainConfig, [f"policy={second}", run_dir]))
+        check(second)
 
 
 def test_a_pool_survives_json():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.draws import draw_keys
 from fastmoco.pipelines.policies import POLICIES, Policy
-from fastmoco.schema import MocoConfig, ModelConfig, Stem
 from fastmoco.train.step import TrainStep
 
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from fastmoco.configuration import load_config
+from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.settings import LinearConfig
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.ranks import Ranks
-from fastmoco.schema import DataConfig, OptimizerConfig, TrainConfig
-from fastmoco.train.loop import check_config
+from fastmoco.train.checks import check_config
+from fastmoco.train.settings import TrainConfig
 
 SGD = {"optimizer.name": "sgd", "optimizer.sgd_momentum": 0.9}
 JITTER = {

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from fastmoco.errors import UsageError
 from fastmoco.moco import encoders
 from fastmoco.moco.encoders import build_encoder
-from fastmoco.schema import BatchNorm, ModelConfig, Precision, UsageError
+from fastmoco.moco.settings import BatchNorm, ModelConfig, Precision
 from tests.optional import require
 from tests.steps import differing, make_batch, make_step
 

@@ -4,8 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmoco.moco.build import build_model
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.roofline import matrix_flops, step_flops_per_image
-from fastmoco.schema import MocoConfig, ModelConfig, Stem
 
 
 def test_a_step_is_four_forward_passes_and_leaves_the_model_alone():

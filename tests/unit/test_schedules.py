@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
+from fastmoco.errors import UsageError
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate, learning_rate
-from fastmoco.schema import OptimizerConfig, UsageError
+from fastmoco.optim.settings import OptimizerConfig
 
 
 def rates(cfg, steps, *, steps_per_epoch=10, epochs=20):

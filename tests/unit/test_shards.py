@@ -7,8 +7,9 @@ import pytest
 
 from fastmoco.data import conversion
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.data.beton_set import BetonSet, open_dataset
+from fastmoco.data.beton_set import BetonSet
 from fastmoco.data.convert import ConvertConfig, convert
+from fastmoco.data.dataset import open_dataset
 from fastmoco.data.shards import shard_path, shard_samples
 from fastmoco.data.verify import describe, verify
 from tests.pictures import encoded, picture, write_class_folders

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fastmoco.moco.build import build_model
-from fastmoco.moco.mechanism import Contrast
+from fastmoco.moco.mechanism import StepOutput
 from fastmoco.moco.queue import Queue
-from fastmoco.schema import BatchNorm, MocoConfig, ModelConfig, Stem
+from fastmoco.moco.settings import BatchNorm, MocoConfig, ModelConfig, Stem
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -47,12 +47,12 @@ def test_momentum_update_by_a_flag_on_the_device(dtype, batch_norm):
     bound = 1e-6 if dtype is torch.float32 else 1e-15
     before = copy.deepcopy(model.state_dict())
     rows = torch.randn(3, 8, dtype=dtype)
-    contrast = Contrast(rows.sum(), rows, rows, torch.zeros(3), negative_similarity=rows.sum())
-    model.advance(contrast, NO)
+    contrast = StepOutput(rows.sum(), rows, rows, torch.zeros(3), negative_similarity=rows.sum())
+    model.after_step(contrast, NO)
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
     plain = copy.deepcopy(model)
-    model.advance(contrast, YES)
-    plain.advance(contrast)
+    model.after_step(contrast, YES)
+    plain.after_step(contrast)
     for value, expected in zip(
         model.state_dict().values(), plain.state_dict().values(), strict=True
     ):

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from fastmoco.data.convert import ConvertConfig, convert
+from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.jpeg_markers import ImageError
-from fastmoco.data.source_set import ImageSet, SourceSet, open_image_set
+from fastmoco.data.source_set import SourceSet
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan
 from tests.equivalence.test_loaders import assert_equal
@@ -44,7 +45,7 @@ def pack(folder: Path) -> Path:
     return folder.parent / "photos-*.tar"
 
 
-def load(dataset: ImageSet, name: str) -> list[Batch]:
+def load(dataset: Dataset, name: str) -> list[Batch]:
     plan = EpochPlan(seed=3, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=4)
     loader = build_loader(dataset, plan, spec=training(), stop_epoch=2, device=CPU, name=name)
     return list(loader) if name == "dali" else [copied(batch) for batch in loader]
@@ -64,7 +65,7 @@ def test_batches_are_those_of_the_converted_file(
         require("nvidia.dali")
     source = pack(folder) if packed else folder
     convert(str(source), tmp_path / "set.beton", ConvertConfig(workers=1))
-    with open_image_set(tmp_path / "set.beton") as file, open_image_set(source) as dataset:
+    with open_dataset(tmp_path / "set.beton") as file, open_dataset(source) as dataset:
         assert isinstance(dataset, SourceSet)
         assert len(dataset) == len(file) == NUM_SAMPLES
         assert dataset.classes == file.classes
@@ -85,7 +86,7 @@ def test_what_a_file_would_not_hold_as_it_is_is_left_out(folder: Path) -> None:
     with pytest.warns(
         UserWarning, match=r"5 of 17 .*first class0/a\.png: is no JPEG.*fastmoco convert"
     ):
-        dataset = open_image_set(folder)
+        dataset = open_dataset(folder)
     assert len(dataset) == NUM_SAMPLES
     assert dataset.labels.tolist() == [0] * 6 + [1] * 6
     assert "class0/a.png" not in [dataset.name(i) for i in range(NUM_SAMPLES)]
@@ -103,7 +104,7 @@ def test_a_folder_without_a_usable_image_is_refused(
     image = picture(np.random.default_rng(1), 40, 40).convert(mode)
     image.save(tmp_path / "photos" / "a.jpg", exif=turned)
     with pytest.raises(ValueError, match=rf"1 of 1 images .*{reason}"):
-        open_image_set(tmp_path / "photos")
+        open_dataset(tmp_path / "photos")
 
 
 @pytest.mark.parametrize("size", [20_000, 60_000])
@@ -114,13 +115,13 @@ def test_a_long_header_is_read_whole(tmp_path: Path, size: int) -> None:
     blob = stream.getvalue()
     comment = b"\xff\xfe" + (size + 2).to_bytes(2, "big") + bytes(size)
     (tmp_path / "photos" / "a.jpg").write_bytes(blob[:2] + comment + blob[2:])
-    with open_image_set(tmp_path / "photos") as dataset:
+    with open_dataset(tmp_path / "photos") as dataset:
         assert (dataset.heights.tolist(), dataset.widths.tolist()) == ([40], [50])
         assert dataset.decode(0).shape == (40, 50, 3)
 
 
 def test_a_file_that_changes_afterwards_is_named(folder: Path) -> None:
-    with open_image_set(folder) as dataset:
+    with open_dataset(folder) as dataset:
         cut = folder / dataset.name(2)
         cut.write_bytes(cut.read_bytes()[:-30])
         with pytest.raises(ImageError, match=f"{dataset.name(2)} was cut"):
@@ -134,7 +135,7 @@ def test_a_file_that_changes_afterwards_is_named(folder: Path) -> None:
 
 
 def test_the_fingerprint_tells_sets_apart(folder: Path) -> None:
-    before = open_image_set(folder).fingerprint
-    assert open_image_set(folder).fingerprint == before
+    before = open_dataset(folder).fingerprint
+    assert open_dataset(folder).fingerprint == before
     (folder / "class0" / "000.jpg").rename(folder / "class0" / "renamed.jpg")
-    assert open_image_set(folder).fingerprint != before
+    assert open_dataset(folder).fingerprint != before

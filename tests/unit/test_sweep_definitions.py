@@ -3,12 +3,14 @@ from pathlib import Path
 import pytest
 
 from fastmoco.configuration import load_config
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError
 from fastmoco.reproduce.definition import load_definition, sweep_names
 from fastmoco.reproduce.orderings import check_claims
 from fastmoco.reproduce.plan import check_measures, combinations, plan_runs, run_config, run_name
 from fastmoco.reproduce.settings import Scale, SweepConfig
 from fastmoco.reproduce.sweep import quote_run
-from fastmoco.schema import DataConfig, TrainConfig, UsageError
+from fastmoco.train.settings import TrainConfig
 from tests.sweeps import DEFINITION, write_definition
 
 

@@ -3,13 +3,13 @@ import json
 
 import pytest
 
+from fastmoco.errors import UsageError
 from fastmoco.reproduce.definition import load_definition
 from fastmoco.reproduce.figures import Group, RunFigures, collect
 from fastmoco.reproduce.orderings import Verdict, judge
 from fastmoco.reproduce.record import RunRecord, Status
 from fastmoco.reproduce.settings import Scale, SweepTableConfig
 from fastmoco.reproduce.table import write_table
-from fastmoco.schema import UsageError
 from tests.sweeps import write_definition, write_run, write_state
 
 

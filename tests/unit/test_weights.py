@@ -3,9 +3,10 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
 from fastmoco.moco.encoders import build_encoder
-from fastmoco.schema import ModelConfig, Stem, UsageError
+from fastmoco.moco.settings import ModelConfig, Stem
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

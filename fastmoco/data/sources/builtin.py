@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.sources.samples import SampleSet, SourceOptions
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 
 def open_builtin(name: str, options: SourceOptions) -> SampleSet:

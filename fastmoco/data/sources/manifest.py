@@ -7,7 +7,7 @@ from pathlib import Path
 from fastmoco.data.sources.labels import labels_of_texts
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file, stamps_of
 from fastmoco.data.sources.tables import Table, read_table
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 
 def open_manifest(path: Path, options: SourceOptions) -> SampleSet:

@@ -13,7 +13,7 @@ from fastmoco.data.sources.manifest import open_manifest
 from fastmoco.data.sources.samples import EXTENSIONS, SampleSet, SourceOptions
 from fastmoco.data.sources.tar_shards import open_shards
 from fastmoco.data.sources.torchvision_sets import SETS, open_torchvision
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 _TAR_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
 _MAX_SHARDS = 100_000

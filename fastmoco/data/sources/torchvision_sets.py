@@ -13,7 +13,7 @@ from fastmoco.data.sources.arrays import array_samples, as_hwc
 from fastmoco.data.sources.folder import open_folder
 from fastmoco.data.sources.labels import Labels, labels_of_array
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, stamps_of
-from fastmoco.schema import UsageError
+from fastmoco.errors import UsageError
 
 _File = tuple[str, str | None]
 _TRAIN_TEST = {"train": {"train": True}, "test": {"train": False}}

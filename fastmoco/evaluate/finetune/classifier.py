@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastmoco.errors import DivergedError, UsageError
 from fastmoco.evaluate.classes import class_ranks, top_accuracies
 from fastmoco.evaluate.features import FrozenEncoder, feature_batches, open_encoder, request_of
 from fastmoco.evaluate.finetune.tuning import Tuning
@@ -25,8 +26,7 @@ from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.optim.schedules import learning_rate
 from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.schema import UsageError
-from fastmoco.train.trainer import DEFAULT_MEAN, DEFAULT_STD, DivergedError
+from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 
 CURVE_POINTS = 5  # all test images go through the encoder each time
 
@@ -106,8 +106,8 @@ def start_encoder(run: Path, cfg: FinetuneConfig) -> FrozenEncoder:
     encoder = open_encoder(run, cfg, untrained=cfg.init is not Init.pretrained)
     if cfg.weights is not None:
         load_torchvision_weights(encoder.backbone, cfg.weights)
-        encoder.mean.copy_(torch.tensor(DEFAULT_MEAN))  # what torchvision's were trained with
-        encoder.std.copy_(torch.tensor(DEFAULT_STD))
+        encoder.mean.copy_(torch.tensor(IMAGENET_MEAN))  # what torchvision's were trained with
+        encoder.std.copy_(torch.tensor(IMAGENET_STD))
     for module in encoder.modules():
         if isinstance(module, SplitBatchNorm2d):
             module.num_splits = 1

@@ -14,7 +14,9 @@ from fastmoco.evaluate.features import FrozenEncoder
 from fastmoco.evaluate.labeled_task import Task
 from fastmoco.evaluate.settings import FinetuneConfig, Init, Trainable
 from fastmoco.files import atomic_path
+from fastmoco.moco.settings import Precision
 from fastmoco.optim.optimizers import build_optimizer
+from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.runs.checkpoint import (
@@ -27,8 +29,6 @@ from fastmoco.runs.checkpoint import (
     under_prefix,
     with_prefix,
 )
-from fastmoco.schema import Precision
-from fastmoco.train.step import AUTOCAST_DTYPES
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 FREE_KEYS = ("data", "out", "device", "cache", "baselines", "name", "scratch_learning_rate")

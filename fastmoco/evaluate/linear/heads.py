@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.classes import class_ranks
-from fastmoco.schema import OptimizerConfig, UsageError
+from fastmoco.optim.settings import OptimizerConfig
 
 INITIAL_STD = 0.01  # main_lincls.py of MoCo's code
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # torch's defaults

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.classes import top_accuracies
 from fastmoco.evaluate.features import (
     FeatureRequest,
@@ -20,7 +21,6 @@ from fastmoco.evaluate.labeled_task import Task
 from fastmoco.evaluate.labels import hold_out
 from fastmoco.evaluate.linear.heads import Heads
 from fastmoco.evaluate.settings import LinearConfig
-from fastmoco.schema import UsageError
 
 
 @dataclass(frozen=True, slots=True)

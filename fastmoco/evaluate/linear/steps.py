@@ -9,10 +9,10 @@ from torch import Tensor
 from fastmoco.evaluate.features import FeatureRequest, FeatureSet, FrozenEncoder
 from fastmoco.evaluate.labeled_task import Task
 from fastmoco.evaluate.settings import LinearConfig, LinearViews
+from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.augment import augment_views, normalized
 from fastmoco.pipelines.build import LoaderSpec, build_loader
 from fastmoco.pipelines.contract import Batch, ViewLoader
-from fastmoco.train.step import AUTOCAST_DTYPES
 
 Steps = Generator[tuple[Tensor, Tensor], None, None]
 """Of all epochs, step by step: features ``(N, D)`` float32 and the images' ids ``(N,)``."""

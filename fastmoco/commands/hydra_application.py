@@ -13,14 +13,15 @@ from omegaconf import DictConfig
 from fastmoco.configuration import (
     check_overrides,
     load_config,
-    quote_paths,
-    register_schemas,
+    preset_names,
+    quote_values,
+    register_schema,
     to_dataclass,
 )
+from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
-from fastmoco.runs.run_folder import run_path
-from fastmoco.schema import TrainConfig, UsageError
 from fastmoco.train.loop import train
+from fastmoco.train.settings import TrainConfig, run_path
 
 # Of Hydra's flags, those that a value follows.
 VALUE_FLAGS = frozenset(
@@ -50,20 +51,20 @@ def run_application(arguments: Sequence[str]) -> None:
         Exception: The first that a job raised.
     """
     flags, overrides = _split_flags(arguments)
-    overrides = quote_paths(TrainConfig, overrides)
+    overrides = quote_values(TrainConfig, overrides, lists=False)
     sweeping = bool({"-m", "--multirun"} & set(flags))
     if sweeping and environment_ranks().several:
         raise UsageError(
             "--multirun does not go with torchrun: start each run by a torchrun of its own, or "
             "sweep runs of one device (docs/devices.md)"
         )
-    parsed = check_overrides(TrainConfig, overrides)
+    own = [override for override in overrides if not override.startswith("hydra")]
+    _refuse_sweep_names(own)
+    parsed = check_overrides(TrainConfig, own)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     if not sweeping:
-        load_config(
-            TrainConfig, [override for override in overrides if not override.startswith("hydra")]
-        )
-    register_schemas()
+        load_config(TrainConfig, own)
+    register_schema(TrainConfig)
     failures: list[BaseException] = []
     launching = os.getpid()
 
@@ -96,6 +97,16 @@ def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         is_value = bool(flags) and flags[-1] in VALUE_FLAGS and "=" not in argument
         (flags if argument.startswith("-") or is_value else overrides).append(argument)
     return flags, overrides
+
+
+def _refuse_sweep_names(overrides: Sequence[str]) -> None:
+    """A sweep's name is no preset of one run, though it looks like one."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "experiment" and value in preset_names("sweep"):
+            raise UsageError(
+                f"experiment={value} is the name of a sweep, several runs: fastmoco sweep {value}"
+            )
 
 
 def _job_config(composed: DictConfig, swept: Collection[str]) -> TrainConfig:

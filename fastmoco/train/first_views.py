@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from fastmoco.train.trainer import Trainer
 from fastmoco.visualize.views import draw_batch
@@ -10,12 +9,12 @@ from fastmoco.visualize.views import draw_batch
 NUM_IMAGES = 8
 
 
-def write_first_views(path: Path, trainer: Trainer) -> None:
-    """Write sources, crop boxes and both views of the first images of epoch 0.
+def write_first_views(trainer: Trainer) -> None:
+    """Write ``views.png``: sources, crop boxes and both views of the first images of epoch 0.
 
     Draws are pure functions of the sample: a smaller batch gives the very views that training sees.
     """
     count = min(NUM_IMAGES, len(trainer.dataset))
     plan = replace(trainer.plan(epoch=0), global_batch_size=count, rank=0, world_size=1)
     with closing(trainer.open_loader(plan)) as loader:
-        draw_batch(path, trainer.dataset, next(loader), trainer.cfg.policy)
+        draw_batch(trainer.run.views, trainer.dataset, next(loader), trainer.cfg.policy)

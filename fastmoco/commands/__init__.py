@@ -1,0 +1,56 @@
+"""The commands, one module each, and the list of them."""
+
+from typing import Any
+
+from fastmoco.commands import (
+    convert,
+    demo,
+    detect,
+    embed,
+    evaluate,
+    export,
+    feature_maps,
+    finetune,
+    import_,
+    info,
+    knn,
+    linear,
+    merge_labels,
+    neighbors,
+    noise_table,
+    request,
+    sweep,
+    table,
+    train,
+    verify,
+    views,
+)
+from fastmoco.commands.command import Command
+
+COMMANDS: dict[str, Command[Any]] = {
+    module.COMMAND.name: module.COMMAND
+    for module in (
+        convert,
+        info,
+        verify,
+        views,
+        train,
+        knn,
+        linear,
+        finetune,
+        evaluate,
+        noise_table,
+        embed,
+        neighbors,
+        request,
+        merge_labels,
+        feature_maps,
+        export,
+        import_,
+        detect,
+        sweep,
+        table,
+        demo,
+    )
+}
+"""By name, in the order of `fastmoco --help`."""

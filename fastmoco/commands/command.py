@@ -1,0 +1,105 @@
+"""What a command is: its name, its arguments, its options, and the function that does the work.
+
+A command's module imports no torch: heavy modules are imported by the function that needs them, so
+`fastmoco --help` answers at once.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from fastmoco.errors import UsageError
+from fastmoco.ranks import environment_ranks
+
+Config = TypeVar("Config")
+
+
+class Result(Protocol):
+    """What a command prints: for people, or with ``--json`` as one JSON object."""
+
+    def to_text(self) -> str:
+        """For people."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command(Generic[Config]):
+    """One command of the command line."""
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    """Names of the positional arguments, such as ``RUN``."""
+    options: str = "[key=value ...]"
+    """The options that the usage line shows."""
+    summary: str
+    """What it does, one line."""
+    config: type[Config] | None = None
+    """The dataclass of its options; None: it has none."""
+    run: Callable[[list[str], Config], Result | str] | None = None
+    """Called with the positional arguments and the configuration; its result is printed."""
+    run_arguments: Callable[[list[str]], None] | None = None
+    """Instead of `run`: called with all arguments as they are."""
+    notes: Callable[[], Sequence[str]] = tuple
+    """More lines for ``--help``."""
+
+    @property
+    def usage(self) -> str:
+        """The usage line."""
+        prints_json = " [--json]" if self.run is not None else ""
+        words = ["fastmoco", self.name, *self.arguments, self.options]
+        return " ".join(filter(None, words)) + prints_json
+
+    def __call__(self, arguments: list[str]) -> None:
+        """Parse the arguments, do the work, print the result on the first rank.
+
+        Raises:
+            UsageError: If an argument is missing, unknown or wrong.
+        """
+        if self.run_arguments is not None:
+            self.run_arguments(arguments)
+            return
+        assert self.run is not None
+        places, overrides, as_json = split_arguments(arguments, self.arguments)
+        result = self.run(places, self._load(overrides))
+        if environment_ranks().is_first:
+            print(_printed(result, as_json))  # noqa: T201
+
+    def _load(self, overrides: list[str]) -> Any:
+        if self.config is None:
+            if overrides:
+                raise UsageError(f"unexpected argument {overrides[0]}; {self.name} has no options")
+            return None
+        from fastmoco.configuration import load_config, quote_values
+
+        return load_config(self.config, quote_values(self.config, overrides))
+
+
+def _printed(result: Result | str, as_json: bool) -> str:
+    if isinstance(result, str):
+        return result
+    return json.dumps(result.to_json()) if as_json else result.to_text()
+
+
+def split_arguments(
+    arguments: Sequence[str], positional: Sequence[str]
+) -> tuple[list[str], list[str], bool]:
+    """Positional arguments, ``key=value`` overrides, and whether ``--json`` was given.
+
+    Raises:
+        UsageError: If one is missing, or there is one that is neither.
+    """
+    flags = [a for a in arguments if a.startswith("--")]
+    if unknown := [flag for flag in flags if flag != "--json"]:
+        raise UsageError(f"unknown flag {unknown[0]}; options are given as key=value")
+    words = [a for a in arguments if not a.startswith("--")]
+    places, rest = words[: len(positional)], words[len(positional) :]
+    if len(places) < len(positional):
+        raise UsageError(f"{positional[len(places)]} is missing; see --help")
+    if stray := [a for a in rest if "=" not in a]:
+        raise UsageError(f"unexpected argument {stray[0]}; options are given as key=value")
+    return places, rest, bool(flags)

@@ -1,0 +1,23 @@
+"""`fastmoco convert`: make a dataset file."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.data.settings import ConvertConfig
+
+
+def run(places: list[str], cfg: ConvertConfig) -> Result:
+    """Convert a source into a dataset file."""
+    from fastmoco.data.convert import convert
+
+    source, target = places
+    return convert(source, Path(target), cfg)
+
+
+COMMAND = Command(
+    name="convert",
+    arguments=("SRC", "DST.beton"),
+    summary="make a dataset file of a folder, manifest, tar shards, arrays, torchvision:NAME",
+    config=ConvertConfig,
+    run=run,
+)

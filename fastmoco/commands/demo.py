@@ -1,0 +1,20 @@
+"""`fastmoco demo`: from the built-in images to a measured encoder."""
+
+from fastmoco.commands.command import Command, split_arguments
+from fastmoco.train.settings import TrainConfig
+
+
+def run_arguments(arguments: list[str]) -> None:
+    """Convert, pretrain and evaluate the built-in images."""
+    _, overrides, _ = split_arguments(arguments, ())
+    from fastmoco.demo import demo
+
+    demo(overrides)
+
+
+COMMAND = Command(
+    name="demo",
+    summary="convert, pretrain and evaluate the built-in images, in minutes",
+    config=TrainConfig,
+    run_arguments=run_arguments,
+)

@@ -1,0 +1,23 @@
+"""`fastmoco embed`: write features."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.evaluate.settings import EmbedConfig
+
+
+def run(places: list[str], cfg: EmbedConfig) -> Result:
+    """Do it for RUN."""
+    from fastmoco.evaluate.embed import embed
+
+    return embed(Path(places[0]), cfg)
+
+
+COMMAND = Command(
+    name="embed",
+    arguments=("RUN",),
+    options="data.test=FILE.beton out=FILE.parquet [key=value ...]",
+    summary="write the features of a dataset as Parquet or npy",
+    config=EmbedConfig,
+    run=run,
+)

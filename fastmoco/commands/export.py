@@ -1,0 +1,23 @@
+"""`fastmoco export`: export an encoder."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.interop.settings import ExportConfig
+
+
+def run(places: list[str], cfg: ExportConfig) -> Result:
+    """Do it for RUN."""
+    from fastmoco.interop.export import export
+
+    return export(Path(places[0]), cfg)
+
+
+COMMAND = Command(
+    name="export",
+    arguments=("RUN",),
+    options="to=TARGET out=PATH [key=value ...]",
+    summary="export the encoder for torchvision, timm, Hugging Face, detectron2 or ONNX",
+    config=ExportConfig,
+    run=run,
+)

@@ -1,0 +1,23 @@
+"""`fastmoco feature-maps`: draw the maps of a layer."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.visualize.settings import FeatureMapsConfig
+
+
+def run(places: list[str], cfg: FeatureMapsConfig) -> Result:
+    """Do it for RUN."""
+    from fastmoco.visualize.feature_maps import write_feature_maps
+
+    return write_feature_maps(Path(places[0]), cfg)
+
+
+COMMAND = Command(
+    name="feature-maps",
+    arguments=("RUN",),
+    options="image=FILE [layer=NAME] [out=FILE.png] [key=value ...]",
+    summary="write a picture of the maps after a layer, of one image",
+    config=FeatureMapsConfig,
+    run=run,
+)

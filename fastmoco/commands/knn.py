@@ -1,0 +1,23 @@
+"""`fastmoco knn`: classify by k-nearest neighbors."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.evaluate.settings import KnnConfig
+
+
+def run(places: list[str], cfg: KnnConfig) -> Result:
+    """Do it for RUN."""
+    from fastmoco.evaluate.knn import knn
+
+    return knn(Path(places[0]), cfg)
+
+
+COMMAND = Command(
+    name="knn",
+    arguments=("RUN",),
+    options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
+    summary="evaluate a run by k-nearest neighbors",
+    config=KnnConfig,
+    run=run,
+)

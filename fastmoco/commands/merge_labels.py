@@ -1,0 +1,23 @@
+"""`fastmoco merge-labels`: bring granted labels into a dataset file."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.labeling.settings import MergeLabelsConfig
+
+
+def run(places: list[str], cfg: MergeLabelsConfig) -> Result:
+    """Do it for REQUEST."""
+    from fastmoco.labeling.merging import merge_labels
+
+    return merge_labels(Path(places[0]), cfg)
+
+
+COMMAND = Command(
+    name="merge-labels",
+    arguments=("REQUEST",),
+    options="labels=FILE.csv data.train=FILE.beton out=FILE.beton [key=value ...]",
+    summary="bring the labels that were granted on a request into a dataset file",
+    config=MergeLabelsConfig,
+    run=run,
+)

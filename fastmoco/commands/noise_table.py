@@ -1,0 +1,23 @@
+"""`fastmoco noise-table`: accuracy against wrong labels."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.evaluate.settings import NoiseTableConfig
+
+
+def run(places: list[str], cfg: NoiseTableConfig) -> Result:
+    """Do it for RUN."""
+    from fastmoco.evaluate.tables import noise_table
+
+    return noise_table(Path(places[0]), cfg)
+
+
+COMMAND = Command(
+    name="noise-table",
+    arguments=("RUN",),
+    options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
+    summary="accuracy against wrong labels, pretrained, untrained and supervised",
+    config=NoiseTableConfig,
+    run=run,
+)

@@ -1,0 +1,23 @@
+"""`fastmoco request`: choose images to label."""
+
+from pathlib import Path
+
+from fastmoco.commands.command import Command, Result
+from fastmoco.labeling.settings import RequestConfig
+
+
+def run(places: list[str], cfg: RequestConfig) -> Result:
+    """Do it for RUN."""
+    from fastmoco.labeling.label_request import request
+
+    return request(Path(places[0]), cfg)
+
+
+COMMAND = Command(
+    name="request",
+    arguments=("RUN",),
+    options="data.train=FILE.beton count=N [out=FOLDER] [key=value ...]",
+    summary="choose the images that are most worth a label; the same command again resumes",
+    config=RequestConfig,
+    run=run,
+)

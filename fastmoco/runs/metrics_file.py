@@ -1,0 +1,44 @@
+"""``metrics.jsonl``: one JSON object a line, cut to the checkpoint's step on resume."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fastmoco.files import atomic_write_text
+
+
+class MetricsFile:
+    """``metrics.jsonl``: one JSON object a line, flushed line by line."""
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        """Open for appending, after cutting the file, atomically, to lines up to `resume_step`."""
+        rows = (
+            [row for row in read_metrics(path) if row["step"] <= resume_step]
+            if path.exists()
+            else []
+        )
+        atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Bring all rows to the disk: before a checkpoint that they must not trail."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows of a ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows

@@ -1,0 +1,149 @@
+"""What is refused before anything is opened: settings that cannot work together or here."""
+
+import torch
+
+from fastmoco.errors import UsageError
+from fastmoco.moco.batchnorm import resolve_batch_norm
+from fastmoco.moco.build import check_encoder
+from fastmoco.moco.check_mechanism import check_mechanism
+from fastmoco.moco.settings import BatchNorm, Loss, Mechanism
+from fastmoco.optim.optimizers import check_optimizer
+from fastmoco.optim.schedules import check_schedule
+from fastmoco.pipelines.build import LoaderSpec, check_loader
+from fastmoco.ranks import ALONE, Ranks
+from fastmoco.runs.distributed import resolve_rank_device
+from fastmoco.train.graphed_step import resolve_cuda_graph
+from fastmoco.train.settings import TrainConfig
+
+LEAST = {
+    "train.epochs": 1,
+    "train.max_steps": 0,
+    "train.log_every_steps": 1,
+    "checkpoint.every_steps": 0,
+    "checkpoint.keep": 1,
+    "monitor.every_epochs": 0,
+    "monitor.k": 1,
+    "moco.dim": 1,
+}
+"""The smallest value of whole-number options."""
+
+
+def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
+    """Refuse whatever can be known to be wrong before data is read.
+
+    Args:
+        cfg: Of the run.
+        ranks: Who trains; every rank refuses alike.
+
+    Returns:
+        The device of this rank.
+
+    Raises:
+        UsageError: One line that names the option to change.
+    """
+    if cfg.data.train is None:
+        raise UsageError(
+            "data.train is not set; make a dataset file with `fastmoco convert FOLDER train.beton` "
+            "and give data.train=train.beton"
+        )
+    if ranks.several and (cfg.train.dry_run or cfg.train.profile):
+        raise UsageError(
+            "train.dry_run and train.profile measure one device; start them without torchrun, "
+            "with the batch of one device"
+        )
+    device = resolve_rank_device(cfg.device, ranks)
+    _check_numbers(cfg)
+    check_mechanism(cfg.moco, cfg.global_batch_size)
+    _check_groups(cfg, ranks)
+    check_encoder(cfg.model, cfg.moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)
+    _check_loss(cfg.moco.loss, device)
+    _check_pipeline(cfg)
+    check_optimizer(cfg.optimizer)
+    check_schedule(cfg.optimizer)
+    resolve_cuda_graph(cfg, device, ranks)
+    return device
+
+
+def _check_numbers(cfg: TrainConfig) -> None:
+    for key, least in LEAST.items():
+        section, name = key.split(".")
+        value = getattr(getattr(cfg, section), name)
+        if value < least:
+            raise UsageError(f"{key} must be {least} or more, got {value}")
+    for key, temperature in (
+        ("moco.temperature", cfg.moco.temperature),
+        ("monitor.temperature", cfg.monitor.temperature),
+    ):
+        if not temperature > 0:
+            raise UsageError(
+                f"{key} must be above 0, got {temperature}; set it to 0.2, for example"
+            )
+    if cfg.monitor.every_epochs and cfg.data.test is None:
+        raise UsageError(
+            "monitor.every_epochs is set but data.test is not; "
+            "give data.test=FILE.beton or monitor.every_epochs=0"
+        )
+
+
+def _check_loss(loss: Loss, device: torch.device) -> None:
+    if loss is Loss.fused and device.type != "cuda":
+        raise UsageError(f"moco.loss=fused needs a CUDA device, got {device}; set moco.loss=auto")
+
+
+def _check_pipeline(cfg: TrainConfig) -> None:
+    check_loader(cfg.pipeline.name)
+    LoaderSpec.of(cfg.pipeline, cfg.policy)
+    _check_normalization(cfg)
+
+
+def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
+    """Every device has the same share of a global batch, made of whole groups of batch norm."""
+    batch, splits, devices = cfg.global_batch_size, cfg.moco.batch_norm_splits, ranks.world_size
+    if batch < 1 or batch % devices:
+        raise UsageError(
+            f"global_batch_size={batch} is not a positive multiple of the {devices} devices; "
+            f"set global_batch_size={max(1, round(batch / devices)) * devices} or another one"
+        )
+    parts = cfg.train.accumulate
+    if parts > 1 and cfg.moco.mechanism is not Mechanism.moco:
+        raise UsageError(
+            f"train.accumulate={parts} is for moco.mechanism=moco, whose negatives lie in a queue, "
+            f"not for {cfg.moco.mechanism}; set train.accumulate=1"
+        )
+    if parts < 1 or batch // devices % parts:
+        raise UsageError(
+            f"train.accumulate={parts} does not cut a device's {batch // devices} images into equal"
+            " micro-batches; set it to a divisor"
+        )
+    kind, groups = resolve_batch_norm(cfg.moco, ranks, parts)
+    places = f"{devices} device{'s' if devices > 1 else ''}"
+    places += f" with train.accumulate={parts}" if parts > 1 else ""
+    if splits < 1 or batch % groups or batch // groups < 2:
+        raise UsageError(
+            f"moco.batch_norm_splits={splits} does not split global_batch_size={batch} into equal "
+            f"groups of 2 or more on {places}; set it to a divisor"
+        )
+    if kind is BatchNorm.shuffled and groups % (devices * parts):
+        raise UsageError(
+            f"moco.batch_norm_splits={splits} groups do not fall evenly on {places}; "
+            f"set it to a multiple of {devices * parts}, or to 1: a group on each"
+        )
+    if kind is BatchNorm.shuffled and groups == 1:
+        raise UsageError(
+            "moco.batch_norm=shuffled changes nothing on one device with one group; "
+            "set moco.batch_norm_splits=4 or the like, or moco.batch_norm=plain"
+        )
+
+
+def _check_normalization(cfg: TrainConfig) -> None:
+    mean, std = cfg.pipeline.channel_mean, cfg.pipeline.channel_std
+    if (mean or std) and not (len(mean) == len(std) == 3 and min(std) > 0):
+        raise UsageError(
+            f"pipeline.channel_mean={mean} with pipeline.channel_std={std} cannot normalize; give "
+            "three numbers each, deviations above 0, or neither: the dataset's own"
+        )
+    if mean and cfg.model.encoder.startswith("halves:"):
+        raise UsageError(
+            f"model.encoder={cfg.model.encoder} takes RGB as it is and converts it to Lab; set "
+            "pipeline.channel_mean=[] pipeline.channel_std=[]"
+        )

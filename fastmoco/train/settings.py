@@ -1,0 +1,109 @@
+"""Settings of `fastmoco train`; imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fastmoco.data.settings import DataConfig
+from fastmoco.evaluate.settings import MonitorConfig
+from fastmoco.moco.settings import EncoderConfig
+from fastmoco.optim.settings import OptimizerConfig
+from fastmoco.pipelines.policies import POLICIES, Policy
+
+# Keys that do not change what is learned: a run may go on with other values.
+FREE_KEYS = frozenset(
+    {
+        "run_dir",
+        "data.train",  # the dataset's fingerprint decides, wherever the file lies
+        "data.test",
+        "pipeline.num_threads",
+        "pipeline.prefetch_batches",
+        "train.max_steps",
+        "train.cuda_graph",  # the same kernels either way
+        "train.dry_run",
+        "train.profile",
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+    }
+)
+
+
+class Compile(StrEnum):
+    """Whether `torch.compile` is used."""
+
+    auto = "auto"
+    """Where it works: on the CPU that needs a C++ compiler."""
+    always = "always"
+    never = "never"
+
+
+class CudaGraph(StrEnum):
+    """Whether a step is captured once as a CUDA graph and then replayed."""
+
+    auto = "auto"
+    """On one GPU, where optimizer and policy allow it."""
+    always = "always"
+    never = "never"
+
+
+@dataclass(kw_only=True, slots=True)
+class LoopConfig:
+    """The training loop."""
+
+    epochs: int = 200
+    """Passes over the dataset; the schedules span all of them."""
+    max_steps: int = 0
+    """Stop after this many steps, whatever the schedule still holds; 0 = no bound."""
+    log_every_steps: int = 20
+    """Steps per line of metrics.jsonl; each line is the mean since the last."""
+    dry_run: bool = False
+    """Build everything, run 20 steps, say how fast and large the run would be, keep nothing."""
+    profile: bool = False
+    """The same with a table of where a step's time goes, and a trace beside the run folder."""
+    compile: Compile = Compile.auto
+    """torch.compile: auto, always or never."""
+    cuda_graph: CudaGraph = CudaGraph.auto
+    """The whole step as one CUDA graph: auto (on one GPU), always or never."""
+    accumulate: int = 1
+    """Micro-batches that a device cuts its share of a batch into, one after the other: less memory.
+    Each is a group of batch norm; all see the same queue; keys are enqueued after the step."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """Checkpoints."""
+
+    every_steps: int = 0
+    """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
+    keep: int = 2
+    """How many of the newest stay on disk."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig(EncoderConfig):
+    """Everything that `fastmoco train` reads."""
+
+    PRESET: ClassVar[str] = "train"
+    GROUPS: ClassVar[Mapping[str, Any]] = {"experiment": None, "policy": POLICIES}
+
+    name: str = "moco"
+    """Name of the run: its folder is runs/NAME unless run_dir says otherwise."""
+    run_dir: Path | None = None
+    """Folder of the run."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    global_batch_size: int = 256
+    """Images per step, over all devices."""
+    data: DataConfig = field(default_factory=DataConfig)
+    policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+
+def run_path(cfg: TrainConfig) -> Path:
+    """The folder of a run: ``run_dir``, or ``runs/NAME``."""
+    return cfg.run_dir or Path("runs") / cfg.name
