@@ -22,8 +22,8 @@ from fastmoco.draws.host import draw_keys, random_resized_crop_boxes
 from fastmoco.moco.settings import ModelConfig, Stem
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.beton_loader import crop_and_resize
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import POLICIES
 
 BATCH = 64

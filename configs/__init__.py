@@ -1,1 +1,1 @@
-"""Hydra presets: data/, pipeline/, model/, optimizer/ and experiment/."""
+"""Hydra presets: defaults of commands, and the groups experiment, protocol, recipe, sweep."""

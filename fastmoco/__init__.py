@@ -3,13 +3,14 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastmoco.version import __version__
+
 if TYPE_CHECKING:
     from fastmoco.evaluate.features import load_encoder
     from fastmoco.moco.loss import info_nce
     from fastmoco.pipelines.build import build_loader
     from fastmoco.train.loop import train as pretrain
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain"]
 
 # Loaded on first use: importing torch takes seconds, and `fastmoco --help` needs none of it.

@@ -22,8 +22,7 @@ import torch
 
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.buffers import CudaUploader, empty_batch, first
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.crops import batch_requests
 from fastmoco.pipelines.prefetch import Slot, Workshop
 from fastmoco.pipelines.resize import crop_and_resize_views

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from fastmoco.draws.host import epoch_order
 from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
+from fastmoco.pipelines.policies import Policy
+from fastmoco.pipelines.settings import PipelineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +99,74 @@ class EpochPlan:
     def next_epoch(self) -> Self:
         """The plan of the following epoch, from its first batch."""
         return replace(self, epoch=self.epoch + 1, start_batch=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderSpec:
+    """What a loader needs to know besides the dataset and the plan.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+
+    view_size: int
+    """Side of the square views, pixels."""
+    policy: Policy | None
+    """Draws crops, by ``crop_scale`` and ``crop_ratio``; None: one central crop an image."""
+    policy_views: int = 2
+    """Crops of an image that a policy draws."""
+    center_crop: float = 0.875
+    """Evaluation: side of the central square as a share of the short side (0.875 = 224 / 256)."""
+    num_threads: int = 0
+    """Threads that decode; 0: one for each core that this process may use."""
+    prefetch_batches: int = 2
+    """Batches made ahead of the one handed out."""
+    hw_decoder_load: float | None = None
+    """DALI on a GPU: share of the images that its JPEG unit decodes; None: by a short sweep."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no loader can serve."""
+        if self.view_size < 1:
+            raise UsageError(f"pipeline.view_size must be 1 or more, got {self.view_size}")
+        if not 0 < self.center_crop <= 1:
+            raise UsageError(
+                f"pipeline.center_crop must be above 0 and at most 1, got {self.center_crop}"
+            )
+        if self.num_threads < 0:
+            raise UsageError(
+                f"pipeline.num_threads must be 0 (one per core) or more, got {self.num_threads}"
+            )
+        if self.prefetch_batches < 1:
+            raise UsageError(
+                f"pipeline.prefetch_batches must be 1 or more, got {self.prefetch_batches}"
+            )
+        load = self.hw_decoder_load
+        if load is not None and not 0 <= load <= 1:
+            raise UsageError(f"pipeline.hw_decoder_load must be in [0, 1], got {load}")
+
+    @classmethod
+    def of(cls, pipeline: PipelineConfig, policy: Policy | None, views: int = 2) -> Self:
+        """What a configuration asks for.
+
+        Args:
+            pipeline: Sizes, threads, prefetching.
+            policy: Draws crops of `view_size`; None: central crops of `eval_size`.
+            views: Crops of an image that a policy draws.
+        """
+        return cls(
+            view_size=pipeline.view_size if policy else pipeline.eval_size or pipeline.view_size,
+            policy=policy,
+            policy_views=views,
+            center_crop=pipeline.center_crop,
+            num_threads=pipeline.num_threads,
+            prefetch_batches=pipeline.prefetch_batches,
+            hw_decoder_load=pipeline.hw_decoder_load,
+        )
+
+    @property
+    def num_views(self) -> int:
+        """V: 1 in evaluation, else 2, or as many as are asked for."""
+        return 1 if self.policy is None else self.policy_views
 
 
 @dataclass(slots=True)

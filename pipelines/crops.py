@@ -9,8 +9,7 @@ import numpy.typing as npt
 from fastmoco.data.dataset import Dataset
 from fastmoco.draws.host import draw_keys, random_resized_crop_boxes
 from fastmoco.draws.streams import INT64
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 
 INT32 = npt.NDArray[np.int32]
 

@@ -31,8 +31,7 @@ from torch.utils.dlpack import from_dlpack
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
 from fastmoco.pipelines.dali_pipeline import (
     Decoded,

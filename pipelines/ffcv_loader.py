@@ -29,8 +29,7 @@ import torch
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
 from fastmoco.pipelines.ffcv_runtime import (
     Filled,

@@ -28,8 +28,7 @@ from torch import Tensor
 
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.beton_loader import build_threads
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, epoch_request
 
 WEIGHT_UNIT = 2048

@@ -18,8 +18,7 @@ from torchvision.transforms.functional import resized_crop
 
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.dataset import Dataset
-from fastmoco.pipelines.build import LoaderSpec
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.crops import INT32, BatchRequest, batch_requests
 
 

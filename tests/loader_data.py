@@ -8,7 +8,7 @@ from PIL import Image
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
-from fastmoco.pipelines.build import LoaderSpec
+from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.pipelines.policies import Policy
 
 SIZES = [(48, 48), (60, 41), (37, 64), (96, 72)]

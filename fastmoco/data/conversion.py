@@ -37,7 +37,7 @@ RECORD_SECONDS = 1.0  # what a kill costs, and the journal's rate: some 0.1 MB a
 
 
 @dataclass(slots=True)
-class Job:
+class ConversionJob:
     """A file to make.
 
     Attributes:
@@ -72,7 +72,7 @@ class Made:
     num_resumed: int
 
 
-def make_file(job: Job) -> Made:
+def make_file(job: ConversionJob) -> Made:
     """Makes ``job.target``, ``NAME.beton.json`` and, for bad images, ``NAME.quarantine.csv``.
 
     Raises:
@@ -105,7 +105,7 @@ def quarantine_path(target: Path) -> Path:
 class _Conversion:
     """One file in the making."""
 
-    def __init__(self, job: Job, writer: BetonWriter, journal: Journal) -> None:
+    def __init__(self, job: ConversionJob, writer: BetonWriter, journal: Journal) -> None:
         self.job, self.writer, self.journal = job, writer, journal
         self.totals = Totals()
         self.pending = Tally()  # since the journal's last record

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmoco import __version__
 from fastmoco.data.beton_format import encode_text
-from fastmoco.data.conversion import Job, Made, forget, make_file, quarantine_path
+from fastmoco.data.conversion import ConversionJob, Made, forget, make_file, quarantine_path
 from fastmoco.data.facts import description_text, plain_values
 from fastmoco.data.settings import Check, ConvertConfig, Encoding, OnError, Statistics
 from fastmoco.data.shards import set_fingerprint, shard_path, shard_samples
@@ -25,6 +24,7 @@ from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from fastmoco.data.tally import RECORD_VERSION, Totals
 from fastmoco.draws.streams import hashed_order
 from fastmoco.errors import UsageError
+from fastmoco.version import __version__
 
 __all__ = [
     "Check",
@@ -149,7 +149,9 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _jobs(source: str, destination: Path, samples: SampleSet, cfg: ConvertConfig) -> list[Job]:
+def _jobs(
+    source: str, destination: Path, samples: SampleSet, cfg: ConvertConfig
+) -> list[ConversionJob]:
     """The files to make."""
     numbers, shards = cfg.shards_to_make()
     count = len(samples.names)
@@ -159,12 +161,12 @@ def _jobs(source: str, destination: Path, samples: SampleSet, cfg: ConvertConfig
     recipe = _recipe(samples, cfg)
     origin = {"source": source, "options": cfg.told(), "fastmoco_version": __version__}
     if shards == 1:
-        return [Job(destination, samples, measured, cfg, recipe, origin)]
+        return [ConversionJob(destination, samples, measured, cfg, recipe, origin)]
     jobs = []
     for number in numbers:
         chosen = shard_samples(count, number, shards)
         jobs.append(
-            Job(
+            ConversionJob(
                 shard_path(destination, number, shards),
                 _subset(samples, chosen),
                 measured[chosen],
@@ -215,7 +217,7 @@ def _subset(samples: SampleSet, chosen: NDArray[np.int64]) -> SampleSet:
     )
 
 
-def _make(job: Job, source: str) -> Made:
+def _make(job: ConversionJob, source: str) -> Made:
     """`make_file`, whose errors say what they are about and what stands now."""
     try:
         return make_file(job)
@@ -236,7 +238,11 @@ def _make(job: Job, source: str) -> Made:
 
 
 def _summary(
-    jobs: list[Job], made: list[Made], destination: Path, samples: SampleSet, seconds: float
+    jobs: list[ConversionJob],
+    made: list[Made],
+    destination: Path,
+    samples: SampleSet,
+    seconds: float,
 ) -> ConvertSummary:
     totals = Totals()
     for one in made:

@@ -162,10 +162,7 @@ def may_copy(info: JpegInfo, options: EncodeOptions) -> bool:
     """
     raw_bytes = 3 * info.width * info.height
     return (
-        info.turbo_decodes
-        and info.huffman
-        and info.color in ("gray", "ycbcr")
-        and info.orientation == 1
+        not info.obstacle
         and info.scans <= MAX_COPIED_SCANS
         and max(info.width, info.height) <= options.max_size
         and info.end <= min(raw_bytes + (1 << 16), options.page_bytes)

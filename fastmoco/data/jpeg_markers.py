@@ -58,6 +58,19 @@ class JpegInfo:
         coded = self.bits == 8 and (self.huffman or self.arithmetic)
         return coded and self.common_sampling and self.color != "cmyk"
 
+    @property
+    def obstacle(self) -> str:
+        """Why some reader would not give its pixels, upright, from its own bytes; "" if all do."""
+        if self.bits != 8:
+            return f"has {self.bits} bits a channel, not 8"
+        if self.color not in ("gray", "ycbcr"):
+            return f"has {self.color.upper()} pixels, not gray or YCbCr"
+        if self.orientation != 1:
+            return "must be turned upright"
+        if not self.huffman or not self.common_sampling:
+            return "is coded in a way that not every reader knows"
+        return ""
+
     def ending(self, end: int) -> "JpegInfo":
         """The same of a picture that ends elsewhere."""
         return JpegInfo(
@@ -130,6 +143,20 @@ def inspect_jpeg(blob: bytes) -> JpegInfo:
     if seen.segments == segments + 1:
         _last_simple = blob[:head], info
     return info
+
+
+def inspect_jpeg_header(header: bytes) -> JpegInfo:
+    """What the markers before the first codes say; `scans` is 1 and `end` is where the codes start.
+
+    Args:
+        header: The start of a JPEG, up to its first codes or further.
+
+    Raises:
+        ImageError: If it is cut, or has no frame.
+    """
+    seen = _Seen()
+    _read_segments(header, seen)
+    return _info(seen)
 
 
 def _read_segments(blob: bytes, seen: _Seen) -> None:

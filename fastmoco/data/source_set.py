@@ -8,7 +8,6 @@ Left out: channel statistics (`convert` measures them), manifests, arrays, other
 """
 
 import hashlib
-import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -19,17 +18,14 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from fastmoco.data.beton_format import MODE_JPEG
-from fastmoco.data.images import check_size, decode_jpeg, jpeg_shape
-from fastmoco.data.jpeg_markers import ImageError
+from fastmoco.data.images import check_size, decode_jpeg, is_jpeg, jpeg_shape
+from fastmoco.data.jpeg_markers import ImageError, inspect_jpeg_header
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 
 HEADER_BYTES = 1 << 14
 """Read first of each file; all of it where its header is longer."""
-_ORIENTATION = 274  # EXIF
-_BAD_HEADER = (OSError, SyntaxError, ImageError, Image.DecompressionBombError)
 
 
 class Place(NamedTuple):
@@ -181,28 +177,17 @@ def _read(place: Place, count: int) -> bytes:
 def _shape(place: Place) -> tuple[int, int] | str:
     """Height and width of a JPEG that can be read as it is, or why it cannot."""
     header = _read(place, min(HEADER_BYTES, place.size))
-    if not header.startswith(b"\xff\xd8\xff"):
+    if not is_jpeg(header):
         return "is no JPEG"
     try:
-        return _shape_of(header)
-    except _BAD_HEADER:
-        pass  # it may be longer
+        info = inspect_jpeg_header(header)
+    except ImageError:  # it may be longer
+        try:
+            info = inspect_jpeg_header(_read(place, place.size))
+        except ImageError as error:
+            return f"has no header that can be read ({error})"
     try:
-        return _shape_of(_read(place, place.size))
-    except _BAD_HEADER as error:
-        return f"has no header that can be read ({error})"
-
-
-def _shape_of(header: bytes) -> tuple[int, int] | str:
-    """As `_shape`; Pillow reads no further than to the picture's codes."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on odd metadata; sizes are checked here
-        with Image.open(io.BytesIO(header), formats=["JPEG"]) as image:
-            mode, orientation = image.mode, image.getexif().get(_ORIENTATION, 1)
-    if mode not in ("L", "RGB"):
-        return f"has {mode} pixels, not gray or RGB"
-    if orientation in range(2, 9):
-        return "must be turned upright"
-    height, width = jpeg_shape(header)
-    check_size(width, height)
-    return height, width
+        check_size(info.width, info.height)
+    except ImageError as error:
+        return str(error)
+    return info.obstacle or (info.height, info.width)

@@ -11,7 +11,13 @@ import torch
 from fastmoco.detection.annotations import SceneSet
 from fastmoco.detection.metrics import check_metrics
 from fastmoco.detection.result import DetectResult, protocol_of
-from fastmoco.detection.settings import DetectConfig, DetectionNorm, Init, Layout, Task
+from fastmoco.detection.settings import (
+    AnnotationFormat,
+    DetectConfig,
+    DetectionInit,
+    DetectionNorm,
+    DetectionTask,
+)
 from fastmoco.detection.starting import open_sets
 from fastmoco.detection.trial import build_fitting, fit, log_header, measure
 from fastmoco.errors import UsageError
@@ -49,14 +55,18 @@ def check_config(cfg: DetectConfig, ranks: Ranks) -> None:
     Raises:
         UsageError: One line that names the option to change.
     """
-    wanted = {Task.segment: Layout.voc, Task.masks: Layout.coco, Task.keypoints: Layout.coco}
+    wanted = {
+        DetectionTask.segment: AnnotationFormat.voc,
+        DetectionTask.masks: AnnotationFormat.coco,
+        DetectionTask.keypoints: AnnotationFormat.coco,
+    }
     layout = wanted.get(cfg.task, cfg.layout)
     if cfg.layout is not layout:
         raise UsageError(
             f"task={cfg.task.value} is read from layout={layout.value} alone; set layout="
             f"{layout.value} and data.train"
         )
-    if cfg.init is Init.random and cfg.batch_norm is DetectionNorm.frozen:
+    if cfg.init is DetectionInit.random and cfg.batch_norm is DetectionNorm.frozen:
         raise UsageError(
             "batch_norm=frozen keeps statistics that a random backbone does not have; set "
             "batch_norm=synchronized or init=pretrained"
@@ -120,7 +130,7 @@ def default_folder(run: Path, cfg: DetectConfig) -> Path:
     """``RUN/detect/TASK-ARCH-INIT``; of a checkpoint file, in the run that holds it."""
     if not run.is_dir():
         run = run.parent.parent if run.parent.name == "checkpoints" else run.parent
-    arch = "fcn" if cfg.task is Task.segment else cfg.arch.value
+    arch = "fcn" if cfg.task is DetectionTask.segment else cfg.arch.value
     return run / "detect" / f"{cfg.task.value}-{arch}-{cfg.init.value}"
 
 

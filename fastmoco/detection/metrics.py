@@ -15,14 +15,14 @@ from fastmoco.detection.annotations import Scene, SceneSet
 from fastmoco.detection.keypoint_metric import keypoint_precision
 from fastmoco.detection.masks import UNKNOWN, instance_mask, read_class_map
 from fastmoco.detection.samples import box_target, ignored_flags
-from fastmoco.detection.settings import DetectConfig, Layout, Task
+from fastmoco.detection.settings import AnnotationFormat, DetectConfig, DetectionTask
 from fastmoco.detection.voc_metric import Found, Truth, voc_average_precision
 from fastmoco.errors import UsageError
 
 Result = dict[str, Any]
 
 
-def check_metrics(task: Task) -> None:
+def check_metrics(task: DetectionTask) -> None:
     """Refuse to train towards what could not be measured.
 
     Raises:
@@ -50,13 +50,13 @@ class Measurement:
 
         Args:
             data: The test set.
-            cfg: Task, layout and the keypoints' tolerance.
+            cfg: DetectionTask, layout and the keypoints' tolerance.
         """
         self._data, self._cfg = data, cfg
         self._voc: list[tuple[dict[int, Truth], dict[int, Found]]] = []
         self._keypoints: list[tuple[Scene, dict[str, Tensor]]] = []
         self._metric: Any = None
-        if cfg.task is Task.segment:
+        if cfg.task is DetectionTask.segment:
             from torchmetrics.classification import MulticlassJaccardIndex
 
             self._metric = MulticlassJaccardIndex(
@@ -70,7 +70,7 @@ class Measurement:
             from torchmetrics.detection import MeanAveragePrecision
 
             self._metric = MeanAveragePrecision(
-                iou_type=("bbox", "segm") if cfg.task is Task.masks else "bbox",
+                iou_type=("bbox", "segm") if cfg.task is DetectionTask.masks else "bbox",
                 # COCO's own: torchmetrics rounds its defaults to float32; a recall or an overlap
                 # that lies on one then falls short of it (up to 0.1 points of AP in the tests).
                 iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
@@ -88,35 +88,35 @@ class Measurement:
             scene: The image with what is in it.
             prediction: From `Detector.predict` or `Segmenter.predict`, on the CPU.
         """
-        if self._cfg.task is Task.segment:
+        if self._cfg.task is DetectionTask.segment:
             assert scene.class_map is not None
             truth = read_class_map(scene.class_map, scene, self._data.num_classes)
             self._metric.update(prediction["classes"][None], torch.from_numpy(truth).long()[None])
             return
-        target = _target(scene, masks=self._cfg.task is Task.masks)
+        target = _target(scene, masks=self._cfg.task is DetectionTask.masks)
         found = {name: prediction[name] for name in ("boxes", "labels", "scores")}
-        if self._cfg.task is Task.masks:
+        if self._cfg.task is DetectionTask.masks:
             found["masks"] = prediction["masks"][:, 0] > 0.5
         self._metric.update([found], [target])
-        if self._cfg.task is Task.keypoints:
+        if self._cfg.task is DetectionTask.keypoints:
             self._keypoints.append((scene, prediction))
-        if self._cfg.layout is Layout.voc:
+        if self._cfg.layout is AnnotationFormat.voc:
             self._voc.append(_voc_pair(scene, prediction))
 
     def result(self) -> Result:
         """The figures, in percent: ``ap``, ``ap50``, ``ap75`` and more; segment: ``mean_iou``."""
-        if self._cfg.task is Task.segment:
+        if self._cfg.task is DetectionTask.segment:
             return _iou_result(self._metric.compute(), self._data.classes)
         values = self._metric.compute()
-        masks = self._cfg.task is Task.masks
+        masks = self._cfg.task is DetectionTask.masks
         result: Result = {f"ap{k}": _percent(values, "bbox" if masks else "", k) for k in _CUTS}
         if masks:
             result |= {f"mask_ap{k}": _percent(values, "segm", k) for k in _CUTS}
         result["per_class"] = _per_class(values, "bbox_" if masks else "", self._data.classes)
-        if self._cfg.task is Task.keypoints:
+        if self._cfg.task is DetectionTask.keypoints:
             figures = keypoint_precision(self._data, self._keypoints, self._cfg)
             result |= {f"keypoint_ap{k}": v for k, v in zip(_CUTS, figures, strict=True)}
-        if self._cfg.layout is Layout.voc:
+        if self._cfg.layout is AnnotationFormat.voc:
             truth, found = zip(*self._voc, strict=True)
             result["voc07"] = voc_average_precision(truth, found)
         return result

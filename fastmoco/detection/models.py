@@ -26,7 +26,7 @@ from fastmoco.detection.backbones import (
     norm_layer,
     set_batch_norm,
 )
-from fastmoco.detection.settings import Arch, DetectConfig, Task
+from fastmoco.detection.settings import Arch, DetectConfig, DetectionTask
 from fastmoco.errors import UsageError
 from fastmoco.moco.resnet import ResNet
 from fastmoco.ranks import Ranks
@@ -91,7 +91,7 @@ def build_detector(
 
     Args:
         resnet: The backbone; taken apart.
-        cfg: Task, architecture, sizes.
+        cfg: DetectionTask, architecture, sizes.
         num_classes: With the background.
         num_keypoints: Of an object; 0 where there are none.
         mean: Channel mean in 0..1.
@@ -148,7 +148,7 @@ def check_detector(cfg: DetectConfig, num_keypoints: int) -> None:
             "model.anchor_sizes must be 1 or more, model.roi_size 0 or more; leave them out for "
             "the published ones"
         )
-    if cfg.task is Task.keypoints and not num_keypoints:
+    if cfg.task is DetectionTask.keypoints and not num_keypoints:
         raise UsageError(
             "task=keypoints, but no category of data.train names keypoints; give an annotation "
             "file that does (person_keypoints_train2017.json), or task=boxes"
@@ -195,12 +195,12 @@ def _add_task_heads(
     num_keypoints: int,
 ) -> None:
     """Put Mask R-CNN's or Keypoint R-CNN's head (arXiv:1703.06870) beside the box head."""
-    if cfg.task is Task.masks:
+    if cfg.task is DetectionTask.masks:
         hidden = 4 * width  # 256 in the paper
         heads.mask_roi_pool = _roi_align(cfg, 14)
         heads.mask_head = MaskRCNNHeads(channels, (hidden,) * 4, 1)
         heads.mask_predictor = MaskRCNNPredictor(hidden, hidden, num_classes)
-    elif cfg.task is Task.keypoints:
+    elif cfg.task is DetectionTask.keypoints:
         hidden = 8 * width  # 512 in the paper
         heads.keypoint_roi_pool = _roi_align(cfg, 14)
         heads.keypoint_head = KeypointRCNNHeads(channels, (hidden,) * 8)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastmoco.detection.settings import DetectConfig, Layout, Task
+from fastmoco.detection.settings import AnnotationFormat, DetectConfig, DetectionTask
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ def protocol_of(
     return {
         "run": str(run),
         "task": cfg.task.value,
-        "arch": "fcn" if cfg.task is Task.segment else cfg.arch.value,
+        "arch": "fcn" if cfg.task is DetectionTask.segment else cfg.arch.value,
         "init": cfg.init.value,
         "batch_norm": cfg.batch_norm.value,
         "train": train,
@@ -96,10 +96,10 @@ def protocol_of(
 
 def metric_name(cfg: DetectConfig) -> str:
     """By which rule the figures are computed."""
-    if cfg.task is Task.segment:
+    if cfg.task is DetectionTask.segment:
         return "mean IoU over classes that occur, background included"
     name = "ap: COCO (101 points)"
-    if cfg.layout is Layout.voc:
+    if cfg.layout is AnnotationFormat.voc:
         name += "; voc07: VOC 2007 devkit (11 points), difficult objects ignored"
     return name
 

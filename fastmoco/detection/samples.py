@@ -19,7 +19,7 @@ from fastmoco.data.images import MAX_SIDE, load_image
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.detection.annotations import AnnotationError, Instance, Scene, SceneSet, boxes_of
 from fastmoco.detection.masks import UNKNOWN, instance_mask, read_class_map
-from fastmoco.detection.settings import DetectConfig, Task
+from fastmoco.detection.settings import DetectConfig, DetectionTask
 from fastmoco.draws.device import uniform
 from fastmoco.draws.host import draw_keys, epoch_order
 from fastmoco.draws.streams import INT64, Draw
@@ -77,20 +77,20 @@ def training_sample(scene: Scene, data: SceneSet, key: Tensor, cfg: DetectConfig
         scene: The image.
         data: Its set.
         key: ``(1,)`` int64: all draws of this image in this epoch.
-        cfg: Task and sizes.
+        cfg: DetectionTask and sizes.
     """
     flip = uniform(key, Draw.FLIP, 0).item() < 0.5
     scale = uniform(key, Draw.CROP_AREA, 0).item()  # a draw of size, as there
-    if cfg.task is Task.segment:
+    if cfg.task is DetectionTask.segment:
         return _map_sample(scene, data, key, cfg, flip=flip, scale=scale)
     short = cfg.train_sizes[int(scale * len(cfg.train_sizes))]
     size = short_side_size(scene.height, scene.width, short=short, longest=cfg.max_size)
     image = resized(read_image(scene), size)
     target = box_target(scene, size)
-    if cfg.task is Task.masks:
+    if cfg.task is DetectionTask.masks:
         masks = np.stack([instance_mask(i, scene) for i in scene.instances])
         target["masks"] = F.interpolate(torch.from_numpy(masks)[:, None], size)[:, 0]
-    if cfg.task is Task.keypoints:
+    if cfg.task is DetectionTask.keypoints:
         target["keypoints"] = scaled_keypoints(scene, size)
     if flip:
         image, target = flipped(image, target, data.keypoint_names)

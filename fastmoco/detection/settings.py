@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 
-class Layout(StrEnum):
+class AnnotationFormat(StrEnum):
     """How annotations lie on the disk."""
 
     voc = "voc"
@@ -31,7 +31,7 @@ class Arch(StrEnum):
     """Feature pyramid (arXiv:1612.03144); two linear layers are the box head."""
 
 
-class Task(StrEnum):
+class DetectionTask(StrEnum):
     """What is learned and measured."""
 
     boxes = "boxes"
@@ -44,7 +44,7 @@ class Task(StrEnum):
     """Fully convolutional network, mean IoU."""
 
 
-class Init(StrEnum):
+class DetectionInit(StrEnum):
     """Where the backbone's weights come from."""
 
     pretrained = "pretrained"
@@ -120,13 +120,13 @@ class DetectConfig:
     GROUPS: ClassVar[Mapping[str, Any]] = {"recipe": None}
 
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
-    layout: Layout = Layout.voc
+    layout: AnnotationFormat = AnnotationFormat.voc
     """voc or coco."""
-    task: Task = Task.boxes
+    task: DetectionTask = DetectionTask.boxes
     """boxes, masks, keypoints (both layout=coco) or segment (layout=voc)."""
     arch: Arch = Arch.c4
     """c4, dc5 or fpn; segment has its own."""
-    init: Init = Init.pretrained
+    init: DetectionInit = DetectionInit.pretrained
     """pretrained (the run), random, or file (weights=FILE)."""
     weights: Path | None = None
     """init=file: a torchvision ResNet's state dict, .pth or .safetensors."""

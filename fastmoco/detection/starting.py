@@ -8,7 +8,12 @@ from torch import nn
 from fastmoco.detection.annotations import SceneSet, check_same_classes
 from fastmoco.detection.backbones import check_resnet
 from fastmoco.detection.coco import read_coco
-from fastmoco.detection.settings import DetectConfig, Init, Layout, Task
+from fastmoco.detection.settings import (
+    AnnotationFormat,
+    DetectConfig,
+    DetectionInit,
+    DetectionTask,
+)
 from fastmoco.detection.voc import read_voc
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
@@ -23,12 +28,12 @@ def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
         UsageError: If one is not given or cannot serve.
         AnnotationError: If an annotation or an image is missing or broken.
     """
-    data, segment = cfg.data, cfg.task is Task.segment
+    data, segment = cfg.data, cfg.task is DetectionTask.segment
     if data.train is None:
         raise UsageError(
             "data.train is not set; give data.train=VOCdevkit, or layout=coco data.train=FILE.json"
         )
-    if cfg.layout is Layout.voc:
+    if cfg.layout is AnnotationFormat.voc:
         names = tuple(data.classes)
         train = read_voc(
             data.train,
@@ -51,7 +56,9 @@ def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
         test = read_coco(data.test, images=data.test_images, option="data.test_images")
     check_same_classes(train, test)
     if not segment:
-        train = train.to_learn_from(ignored_too=data.train_difficult and cfg.layout is Layout.voc)
+        train = train.to_learn_from(
+            ignored_too=data.train_difficult and cfg.layout is AnnotationFormat.voc
+        )
     return train, test
 
 
@@ -70,10 +77,10 @@ def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
     """
     encoder = load_encoder(run)
     resnet = check_resnet(encoder.backbone)
-    if cfg.init is Init.random:
+    if cfg.init is DetectionInit.random:
         torch.manual_seed(cfg.seed)
         initialize(resnet)
-    elif cfg.init is Init.file:
+    elif cfg.init is DetectionInit.file:
         if cfg.weights is None:
             raise UsageError("init=file needs weights=FILE, a torchvision ResNet's state dict")
         load_torchvision_weights(resnet, cfg.weights)

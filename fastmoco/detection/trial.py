@@ -16,7 +16,7 @@ from fastmoco.detection.metrics import Measurement
 from fastmoco.detection.models import build_detector
 from fastmoco.detection.samples import read_image, resized, short_side_size, training_batches
 from fastmoco.detection.segmenter import Segmenter
-from fastmoco.detection.settings import DetectConfig, Task
+from fastmoco.detection.settings import DetectConfig, DetectionTask
 from fastmoco.detection.starting import open_backbone
 from fastmoco.device import describe_device
 from fastmoco.errors import Interrupted
@@ -42,7 +42,7 @@ def build_fitting(
     torch.manual_seed(cfg.seed)
     normalization = {"mean": encoder.mean.tolist(), "std": encoder.std.tolist()}
     model: nn.Module
-    if cfg.task is Task.segment:
+    if cfg.task is DetectionTask.segment:
         model = Segmenter(resnet, cfg, num_classes=train.num_classes, **normalization, ranks=ranks)
     else:
         model = build_detector(
@@ -120,7 +120,7 @@ def measure(
             )
         original = (scene.height, scene.width)
         size = original
-        if cfg.task is not Task.segment:
+        if cfg.task is not DetectionTask.segment:
             size = short_side_size(*original, short=cfg.test_size, longest=cfg.max_size)
         image = resized(read_image(scene), size).to(device).float() / 255
         prediction = model.predict(image, original)  # type: ignore[operator]
@@ -141,7 +141,7 @@ def log_header(
     logger.info(
         "model     %s by %s, backbone %s, %.2fM trainable parameters, batch norm %s",
         cfg.task.value,
-        "fcn" if cfg.task is Task.segment else cfg.arch.value,
+        "fcn" if cfg.task is DetectionTask.segment else cfg.arch.value,
         cfg.init.value,
         parameters / 1e6,
         cfg.batch_norm.value,

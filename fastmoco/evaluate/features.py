@@ -22,14 +22,13 @@ from fastmoco.evaluate.feature_cache import CachedRows, cached_rows
 from fastmoco.evaluate.settings import Features, FeaturesConfig
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
-from fastmoco.moco.settings import Precision
+from fastmoco.moco.settings import EncoderConfig, Precision
 from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.augment import normalized
-from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader
-from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.pipelines.build import AUTO, build_loader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.runs.checkpoint import load_checkpoint, restore_module, under_prefix
-from fastmoco.train.settings import TrainConfig
 
 PIXELS = "pixels"
 """Beside `Features`: the normalized crop itself, the baseline of every encoder."""
@@ -129,7 +128,7 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
         CheckpointError: If there is no checkpoint, or it is damaged.
     """
     checkpoint = load_checkpoint(Path(path))
-    cfg = config_from_dict(TrainConfig, checkpoint.facts["config"])
+    cfg = config_from_dict(EncoderConfig, checkpoint.facts["config"])
     torch.manual_seed(cfg.seed)
     encoder = build_query_encoder(cfg.model, cfg.moco, view_size=cfg.pipeline.view_size)
     if not checkpoint.facts.get("has_head", True):

@@ -16,7 +16,7 @@ from fastmoco.pipelines.contract import EpochPlan
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class LabeledTask:
     """What is learned, and what it is measured on."""
 
     train: Dataset
@@ -65,7 +65,7 @@ class Task:
 
 
 @contextmanager
-def open_task(cfg: ClassifierConfig) -> Iterator[Task]:
+def open_task(cfg: ClassifierConfig) -> Iterator[LabeledTask]:
     """Open both sets and decide on the labels.
 
     Raises:
@@ -81,7 +81,7 @@ def open_task(cfg: ClassifierConfig) -> Iterator[Task]:
         labels = noisy_labels(train, cfg.label_noise, classes, cfg.seed)
         ids = stratified_part(train.labels, cfg.label_share, cfg.seed)
         noise_share = float((labels[ids] != train.labels[ids]).mean())
-        yield Task(train, test, classes, labels, ids, noise_share)
+        yield LabeledTask(train, test, classes, labels, ids, noise_share)
 
 
 def _check(cfg: ClassifierConfig) -> None:

@@ -157,7 +157,7 @@ class Trainable(StrEnum):
     """The classifier alone."""
 
 
-class Init(StrEnum):
+class FinetuneInit(StrEnum):
     """What fine-tuning starts from."""
 
     pretrained = "pretrained"
@@ -177,7 +177,7 @@ class FinetuneConfig(ClassifierConfig):
 
     name: str = ""
     """Of the results, in RUN/evaluation/finetune-NAME; by default what it starts from."""
-    init: Init = Init.pretrained
+    init: FinetuneInit = FinetuneInit.pretrained
     """pretrained, random, or weights (a file)."""
     weights: Path | None = None
     """With init=weights: a state dict in torchvision's names, .pth or .safetensors."""

@@ -27,7 +27,7 @@ PRETRAINED, UNTRAINED, PIXELS = "pretrained", "untrained", "raw pixels"
 
 
 @dataclass(slots=True)
-class Table:
+class AccuracyTable:
     """Accuracies by row and column."""
 
     columns: list[str]
@@ -71,7 +71,7 @@ def _cell(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def evaluate(run: Path, cfg: EvaluateConfig) -> Table:
+def evaluate(run: Path, cfg: EvaluateConfig) -> AccuracyTable:
     """Measure a run by each method, beside raw pixels, the untrained encoder and supervision.
 
     Fine-tuning from the untrained encoder is the supervised run from scratch.
@@ -88,7 +88,7 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> Table:
         CheckpointError: If there is no sound checkpoint.
     """
     _check(cfg, cfg.methods, list(Method))
-    table = Table([PRETRAINED, UNTRAINED, PIXELS], {}, [])
+    table = AccuracyTable([PRETRAINED, UNTRAINED, PIXELS], {}, [])
     for method in cfg.methods:
         if method is Method.knn:
             near = KnnConfig(**_shared(cfg), k=cfg.k, temperature=cfg.temperature, baselines=True)
@@ -119,7 +119,7 @@ def _row_name(method: Method, cfg: EvaluateConfig) -> str:
     return name if cfg.label_share == 1 else f"{name}, {100 * cfg.label_share:g}% of labels"
 
 
-def noise_table(run: Path, cfg: NoiseTableConfig) -> Table:
+def noise_table(run: Path, cfg: NoiseTableConfig) -> AccuracyTable:
     """Accuracy on right labels after learning from wrong ones, for each rate or column.
 
     Args:
@@ -135,7 +135,7 @@ def noise_table(run: Path, cfg: NoiseTableConfig) -> Table:
     """
     _check(cfg, cfg.methods, [Method.linear, Method.finetune])
     columns = [f"{method}, {of}" for method in cfg.methods for of in _STARTS[method]]
-    table = Table(columns, {}, [])
+    table = AccuracyTable(columns, {}, [])
     for noise in cfg.noises:
         folder = results_folder(run) / "noise" / _file_name(noise)
         row: list[float | None] = []

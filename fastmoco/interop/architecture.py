@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastmoco.errors import UsageError
 from fastmoco.interop.layouts import Parts
-from fastmoco.interop.settings import Layout
+from fastmoco.interop.settings import WeightsLayout
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.resnet import RESNETS
@@ -86,10 +86,10 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     }
 
 
-def _stem(kernel: int, layout: Layout) -> Stem:
+def _stem(kernel: int, layout: WeightsLayout) -> Stem:
     if kernel == 7:
         return Stem.imagenet
-    return Stem.small_pad2 if layout is Layout.solo_learn else Stem.small
+    return Stem.small_pad2 if layout is WeightsLayout.solo_learn else Stem.small
 
 
 def _meta_encoder(model: ModelConfig, moco: MocoConfig | None = None) -> Encoder:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.errors import UsageError
-from fastmoco.interop.settings import Layout
+from fastmoco.interop.settings import WeightsLayout
 
 # Wrappers' prefixes that all names of a file may share.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -23,7 +23,7 @@ _STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 class Parts:
     """A state dict taken apart, under our names."""
 
-    layout: Layout
+    layout: WeightsLayout
     backbone: dict[str, Tensor]
     head: dict[str, Tensor]
     left_out: dict[str, int] = field(default_factory=dict)
@@ -41,15 +41,15 @@ class _Names:
 
 
 _NAMES = {
-    Layout.moco: _Names(("encoder_q.",), "encoder_q.fc."),
-    Layout.moco_v3: _Names(("base_encoder.",), "base_encoder.fc."),
-    Layout.solo_learn: _Names(("backbone.", "encoder."), "projector."),
-    Layout.lightly: _Names(("backbone.",), "projection_head.layers."),
-    Layout.torchvision: _Names(("",), "-"),  # its fc is a classifier
+    WeightsLayout.moco: _Names(("encoder_q.",), "encoder_q.fc."),
+    WeightsLayout.moco_v3: _Names(("base_encoder.",), "base_encoder.fc."),
+    WeightsLayout.solo_learn: _Names(("backbone.", "encoder."), "projector."),
+    WeightsLayout.lightly: _Names(("backbone.",), "projection_head.layers."),
+    WeightsLayout.torchvision: _Names(("",), "-"),  # its fc is a classifier
 }
 
 
-def take_apart(tensors: Mapping[str, Tensor], layout: Layout = Layout.auto) -> Parts:
+def take_apart(tensors: Mapping[str, Tensor], layout: WeightsLayout = WeightsLayout.auto) -> Parts:
     """Find backbone and head in a state dict, and give them our names.
 
     Args:
@@ -60,7 +60,7 @@ def take_apart(tensors: Mapping[str, Tensor], layout: Layout = Layout.auto) -> P
         UsageError: If the layout is unknown, or the file has nothing of it.
     """
     tensors = _unwrapped(tensors)
-    if layout is Layout.auto:
+    if layout is WeightsLayout.auto:
         layout = recognize(tensors)
     names = _NAMES[layout]
     prefix = next((p for p in names.backbones if any(n.startswith(p) for n in tensors)), None)
@@ -82,7 +82,7 @@ def take_apart(tensors: Mapping[str, Tensor], layout: Layout = Layout.auto) -> P
     return parts
 
 
-def recognize(tensors: Iterable[str]) -> Layout:
+def recognize(tensors: Iterable[str]) -> WeightsLayout:
     """Whose names these are.
 
     Raises:
@@ -94,18 +94,19 @@ def recognize(tensors: Iterable[str]) -> Layout:
         return any(re.match(pattern, name) for name in names)
 
     if some(r"encoder_q\."):
-        return Layout.moco
+        return WeightsLayout.moco
     if some(r"base_encoder\."):
-        return Layout.moco_v3
+        return WeightsLayout.moco_v3
     if some(r"backbone\.\d") or (some(r"backbone\.") and some(r"projection_head\.")):
-        return Layout.lightly
+        return WeightsLayout.lightly
     if some(r"(backbone|encoder)\.conv1\."):
-        return Layout.solo_learn
+        return WeightsLayout.solo_learn
     if some(r"conv1\.") and some(r"layer1\."):
-        return Layout.torchvision
+        return WeightsLayout.torchvision
+    known = ", ".join(item for item in WeightsLayout if item is not WeightsLayout.auto)
     raise UsageError(
-        f"the names of this file ({_examples(names)}) are of no layout that is known: "
-        f"{', '.join(item.value for item in Layout if item is not Layout.auto)}, each a ResNet"
+        f"the tensor names of this file ({_examples(names)}) are of no known layout; known, each "
+        f"of a ResNet: {known}"
     )
 
 

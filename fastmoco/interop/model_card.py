@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from fastmoco import __version__
 from fastmoco.interop.loaded_encoder import Subject
 from fastmoco.moco.settings import MocoConfig
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.version import __version__
 
 _CARD = """\
 ---

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastmoco import __version__
 from fastmoco.errors import UsageError
 from fastmoco.interop.loaded_encoder import Subject
 from fastmoco.interop.settings import ExportConfig, Normalize, Part
 from fastmoco.interop.state_dicts import write_bytes
+from fastmoco.version import __version__
 
 if TYPE_CHECKING:
     from fastmoco.evaluate.features import FrozenEncoder

@@ -43,7 +43,7 @@ class Normalize(StrEnum):
     """By the caller."""
 
 
-class Layout(StrEnum):
+class WeightsLayout(StrEnum):
     """Whose names a weights file uses."""
 
     auto = "auto"
@@ -82,7 +82,7 @@ class ImportConfig:
 
     out: Path | None = None
     """Folder to make; every command then takes it as RUN."""
-    layout: Layout = Layout.auto
+    layout: WeightsLayout = WeightsLayout.auto
     """auto, moco, moco_v3, solo_learn, lightly or torchvision (timm's names are the same)."""
     encoder: str = ""
     """Architecture; empty = the one whose shapes fit."""

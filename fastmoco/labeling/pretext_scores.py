@@ -31,8 +31,8 @@ from fastmoco.moco.model import MoCo
 from fastmoco.moco.settings import Mechanism, Pretext
 from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.augment import augment_views
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.policies import Policy
 from fastmoco.runs.checkpoint import Checkpoint, restore_module, under_prefix
 from fastmoco.train.settings import TrainConfig

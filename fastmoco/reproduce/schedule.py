@@ -10,17 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastmoco.errors import Interrupted, UsageError
 from fastmoco.files import locked
 from fastmoco.reproduce.children import start_child
 from fastmoco.reproduce.plan import PlannedRun, key_of
 from fastmoco.reproduce.record import RunRecord, Status, read_record
+from fastmoco.reproduce.sweep_job import SweepJob
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
-
-if TYPE_CHECKING:
-    from fastmoco.reproduce.sweep import Job
 
 POLL_SECONDS = 0.1
 SAVE_SECONDS = 60.0
@@ -40,7 +38,7 @@ class Child:
     start: float
 
 
-def do_all(job: "Job") -> None:
+def do_all(job: SweepJob) -> None:
     """Do what is not done yet; say how each run ended, and at the end of all.
 
     Raises:
@@ -77,7 +75,7 @@ def _say(line: str) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def _is_done(job: "Job", run: PlannedRun) -> bool:
+def _is_done(job: SweepJob, run: PlannedRun) -> bool:
     record = read_record(run.folder)
     if record is None or not record.status.is_final:
         return False
@@ -89,7 +87,7 @@ def _is_done(job: "Job", run: PlannedRun) -> bool:
     return not (again or missing)
 
 
-def slots(job: "Job") -> list[dict[str, str]]:
+def slots(job: SweepJob) -> list[dict[str, str]]:
     """For each run at the same time, its device and its share of the cores, as variables."""
     import torch
 
@@ -110,7 +108,7 @@ def slots(job: "Job") -> list[dict[str, str]]:
     return found
 
 
-def _start(job: "Job", run: PlannedRun, slot: dict[str, str]) -> Child:
+def _start(job: SweepJob, run: PlannedRun, slot: dict[str, str]) -> Child:
     log = job.log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "fastmoco.cli", *job.command(run)[1:]]
@@ -143,7 +141,7 @@ def _none_left(running: list[Child]) -> Iterator[None]:
             child.process.wait()
 
 
-def _conclusion(job: "Job", child: Child) -> str:
+def _conclusion(job: SweepJob, child: Child) -> str:
     """How a run ended; what it could not write down itself is written here."""
     run, code = child.run, child.process.returncode
     record = read_record(run.folder)
@@ -182,7 +180,7 @@ def _figures(record: RunRecord) -> str:
     return ", ".join(parts) or "measured"
 
 
-def _summarize(job: "Job", stop: StopRequest) -> None:
+def _summarize(job: SweepJob, stop: StopRequest) -> None:
     """How many ended how, and what to do next.
 
     Raises:

@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +23,9 @@ from fastmoco.reproduce.plan import (
 )
 from fastmoco.reproduce.record import MEND_STATE, STATE_NAME, read_record
 from fastmoco.reproduce.settings import Scale, SweepConfig, sweep_folder
+from fastmoco.reproduce.sweep_job import DATA_KEYS, OWN_KEYS, SweepJob, learned
 from fastmoco.runs.run_folder import RunFolder, check_run_folder
 from fastmoco.train.settings import FREE_KEYS, TrainConfig
-
-OWN_KEYS = tuple(SweepConfig.__slots__)
-DATA_KEYS = ("data.train", "data.test")
-
-
-@dataclass(slots=True)
-class Job:
-    """Everything that one call of the command is about."""
-
-    name: str
-    definition: Definition
-    """At its scale."""
-    cfg: SweepConfig
-    folder: Path
-    data: DataConfig
-    runs: list[PlannedRun]
-    configs: list[TrainConfig]
-    """Of the runs, checked."""
-    arguments: list[str]
-    """Of the command, after its name, but for `run`, `jobs`, `print` and `retry`."""
-
-    def command(self, run: PlannedRun) -> list[str]:
-        """The command line that does one run alone."""
-        return ["fastmoco", "sweep", self.name, f"run={run.label}", *self.arguments]
-
-    @property
-    def settings(self) -> list[str]:
-        """Of them, the options of `fastmoco train` that change what all runs learn."""
-        others = (*OWN_KEYS, *DATA_KEYS)
-        return sorted(learned([i for i in self.arguments if key_of(i) not in others]))
-
-    def log(self, run: PlannedRun) -> Path:
-        """What a run printed."""
-        return self.folder / "logs" / f"{run.label}.log"
 
 
 def sweep(name: str, arguments: Sequence[str]) -> None:
@@ -91,7 +57,7 @@ def sweep(name: str, arguments: Sequence[str]) -> None:
     do_all(job)
 
 
-def prepare(name: str, arguments: Sequence[str]) -> Job:
+def prepare(name: str, arguments: Sequence[str]) -> SweepJob:
     """Read the definition, plan the runs and check every override of each.
 
     Raises:
@@ -115,7 +81,7 @@ def prepare(name: str, arguments: Sequence[str]) -> Job:
     configs = [run_config(run, data) for run in runs]
     _check_configs(runs, configs)
     kept = [item for item in arguments if key_of(item) not in ("run", "jobs", "print", "retry")]
-    return Job(name, definition, cfg, folder, data, runs, configs, kept)
+    return SweepJob(name, definition, cfg, folder, data, runs, configs, kept)
 
 
 def quote_run(overrides: Sequence[str]) -> list[str]:
@@ -194,12 +160,7 @@ def _check_untrained(run: PlannedRun) -> None:
         )
 
 
-def learned(overrides: Sequence[str]) -> list[str]:
-    """Those that change what a run learns."""
-    return [item for item in overrides if key_of(item) not in FREE_KEYS]
-
-
-def write_state(job: Job) -> None:
+def write_state(job: SweepJob) -> None:
     """Keep what the sweep is made of, ``sweep.json`` in its folder, for its table.
 
     Raises:
@@ -222,7 +183,7 @@ def _fingerprints(data: DataConfig) -> dict[str, str]:
     return prints
 
 
-def _merge_state(job: Job, prints: dict[str, str]) -> None:
+def _merge_state(job: SweepJob, prints: dict[str, str]) -> None:
     state: dict[str, Any] = {}
     path = job.folder / STATE_NAME
     if path.exists():

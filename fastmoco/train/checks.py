@@ -9,7 +9,8 @@ from fastmoco.moco.check_mechanism import check_mechanism
 from fastmoco.moco.settings import BatchNorm, Loss, Mechanism
 from fastmoco.optim.optimizers import check_optimizer
 from fastmoco.optim.schedules import check_schedule
-from fastmoco.pipelines.build import LoaderSpec, check_loader
+from fastmoco.pipelines.build import check_loader
+from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import resolve_rank_device
 from fastmoco.train.graphed_step import resolve_cuda_graph

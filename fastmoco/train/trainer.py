@@ -15,8 +15,8 @@ from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate, learning_rate
-from fastmoco.pipelines.build import AUTO, LoaderSpec, build_loader, resolve_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
+from fastmoco.pipelines.build import AUTO, build_loader, resolve_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (

@@ -10,8 +10,8 @@ import torch
 
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.augment import augment_views
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import Policy
 from fastmoco.visualize.pictures import Cell, draw_contact_sheet
 from fastmoco.visualize.settings import ViewsConfig

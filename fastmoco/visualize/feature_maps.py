@@ -20,7 +20,7 @@ from fastmoco.evaluate.features import FrozenEncoder, load_encoder
 from fastmoco.files import atomic_path
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.beton_loader import crop_and_resize
-from fastmoco.pipelines.build import LoaderSpec
+from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.pipelines.crops import central_boxes
 from fastmoco.visualize.pictures import save_figure, show
 from fastmoco.visualize.settings import FeatureMapsConfig

@@ -9,8 +9,8 @@ from torch import Tensor
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.errors import UsageError
 from fastmoco.pipelines.augment import augment_views, draw_parameters
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
 from fastmoco.visualize.crop_figure import write_crop_figure

@@ -9,8 +9,8 @@ import torch
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.convert import Encoding
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from tests.equivalence import test_loaders as reference
 from tests.equivalence.test_loaders import CPU, TENSORS, assert_equal
 from tests.loader_data import evaluation, training, write_beton

@@ -15,7 +15,7 @@ from fastmoco.detection.models import build_detector
 from fastmoco.detection.norm import DetectionBatchNorm2d
 from fastmoco.detection.samples import Sample
 from fastmoco.detection.segmenter import Segmenter
-from fastmoco.detection.settings import DetectConfig, Task
+from fastmoco.detection.settings import DetectConfig, DetectionTask
 from fastmoco.ranks import ALONE
 from fastmoco.runs.checkpoint import CheckpointError, load_checkpoint
 from tests.detection_data import voc_options, write_run, write_small_scenes
@@ -47,7 +47,7 @@ def segment_sample(seed):
 
 def fit_segmenter(ranks, samples):
     """Two steps; each rank has its share of the samples."""
-    cfg = replace(SMALL, task=Task.segment, learning_rate=0.1, warmup_steps=0)
+    cfg = replace(SMALL, task=DetectionTask.segment, learning_rate=0.1, warmup_steps=0)
     model = Segmenter(make_resnet(), cfg, num_classes=3, mean=[0.5] * 3, std=[0.2] * 3, ranks=ranks)
     fitting = Fitting(cfg, model, build_sgd(model, cfg), torch.device("cpu"), "d", "e", ranks)
     for _ in range(2):

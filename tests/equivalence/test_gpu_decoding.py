@@ -17,8 +17,8 @@ from torch.nn.functional import avg_pool2d
 from benchmarks.pictures import write_photographs
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Statistics, convert
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import Policy
 from tests.optional import require
 

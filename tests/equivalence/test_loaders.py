@@ -12,8 +12,8 @@ from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import Encoding
 from fastmoco.draws.host import draw_keys, epoch_order, random_resized_crop_boxes
 from fastmoco.pipelines import resident_loader
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.torchvision_loader import TorchvisionLoader
 from tests.loader_data import evaluation, training, write_beton
 

@@ -22,7 +22,7 @@ from fastmoco.detection.samples import (
     training_sample,
 )
 from fastmoco.detection.scenes import CLASSES, KEYPOINTS, draw_scene
-from fastmoco.detection.settings import DetectConfig, Task
+from fastmoco.detection.settings import DetectConfig, DetectionTask
 from fastmoco.detection.voc import VOC_CLASSES, read_voc
 from fastmoco.draws.host import draw_keys
 from fastmoco.errors import UsageError
@@ -224,7 +224,7 @@ def test_a_view_moves_boxes_masks_and_keypoints_with_the_image(scenes):
     data = read_scenes_coco(scenes)
     flips = set()
     for epoch in range(4):
-        for task in (Task.masks, Task.keypoints):
+        for task in (DetectionTask.masks, DetectionTask.keypoints):
             cfg = DetectConfig(task=task, train_sizes=[80, 120], max_size=500)
             sample = sample_of(data, 1, cfg, epoch)
             height, width = sample.image.shape[1:]
@@ -238,7 +238,7 @@ def test_a_view_moves_boxes_masks_and_keypoints_with_the_image(scenes):
             if mirrored:
                 original[:, [0, 2]] = width - original[:, [2, 0]]
             torch.testing.assert_close(boxes, original)
-            if task is Task.masks:
+            if task is DetectionTask.masks:
                 for box, mask in zip(boxes, sample.target["masks"], strict=True):
                     columns, rows = mask.any(0).nonzero()[:, 0], mask.any(1).nonzero()[:, 0]
                     found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
@@ -252,7 +252,7 @@ def test_a_view_moves_boxes_masks_and_keypoints_with_the_image(scenes):
 
 def test_a_segment_crop_keeps_pixels_and_classes_together(scenes):
     data = read_scenes_voc(scenes, segment=True)
-    cfg = DetectConfig(task=Task.segment, crop_size=200, scale_range=[1.0, 1.0])
+    cfg = DetectConfig(task=DetectionTask.segment, crop_size=200, scale_range=[1.0, 1.0])
     sample = sample_of(data, 2, cfg)
     image, classes = sample.image, sample.target["classes"]
     assert image.shape == (3, 200, 200)

@@ -18,7 +18,7 @@ from fastmoco.detection.annotations import Instance, Scene, SceneSet
 from fastmoco.detection.masks import instance_mask
 from fastmoco.detection.metrics import Measurement
 from fastmoco.detection.scenes import CLASSES, KEYPOINTS, draw_scene, run_lengths
-from fastmoco.detection.settings import DetectConfig, Layout, Task
+from fastmoco.detection.settings import AnnotationFormat, DetectConfig, DetectionTask
 from fastmoco.detection.voc_metric import (
     Found,
     Truth,
@@ -27,7 +27,7 @@ from fastmoco.detection.voc_metric import (
     voc_average_precision,
 )
 
-VOC = DetectConfig(layout=Layout.voc)
+VOC = DetectConfig(layout=AnnotationFormat.voc)
 
 
 def drawn_set(count: int = 6, *, crowds: bool = False) -> SceneSet:
@@ -70,13 +70,15 @@ def measured(data: SceneSet, cfg: DetectConfig, predictions) -> dict:
 
 
 @pytest.mark.parametrize("crowds", [False, True])
-@pytest.mark.parametrize("task", [Task.boxes, Task.masks, Task.keypoints])
+@pytest.mark.parametrize(
+    "task", [DetectionTask.boxes, DetectionTask.masks, DetectionTask.keypoints]
+)
 def test_a_detector_without_fault_has_all_of_it(task, crowds):
     data = drawn_set(crowds=crowds)
-    cfg = DetectConfig(layout=Layout.coco, task=task)
+    cfg = DetectConfig(layout=AnnotationFormat.coco, task=task)
     result = measured(data, cfg, [perfect(scene) for scene in data.scenes])
     figures = {name: value for name, value in result.items() if name != "per_class"}
-    assert len(figures) == (3 if task is Task.boxes else 6)
+    assert len(figures) == (3 if task is DetectionTask.boxes else 6)
     assert figures == pytest.approx(dict.fromkeys(figures, 100.0))
     seen = {CLASSES[i.label - 1] for s in data.scenes for i in s.instances if not i.ignored}
     assert result["per_class"] == pytest.approx(dict.fromkeys(seen, 100.0))
@@ -219,15 +221,15 @@ def pycocotools_figures(data: SceneSet, predictions, kind: str) -> list[float]:
 @pytest.mark.parametrize(
     ("task", "kind", "name"),
     [
-        (Task.boxes, "bbox", "ap"),
-        (Task.masks, "segm", "mask_ap"),
-        (Task.keypoints, "keypoints", "keypoint_ap"),
+        (DetectionTask.boxes, "bbox", "ap"),
+        (DetectionTask.masks, "segm", "mask_ap"),
+        (DetectionTask.keypoints, "keypoints", "keypoint_ap"),
     ],
 )
 def test_figures_equal_those_of_pycocotools(task, kind, name, crowds):
     data = drawn_set(12, crowds=crowds)
     predictions = list(noisy_predictions(data))
-    cfg = DetectConfig(layout=Layout.coco, task=task)
+    cfg = DetectConfig(layout=AnnotationFormat.coco, task=task)
     result = measured(data, cfg, copy.deepcopy(predictions))
     ours = [result[f"{name}{cut}"] for cut in ("", "50", "75")]
     theirs = pycocotools_figures(data, predictions, kind)
@@ -317,7 +319,7 @@ def test_mean_iou_is_over_all_pixels_and_leaves_unknown_ones_out(tmp_path):
         Image.fromarray(one).save(path)
         scenes.append(Scene(image=path, height=4, width=6, source="x", class_map=path))
     data = SceneSet(name="maps", classes=("a", "b", "c"), scenes=scenes)
-    cfg = replace(VOC, task=Task.segment)
+    cfg = replace(VOC, task=DetectionTask.segment)
     result = measured(data, cfg, [{"classes": torch.tensor(one)} for one in guess])
     background = (8 + 6) / (8 + 6 + 4 + 6)
     shares = {"background": background, "a": 12 / 16, "b": 6 / 12}

@@ -17,10 +17,10 @@ from fastmoco.detection.segmenter import Segmenter
 from fastmoco.detection.settings import (
     Arch,
     DetectConfig,
+    DetectionInit,
     DetectionNorm,
+    DetectionTask,
     DetectorConfig,
-    Init,
-    Task,
 )
 from fastmoco.detection.starting import open_backbone
 from fastmoco.errors import DivergedError, UsageError
@@ -63,10 +63,10 @@ def make_detector(cfg, name="resnet18", num_keypoints=0):
 
 def one_target(task):
     target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([2])}
-    if task is Task.masks:
+    if task is DetectionTask.masks:
         target["masks"] = torch.zeros(1, 64, 64, dtype=torch.uint8)
         target["masks"][:, 10:40, 10:40] = 1
-    if task is Task.keypoints:
+    if task is DetectionTask.keypoints:
         target["keypoints"] = torch.tensor([[[20.0, 20.0, 2.0], [30.0, 12.0, 2.0]]])
     return target
 
@@ -132,9 +132,13 @@ def test_batch_norm_is_replaced_with_its_values():
 @pytest.mark.parametrize("arch", list(Arch))
 @pytest.mark.parametrize(
     ("task", "name"),
-    [(Task.boxes, "resnet18"), (Task.boxes, "resnet50"), (Task.masks, "resnet18"),
-     (Task.keypoints, "resnet18")],
-)  # fmt: skip
+    [
+        (DetectionTask.boxes, "resnet18"),
+        (DetectionTask.boxes, "resnet50"),
+        (DetectionTask.masks, "resnet18"),
+        (DetectionTask.keypoints, "resnet18"),
+    ],
+)
 def test_every_weight_of_every_detector_learns(task, arch, kind, name):
     cfg = replace(SMALL, task=task, arch=arch, batch_norm=kind)
     if arch is Arch.fpn:
@@ -142,20 +146,20 @@ def test_every_weight_of_every_detector_learns(task, arch, kind, name):
     model = make_detector(cfg, name, num_keypoints=2).train()
     images = [torch.rand(3, 64, 64), torch.rand(3, 64, 56)]
     targets = [one_target(task)] * 2
-    if task is Task.masks:
+    if task is DetectionTask.masks:
         targets[1] = {**targets[1], "masks": targets[1]["masks"][..., :56]}
     torch.manual_seed(0)
     losses = model(images, targets)
-    assert len(losses) == (4 if task is Task.boxes else 5)
+    assert len(losses) == (4 if task is DetectionTask.boxes else 5)
     sum(losses.values()).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # What a pyramid's levels that no region was cut from learn comes through the proposals alone.
     assert without == []
     found = model.eval().predict(torch.rand(3, 64, 48), (128, 96))
     assert found["boxes"].shape[1] == 4
-    if task is Task.masks:
+    if task is DetectionTask.masks:
         assert found["masks"].shape[1:] == (1, 128, 96)
-    if task is Task.keypoints:
+    if task is DetectionTask.keypoints:
         assert found["keypoints"].shape[1:] == (2, 3)
 
 
@@ -173,7 +177,7 @@ def test_boxes_are_found_in_the_original_images_coordinates():
 
 
 def test_a_segmenter_gives_each_pixel_a_class():
-    cfg = replace(SMALL, task=Task.segment)
+    cfg = replace(SMALL, task=DetectionTask.segment)
     cfg.model = replace(cfg.model, dilation=2)
     model = Segmenter(make_resnet(), cfg, num_classes=3, mean=[0.5] * 3, std=[0.2] * 3, ranks=ALONE)
     images = [torch.rand(3, 32, 48) for _ in range(2)]
@@ -196,7 +200,10 @@ def test_a_segmenter_gives_each_pixel_a_class():
     ("cfg", "words"),
     [
         (replace(SMALL, arch=Arch.fpn), r"model\.anchor_sizes has 2 sizes; arch=fpn needs one"),
-        (replace(SMALL, task=Task.keypoints), r"no category of data\.train names keypoints"),
+        (
+            replace(SMALL, task=DetectionTask.keypoints),
+            r"no category of data\.train names keypoints",
+        ),
         (replace(SMALL, model=DetectorConfig(anchor_sizes=[])), r"must be 1 or more, model"),
     ],
 )
@@ -242,7 +249,9 @@ def test_weights_come_from_the_run_a_file_or_the_seed(tmp_path):
     pretrained, encoder = open_backbone(run, DetectConfig())
     assert all(p.requires_grad for p in pretrained.parameters())
     assert encoder.std.tolist() == pytest.approx([0.1] * 3)
-    random = [open_backbone(run, DetectConfig(init=Init.random, seed=s))[0] for s in (0, 0, 1)]
+    random = [
+        open_backbone(run, DetectConfig(init=DetectionInit.random, seed=s))[0] for s in (0, 0, 1)
+    ]
     first = [m.conv1.weight for m in (pretrained, *random)]
     spread = random[0].layer3[0].conv1.weight.std().item()
     assert spread == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
@@ -251,7 +260,7 @@ def test_weights_come_from_the_run_a_file_or_the_seed(tmp_path):
     assert not torch.equal(first[0], first[1])
     path = tmp_path / "w.pth"
     torch.save({**random[2].state_dict(), "fc.weight": torch.zeros(2, 2)}, path)
-    loaded, _ = open_backbone(run, DetectConfig(init=Init.file, weights=path))
+    loaded, _ = open_backbone(run, DetectConfig(init=DetectionInit.file, weights=path))
     assert torch.equal(loaded.layer4[1].conv2.weight, random[2].layer4[1].conv2.weight)
 
 
@@ -289,13 +298,15 @@ def small_fitting(cfg):
 def sample(seed):
     torch.manual_seed(seed)
     image = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
-    return Sample(image, one_target(Task.boxes))
+    return Sample(image, one_target(DetectionTask.boxes))
 
 
 def test_precise_batch_norm_is_the_mean_over_batches():
     cfg = replace(SMALL, steps=3)
     fitting = small_fitting(cfg)
-    fitting.model.train()([torch.rand(3, 64, 64)], [one_target(Task.boxes)])  # to be forgotten
+    fitting.model.train()(
+        [torch.rand(3, 64, 64)], [one_target(DetectionTask.boxes)]
+    )  # to be forgotten
     batches = [[sample(seed)] * 2 for seed in range(3)]
     fitting.average_statistics(iter(batches))
     norm = fitting.model.backbone.bn1

@@ -326,7 +326,7 @@ def test_where_the_tensors_are(container, expected):
         (
             lambda: {"blocks.0.attn.qkv.weight": torch.zeros(2)},
             [],
-            ["blocks.0.attn.qkv.weight", "no layout that is known", "moco_v3"],
+            ["blocks.0.attn.qkv.weight", "no known layout", "moco_v3"],
         ),
     ],
 )

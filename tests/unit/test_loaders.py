@@ -10,8 +10,8 @@ import torch
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.pipelines.beton_loader import BetonLoader
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import EpochPlan, ViewLoader
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import central_boxes
 from tests.loader_data import evaluation, training, write_beton
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmoco.data.sources.array_files import read_array
 from fastmoco.data.sources.samples import SampleSet
 from fastmoco.data.sources.tables import read_table
 
@@ -88,8 +89,6 @@ def read_labels(path: Path) -> Labels:
     """
     _expect_file(path)
     if path.suffix.lower() in (".npy", ".npz", ".pt", ".pth"):
-        from fastmoco.data.sources.arrays import read_array
-
         return labels_of_array(read_array(path), path)
     lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
     return labels_of_texts(lines, path, lambda index: f"line {index + 1}")

@@ -19,13 +19,14 @@ from fastmoco.errors import DivergedError, UsageError
 from fastmoco.evaluate.classes import class_ranks, top_accuracies
 from fastmoco.evaluate.features import FrozenEncoder, feature_batches, open_encoder, request_of
 from fastmoco.evaluate.finetune.tuning import Tuning
-from fastmoco.evaluate.labeled_task import Task, is_measured, open_task, out_folder
+from fastmoco.evaluate.labeled_task import LabeledTask, is_measured, open_task, out_folder
 from fastmoco.evaluate.results import ClassifierResult
-from fastmoco.evaluate.settings import FinetuneConfig, Init, Trainable
+from fastmoco.evaluate.settings import FinetuneConfig, FinetuneInit, Trainable
 from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.optim.schedules import learning_rate
-from fastmoco.pipelines.build import LoaderSpec, build_loader
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 
 CURVE_POINTS = 5  # all test images go through the encoder each time
@@ -49,22 +50,24 @@ def finetune(run: Path, cfg: FinetuneConfig) -> ClassifierResult:
         CheckpointError: If there is no sound checkpoint.
         DivergedError: If the loss is no number any more.
     """
-    if (cfg.init is Init.weights) != (cfg.weights is not None):
+    if (cfg.init is FinetuneInit.weights) != (cfg.weights is not None):
         raise UsageError("init=weights and weights=FILE belong together; give both or neither")
     cfg = dataclasses.replace(cfg, name=cfg.name or cfg.init.value)
     folder = out_folder(run, cfg, "finetune")
     with open_task(cfg) as task:
         result = fit_finetuned(run, task, cfg, folder)
-        if cfg.baselines and cfg.init is not Init.random:
+        if cfg.baselines and cfg.init is not FinetuneInit.random:
             scratch = dataclasses.replace(
-                cfg, name="random", init=Init.random, weights=None, trainable=Trainable.all
+                cfg, name="random", init=FinetuneInit.random, weights=None, trainable=Trainable.all
             )
             result.baselines["random"] = fit_finetuned(run, task, scratch, folder / "random")
     result.write(folder)
     return result
 
 
-def fit_finetuned(run: Path, task: Task, cfg: FinetuneConfig, folder: Path) -> ClassifierResult:
+def fit_finetuned(
+    run: Path, task: LabeledTask, cfg: FinetuneConfig, folder: Path
+) -> ClassifierResult:
     """Train one classifier; arguments as of `finetune`, and the folder of its state."""
     start = time.perf_counter()
     encoder = start_encoder(run, cfg)
@@ -103,7 +106,7 @@ def start_encoder(run: Path, cfg: FinetuneConfig) -> FrozenEncoder:
     Raises:
         UsageError: If the weights are of another architecture.
     """
-    encoder = open_encoder(run, cfg, untrained=cfg.init is not Init.pretrained)
+    encoder = open_encoder(run, cfg, untrained=cfg.init is not FinetuneInit.pretrained)
     if cfg.weights is not None:
         load_torchvision_weights(encoder.backbone, cfg.weights)
         encoder.mean.copy_(torch.tensor(IMAGENET_MEAN))  # what torchvision's were trained with
@@ -162,7 +165,7 @@ def _train(tuning: Tuning) -> None:
 
 @torch.no_grad()
 def measure(
-    encoder: FrozenEncoder, head: nn.Linear, task: Task, cfg: FinetuneConfig
+    encoder: FrozenEncoder, head: nn.Linear, task: LabeledTask, cfg: FinetuneConfig
 ) -> tuple[float, float]:
     """Top-1 and top-5 in percent on central crops; leaves the encoder in evaluation mode."""
     encoder.eval()

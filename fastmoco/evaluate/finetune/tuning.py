@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from fastmoco.configuration import config_to_dict
 from fastmoco.evaluate.features import FrozenEncoder
-from fastmoco.evaluate.labeled_task import Task
-from fastmoco.evaluate.settings import FinetuneConfig, Init, Trainable
+from fastmoco.evaluate.labeled_task import LabeledTask
+from fastmoco.evaluate.settings import FinetuneConfig, FinetuneInit, Trainable
 from fastmoco.files import atomic_path
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.optimizers import build_optimizer
@@ -46,7 +46,9 @@ class Tuning:
         seconds: Spent on steps so far.
     """
 
-    def __init__(self, encoder: FrozenEncoder, task: Task, cfg: FinetuneConfig, folder: Path):
+    def __init__(
+        self, encoder: FrozenEncoder, task: LabeledTask, cfg: FinetuneConfig, folder: Path
+    ):
         """Take the parts; freezes what is not trained.
 
         Args:
@@ -67,7 +69,7 @@ class Tuning:
         self.rates: list[float] = []
         parameters = [p for stage in self.trained for p in stage.parameters()]
         self.encoder_rate = cfg.optimizer.learning_rate
-        if cfg.init is Init.random:
+        if cfg.init is FinetuneInit.random:
             self.encoder_rate = cfg.scratch_learning_rate
         for parameter in parameters:
             parameter.requires_grad_()

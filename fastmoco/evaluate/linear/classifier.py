@@ -28,7 +28,7 @@ from fastmoco.evaluate.features import (
     open_encoder,
     request_of,
 )
-from fastmoco.evaluate.labeled_task import Task, is_measured, open_task, out_folder
+from fastmoco.evaluate.labeled_task import LabeledTask, is_measured, open_task, out_folder
 from fastmoco.evaluate.linear.heads import Heads
 from fastmoco.evaluate.linear.rate_grid import Grid
 from fastmoco.evaluate.linear.steps import Steps, cached_steps, encoded_steps
@@ -82,7 +82,7 @@ def _choosing(cfg: LinearConfig) -> LinearConfig:
 
 def fit_linear(
     encoder: FrozenEncoder,
-    task: Task,
+    task: LabeledTask,
     cfg: LinearConfig,
     folder: Path | None,
     features: str | None = None,
@@ -138,7 +138,7 @@ def fit_linear(
     )
 
 
-def _protocol(cfg: LinearConfig, task: Task) -> dict[str, Any]:
+def _protocol(cfg: LinearConfig, task: LabeledTask) -> dict[str, Any]:
     return {
         "init": "pretrained",
         "protocol": cfg.name,
@@ -156,7 +156,7 @@ def _of_head(row: dict[str, Any], head: int) -> dict[str, Any]:
     return {key: value if math.isfinite(value) else None for key, value in own.items()}
 
 
-def _about(cfg: LinearConfig, task: Task, grid: Grid, best: int, features: str) -> str:
+def _about(cfg: LinearConfig, task: LabeledTask, grid: Grid, best: int, features: str) -> str:
     place = best % len(grid.rates)
     chosen = f"learning rate {grid.rates[place]:g}"
     if grid.held is not None:
@@ -170,7 +170,7 @@ def _about(cfg: LinearConfig, task: Task, grid: Grid, best: int, features: str) 
 
 
 def _train(
-    heads: Heads, steps: Steps, task: Task, cfg: LinearConfig, grid: Grid, test: FeatureSet
+    heads: Heads, steps: Steps, task: LabeledTask, cfg: LinearConfig, grid: Grid, test: FeatureSet
 ) -> tuple[list[dict[str, Any]], float]:
     """All epochs: a curve with a list over heads in each row, and the seconds of the steps."""
     device, epochs = heads.weight.device, cfg.train.epochs

@@ -17,7 +17,7 @@ from fastmoco.evaluate.features import (
     FrozenEncoder,
     extract_features,
 )
-from fastmoco.evaluate.labeled_task import Task
+from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.labels import hold_out
 from fastmoco.evaluate.linear.heads import Heads
 from fastmoco.evaluate.settings import LinearConfig
@@ -35,7 +35,7 @@ class Grid:
     """``(n,)`` of all training images; None where there is nothing to choose."""
 
     @classmethod
-    def of(cls, cfg: LinearConfig, task: Task) -> "Grid":
+    def of(cls, cfg: LinearConfig, task: LabeledTask) -> "Grid":
         """The grid of a configuration."""
         rates = cfg.learning_rates or [cfg.optimizer.learning_rate]
         if any(rate <= 0 for rate in rates):
@@ -70,7 +70,7 @@ class Grid:
         self,
         heads: Heads,
         encoder: FrozenEncoder,
-        task: Task,
+        task: LabeledTask,
         request: FeatureRequest,
         cached: FeatureSet | None,
     ) -> list[float]:

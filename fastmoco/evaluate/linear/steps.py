@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 from fastmoco.evaluate.features import FeatureRequest, FeatureSet, FrozenEncoder
-from fastmoco.evaluate.labeled_task import Task
+from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.settings import LinearConfig, LinearViews
 from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.augment import augment_views, normalized
-from fastmoco.pipelines.build import LoaderSpec, build_loader
-from fastmoco.pipelines.contract import Batch, ViewLoader
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import Batch, LoaderSpec, ViewLoader
 
 Steps = Generator[tuple[Tensor, Tensor], None, None]
 """Of all epochs, step by step: features ``(N, D)`` float32 and the images' ids ``(N,)``."""
 
 
-def cached_steps(cached: FeatureSet, task: Task, cfg: LinearConfig, device: torch.device) -> Steps:
+def cached_steps(
+    cached: FeatureSet, task: LabeledTask, cfg: LinearConfig, device: torch.device
+) -> Steps:
     """From features of central crops that are there."""
     vectors = cached.vectors.to(device)
     for epoch in range(cfg.train.epochs):
@@ -29,7 +31,7 @@ def cached_steps(cached: FeatureSet, task: Task, cfg: LinearConfig, device: torc
 
 @torch.no_grad()
 def encoded_steps(
-    encoder: FrozenEncoder, task: Task, cfg: LinearConfig, request: FeatureRequest
+    encoder: FrozenEncoder, task: LabeledTask, cfg: LinearConfig, request: FeatureRequest
 ) -> Steps:
     """By the encoder, in the same order; of `both` views the augmented ones come first."""
     specs = _specs(encoder, cfg)
@@ -64,7 +66,9 @@ def _specs(encoder: FrozenEncoder, cfg: LinearConfig) -> list[LoaderSpec]:
     }[cfg.views]
 
 
-def _loader(encoder: FrozenEncoder, task: Task, cfg: LinearConfig, spec: LoaderSpec) -> ViewLoader:
+def _loader(
+    encoder: FrozenEncoder, task: LabeledTask, cfg: LinearConfig, spec: LoaderSpec
+) -> ViewLoader:
     return build_loader(
         task.train,
         task.plan(cfg),

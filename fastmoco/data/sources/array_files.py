@@ -1,0 +1,108 @@
+"""Files of arrays: ``.npy``, ``.npz``, and torch's tensors; nothing is unpickled."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+_IMAGES = ("images", "x", "data")
+
+
+_LABELS = ("labels", "y", "targets", "label")
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """The array of a ``.npy`` file, mapped, or the tensor of a ``.pt`` file.
+
+    Raises:
+        ValueError: If it is none, or holds several.
+    """
+    array, labels = read_pair(path, "")
+    if labels is not None:
+        raise ValueError(f"{path}: holds images and labels; name a file with labels alone")
+    return array
+
+
+def read_pair(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Images, and labels if there are any."""
+    if path.suffix.lower() in (".pt", ".pth"):
+        return _read_torch(path, split)
+    if path.suffix.lower() == ".npy":
+        with _explained(path):
+            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)), None
+    with path.open("rb") as file:  # np.load by name leaves a damaged archive open
+        with _explained(path):
+            found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found, None
+        images, labels = _choose(found.files, split, path)
+        with _explained(path):
+            return found[images], None if labels is None else found[labels]
+
+
+def _read_torch(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Of a tensor, ``(images, labels)``, or a dict; never unpickles anything else."""
+    import torch
+
+    with _explained(path):
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(found, Mapping):
+        images, labels = _choose(found, split, path)
+        chosen = [found[images]] if labels is None else [found[images], found[labels]]
+    elif isinstance(found, tuple | list) and found and isinstance(found[0], torch.Tensor):
+        chosen = list(found)
+    else:
+        chosen = [found]
+    if len(chosen) > 2:
+        raise ValueError(f"{path}: holds {len(chosen)} tensors; give images, or images and labels")
+    arrays = [_as_array(one, path) for one in chosen]
+    return arrays[0], arrays[1] if len(arrays) == 2 else None
+
+
+def _as_array(found: Any, where: object) -> NDArray[Any]:
+    import torch
+
+    if isinstance(found, torch.Tensor):
+        # NumPy has no bfloat16; its float32 is refused as well, and by name.
+        found = found.float() if found.dtype is torch.bfloat16 else found
+        array: NDArray[Any] = found.numpy(force=True)
+        return array
+    if isinstance(found, list):
+        return np.asarray(found)
+    raise ValueError(f"{where}: holds a {type(found).__name__}; give tensors of images and labels")
+
+
+def _choose(names: Iterable[str], split: str, where: object) -> tuple[str, str | None]:
+    """Names of the images' array and, if there is one, of the labels'."""
+    spelling = {str(name).lower(): name for name in names}
+    images, labels = _pick(spelling, _IMAGES, split), _pick(spelling, _LABELS, split)
+    if images is None:
+        raise ValueError(
+            f"{where}: holds {', '.join(sorted(spelling)) or 'nothing'}; name the images "
+            f"{', '.join(_IMAGES)} or, by their split, images_{split}, and the labels likewise"
+        )
+    return images, labels
+
+
+def _pick(spelling: Mapping[str, str], names: Iterable[str], split: str) -> str | None:
+    """The array of a name, or of that and the split: ``x``, ``x_train``, ``train_x``."""
+    for name in names:
+        for candidate in (f"{name}_{split}", f"{split}_{name}", name):
+            if candidate in spelling:
+                return spelling[candidate]
+    return None
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Makes one line of what NumPy and torch raise on a damaged file or one of objects."""
+    try:
+        yield
+    except (RuntimeError, ValueError, EOFError, BadZipFile, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: is damaged, or no file of arrays ({reason})") from error
