@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError, check_least
 from fastmoco.moco.settings import Precision
-from fastmoco.optim.settings import OptimizerConfig
+from fastmoco.optim.settings import OptimizerConfig, Schedule
 from fastmoco.pipelines.policies import POLICIES, Policy
 
 
@@ -137,7 +138,7 @@ class LinearConfig(ClassifierConfig):
     """augmented, both (augmented and central), central, or cached (central, computed once)."""
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            learning_rate=30.0, weight_decay=0.0, schedule="multistep", milestones=[60, 80]
+            learning_rate=30.0, weight_decay=0.0, schedule=Schedule.multistep, milestones=[60, 80]
         )
     )
     learning_rates: list[float] = field(default_factory=list)
@@ -257,3 +258,13 @@ class MonitorConfig:
     """Their votes weigh exp(similarity / temperature)."""
     features: Features = Features.backbone
     """backbone or embedding."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            UsageError: Naming the option to change.
+        """
+        check_least(self, "monitor", every_epochs=0, k=1)
+        if not self.temperature > 0:
+            raise UsageError(f"monitor.temperature must be above 0, got {self.temperature}")

@@ -5,12 +5,19 @@ is its own (arXiv:1911.05722, section 3.3, "Shuffling BN"). The step shuffles th
 then differ between query and key.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from fastmoco.moco.backbone import NormLayer
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.settings import BatchNorm, Mechanism, MocoConfig
 from fastmoco.ranks import Ranks
+
+HeadNorm = Callable[..., nn.Module]
+"""Makes a normalization of ``(N, channels)`` from `channels`, and takes `affine`."""
 
 
 def resolve_batch_norm(
@@ -145,3 +152,22 @@ def _update_running(
     layer.running_mean.lerp_(mean.mean(0), layer.momentum)
     layer.running_var.lerp_(var.mean(0) * (count / (count - 1)), layer.momentum)
     layer.num_batches_tracked.add_(1)
+
+
+def encoder_norm_layer(moco: MocoConfig, ranks: Ranks, accumulate: int = 1) -> NormLayer:
+    """What makes the batch norms of an encoder; arguments as of `resolve_batch_norm`."""
+    kind, groups = resolve_batch_norm(moco, ranks, accumulate)
+    groups //= accumulate
+    if kind is BatchNorm.synchronized and ranks.several:
+        return partial(SynchronizedBatchNorm2d, ranks=ranks)
+    if groups > ranks.world_size:
+        return partial(SplitBatchNorm2d, num_splits=groups // ranks.world_size)
+    return nn.BatchNorm2d
+
+
+def head_norm_layer(moco: MocoConfig, ranks: Ranks) -> HeadNorm:
+    """What makes the batch norms of MoCo v3's heads."""
+    kind, _ = resolve_batch_norm(moco, ranks)
+    if kind is BatchNorm.synchronized and ranks.several:
+        return partial(SynchronizedBatchNorm1d, ranks=ranks)
+    return nn.BatchNorm1d

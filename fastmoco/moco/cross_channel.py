@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastmoco.errors import UsageError
 from fastmoco.moco.backbone import Backbone
-from fastmoco.moco.encoder import unit_norm
+from fastmoco.moco.encoder import build_head, unit_norm
+from fastmoco.moco.lab_pair import LabPair, LabPairHead
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.mechanism import StepOutput
 from fastmoco.moco.model import MoCo
+from fastmoco.moco.settings import MocoConfig, ModelConfig
+from fastmoco.ranks import Ranks
 
 
 def _halves(rows: Tensor) -> list[Tensor]:
@@ -51,13 +55,35 @@ class CrossChannel(MoCo):
         """Take the encoder's two parts and make its momentum copy.
 
         Args:
-            backbone: A `halves.Halves`.
-            head: A `halves.HalvesHead`: embeddings ``(N, 2C)``.
+            backbone: A `lab_pair.LabPair`.
+            head: A `lab_pair.LabPairHead`: embeddings ``(N, 2C)``.
             dim: C of each half.
             options: As of `MoCo`.
         """
         super().__init__(backbone, head, dim=2 * dim, **options)
         self.queue.keys.copy_(unit_halves(self.queue.keys))
+
+    @classmethod
+    def build_head(
+        cls, backbone: Backbone, model: ModelConfig, moco: MocoConfig, ranks: Ranks
+    ) -> nn.Module:
+        """A head for each of the pair of encoders.
+
+        Raises:
+            UsageError: If the encoder is no pair.
+        """
+        del ranks
+        if not isinstance(backbone, LabPair):
+            name = model.encoder if ":" not in model.encoder else "resnet50"
+            raise UsageError(
+                "moco.pretext=cross_channel needs a pair of encoders, got model.encoder="
+                f"{model.encoder}; set model.encoder=halves:{name}"
+            )
+        heads = (
+            build_head(moco.head, half.feature_dim, moco.dim, moco.head_hidden_dim)
+            for half in (backbone.lightness, backbone.color)
+        )
+        return LabPairHead(*heads)
 
     def contrast(self, query_view: Tensor, key: Tensor) -> StepOutput:
         """Contrast views with keys.
@@ -71,7 +97,7 @@ class CrossChannel(MoCo):
         """
         query = unit_halves(self.query_encoder(query_view))
         queue = self.queue.keys
-        # Halves of length sqrt(1/2): half the temperature gives the logits of unit vectors.
+        # LabPair of length sqrt(1/2): half the temperature gives the logits of unit vectors.
         halves = zip(_halves(query), _halves(key), _halves(queue), strict=True)
         found = [info_nce(q, k, n, self.temperature / 2, self.loss) for q, k, n in halves]
         losses, ranks = zip(*found, strict=True)

@@ -58,9 +58,9 @@ def _build_own(kind: str, name: str, model: ModelConfig, norm_layer: NormLayer) 
         return make(3, model.width)
     if model.width % 2:
         raise UsageError(f"model.width={model.width} cannot be halved; set model.width to 64")
-    from fastmoco.moco.lab_pair import Halves
+    from fastmoco.moco.lab_pair import LabPair
 
-    return Halves(make(1, model.width // 2), make(2, model.width // 2))
+    return LabPair(make(1, model.width // 2), make(2, model.width // 2))
 
 
 def _build_resnet(

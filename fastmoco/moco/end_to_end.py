@@ -5,6 +5,8 @@ mechanism that MoCo is compared with (arXiv:1911.05722, Figures 2a and 3), where
 view and keys of the other, by one encoder for both.
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
-from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
+from fastmoco.moco.mechanism import ContrastiveModel, Parts, StepOutput, Views
 from fastmoco.moco.settings import Negatives
 from fastmoco.ranks import ALONE, Ranks
 
@@ -48,6 +50,18 @@ class EndToEnd(ContrastiveModel):
         self.temperature = temperature
         self.both_views = negatives is Negatives.both_views
         self.train()
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """The mechanism that a configuration describes."""
+        moco = parts.moco
+        return cls(
+            parts.backbone,
+            parts.head,
+            temperature=moco.temperature,
+            negatives=moco.negatives,
+            ranks=parts.ranks,
+        )
 
     def forward(self, views: Views) -> StepOutput:
         """NT-Xent or InfoNCE over the global batch; see `ContrastiveModel.forward`."""

@@ -21,7 +21,7 @@ RGB_TO_XYZ = (
 WHITE = (0.95047, 1.0, 1.08883)  # XYZ of D65
 
 
-class Halves(Backbone):
+class LabPair(Backbone):
     """Two backbones, of lightness and of colors; the feature is theirs, one after the other.
 
     Attributes:
@@ -52,7 +52,7 @@ class Halves(Backbone):
         return torch.cat([self.lightness(lightness), self.color(color)], dim=1)
 
 
-class HalvesHead(nn.Module):
+class LabPairHead(nn.Module):
     """Two projection heads, one for each half of a feature."""
 
     def __init__(self, lightness: nn.Module, color: nn.Module) -> None:
@@ -61,7 +61,7 @@ class HalvesHead(nn.Module):
         self.lightness, self.color = lightness, color
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features of `Halves` to embeddings ``(N, 2C)``: of lightness, then of colors."""
+        """Features of `LabPair` to embeddings ``(N, 2C)``: of lightness, then of colors."""
         lightness, color = features.chunk(2, dim=1)
         return torch.cat([self.lightness(lightness), self.color(color)], dim=1)
 

@@ -12,13 +12,14 @@ chooses one:
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from fastmoco.moco.encoder import Encoder
-from fastmoco.moco.settings import Loss
+from fastmoco.moco.backbone import Backbone
+from fastmoco.moco.encoder import Encoder, build_head
+from fastmoco.moco.settings import Loss, MocoConfig, ModelConfig
 from fastmoco.ranks import Ranks
 
 
@@ -64,6 +65,19 @@ class StepOutput:
     """``(N,)`` int64, whose queries they are: where the mechanism remembers images by their id."""
 
 
+class Parts(NamedTuple):
+    """What a mechanism is built from."""
+
+    backbone: Backbone
+    head: nn.Module
+    moco: MocoConfig
+    ranks: Ranks
+    num_samples: int
+    """Images of the dataset."""
+    accumulate: int
+    """Micro-batches of a step."""
+
+
 class ContrastiveModel(nn.Module, ABC):
     """Encoders and what a mechanism remembers; a `TrainStep` turns it into a step of training.
 
@@ -90,6 +104,23 @@ class ContrastiveModel(nn.Module, ABC):
         """Take what all of them have."""
         super().__init__()
         self.ranks = ranks
+
+    @classmethod
+    @abstractmethod
+    def build(cls, parts: Parts) -> Self:
+        """The mechanism that a configuration describes."""
+
+    @classmethod
+    def build_head(
+        cls, backbone: Backbone, model: ModelConfig, moco: MocoConfig, ranks: Ranks
+    ) -> nn.Module:
+        """The projection head of its encoders.
+
+        Raises:
+            UsageError: If the encoder does not fit the mechanism.
+        """
+        del model, ranks
+        return build_head(moco.head, backbone.feature_dim, moco.dim, moco.head_hidden_dim)
 
     @abstractmethod
     def forward(self, views: Views) -> StepOutput:

@@ -3,6 +3,8 @@
 With InfoNCE in the place of NCE, as MoCo compares it (arXiv:1911.05722, section 4.1).
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.loss import info_nce, resolve_loss
-from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
+from fastmoco.moco.mechanism import ContrastiveModel, Parts, StepOutput, Views
 from fastmoco.moco.settings import Loss
 from fastmoco.ranks import ALONE, Ranks
 
@@ -93,6 +95,21 @@ class MemoryBank(ContrastiveModel):
         self.temperature = temperature
         self.loss = loss
         self.train()
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """The mechanism that a configuration describes."""
+        moco = parts.moco
+        return cls(
+            parts.backbone,
+            parts.head,
+            dim=moco.dim,
+            num_samples=parts.num_samples,
+            num_negatives=moco.queue_size,
+            bank_momentum=moco.bank_momentum,
+            temperature=moco.temperature,
+            ranks=parts.ranks,
+        )
 
     def forward(self, views: Views) -> StepOutput:
         """InfoNCE of first views against the bank; see `ContrastiveModel.forward`."""

@@ -4,22 +4,21 @@ Written from Algorithm 1 of the paper.
 """
 
 import copy
-from collections.abc import Callable
 from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from fastmoco.moco.backbone import Backbone
+from fastmoco.moco.batchnorm import HeadNorm, head_norm_layer
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
-from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views, floating_buffers
+from fastmoco.moco.mechanism import ContrastiveModel, Parts, StepOutput, Views, floating_buffers
 from fastmoco.moco.momentum import KeyMomentum, follow
+from fastmoco.moco.settings import MocoConfig, ModelConfig
 from fastmoco.ranks import ALONE, Ranks
-
-HeadNorm = Callable[..., nn.Module]
-"""Makes a normalization of ``(N, channels)`` from `channels`, and takes `affine`."""
 
 
 def batch_norm_mlp(widths: list[int], norm_layer: HeadNorm) -> nn.Sequential:
@@ -90,6 +89,31 @@ class MoCoV3(ContrastiveModel):
         self.momentum = KeyMomentum(momentum, final_momentum)
         self.temperature = temperature
         self.train()
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """The mechanism that a configuration describes."""
+        moco = parts.moco
+        return cls(
+            parts.backbone,
+            parts.head,
+            dim=moco.dim,
+            hidden_dim=moco.hidden_dim,
+            momentum=moco.momentum,
+            final_momentum=1.0 if moco.final_momentum is None else moco.final_momentum,
+            temperature=moco.temperature,
+            norm_layer=head_norm_layer(moco, parts.ranks),
+            ranks=parts.ranks,
+        )
+
+    @classmethod
+    def build_head(
+        cls, backbone: Backbone, model: ModelConfig, moco: MocoConfig, ranks: Ranks
+    ) -> nn.Module:
+        """The 3-layer MLP after the backbone."""
+        del model
+        norm_layer = head_norm_layer(moco, ranks)
+        return projection_head(backbone.feature_dim, moco.hidden_dim, moco.dim, norm_layer)
 
     def forward(self, views: Views) -> StepOutput:
         """``ctr(q1, k2) + ctr(q2, k1)`` of Algorithm 1; see `ContrastiveModel.forward`.

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.moco.backbone import Backbone
+from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.collectives import gather_rows, own_rows
 from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.loss import info_nce, resolve_loss
-from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views, floating_buffers
+from fastmoco.moco.mechanism import ContrastiveModel, Parts, StepOutput, Views, floating_buffers
 from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.moco.queue import Queue
-from fastmoco.moco.settings import Loss
+from fastmoco.moco.settings import BatchNorm, Loss
 from fastmoco.ranks import ALONE, Ranks
 
 
@@ -80,6 +81,25 @@ class MoCo(ContrastiveModel):
         super().train(mode)
         self.key_encoder.train(mode and not self.running_keys)
         return self
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """The mechanism that a configuration describes."""
+        moco = parts.moco
+        kind, groups = resolve_batch_norm(moco, parts.ranks, parts.accumulate)
+        return cls(
+            parts.backbone,
+            parts.head,
+            dim=moco.dim,
+            queue_size=moco.queue_size,
+            momentum=moco.momentum,
+            final_momentum=moco.final_momentum,
+            temperature=moco.temperature,
+            shuffle_keys=kind is BatchNorm.shuffled and groups > 1,
+            running_keys=kind is BatchNorm.eman,
+            ranks=parts.ranks,
+            symmetric=moco.symmetric,
+        )
 
     def forward(self, views: Views) -> StepOutput:
         """Contrast two views of each image; changes nothing but batch norm's running statistics."""

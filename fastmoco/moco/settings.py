@@ -1,16 +1,17 @@
-"""Settings of the method: encoder, mechanism, loss and batch norm.
+"""Settings of the method: encoder, mechanism, loss and batch norm; imports no torch.
 
-A string under a field is its help text on the command line. Importing this imports no torch.
+A string under a field is its help text on the command line.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.settings import PipelineConfig
 
 
 class Stem(StrEnum):
-    """What stands before the first residual stage."""
+    """Layers before the first residual stage."""
 
     imagenet = "imagenet"
     """7 x 7 convolution of stride 2 and a max-pool of stride 2: for views of 224 pixels."""
@@ -19,16 +20,16 @@ class Stem(StrEnum):
     small_stride2 = "small_stride2"
     """3 x 3 convolution of stride 2, no pool: a quarter of the work of `small`."""
     small_pad2 = "small_pad2"
-    """`small` with a border of 2 pixels: solo-learn's on CIFAR, to take its weights in."""
+    """`small` with a border of 2 pixels: solo-learn's on CIFAR, to import its weights."""
 
 
 class Mechanism(StrEnum):
-    """Where a query's positive and its negatives come from."""
+    """Source of a query's positive and negatives."""
 
     moco = "moco"
     """A momentum encoder and a queue."""
     end_to_end = "end_to_end"
-    """The batch, by gradients on both sides: SimCLR (arXiv:2002.05709)."""
+    """The batch, with gradients on both sides: SimCLR (arXiv:2002.05709)."""
     memory_bank = "memory_bank"
     """An entry for each image of the dataset (arXiv:1805.01978)."""
     moco_v3 = "moco_v3"
@@ -36,7 +37,7 @@ class Mechanism(StrEnum):
 
 
 class Negatives(StrEnum):
-    """What an end-to-end query is told from, of the other images of its batch."""
+    """Negatives of an end-to-end query among the other images of its batch."""
 
     both_views = "both_views"
     """NT-Xent: 2 (N - 1), and each view is a query once."""
@@ -45,17 +46,17 @@ class Negatives(StrEnum):
 
 
 class Pretext(StrEnum):
-    """What a query's positive is, of a pair of views."""
+    """Positive of a query in a pair of views."""
 
     instance = "instance"
     """The other view of its image."""
     cross_channel = "cross_channel"
-    """Of its lightness the colors of the other view, and of its colors the lightness
+    """The colors of the other view for a query of lightness, and its lightness for one of colors
     (arXiv:1906.05849)."""
 
 
 class Head(StrEnum):
-    """The projection head after the backbone."""
+    """Projection head after the backbone."""
 
     linear = "linear"
     """One linear layer, MoCo v1."""
@@ -64,7 +65,7 @@ class Head(StrEnum):
 
 
 class Loss(StrEnum):
-    """How InfoNCE is computed; all give the same numbers."""
+    """Ways to compute InfoNCE; all give the same numbers."""
 
     auto = "auto"
     """fused on a GPU, chunked on a CPU."""
@@ -77,11 +78,11 @@ class Loss(StrEnum):
 
 
 class BatchNorm(StrEnum):
-    """Over which images batch norm takes its statistics in training."""
+    """Images over which batch norm takes its statistics in training."""
 
     auto = "auto"
     """shuffled on several devices or with batch_norm_splits, else plain; mechanisms without keys to
-    shuffle: synchronized where the batch has the negatives, else plain."""
+    shuffle: synchronized if the negatives are in the batch, else plain."""
     plain = "plain"
     """Each device's own batch."""
     shuffled = "shuffled"
@@ -115,20 +116,36 @@ class ModelConfig:
     zero_init_residual: bool = False
     """ResNets: each residual block starts as the identity."""
     freeze_patch_projection: bool = False
-    """Vision transformers: the first layer stays as it was drawn, as MoCo v3 has it."""
+    """Vision transformers: the first layer keeps its random weights, as in MoCo v3."""
     activation_checkpointing: bool = False
     """ResNets: compute activations again in the backward pass; less memory, a third more time."""
 
 
+OWNERS = {
+    "negatives": Mechanism.end_to_end,
+    "bank_momentum": Mechanism.memory_bank,
+    "hidden_dim": Mechanism.moco_v3,
+    "pretext": Mechanism.moco,
+}
+"""Options of one mechanism alone. Not among them are `queue_size`, `momentum` and `final_momentum`,
+though not all mechanisms read them: a sweep over mechanisms keeps its preset's options."""
+
+NOT_SYMMETRIC = {
+    Mechanism.end_to_end: "moco.negatives says which views are queries",
+    Mechanism.memory_bank: "an entry of the bank is no view",
+    Mechanism.moco_v3: "MoCo v3 is always symmetric",
+}
+
+
 @dataclass(kw_only=True, slots=True)
 class MocoConfig:
-    """Momentum Contrast, and what it is compared with."""
+    """Momentum Contrast, and the mechanisms that it is compared with."""
 
     mechanism: Mechanism = Mechanism.moco
     """moco (queue), end_to_end (SimCLR), memory_bank or moco_v3."""
     pretext: Pretext = Pretext.instance
-    """A query's positive: instance (the other view), or cross_channel (of the lightness of a view
-    the colors of the other; needs model.encoder=halves:NAME)."""
+    """Positive of a query: instance (the other view), or cross_channel (the colors of the other
+    view for a query of lightness, and back; needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
     """Projection head: linear (v1) or mlp (v2); moco_v3 has its own."""
     head_hidden_dim: int = 0
@@ -144,20 +161,95 @@ class MocoConfig:
     momentum: float = 0.999
     """m of the key encoder; 0.99 for small sets."""
     final_momentum: float | None = None
-    """m at the end of the run, reached from moco.momentum by half a cosine; null = m stays as it
-    is, of moco_v3 rises to 1."""
+    """m at the end of the run, reached from moco.momentum by half a cosine; null = constant m, but
+    for moco_v3 a rise to 1."""
     bank_momentum: float = 0.5
-    """memory_bank: share of an entry that stays when its image is seen."""
+    """memory_bank: fraction of an entry that is kept when its image is seen."""
     temperature: float = 0.2
     """tau of InfoNCE."""
     symmetric: bool = False
-    """Each view once as query, once as key: the sum of both losses, and 2 keys an image."""
+    """Use each view once as query, once as key: the sum of both losses, and 2 keys an image."""
     loss: Loss = Loss.auto
-    """How it is computed: plain, chunked (less memory), fused (one GPU kernel), or auto."""
+    """Form of the loss: plain, chunked (less memory), fused (one GPU kernel), or auto."""
     batch_norm: BatchNorm = BatchNorm.auto
     """plain, shuffled, synchronized (over devices), eman (another algorithm), or auto."""
     batch_norm_splits: int = 1
     """shuffled: groups of the global batch with statistics of their own; 1 = one per device."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, and options that mean nothing to the mechanism.
+
+        Raises:
+            UsageError: One line that names the option to change.
+        """
+        for name, least in (
+            ("dim", 1),
+            ("hidden_dim", 1),
+            ("queue_size", 1),
+            ("head_hidden_dim", 0),
+        ):
+            _require(
+                getattr(self, name) >= least, f"moco.{name} must be {least} or more", self, name
+            )
+        for name in ("momentum", "final_momentum"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, f"moco.{name} must be in [0, 1]", self, name)
+        in_range = 0 <= self.bank_momentum < 1
+        _require(in_range, "moco.bank_momentum must be in [0, 1)", self, "bank_momentum")
+        _require(self.temperature > 0, "moco.temperature must be above 0", self, "temperature")
+        self._check_owners()
+        self._check_head()
+        if self.mechanism is not Mechanism.moco:
+            self._check_other_mechanism()
+
+    def _check_owners(self) -> None:
+        defaults = {item.name: item.default for item in fields(self)}
+        for name, owner in OWNERS.items():
+            if self.mechanism is not owner and getattr(self, name) != defaults[name]:
+                raise UsageError(
+                    f"moco.{name}={getattr(self, name)} is an option of moco.mechanism={owner} "
+                    f"only, got {self.mechanism}; leave it out, or set moco.mechanism={owner}"
+                )
+
+    def _check_head(self) -> None:
+        if self.head_hidden_dim and self.mechanism is Mechanism.moco_v3:
+            raise UsageError(
+                f"moco.head_hidden_dim={self.head_hidden_dim} is not for moco.mechanism=moco_v3, "
+                "whose heads have moco.hidden_dim; set moco.head_hidden_dim=0"
+            )
+        if self.head_hidden_dim and self.head is Head.linear:
+            raise UsageError(
+                f"moco.head_hidden_dim={self.head_hidden_dim} needs a hidden layer, which "
+                "moco.head=linear has not; set moco.head=mlp or moco.head_hidden_dim=0"
+            )
+        if self.head is Head.linear and self.mechanism is Mechanism.moco_v3:
+            raise UsageError("moco.mechanism=moco_v3 has heads of its own; set moco.head=mlp")
+
+    def _check_other_mechanism(self) -> None:
+        """Refuse what only a key encoder and a queue can do."""
+        if self.symmetric:
+            raise UsageError(
+                "moco.symmetric=true is an option of moco.mechanism=moco "
+                f"({NOT_SYMMETRIC[self.mechanism]}); set moco.symmetric=false"
+            )
+        if self.batch_norm in (BatchNorm.shuffled, BatchNorm.eman) or self.batch_norm_splits != 1:
+            raise UsageError(
+                f"moco.batch_norm={self.batch_norm} with moco.batch_norm_splits="
+                f"{self.batch_norm_splits} is for the key encoder of moco.mechanism=moco, not for "
+                f"{self.mechanism}; set moco.batch_norm=auto, plain or synchronized, and "
+                "moco.batch_norm_splits=1"
+            )
+        in_batch = self.mechanism is not Mechanism.memory_bank
+        if in_batch and self.loss in (Loss.chunked, Loss.fused):
+            raise UsageError(
+                f"moco.loss={self.loss} is for a queue or a bank, and the negatives of "
+                f"moco.mechanism={self.mechanism} are in the batch; set moco.loss=auto"
+            )
+
+
+def _require(fits: bool, rule: str, settings: MocoConfig, name: str) -> None:
+    if not fits:
+        raise UsageError(f"{rule}, got {getattr(settings, name)}")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -168,7 +260,7 @@ class EncoderConfig:
     """
 
     seed: int = 0
-    """Of all draws and of the initial weights."""
+    """Seed for data order, augmentation and initial weights."""
     precision: Precision = Precision.float32
     """float32, fp16 or bf16."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)

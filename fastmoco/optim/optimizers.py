@@ -1,14 +1,12 @@
 """Optimizers by name: torch's own in their fused form, and LARS from timm."""
 
 from collections.abc import Callable, Iterable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmoco.errors import UsageError
-from fastmoco.optim.settings import OptimizerConfig
+from fastmoco.optim.settings import OptimizerConfig, OptimizerName
 
 Groups = list[dict[str, Any]]
 
@@ -44,26 +42,12 @@ def _lars(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     return _with_zero_momentum(optimizer)
 
 
-OPTIMIZERS: dict[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
-    "sgd": _sgd,
-    "adam": _adam,
-    "adamw": _adamw,
-    "lars": _lars,
+OPTIMIZERS: dict[OptimizerName, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
+    OptimizerName.sgd: _sgd,
+    OptimizerName.adam: _adam,
+    OptimizerName.adamw: _adamw,
+    OptimizerName.lars: _lars,
 }
-
-
-def check_optimizer(cfg: OptimizerConfig) -> None:
-    """Refuse an optimizer that cannot be built here.
-
-    Raises:
-        UsageError: If the name is unknown, or LARS is asked for and timm is not installed.
-    """
-    if cfg.name not in OPTIMIZERS:
-        raise UsageError(
-            f"optimizer.name={cfg.name} is unknown; set it to one of {', '.join(OPTIMIZERS)}"
-        )
-    if cfg.name == "lars" and find_spec("timm") is None:
-        raise UsageError("optimizer.name=lars needs timm; install it: pip install 'fastmoco[timm]'")
 
 
 def build_optimizer(
@@ -75,13 +59,11 @@ def build_optimizer(
     ``exclude_bias_and_norm`` two: matrices and kernels, then all that has one dimension, without
     decay. The learning rate of the fused ones is a tensor on the device (see `set_learning_rate`).
 
-    Raises:
-        UsageError: If the name is unknown, or LARS is asked for and timm is not installed.
     """
-    check_optimizer(cfg)
+    cfg.check_available()
     excluding, every = cfg.exclude_bias_and_norm, list(parameters)
     if excluding is None:
-        excluding = cfg.name == "lars"
+        excluding = cfg.name is OptimizerName.lars
     groups = [{"params": every, "weight_decay": cfg.weight_decay}]
     if excluding:
         groups[0]["params"] = [p for p in every if p.ndim > 1]

@@ -2,8 +2,7 @@
 
 import math
 
-from fastmoco.errors import UsageError
-from fastmoco.optim.settings import OptimizerConfig
+from fastmoco.optim.settings import OptimizerConfig, Schedule
 
 
 def base_learning_rate(cfg: OptimizerConfig, global_batch_size: int) -> float:
@@ -11,43 +10,14 @@ def base_learning_rate(cfg: OptimizerConfig, global_batch_size: int) -> float:
     return cfg.learning_rate * (global_batch_size / 256 if cfg.scale_learning_rate else 1.0)
 
 
-def _cosine(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
-    del cfg
+def schedule_factor(cfg: OptimizerConfig, epoch: float, epochs: int) -> float:
+    """Learning rate as a fraction of its peak, after `epoch` of `epochs` passes."""
+    if cfg.schedule is Schedule.constant:
+        return 1.0
+    if cfg.schedule is Schedule.multistep:
+        return cfg.milestone_factor ** sum(epoch >= milestone for milestone in cfg.milestones)
+    epoch = math.floor(epoch) if cfg.schedule is Schedule.cosine_per_epoch else epoch
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, epoch / epochs)))
-
-
-def _cosine_per_epoch(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
-    return _cosine(math.floor(epoch), epochs, cfg)
-
-
-def _constant(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
-    del epoch, epochs, cfg
-    return 1.0
-
-
-def _multistep(epoch: float, epochs: float, cfg: OptimizerConfig) -> float:
-    del epochs
-    return cfg.milestone_factor ** sum(epoch >= milestone for milestone in cfg.milestones)
-
-
-SCHEDULES = {
-    "cosine": _cosine,
-    "cosine_per_epoch": _cosine_per_epoch,
-    "multistep": _multistep,
-    "constant": _constant,
-}
-
-
-def check_schedule(cfg: OptimizerConfig) -> None:
-    """Refuse a schedule that is unknown.
-
-    Raises:
-        UsageError: Naming those that are known.
-    """
-    if cfg.schedule not in SCHEDULES:
-        raise UsageError(
-            f"optimizer.schedule={cfg.schedule} is unknown; set it to one of {', '.join(SCHEDULES)}"
-        )
 
 
 def learning_rate(
@@ -65,12 +35,8 @@ def learning_rate(
         peak: From `base_learning_rate`.
         steps_per_epoch: Steps in one pass over the dataset.
         epochs: Passes that the schedule spans.
-
-    Raises:
-        UsageError: If the schedule is unknown.
     """
-    check_schedule(cfg)
     warmup_steps = cfg.warmup_epochs * steps_per_epoch
     if step < warmup_steps:
         return peak * min(1.0, (step + 1) / warmup_steps)
-    return peak * SCHEDULES[cfg.schedule](step / steps_per_epoch, epochs, cfg)
+    return peak * schedule_factor(cfg, step / steps_per_epoch, epochs)

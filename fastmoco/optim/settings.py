@@ -1,13 +1,38 @@
 """Settings of the optimizer and its learning-rate schedule; imports no torch."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.util import find_spec
+
+from fastmoco.errors import UsageError
+
+
+class OptimizerName(StrEnum):
+    """Optimizers: torch's own in their fused form, and LARS from timm."""
+
+    sgd = "sgd"
+    adam = "adam"
+    adamw = "adamw"
+    lars = "lars"
+
+
+class Schedule(StrEnum):
+    """Learning rate over the epochs, as a fraction of its peak."""
+
+    cosine = "cosine"
+    """Half a cosine to 0, step by step."""
+    cosine_per_epoch = "cosine_per_epoch"
+    """The same, once an epoch."""
+    multistep = "multistep"
+    """Multiplied by a factor at some epochs."""
+    constant = "constant"
 
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: str = "sgd"
+    name: OptimizerName = OptimizerName.sgd
     """sgd, adam, adamw, or lars (pip install 'fastmoco[timm]')."""
     learning_rate: float = 0.03
     """Peak learning rate."""
@@ -16,14 +41,39 @@ class OptimizerConfig:
     sgd_momentum: float = 0.9
     """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
-    """On all parameters, batch norm's included, as in the official code."""
+    """Weight decay of all parameters, batch norm's included, as in the official code."""
     exclude_bias_and_norm: bool | None = None
     """No weight decay, and with lars no adaptation, on biases and batch norm; null = lars only."""
-    schedule: str = "cosine"
+    schedule: Schedule = Schedule.cosine
     """cosine (to 0, step by step), cosine_per_epoch, multistep or constant."""
     warmup_epochs: float = 0.0
     """Linear warm-up from 0, in epochs, before the schedule."""
     milestones: list[int] = field(default_factory=lambda: [120, 160])
     """Epochs at which multistep multiplies the learning rate."""
     milestone_factor: float = 0.1
-    """What multistep multiplies by."""
+    """Factor of multistep."""
+
+    def __post_init__(self) -> None:
+        """Take names as text too, as Python users write them.
+
+        Raises:
+            UsageError: If one is unknown.
+        """
+        self.name = OptimizerName(_known("name", self.name, OptimizerName))
+        self.schedule = Schedule(_known("schedule", self.schedule, Schedule))
+
+    def check_available(self) -> None:
+        """Refuse an optimizer whose package is missing.
+
+        Raises:
+            UsageError: Naming what to install.
+        """
+        if self.name is OptimizerName.lars and find_spec("timm") is None:
+            install = "pip install 'fastmoco[timm]'"
+            raise UsageError(f"optimizer.name=lars needs timm; install it: {install}")
+
+
+def _known(key: str, value: str, kind: type[StrEnum]) -> str:
+    if value not in list(kind):
+        raise UsageError(f"optimizer.{key} must be one of {', '.join(kind)}, got {value}")
+    return value

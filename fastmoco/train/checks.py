@@ -5,28 +5,13 @@ import torch
 from fastmoco.errors import UsageError
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import check_encoder
-from fastmoco.moco.check_mechanism import check_mechanism
 from fastmoco.moco.settings import BatchNorm, Loss, Mechanism
-from fastmoco.optim.optimizers import check_optimizer
-from fastmoco.optim.schedules import check_schedule
 from fastmoco.pipelines.build import check_loader
 from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import resolve_rank_device
 from fastmoco.train.graphed_step import resolve_cuda_graph
 from fastmoco.train.settings import TrainConfig
-
-LEAST = {
-    "train.epochs": 1,
-    "train.max_steps": 0,
-    "train.log_every_steps": 1,
-    "checkpoint.every_steps": 0,
-    "checkpoint.keep": 1,
-    "monitor.every_epochs": 0,
-    "monitor.k": 1,
-    "moco.dim": 1,
-}
-"""The smallest value of whole-number options."""
 
 
 def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
@@ -53,32 +38,21 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
             "with the batch of one device"
         )
     device = resolve_rank_device(cfg.device, ranks)
-    _check_numbers(cfg)
-    check_mechanism(cfg.moco, cfg.global_batch_size)
     _check_groups(cfg, ranks)
     check_encoder(cfg.model, cfg.moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)
-    _check_loss(cfg.moco.loss, device)
-    _check_pipeline(cfg)
-    check_optimizer(cfg.optimizer)
-    check_schedule(cfg.optimizer)
+    check_loader(cfg.pipeline.name)
+    LoaderSpec.of(cfg.pipeline, cfg.policy)  # refuses values out of range
+    _check_normalization(cfg)
+    _check_availability(cfg, device)
     resolve_cuda_graph(cfg, device, ranks)
     return device
 
 
-def _check_numbers(cfg: TrainConfig) -> None:
-    for key, least in LEAST.items():
-        section, name = key.split(".")
-        value = getattr(getattr(cfg, section), name)
-        if value < least:
-            raise UsageError(f"{key} must be {least} or more, got {value}")
-    for key, temperature in (
-        ("moco.temperature", cfg.moco.temperature),
-        ("monitor.temperature", cfg.monitor.temperature),
-    ):
-        if not temperature > 0:
-            raise UsageError(
-                f"{key} must be above 0, got {temperature}; set it to 0.2, for example"
-            )
+def _check_availability(cfg: TrainConfig, device: torch.device) -> None:
+    """Refuse what needs a device, a package or a dataset that is not there."""
+    if cfg.moco.loss is Loss.fused and device.type != "cuda":
+        raise UsageError(f"moco.loss=fused needs a CUDA device, got {device}; set moco.loss=auto")
+    cfg.optimizer.check_available()
     if cfg.monitor.every_epochs and cfg.data.test is None:
         raise UsageError(
             "monitor.every_epochs is set but data.test is not; "
@@ -86,35 +60,29 @@ def _check_numbers(cfg: TrainConfig) -> None:
         )
 
 
-def _check_loss(loss: Loss, device: torch.device) -> None:
-    if loss is Loss.fused and device.type != "cuda":
-        raise UsageError(f"moco.loss=fused needs a CUDA device, got {device}; set moco.loss=auto")
-
-
-def _check_pipeline(cfg: TrainConfig) -> None:
-    check_loader(cfg.pipeline.name)
-    LoaderSpec.of(cfg.pipeline, cfg.policy)
-    _check_normalization(cfg)
-
-
 def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
-    """Every device has the same share of a global batch, made of whole groups of batch norm."""
+    """Refuse a global batch that does not divide into devices, micro-batches and norm groups."""
     batch, splits, devices = cfg.global_batch_size, cfg.moco.batch_norm_splits, ranks.world_size
+    keys = 2 * batch if cfg.moco.symmetric else batch
+    if cfg.moco.mechanism is Mechanism.moco and cfg.moco.queue_size < keys:
+        raise UsageError(
+            f"moco.queue_size must be {keys} or more, the keys of one step of global_batch_size="
+            f"{batch}, got {cfg.moco.queue_size}; set moco.queue_size={keys} or more"
+        )
     if batch < 1 or batch % devices:
         raise UsageError(
-            f"global_batch_size={batch} is not a positive multiple of the {devices} devices; "
+            f"global_batch_size must be a positive multiple of the {devices} devices, got {batch}; "
             f"set global_batch_size={max(1, round(batch / devices)) * devices} or another one"
         )
     parts = cfg.train.accumulate
     if parts > 1 and cfg.moco.mechanism is not Mechanism.moco:
         raise UsageError(
-            f"train.accumulate={parts} is for moco.mechanism=moco, whose negatives lie in a queue, "
+            f"train.accumulate={parts} is for moco.mechanism=moco, whose negatives are in a queue, "
             f"not for {cfg.moco.mechanism}; set train.accumulate=1"
         )
-    if parts < 1 or batch // devices % parts:
+    if batch // devices % parts:
         raise UsageError(
-            f"train.accumulate={parts} does not cut a device's {batch // devices} images into equal"
-            " micro-batches; set it to a divisor"
+            f"train.accumulate must divide the {batch // devices} images of a device, got {parts}"
         )
     kind, groups = resolve_batch_norm(cfg.moco, ranks, parts)
     places = f"{devices} device{'s' if devices > 1 else ''}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.data.settings import DataConfig
+from fastmoco.errors import check_least
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.moco.settings import EncoderConfig
 from fastmoco.optim.settings import OptimizerConfig
@@ -70,6 +71,14 @@ class LoopConfig:
     """Micro-batches that a device cuts its share of a batch into, one after the other: less memory.
     Each is a group of batch norm; all see the same queue; keys are enqueued after the step."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            UsageError: Naming the option to change.
+        """
+        check_least(self, "train", epochs=1, max_steps=0, log_every_steps=1, accumulate=1)
+
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
@@ -79,6 +88,14 @@ class CheckpointConfig:
     """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
     keep: int = 2
     """How many of the newest stay on disk."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+            UsageError: Naming the option to change.
+        """
+        check_least(self, "checkpoint", every_steps=0, keep=1)
 
 
 @dataclass(kw_only=True, slots=True)

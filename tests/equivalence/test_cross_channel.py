@@ -13,6 +13,7 @@ from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_model
 from fastmoco.moco.cross_channel import CrossChannel
 from fastmoco.moco.lab_pair import LAB_HIGH, LAB_LOW, scaled_lab
+from fastmoco.moco.mechanism import Views
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Pretext, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
@@ -171,7 +172,7 @@ def test_metrics_are_means_of_both_halves():
     batch = batches(1)[0]
     views = augment_views(batch.crops, batch.draw_key, POLICY, **PLAIN, dtype=torch.float64)
     ids = torch.arange(BATCH)
-    contrast = model(views[0], views[1], ids, ids, ids)
+    contrast = model(Views(views[0], views[1], ids, ids, ids))
     halves = [rows.unflatten(1, (2, DIM)) for rows in (contrast.query, contrast.key)]
     for rows in (*halves, model.queue.keys.unflatten(1, (2, DIM))):
         lengths = rows.norm(dim=2)
@@ -214,7 +215,7 @@ def test_lab_spans_its_range():
 @pytest.mark.parametrize(
     ("encoder", "changes", "message"),
     [
-        ("resnet18", {}, r"needs a pair of encoders; set model\.encoder=halves:resnet18"),
+        ("resnet18", {}, r"needs a pair of encoders, .*; set model\.encoder=halves:resnet18"),
         ("timm:test_vit", {}, r"set model\.encoder=halves:resnet50"),
     ],
 )

@@ -142,9 +142,9 @@ def test_a_batch_that_does_not_divide_is_refused():
 @pytest.mark.parametrize(
     ("batch", "devices", "accumulate", "splits", "words"),
     [
-        (8, 1, 0, 1, "train.accumulate=0 does not cut a device's 8 images"),
-        (8, 1, 3, 1, "train.accumulate=3 does not cut a device's 8 images"),
-        (8, 2, 8, 1, "train.accumulate=8 does not cut a device's 4 images"),
+        (8, 1, 16, 1, "train.accumulate must divide the 8 images of a device, got 16"),
+        (8, 1, 3, 1, "train.accumulate must divide the 8 images of a device, got 3"),
+        (8, 2, 8, 1, "train.accumulate must divide the 4 images of a device, got 8"),
         (8, 1, 8, 1, "groups of 2 or more on 1 device with train.accumulate=8"),
         (24, 1, 4, 6, "6 groups do not fall evenly on 1 device with train.accumulate=4"),
         (24, 2, 2, 6, "set it to a multiple of 4, or to 1"),
@@ -159,6 +159,11 @@ def test_what_cannot_be_cut_is_refused(tmp_path, batch, devices, accumulate, spl
     )
     with pytest.raises(UsageError, match=words):
         check_config(cfg, Ranks(0, devices))
+
+
+def test_no_micro_batches_are_refused():
+    with pytest.raises(UsageError, match=r"train\.accumulate must be 1 or more, got 0"):
+        LoopConfig(accumulate=0)
 
 
 class Activations:

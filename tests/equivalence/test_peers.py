@@ -18,6 +18,7 @@ from benchmarks.rates import EPOCH_IMAGES
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import info_nce
+from fastmoco.moco.mechanism import Views
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
@@ -43,7 +44,7 @@ def test_official_step_equals_ours() -> None:
     for _ in range(STEPS):
         query_view, key_view = torch.randn(2, BATCH, 3, 16, 16, dtype=torch.float64)
         theirs = official(query_view, key_view)
-        contrast = model(query_view, key_view, torch.arange(BATCH))
+        contrast = model(Views(query_view, key_view, *[torch.arange(BATCH)] * 3))
         optimizer.zero_grad()
         contrast.loss.backward()
         optimizer.step()

@@ -13,6 +13,7 @@ from fastmoco.moco.batchnorm import (
     resolve_batch_norm,
 )
 from fastmoco.moco.build import build_model
+from fastmoco.moco.mechanism import Views
 from fastmoco.moco.settings import BatchNorm, MocoConfig, ModelConfig, Stem
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs import distributed
@@ -55,7 +56,7 @@ def test_batch_norm_by_devices(batch_norm, splits, devices, kind, groups, layer,
 @pytest.mark.parametrize(
     ("batch", "devices", "moco", "words"),
     [
-        (9, 2, {}, "global_batch_size=9 is not a positive multiple of the 2 devices"),
+        (9, 2, {}, "global_batch_size must be a positive multiple of the 2 devices, got 9"),
         (8, 8, {}, "groups of 2 or more on 8 devices"),
         (16, 4, {"batch_norm_splits": 2}, "set it to a multiple of 4, or to 1"),
         (16, 2, {"batch_norm_splits": 3}, "moco.batch_norm_splits=3 does not split"),
@@ -89,7 +90,7 @@ def test_eman_keys_use_running_statistics_that_follow_the_queries():
     assert model.query_encoder.training
     views = torch.randn(2, 8, 3, 16, 16)
     before = [buffer.clone() for buffer in model.running_statistics()[1]]
-    found = model(views[0], views[1], torch.arange(8)).key
+    found = model(Views(views[0], views[1], *[torch.arange(8)] * 3)).key
     assert all(map(torch.equal, before, model.running_statistics()[1]))
     one_by_one = torch.cat([model.key_encoder(view[None]) for view in views[1]])
     torch.testing.assert_close(found, F.normalize(one_by_one, dim=1))

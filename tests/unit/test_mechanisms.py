@@ -14,6 +14,7 @@ from fastmoco.draws.streams import Draw
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_model, build_query_encoder
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
+from fastmoco.moco.mechanism import Views
 from fastmoco.moco.memory_bank import draw_others
 from fastmoco.moco.momentum import momentum_at
 from fastmoco.moco.settings import (
@@ -38,15 +39,19 @@ OTHERS = [Mechanism.end_to_end, Mechanism.memory_bank, Mechanism.moco_v3]
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
+def small_moco(mechanism, **changes):
+    hidden = {"hidden_dim": 12} if mechanism is Mechanism.moco_v3 else {}
+    return MocoConfig(mechanism=mechanism, dim=8, queue_size=16, **hidden, **changes)
+
+
 def small_model(mechanism, ranks=ALONE, **changes):
-    moco = MocoConfig(mechanism=mechanism, dim=8, queue_size=16, hidden_dim=12, **changes)
     encoder = ModelConfig(encoder="resnet18", stem=Stem.small_stride2, width=4)
-    return build_model(encoder, moco, ranks, num_samples=40)
+    return build_model(encoder, small_moco(mechanism, **changes), ranks, num_samples=40)
 
 
 def contrast_of(model, count=6):
     views, ids = torch.randn(2, count, 3, 16, 16), torch.arange(count)
-    return model(views[0], views[1], ids, ids + 3, ids + 100)
+    return model(Views(views[0], views[1], ids, ids + 3, ids + 100))
 
 
 @pytest.mark.parametrize("mechanism", Mechanism)
@@ -81,7 +86,7 @@ def test_negatives_are_as_many_as_is_said(mechanism):
                 rows = buffer if isinstance(buffer, torch.Tensor) else buffer.keys
                 rows.copy_(F.normalize(torch.ones_like(rows), dim=1))
     images, ids = torch.zeros(6, 3, 16, 16), torch.arange(6)
-    contrast = model(images, images, ids, ids, ids)
+    contrast = model(Views(images, images, ids, ids, ids))
     loss = contrast.loss.item() / (contrast.terms * contrast.factor)
     if mechanism in (Mechanism.end_to_end, Mechanism.moco_v3):
         assert loss == pytest.approx(math.log(model.num_negatives(6) + 1), abs=1e-5)
@@ -262,7 +267,7 @@ def test_width_of_the_heads_of_halves():
 
 @pytest.mark.parametrize("mechanism", Mechanism)
 def test_the_query_encoder_alone_starts_as_that_of_the_model(mechanism):
-    moco = MocoConfig(mechanism=mechanism, dim=8, queue_size=16, hidden_dim=12)
+    moco = small_moco(mechanism)
     encoder = ModelConfig(encoder="resnet18", stem=Stem.small_stride2, width=4)
     torch.manual_seed(3)
     whole = build_model(encoder, moco, num_samples=40).query_encoder.state_dict()
@@ -294,27 +299,36 @@ def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
     ("options", "words"),
     [
         ({"mechanism": "end_to_end", "symmetric": True}, r"moco\.symmetric=true .*=false"),
-        ({"mechanism": "memory_bank", "symmetric": True}, "a bank's entry is no view"),
-        ({"mechanism": "moco_v3", "symmetric": True}, "always is symmetric"),
+        ({"mechanism": "memory_bank", "symmetric": True}, "an entry of the bank is no view"),
+        ({"mechanism": "moco_v3", "symmetric": True}, "MoCo v3 is always symmetric"),
         ({"mechanism": "moco_v3", "batch_norm": "shuffled"}, r"moco\.batch_norm=shuffled"),
         ({"mechanism": "end_to_end", "batch_norm": "eman"}, r"moco\.batch_norm=eman"),
         ({"mechanism": "memory_bank", "batch_norm_splits": 2}, r"moco\.batch_norm_splits=1"),
         ({"mechanism": "end_to_end", "loss": "fused"}, r"moco\.loss=fused .*moco\.loss=auto"),
         ({"mechanism": "moco_v3", "loss": "chunked"}, r"moco\.loss=chunked"),
-        ({"mechanism": "moco_v3", "head": "linear"}, r"moco\.head=linear .*moco\.head=mlp"),
-        ({"mechanism": "moco_v3", "hidden_dim": 0}, r"moco\.hidden_dim=0"),
+        (
+            {"mechanism": "moco_v3", "head": "linear"},
+            r"heads of its own; set moco\.head=mlp",
+        ),
+        ({"mechanism": "moco_v3", "hidden_dim": 0}, r"moco\.hidden_dim must be 1 or more, got 0"),
         ({"negatives": "other_view"}, r"moco\.negatives=other_view .*moco\.mechanism=end_to_end"),
         ({"bank_momentum": 0.9}, r"moco\.bank_momentum=0\.9 .*=memory_bank"),
         ({"mechanism": "end_to_end", "hidden_dim": 8}, r"moco\.hidden_dim=8 .*=moco_v3"),
-        ({"mechanism": "memory_bank", "bank_momentum": 1.0}, r"moco\.bank_momentum=1\.0"),
-        ({"mechanism": "memory_bank", "queue_size": 0}, r"moco\.queue_size=0"),
-        ({"head_hidden_dim": -1}, r"moco\.head_hidden_dim=-1 .*to 2048"),
+        (
+            {"mechanism": "memory_bank", "bank_momentum": 1.0},
+            r"must be in \[0, 1\), got 1\.0",
+        ),
+        (
+            {"mechanism": "memory_bank", "queue_size": 0},
+            r"moco\.queue_size must be 1 or more",
+        ),
+        ({"head_hidden_dim": -1}, r"moco\.head_hidden_dim must be 0 or more, got -1"),
         ({"head": "linear", "head_hidden_dim": 8}, r"moco\.head_hidden_dim=8 .*head=linear"),
         ({"mechanism": "moco_v3", "head_hidden_dim": 8}, r"moco\.head_hidden_dim=8 .*hidden_dim"),
-        ({"final_momentum": 1.5}, r"moco\.final_momentum=1\.5 is outside 0\.\.1"),
+        ({"final_momentum": 1.5}, r"moco\.final_momentum must be in \[0, 1\], got 1\.5"),
     ],
 )
-def test_what_means_nothing_is_refused(tmp_path, options, words):
+def test_what_means_nothing_is_refused(options, words):
     kinds = {
         "mechanism": Mechanism,
         "batch_norm": BatchNorm,
@@ -322,11 +336,12 @@ def test_what_means_nothing_is_refused(tmp_path, options, words):
         "head": Head,
         "negatives": Negatives,
     }
-    moco = MocoConfig(**{name: kinds.get(name, type(v))(v) for name, v in options.items()})
-    cfg = TrainConfig(data=DataConfig(train=tmp_path), global_batch_size=16, moco=moco)
     with pytest.raises(UsageError, match=words) as found:
-        check_config(cfg)
+        MocoConfig(**{name: kinds.get(name, type(v))(v) for name, v in options.items()})
     assert "\n" not in str(found.value)
+    overrides = [f"moco.{name}={str(value).lower()}" for name, value in options.items()]
+    with pytest.raises(UsageError, match=words):
+        load_config(TrainConfig, overrides)
 
 
 @pytest.mark.parametrize("mechanism", OTHERS)
@@ -362,7 +377,7 @@ def test_moco_v3_trains_a_vision_transformer_but_for_its_patches(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = build_optimizer(model.learnable(), cfg.optimizer)
     views, ids = torch.randn(2, 4, 3, 32, 32), torch.arange(4)
-    contrast = model(views[0], views[1], ids, ids, ids)
+    contrast = model(Views(views[0], views[1], ids, ids, ids))
     contrast.loss.backward()
     optimizer.step()
     model.after_step(contrast)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import info_nce
+from fastmoco.moco.mechanism import Views
 from fastmoco.moco.queue import Queue
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 
@@ -145,9 +146,9 @@ def test_shuffled_keys_come_back_in_order():
     plain.eval(), shuffling.eval()  # in evaluation no sample touches another
     shuffling.load_state_dict(plain.state_dict())
     views = torch.randn(2, 8, 3, 16, 16)
-    permutation = torch.randperm(8)
-    expected = plain(views[0], views[1], permutation).key
-    torch.testing.assert_close(shuffling(views[0], views[1], permutation).key, expected)
+    ids = torch.arange(8)
+    given = Views(views[0], views[1], torch.randperm(8), ids, ids)
+    torch.testing.assert_close(shuffling(given).key, plain(given).key)
     assert shuffling.shuffle_keys
     assert not plain.shuffle_keys
 
@@ -156,7 +157,7 @@ def test_key_batch_norm_is_in_training_mode():
     model = small_model()
     before = model.key_encoder.backbone.bn1.running_mean.clone()
     views = torch.randn(2, 8, 3, 16, 16)
-    contrast = model(views[0], views[1], torch.arange(8))
+    contrast = model(Views(views[0], views[1], *[torch.arange(8)] * 3))
     assert not torch.equal(before, model.key_encoder.backbone.bn1.running_mean)
     assert not contrast.key.requires_grad
     assert contrast.loss.requires_grad

@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 
@@ -120,6 +118,6 @@ def test_what_has_weight_decay(name, excluding, decays):
 
 
 def test_lars_without_timm_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm.optim.lars", None)
+    monkeypatch.setattr("fastmoco.optim.settings.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"needs timm; install it: pip install 'fastmoco\[timm\]'"):
         build_optimizer(weights_and_gradients()[0], OptimizerConfig(name="lars"))
