@@ -46,7 +46,7 @@ from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.train.graphed_step import WARM_UP_STEPS, CudaRecording, GraphedStep
+from fastmoco.train.acceleration import WARM_UP_STEPS, CudaRecording, GraphedStep
 
 OFFICIAL, TUNED = "official", "official + AMP + channels_last + foreach"
 TUNED_COMPILED, LIGHTLY = f"{TUNED}, compiled", "lightly"

@@ -12,7 +12,7 @@ from fastmoco.data.settings import DataConfig
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
 from fastmoco.train.settings import TrainConfig
-from fastmoco.train.trainer import build_trainer
+from fastmoco.train.trainer import Trainer
 
 
 def first_step(path: str, started: float, overrides: list[str]) -> dict[str, float]:
@@ -29,7 +29,7 @@ def first_step(path: str, started: float, overrides: list[str]) -> dict[str, flo
     cfg = replace(load_config(TrainConfig, overrides), data=DataConfig(train=Path(path)))
     device = check_config(cfg)
     with tempfile.TemporaryDirectory() as folder, open_dataset(Path(path)) as dataset:
-        trainer = build_trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
+        trainer = Trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
         with closing(trainer.open_loader()) as loader:
             trainer.take(next(loader), trainer.learning_rate)
             trainer.check_finite()  # waits for the device

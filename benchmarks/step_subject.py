@@ -1,4 +1,4 @@
-"""fastmoco's model and step as `build_trainer` makes them, for benchmarks that have no run."""
+"""fastmoco's model and step as `Trainer` makes them, for benchmarks that have no run."""
 
 import torch
 from torch import Tensor

@@ -20,6 +20,7 @@ from fastmoco.configuration import (
 )
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
+from fastmoco.train.dry_run import dry_run
 from fastmoco.train.loop import train
 from fastmoco.train.settings import TrainConfig, run_path
 
@@ -71,7 +72,8 @@ def run_application(arguments: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit 1 for anything raised here.
         try:
-            train(_job_config(composed, swept))
+            cfg = _job_config(composed, swept)
+            (dry_run if cfg.train.dry_run or cfg.train.profile else train)(cfg)
         except BaseException as error:
             if os.getpid() != launching:  # a launcher's job elsewhere: it reports what it sees
                 raise

@@ -100,8 +100,10 @@ def open_dataset(path: str | Path) -> Dataset:
         OSError: If there is nothing there, or it may not be read.
     """
     path = Path(path)
+    return _kind_of(path).open(path)
+
+
+def _kind_of(path: Path) -> type[SourceSet | BetonFile | BetonSet]:
     if path.is_dir() or path.suffix == ".tar":
-        return SourceSet.open(path)
-    if "*" not in path.name or path.exists():
-        return BetonFile.open(path)
-    return BetonSet.open(path)
+        return SourceSet
+    return BetonSet if "*" in path.name and not path.exists() else BetonFile

@@ -31,7 +31,7 @@ from fastmoco.runs.distributed import (
     wait_for_all,
 )
 from fastmoco.runs.reporter import run_logger
-from fastmoco.runs.run_folder import RunFolder, claim_run_folder
+from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
 
 # Keys that do not change what is learned: a trial may go on with other values.
@@ -116,7 +116,7 @@ def detect(run: Path, cfg: DetectConfig) -> DetectResult:
         for seed in range(cfg.seed, cfg.seed + cfg.trials):
             trial = dataclasses.replace(cfg, seed=seed)
             place = RunFolder(folder / f"seed-{seed}")
-            with claim_run_folder(place, trial, FREE_KEYS, ranks):
+            with claim_run_folder(place, RunIdentity(trial, FREE_KEYS), ranks):
                 trials.append(_run_trial(run, trial, place, train, test, device, ranks, stop))
     counts = len(train.scenes), len(test.scenes)
     protocol = protocol_of(run, cfg, train=train.name, test=test.name, counts=counts)

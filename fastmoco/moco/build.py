@@ -1,7 +1,6 @@
 """The model that a configuration describes."""
 
 import torch
-from torch import nn
 
 from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.batchnorm import encoder_norm_layer
@@ -46,8 +45,8 @@ def build_model(
     Raises:
         UsageError: If the encoder's name is unknown, or a setting does not fit it.
     """
-    backbone, head = _encoder_parts(model, moco, ranks, view_size, accumulate)
-    return _mechanism(moco).build(Parts(backbone, head, moco, ranks, num_samples, accumulate))
+    backbone = _backbone(model, moco, ranks, view_size, accumulate)
+    return _mechanism(moco).build(Parts(backbone, model, moco, ranks, num_samples, accumulate))
 
 
 def build_query_encoder(model: ModelConfig, moco: MocoConfig, *, view_size: int = 224) -> Encoder:
@@ -56,7 +55,8 @@ def build_query_encoder(model: ModelConfig, moco: MocoConfig, *, view_size: int 
     Raises:
         UsageError: If the encoder's name is unknown, or a setting does not fit it.
     """
-    return Encoder(*_encoder_parts(model, moco, ALONE, view_size, 1))
+    parts = Parts(_backbone(model, moco, ALONE, view_size, 1), model, moco, ALONE)
+    return Encoder(parts.backbone, _mechanism(moco).make_head(parts))
 
 
 def check_encoder(
@@ -71,17 +71,16 @@ def check_encoder(
         UsageError: As `build_model`.
     """
     with torch.device("cpu" if model.encoder.startswith("timm:") else "meta"):
-        _encoder_parts(model, moco, ranks, view_size, accumulate)
+        parts = Parts(_backbone(model, moco, ranks, view_size, accumulate), model, moco, ranks)
+        _mechanism(moco).make_head(parts)
 
 
 def _mechanism(moco: MocoConfig) -> type[ContrastiveModel]:
     return CrossChannel if moco.pretext is Pretext.cross_channel else MECHANISMS[moco.mechanism]
 
 
-def _encoder_parts(
+def _backbone(
     model: ModelConfig, moco: MocoConfig, ranks: Ranks, view_size: int, accumulate: int
-) -> tuple[Backbone, nn.Module]:
-    """Backbone and projection head of the query encoder."""
+) -> Backbone:
     norm_layer = encoder_norm_layer(moco, ranks, accumulate)
-    backbone = build_encoder(model, norm_layer=norm_layer, view_size=view_size)
-    return backbone, _mechanism(moco).build_head(backbone, model, moco, ranks)
+    return build_encoder(model, norm_layer=norm_layer, view_size=view_size)

@@ -15,10 +15,8 @@ from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.encoder import build_head, unit_norm
 from fastmoco.moco.lab_pair import LabPair, LabPairHead
 from fastmoco.moco.loss import info_nce
-from fastmoco.moco.mechanism import StepOutput
+from fastmoco.moco.mechanism import Parts, StepOutput
 from fastmoco.moco.model import MoCo
-from fastmoco.moco.settings import MocoConfig, ModelConfig
-from fastmoco.ranks import Ranks
 
 
 def _halves(rows: Tensor) -> list[Tensor]:
@@ -64,24 +62,21 @@ class CrossChannel(MoCo):
         self.queue.keys.copy_(unit_halves(self.queue.keys))
 
     @classmethod
-    def build_head(
-        cls, backbone: Backbone, model: ModelConfig, moco: MocoConfig, ranks: Ranks
-    ) -> nn.Module:
+    def make_head(cls, parts: Parts) -> nn.Module:
         """A head for each of the pair of encoders.
 
         Raises:
             UsageError: If the encoder is no pair.
         """
-        del ranks
-        if not isinstance(backbone, LabPair):
-            name = model.encoder if ":" not in model.encoder else "resnet50"
+        name, moco = parts.model.encoder, parts.moco
+        if not isinstance(parts.backbone, LabPair):
             raise UsageError(
-                "moco.pretext=cross_channel needs a pair of encoders, got model.encoder="
-                f"{model.encoder}; set model.encoder=halves:{name}"
+                f"moco.pretext=cross_channel needs a pair of encoders, got model.encoder={name}; "
+                f"set model.encoder=halves:{name if ':' not in name else 'resnet50'}"
             )
         heads = (
             build_head(moco.head, half.feature_dim, moco.dim, moco.head_hidden_dim)
-            for half in (backbone.lightness, backbone.color)
+            for half in (parts.backbone.lightness, parts.backbone.color)
         )
         return LabPairHead(*heads)
 

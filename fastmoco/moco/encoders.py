@@ -3,6 +3,7 @@
 All but the ResNets are imported where they are used.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import nn
@@ -30,37 +31,44 @@ def build_encoder(
     Raises:
         UsageError: If the name is unknown, or a setting does not fit the encoder.
     """
-    kind, _, inner = model.encoder.rpartition(":")
-    if kind == "timm":
-        encoder = _build_timm(inner, model, norm_layer, view_size)
-    elif kind in ("", "halves") and inner in (*RESNETS, *ALEXNETS):
-        encoder = _build_own(kind, inner, model, norm_layer)
-        if inner in ALEXNETS:
-            _check_view_of_alexnet(model, view_size)
-    else:
+    kind, _, name = model.encoder.rpartition(":")
+    known = [*RESNETS, *ALEXNETS]
+    if kind not in BUILDERS or (kind != "timm" and name not in known):
         raise UsageError(
-            f"model.encoder={model.encoder} is unknown"
-            f"{nearest_name(inner, [*RESNETS, *ALEXNETS])} "
+            f"model.encoder={model.encoder} is unknown{nearest_name(name, known)} "
             "(also halves:NAME for two of half the width, and timm:NAME for any of timm's models)"
         )
+    encoder = BUILDERS[kind](name, model, norm_layer, view_size)
     _check_split(model, encoder, norm_layer)
     return encoder
 
 
-def _build_own(kind: str, name: str, model: ModelConfig, norm_layer: NormLayer) -> Backbone:
+def _build_one(name: str, model: ModelConfig, norm_layer: NormLayer, view_size: int) -> Backbone:
+    return _own_builder(name, model, norm_layer, view_size)(3, model.width)
+
+
+def _build_pair(name: str, model: ModelConfig, norm_layer: NormLayer, view_size: int) -> Backbone:
+    if model.width % 2:
+        raise UsageError(f"model.width must be even for {model.encoder}, got {model.width}")
+    from fastmoco.moco.lab_pair import LabPair
+
+    make = _own_builder(name, model, norm_layer, view_size)
+    return LabPair(make(1, model.width // 2), make(2, model.width // 2))
+
+
+def _own_builder(
+    name: str, model: ModelConfig, norm_layer: NormLayer, view_size: int
+) -> Callable[[int, int], Backbone]:
+    """What makes a ResNet or AlexNet from the channels of its images and its width."""
     if model.freeze_patch_projection:
         raise UsageError(
             f"model.encoder={model.encoder} has no patch projection, only vision transformers have "
             "(timm:vit_small_patch16_224); set model.freeze_patch_projection=false"
         )
-    make = partial(_build_alexnet if name in ALEXNETS else _build_resnet, name, model, norm_layer)
-    if kind == "":
-        return make(3, model.width)
-    if model.width % 2:
-        raise UsageError(f"model.width={model.width} cannot be halved; set model.width to 64")
-    from fastmoco.moco.lab_pair import LabPair
-
-    return LabPair(make(1, model.width // 2), make(2, model.width // 2))
+    if name not in ALEXNETS:
+        return partial(_build_resnet, name, model, norm_layer)
+    _check_view_of_alexnet(model, view_size)
+    return partial(_build_alexnet, name, model, norm_layer)
 
 
 def _build_resnet(
@@ -127,6 +135,10 @@ def _build_timm(name: str, model: ModelConfig, norm_layer: NormLayer, view_size:
     if model.freeze_patch_projection:
         encoder.freeze_patch_projection()
     return encoder
+
+
+BUILDERS = {"": _build_one, "halves": _build_pair, "timm": _build_timm}
+"""By what stands before the colon of an encoder's name."""
 
 
 def _check_split(model: ModelConfig, encoder: Backbone, norm_layer: NormLayer) -> None:

@@ -57,7 +57,7 @@ class EndToEnd(ContrastiveModel):
         moco = parts.moco
         return cls(
             parts.backbone,
-            parts.head,
+            cls.make_head(parts),
             temperature=moco.temperature,
             negatives=moco.negatives,
             ranks=parts.ranks,

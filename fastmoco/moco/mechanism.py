@@ -69,12 +69,12 @@ class Parts(NamedTuple):
     """What a mechanism is built from."""
 
     backbone: Backbone
-    head: nn.Module
+    model: ModelConfig
     moco: MocoConfig
     ranks: Ranks
-    num_samples: int
+    num_samples: int = 0
     """Images of the dataset."""
-    accumulate: int
+    accumulate: int = 1
     """Micro-batches of a step."""
 
 
@@ -111,16 +111,14 @@ class ContrastiveModel(nn.Module, ABC):
         """The mechanism that a configuration describes."""
 
     @classmethod
-    def build_head(
-        cls, backbone: Backbone, model: ModelConfig, moco: MocoConfig, ranks: Ranks
-    ) -> nn.Module:
+    def make_head(cls, parts: Parts) -> nn.Module:
         """The projection head of its encoders.
 
         Raises:
             UsageError: If the encoder does not fit the mechanism.
         """
-        del model, ranks
-        return build_head(moco.head, backbone.feature_dim, moco.dim, moco.head_hidden_dim)
+        moco = parts.moco
+        return build_head(moco.head, parts.backbone.feature_dim, moco.dim, moco.head_hidden_dim)
 
     @abstractmethod
     def forward(self, views: Views) -> StepOutput:

@@ -102,7 +102,7 @@ class MemoryBank(ContrastiveModel):
         moco = parts.moco
         return cls(
             parts.backbone,
-            parts.head,
+            cls.make_head(parts),
             dim=moco.dim,
             num_samples=parts.num_samples,
             num_negatives=moco.queue_size,

@@ -17,7 +17,6 @@ from fastmoco.moco.encoder import Encoder, unit_norm
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
 from fastmoco.moco.mechanism import ContrastiveModel, Parts, StepOutput, Views, floating_buffers
 from fastmoco.moco.momentum import KeyMomentum, follow
-from fastmoco.moco.settings import MocoConfig, ModelConfig
 from fastmoco.ranks import ALONE, Ranks
 
 
@@ -96,7 +95,7 @@ class MoCoV3(ContrastiveModel):
         moco = parts.moco
         return cls(
             parts.backbone,
-            parts.head,
+            cls.make_head(parts),
             dim=moco.dim,
             hidden_dim=moco.hidden_dim,
             momentum=moco.momentum,
@@ -107,13 +106,10 @@ class MoCoV3(ContrastiveModel):
         )
 
     @classmethod
-    def build_head(
-        cls, backbone: Backbone, model: ModelConfig, moco: MocoConfig, ranks: Ranks
-    ) -> nn.Module:
+    def make_head(cls, parts: Parts) -> nn.Module:
         """The 3-layer MLP after the backbone."""
-        del model
-        norm_layer = head_norm_layer(moco, ranks)
-        return projection_head(backbone.feature_dim, moco.hidden_dim, moco.dim, norm_layer)
+        moco, norm_layer = parts.moco, head_norm_layer(parts.moco, parts.ranks)
+        return projection_head(parts.backbone.feature_dim, moco.hidden_dim, moco.dim, norm_layer)
 
     def forward(self, views: Views) -> StepOutput:
         """``ctr(q1, k2) + ctr(q2, k1)`` of Algorithm 1; see `ContrastiveModel.forward`.

@@ -89,7 +89,7 @@ class MoCo(ContrastiveModel):
         kind, groups = resolve_batch_norm(moco, parts.ranks, parts.accumulate)
         return cls(
             parts.backbone,
-            parts.head,
+            cls.make_head(parts),
             dim=moco.dim,
             queue_size=moco.queue_size,
             momentum=moco.momentum,

@@ -24,7 +24,7 @@ from fastmoco.reproduce.plan import (
 from fastmoco.reproduce.record import MEND_STATE, STATE_NAME, read_record
 from fastmoco.reproduce.settings import Scale, SweepConfig, sweep_folder
 from fastmoco.reproduce.sweep_job import DATA_KEYS, OWN_KEYS, SweepJob, learned
-from fastmoco.runs.run_folder import RunFolder, check_run_folder
+from fastmoco.runs.run_folder import RunFolder, RunIdentity, check_run_folder
 from fastmoco.train.settings import FREE_KEYS, TrainConfig
 
 
@@ -143,7 +143,7 @@ def _check_configs(runs: Sequence[PlannedRun], configs: Sequence[TrainConfig]) -
         try:
             check_config(cfg)
             if (run.folder / "config.yaml").exists():
-                check_run_folder(RunFolder(run.folder), cfg, FREE_KEYS)
+                check_run_folder(RunFolder(run.folder), RunIdentity(cfg, FREE_KEYS))
             else:
                 _check_untrained(run)
         except UsageError as error:

@@ -67,10 +67,34 @@ class RunFolder:
         return any(self.checkpoints.glob("step-*.json"))
 
 
+@dataclass(slots=True, frozen=True)
+class RunIdentity:
+    """What a run folder is bound to: a configuration, and the keys of it that may change."""
+
+    cfg: Any
+    """A dataclass."""
+    free_keys: Collection[str]
+    """Joined by dots: a run may be resumed with other values of them."""
+
+    def to_yaml(self) -> str:
+        """The configuration as ``config.yaml`` holds it."""
+        return OmegaConf.to_yaml(OmegaConf.create(config_to_dict(self.cfg)))
+
+    def differences(self, config: Path) -> list[str]:
+        """``KEY: OLD there, NEW now`` for each bound key whose value differs in ``config.yaml``."""
+        new = dict(_flat(config_to_dict(self.cfg)))
+        # An option that is younger than the run had what is now its default.
+        old = dict(_flat(config_to_dict(type(self.cfg)())))
+        old |= _flat(OmegaConf.to_container(OmegaConf.load(config)))
+        return [
+            f"{key}: {old.get(key)} there, {new.get(key)} now"
+            for key in sorted(old.keys() | new.keys())
+            if key not in self.free_keys and old.get(key) != new.get(key)
+        ]
+
+
 @contextmanager
-def claim_run_folder(
-    run: RunFolder, cfg: Any, free_keys: Collection[str], ranks: Ranks
-) -> Iterator[None]:
+def claim_run_folder(run: RunFolder, identity: RunIdentity, ranks: Ranks) -> Iterator[None]:
     """Hold the folder for this run alone, from its first write to the end of the block.
 
     The first rank writes ``config.yaml`` and keeps a lock on the folder; Linux frees the lock
@@ -78,48 +102,42 @@ def claim_run_folder(
 
     Args:
         run: The folder; made if it is missing.
-        cfg: Configuration of the run, a dataclass.
-        free_keys: Keys, joined by dots, that may differ from those of the run that is resumed.
+        identity: Of the run.
         ranks: Who takes part.
 
     Raises:
         UsageError: If `check_run_folder` refuses it, or another process holds it.
         OSError: If it cannot be written.
     """
-    check_run_folder(run, cfg, free_keys)
+    check_run_folder(run, identity)
     wait_for_all(ranks)
     if not ranks.is_first:
         yield
         return
     in_use = f"{run.path} is in use by another process; wait for it, or set another run_dir or name"
     with locked(run.path / LOCK_NAME, in_use=in_use):
-        check_run_folder(run, cfg, free_keys)  # another process may have trained here meanwhile
+        check_run_folder(run, identity)  # another process may have trained here meanwhile
         if not run.has_checkpoint:
             _remove_outputs(run)
-        atomic_write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(config_to_dict(cfg))))
+        atomic_write_text(run.config, identity.to_yaml())
         yield
 
 
-def check_run_folder(run: RunFolder, cfg: Any, free_keys: Collection[str]) -> None:
+def check_run_folder(run: RunFolder, identity: RunIdentity) -> None:
     """Refuse a folder that holds something else than this run, or nothing.
 
     A run that saved no checkpoint binds nobody: whatever was wrong with it can be corrected.
 
     Args:
         run: The folder.
-        cfg: Configuration of the run, a dataclass.
-        free_keys: Keys that may differ.
+        identity: Of the run.
 
     Raises:
         UsageError: If it holds a checkpoint of another configuration, naming the keys that differ,
             or files of something else.
     """
     if run.config.exists():
-        if not run.has_checkpoint:
-            return
-        saved = OmegaConf.to_container(OmegaConf.load(run.config))
-        given = config_to_dict(cfg)
-        if differing := config_differences(type(cfg), saved, given, free_keys):
+        if run.has_checkpoint and (differing := identity.differences(run.config)):
             raise UsageError(
                 f"{run.path} holds a run of another configuration ({'; '.join(differing)}); "
                 "give the same options to resume it, or another run_dir or name for a new run"
@@ -145,21 +163,7 @@ def _remove_outputs(run: RunFolder) -> None:
             path.unlink(missing_ok=True)
 
 
-def config_differences(
-    schema: type, saved: Any, given: dict[str, Any], free_keys: Collection[str]
-) -> list[str]:
-    """``KEY: OLD there, NEW now`` for each key that is not free and has another value."""
-    # An option that is younger than the run had what is now its default.
-    old = {**dict(_flat(config_to_dict(schema()))), **dict(_flat(saved))}
-    new = dict(_flat(given))
-    return [
-        f"{key}: {old.get(key)} there, {new.get(key)} now"
-        for key in sorted(old.keys() | new.keys())
-        if key not in free_keys and old.get(key) != new.get(key)
-    ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -10,7 +10,7 @@ from fastmoco.pipelines.build import check_loader
 from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import resolve_rank_device
-from fastmoco.train.graphed_step import resolve_cuda_graph
+from fastmoco.train.acceleration import resolve_cuda_graph
 from fastmoco.train.settings import TrainConfig
 
 
@@ -31,11 +31,6 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
         raise UsageError(
             "data.train is not set; make a dataset file with `fastmoco convert FOLDER train.beton` "
             "and give data.train=train.beton"
-        )
-    if ranks.several and (cfg.train.dry_run or cfg.train.profile):
-        raise UsageError(
-            "train.dry_run and train.profile measure one device; start them without torchrun, "
-            "with the batch of one device"
         )
     device = resolve_rank_device(cfg.device, ranks)
     _check_groups(cfg, ranks)

@@ -19,16 +19,19 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastmoco.data.dataset import open_dataset
 from fastmoco.device import synchronize
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
 from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.contract import ViewLoader
+from fastmoco.ranks import environment_ranks
 from fastmoco.roofline import matrix_flops, step_flops_per_image
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.train.graphed_step import WARM_UP_STEPS
+from fastmoco.train.acceleration import WARM_UP_STEPS
+from fastmoco.train.checks import check_config
 from fastmoco.train.report import StepClock, log_header
 from fastmoco.train.settings import TrainConfig, run_path
 from fastmoco.train.step import STAGES
-from fastmoco.train.trainer import Trainer, build_trainer
+from fastmoco.train.trainer import Trainer
 
 STEPS = 20
 
@@ -91,16 +94,25 @@ class DryRun:
         return "\n".join(f"{name:<12}{text}" for name, text in lines)
 
 
-def dry_run(cfg: TrainConfig, device: torch.device) -> Path:
+def dry_run(cfg: TrainConfig) -> Path:
     """Print what a run costs.
 
     Args:
-        cfg: Checked already; ``train.profile`` adds a table of stages and a trace.
-        device: Of the run.
+        cfg: Of the run; ``train.profile`` adds a table of stages and a trace.
 
     Returns:
         The run folder that the run would have: this makes none.
+
+    Raises:
+        UsageError: If settings do not fit each other, or several processes were started.
     """
+    ranks = environment_ranks()
+    device = check_config(cfg, ranks)
+    if ranks.several:
+        raise UsageError(
+            "train.dry_run and train.profile measure one device; start them without torchrun, "
+            "with the batch of one device"
+        )
     print(measure_cost(cfg, device).to_text())  # noqa: T201
     return run_path(cfg)
 
@@ -114,7 +126,7 @@ def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
     """
     assert cfg.data.train is not None
     with tempfile.TemporaryDirectory() as folder, open_dataset(cfg.data.train) as dataset:
-        trainer = build_trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
+        trainer = Trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
         groups = cfg.moco.batch_norm_splits
         flops = step_flops_per_image(trainer.step.model, cfg.pipeline.view_size, 2 * groups)
         with closing(trainer.open_loader()) as loader:

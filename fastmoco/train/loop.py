@@ -12,14 +12,13 @@ from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.reporter import run_logger
-from fastmoco.runs.run_folder import RunFolder, claim_run_folder
+from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
 from fastmoco.train.checks import check_config
-from fastmoco.train.dry_run import dry_run
 from fastmoco.train.first_views import write_first_views
 from fastmoco.train.report import StepClock, log_header, make_row, open_reporter
 from fastmoco.train.settings import FREE_KEYS, TrainConfig, run_path
-from fastmoco.train.trainer import Trainer, build_trainer
+from fastmoco.train.trainer import Trainer
 from fastmoco.visualize.pictures import draw_curves
 
 
@@ -43,18 +42,16 @@ def train(cfg: TrainConfig) -> Path:
     ranks = environment_ranks()
     device = check_config(cfg, ranks)
     assert cfg.data.train is not None
-    if cfg.train.dry_run or cfg.train.profile:
-        return dry_run(cfg, device)
     run = RunFolder(run_path(cfg))
     with (
         process_group(ranks, device),
         open_dataset(cfg.data.train) as dataset,
         KnnMonitor(cfg.monitor, cfg.data, cfg.global_batch_size) as monitor,
-        claim_run_folder(run, cfg, FREE_KEYS, ranks),
+        claim_run_folder(run, RunIdentity(cfg, FREE_KEYS), ranks),
         run_logger(run, ranks) as logger,
         stop_signals() as stop,
     ):
-        trainer = build_trainer(cfg, run, dataset, device, ranks)
+        trainer = Trainer(cfg, run, dataset, device, ranks)
         trainer.resume()
         if trainer.finished:
             logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)

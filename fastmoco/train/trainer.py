@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -17,7 +17,7 @@ from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate, learning_rate
 from fastmoco.pipelines.build import AUTO, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
-from fastmoco.pipelines.settings import PipelineConfig
+from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD, PipelineConfig
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
@@ -32,39 +32,94 @@ from fastmoco.runs.checkpoint import (
 )
 from fastmoco.runs.distributed import check_same_step, loader_threads, of_first
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.train.compilation import resolve_compile
-from fastmoco.train.graphed_step import CudaRecording, GraphedStep, resolve_cuda_graph
+from fastmoco.train.acceleration import (
+    CudaRecording,
+    GraphedStep,
+    resolve_compile,
+    resolve_cuda_graph,
+)
 from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.settings import CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
 
-# Of ImageNet, for dataset files without measured statistics.
-DEFAULT_MEAN, DEFAULT_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-
-@dataclass(slots=True)
 class Trainer:
-    """The parts of one run and how far it is."""
+    """The parts of one run and how far it is; built on the device, from the seed.
 
-    cfg: TrainConfig
-    run: RunFolder
-    dataset: Dataset
-    step: TrainStep
-    metrics: MetricsSum
-    device: torch.device
-    channel_mean: list[float]
-    channel_std: list[float]
-    steps_per_epoch: int
-    ranks: Ranks = ALONE
-    steps_done: int = 0
-    loader_name: str = ""
-    loader_reason: str = ""
-    graphed: GraphedStep | None = None
-    """The same step, where it is captured."""
-    graph: str = ""
-    """Whether it is, and why not, for the run's header."""
-    compiled: str = ""
-    """Whether `torch.compile` is used, and why not, likewise."""
+    Attributes:
+        cfg: Configuration of the run.
+        run: Folder of the run.
+        dataset: Images to learn from.
+        device: Device of this rank.
+        ranks: Who trains.
+        channel_mean: What views are normalized by, in 0..1.
+        channel_std: Standard deviation, likewise.
+        step: Model, optimizer and loss scaler.
+        metrics: Sum of the metrics since the last row.
+        steps_per_epoch: Steps of one pass over the dataset.
+        steps_done: Steps of the run that are done.
+        loader_name: Loader in use; "" until one is opened.
+        loader_reason: Why that one.
+        compiled: Whether `torch.compile` is used, and why not, for the run's header.
+        graph: Whether the step is captured as a CUDA graph, and why not.
+        graphed: The same step, if it is captured.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        run: RunFolder,
+        dataset: Dataset,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        """Build model, optimizer and step.
+
+        Raises:
+            ValueError: If the dataset is smaller than a batch.
+            UsageError: If a CUDA graph or `torch.compile` is required and cannot be used.
+        """
+        self.cfg, self.run, self.dataset = cfg, run, dataset
+        self.device, self.ranks = device, ranks
+        self.steps_done, self.loader_name, self.loader_reason = 0, "", ""
+        self.steps_per_epoch = self.plan(epoch=0).num_batches
+        graphed, self.graph = resolve_cuda_graph(cfg, device, ranks)
+        compiling, self.compiled = resolve_compile(cfg.train.compile, device)
+        self.step = self._build_step(compiling)
+        self.metrics = MetricsSum(device)
+        self.graphed: GraphedStep | None = None
+        if graphed:
+            required = cfg.train.cuda_graph is CudaGraph.always
+            self.graphed = GraphedStep(self.step, CudaRecording(device), required=required)
+
+    def _build_step(self, compiling: bool) -> TrainStep:
+        cfg, device = self.cfg, self.device
+        if compiling:
+            torch.compiler.reset()  # an earlier run in this process: its graphs, its limit
+        torch.manual_seed(cfg.seed)
+        model = build_model(
+            cfg.model,
+            cfg.moco,
+            self.ranks,
+            cfg.train.accumulate,
+            num_samples=len(self.dataset),
+            view_size=cfg.pipeline.view_size,
+        )
+        self.channel_mean, self.channel_std = channel_statistics(
+            self.dataset, model.query_encoder.backbone, cfg.pipeline
+        )
+        model = model.to(device).to(memory_format=torch.channels_last)
+        model.prepare_for_device(device, cfg.moco.loss)
+        return TrainStep(
+            model,
+            build_optimizer(model.learnable(), cfg.optimizer),
+            policy=cfg.policy,
+            mean=torch.tensor(self.channel_mean, device=device),
+            std=torch.tensor(self.channel_std, device=device),
+            precision=cfg.precision,
+            compiled=compiling,
+            accumulate=cfg.train.accumulate,
+        )
 
     @property
     def total_steps(self) -> int:
@@ -249,63 +304,11 @@ class Trainer:
 def channel_statistics(
     dataset: Dataset, backbone: Backbone, pipeline: PipelineConfig
 ) -> tuple[list[float], list[float]]:
-    """Channel mean and deviation that views are normalized by, in 0..1."""
+    """Channel mean and standard deviation that views are normalized by, in 0..1."""
     if backbone.takes_plain_rgb:
         return [0.0] * 3, [1.0] * 3
     if pipeline.channel_mean:
         return pipeline.channel_mean, pipeline.channel_std
-    std = dataset.facts.get("channel_std", DEFAULT_STD)
+    std = dataset.facts.get("channel_std", IMAGENET_STD)
     # A constant channel would divide by zero.
-    return dataset.facts.get("channel_mean", DEFAULT_MEAN), [max(value, 1e-3) for value in std]
-
-
-def build_trainer(
-    cfg: TrainConfig,
-    run: RunFolder,
-    dataset: Dataset,
-    device: torch.device,
-    ranks: Ranks = ALONE,
-) -> Trainer:
-    """Build model, optimizer and step on the device, from the seed.
-
-    Raises:
-        ValueError: If the dataset is smaller than a batch.
-        UsageError: If a CUDA graph or `torch.compile` must be and cannot.
-    """
-    plan = EpochPlan(
-        seed=cfg.seed, epoch=0, num_samples=len(dataset), global_batch_size=cfg.global_batch_size
-    )
-    graphed, graph = resolve_cuda_graph(cfg, device, ranks)
-    compiling, compiled = resolve_compile(cfg.train.compile, device)
-    if compiling:
-        torch.compiler.reset()  # an earlier run of a sweep in this process: its graphs, its limit
-    torch.manual_seed(cfg.seed)
-    model = build_model(
-        cfg.model,
-        cfg.moco,
-        ranks,
-        cfg.train.accumulate,
-        num_samples=len(dataset),
-        view_size=cfg.pipeline.view_size,
-    )
-    mean, std = channel_statistics(dataset, model.query_encoder.backbone, cfg.pipeline)
-    model = model.to(device).to(memory_format=torch.channels_last)
-    model.prepare_for_device(device, cfg.moco.loss)
-    step = TrainStep(
-        model,
-        build_optimizer(model.learnable(), cfg.optimizer),
-        policy=cfg.policy,
-        mean=torch.tensor(mean, device=device),
-        std=torch.tensor(std, device=device),
-        precision=cfg.precision,
-        compiled=compiling,
-        accumulate=cfg.train.accumulate,
-    )
-    trainer = Trainer(
-        cfg, run, dataset, step, MetricsSum(device), device, mean, std, plan.num_batches, ranks
-    )
-    trainer.graph, trainer.compiled = graph, compiled
-    if graphed:
-        required = cfg.train.cuda_graph is CudaGraph.always
-        trainer.graphed = GraphedStep(step, CudaRecording(device), required=required)
-    return trainer
+    return list(dataset.facts.get("channel_mean", IMAGENET_MEAN)), [max(s, 1e-3) for s in std]

@@ -15,7 +15,7 @@ from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
 from fastmoco.train.settings import TrainConfig
-from fastmoco.train.trainer import build_trainer
+from fastmoco.train.trainer import Trainer
 from tests.optional import require
 from tests.pictures import write_class_folders
 
@@ -62,7 +62,7 @@ def test_every_preset_trains(dataset, tmp_path, name):
     assert check_config(cfg).type == "cpu"
     with open_dataset(dataset) as images:
         rates = []
-        trainer = build_trainer(cfg, RunFolder(tmp_path), images, torch.device("cpu"))
+        trainer = Trainer(cfg, RunFolder(tmp_path), images, torch.device("cpu"))
         model = trainer.step.model
         before = {key: value.clone() for key, value in model.state_dict().items()}
         with closing(trainer.open_loader()) as loader:

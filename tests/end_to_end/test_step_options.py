@@ -5,7 +5,7 @@ import torch
 
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
-from fastmoco.train import graphed_step, trainer
+from fastmoco.train import acceleration, trainer
 from tests.end_to_end.test_training import (  # noqa: F401
     assert_same_run,
     dataset,
@@ -58,7 +58,7 @@ def recorded(monkeypatch):
     def graphed(step, recording, *, required):
         del recording
         made.append(TapeRecording(lambda: tensors_of(step).values()))
-        return graphed_step.GraphedStep(step, made[-1], required=required)
+        return acceleration.GraphedStep(step, made[-1], required=required)
 
     monkeypatch.setattr(trainer, "resolve_cuda_graph", lambda *_: (True, "CUDA graph of a test"))
     monkeypatch.setattr(trainer, "CudaRecording", lambda _: None)

@@ -13,8 +13,8 @@ from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import flatten_optimizer, restore_optimizer
-from fastmoco.train import graphed_step
-from fastmoco.train.graphed_step import WARM_UP_STEPS, CudaRecording, GraphedStep
+from fastmoco.train import acceleration
+from fastmoco.train.acceleration import WARM_UP_STEPS, CudaRecording, GraphedStep
 from fastmoco.train.settings import CudaGraph, TrainConfig
 from tests.recording import TapeRecording
 from tests.steps import differing, make_batch, make_step, tensors_of
@@ -154,7 +154,7 @@ def test_where_a_step_is_captured(choice, device, ranks, change, captured, words
     cfg.optimizer.name = change.get("name", "sgd")
     if change.get("pool"):
         cfg.policy = POLICIES["imagenette_pool"]
-    found, text = graphed_step.resolve_cuda_graph(cfg, torch.device(device), ranks)
+    found, text = acceleration.resolve_cuda_graph(cfg, torch.device(device), ranks)
     assert found == captured
     assert words in text
     assert bool(text) == (device == "cuda")
@@ -168,7 +168,7 @@ def test_a_graph_that_must_be_and_cannot_is_refused(device, ranks, words):
     cfg = TrainConfig()
     cfg.train.cuda_graph = CudaGraph.always
     with pytest.raises(UsageError, match=f"train.cuda_graph=always cannot be: {words}"):
-        graphed_step.resolve_cuda_graph(cfg, torch.device(device), ranks)
+        acceleration.resolve_cuda_graph(cfg, torch.device(device), ranks)
 
 
 @pytest.mark.gpu

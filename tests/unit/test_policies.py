@@ -23,7 +23,7 @@ from fastmoco.pipelines.augment import draw_parameters
 from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
 from fastmoco.ranks import ALONE
-from fastmoco.runs.run_folder import RunFolder, check_run_folder, claim_run_folder
+from fastmoco.runs.run_folder import RunFolder, RunIdentity, check_run_folder, claim_run_folder
 from fastmoco.train.settings import FREE_KEYS, TrainConfig
 from fastmoco.visualize.settings import ViewsConfig
 from tests.statistics import assert_same_distribution
@@ -232,11 +232,11 @@ def test_resume_compares_the_files_values_not_its_name(tmp_path):
     run = RunFolder(tmp_path / "run")
 
     def check(path):
-        cfg = load_config(TrainConfig, [f"policy={path}"])
-        check_run_folder(run, cfg, FREE_KEYS)
-        return cfg
+        identity = RunIdentity(load_config(TrainConfig, [f"policy={path}"]), FREE_KEYS)
+        check_run_folder(run, identity)
+        return identity
 
-    with claim_run_folder(run, check(first), FREE_KEYS, ALONE):
+    with claim_run_folder(run, check(first), ALONE):
         run.checkpoints.mkdir()
         (run.checkpoints / "step-00000001.json").write_text("{}")
     check(second)

@@ -8,16 +8,16 @@ from omegaconf import OmegaConf
 from fastmoco.configuration import config_to_dict
 from fastmoco.errors import UsageError
 from fastmoco.ranks import ALONE
-from fastmoco.runs.run_folder import RunFolder, check_run_folder, claim_run_folder
+from fastmoco.runs.run_folder import RunFolder, RunIdentity, check_run_folder, claim_run_folder
 from fastmoco.train.settings import FREE_KEYS, CudaGraph, TrainConfig
 
 
 def check(cfg):
-    check_run_folder(RunFolder(cfg.run_dir), cfg, FREE_KEYS)
+    check_run_folder(RunFolder(cfg.run_dir), RunIdentity(cfg, FREE_KEYS))
 
 
 def claim(cfg):
-    return claim_run_folder(RunFolder(cfg.run_dir), cfg, FREE_KEYS, ALONE)
+    return claim_run_folder(RunFolder(cfg.run_dir), RunIdentity(cfg, FREE_KEYS), ALONE)
 
 
 def save_something(folder):

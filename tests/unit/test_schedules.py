@@ -77,11 +77,7 @@ def test_optimizers_step_as_torchs_plain_ones(name):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(
-        UsageError, match=r"optimizer\.name must be one of sgd, adam, adamw, lars, got lamb"
-    ):
+    with pytest.raises(UsageError, match=r"optimizer\.name must be one of sgd, .*got lamb"):
         OptimizerConfig(name="lamb")
-    with pytest.raises(
-        UsageError, match=r"optimizer\.schedule must be one of cosine, .*, got step"
-    ):
+    with pytest.raises(UsageError, match=r"optimizer\.schedule must be one of cosine, .*got step"):
         OptimizerConfig(schedule="step")

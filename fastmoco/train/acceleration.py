@@ -1,15 +1,17 @@
-"""The whole step as one CUDA graph: captured once, then replayed by one launch.
+"""What makes the same step faster on a device: `torch.compile`, and one CUDA graph.
 
-A step starts several hundred kernels, and where they are short the host cannot start them as fast
-as the GPU ends them (views of 32 pixels). A replay starts all of them at once. It costs a private
-pool of memory, and that whatever is not a tensor is what it was at capture: the batch comes through
-buffers at fixed addresses, the learning rate through a tensor, and draws through ``draw_key``.
-Left out: several devices, and what reads the host in a step (`resolve_cuda_graph`).
+A graph is captured once, then replayed by one launch. A step starts several hundred kernels, and
+where they are short the host cannot start them as fast as the GPU ends them (views of 32 pixels). A
+replay starts all of them at once. It costs a private pool of memory, and whatever is not a tensor
+stays as it was at capture: the batch comes through buffers at fixed addresses, the learning rate
+through a tensor, and draws through ``draw_key``. Left out: several devices, and what reads the host
+in a step (`resolve_cuda_graph`).
 """
 
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -19,7 +21,7 @@ from fastmoco.errors import UsageError
 from fastmoco.optim.optimizers import set_learning_rate
 from fastmoco.pipelines.contract import Batch
 from fastmoco.ranks import Ranks
-from fastmoco.train.settings import CudaGraph, TrainConfig
+from fastmoco.train.settings import Compile, CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
 
 WARM_UP_STEPS = 3  # torch.compile, cuDNN and Triton choose and compile in the first
@@ -181,3 +183,35 @@ def _obstacle(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> str:
     if cfg.train.profile:
         return "train.profile tells a step's stages apart"
     return ""
+
+
+@cache
+def _compile_failure(device: torch.device) -> str | None:
+    """Compile one addition: nothing else proves compiler, headers and cache folder together."""
+    try:
+        with warnings.catch_warnings():
+            # torch warns of its own old parts while it loads the compiler (2.11 does).
+            warnings.simplefilter("ignore")
+            torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
+    except Exception as error:  # the toolchain fails in more ways than torch names
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def resolve_compile(choice: Compile, device: torch.device) -> tuple[bool, str]:
+    """Whether to compile, and a line that says so.
+
+    Raises:
+        UsageError: If it must and cannot.
+    """
+    if choice is Compile.never:
+        return False, "eager (train.compile=never)"
+    failure = _compile_failure(device)
+    if failure is None:
+        return True, "torch.compile"
+    if choice is Compile.always:
+        raise UsageError(f"torch.compile fails here: {failure}; set train.compile=auto or never")
+    return (
+        False,
+        f"eager, torch.compile fails here ({failure}); a C++ compiler (g++) makes it faster",
+    )
