@@ -42,12 +42,12 @@ def train(cfg: TrainConfig) -> Path:
     ranks = environment_ranks()
     device = check_config(cfg, ranks)
     assert cfg.data.train is not None
-    run = RunFolder(run_path(cfg))
+    run, identity = RunFolder(run_path(cfg)), RunIdentity(cfg, FREE_KEYS)
     with (
         process_group(ranks, device),
         open_dataset(cfg.data.train) as dataset,
         KnnMonitor(cfg.monitor, cfg.data, cfg.global_batch_size) as monitor,
-        claim_run_folder(run, RunIdentity(cfg, FREE_KEYS), ranks),
+        claim_run_folder(run, identity, ranks),
         run_logger(run, ranks) as logger,
         stop_signals() as stop,
     ):
