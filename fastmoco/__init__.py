@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain"]
 
-# Loaded on first use: importing torch takes seconds, and `fastmoco --help` needs none of it.
+# Imported on first use: torch takes seconds, and `fastmoco --help` does not need it.
 _LAZY = {
     "build_loader": ("fastmoco.pipelines.build", "build_loader"),
     "info_nce": ("fastmoco.moco.loss", "info_nce"),

@@ -1,4 +1,4 @@
-"""`fastmoco COMMAND [ARGS] [key=value ...]`: parse, load the configuration, call one function.
+"""`fastmoco COMMAND [ARGS] [key=value ...]`: find the command, run it, turn errors into exit codes.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted after saving.
 """
@@ -48,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(action: Callable[[], None]) -> int:
-    """Run a command; what a user can mend becomes one line, a bug keeps its traceback."""
+    """Run a command; an error that the user can fix becomes one line, a bug keeps its traceback."""
     warnings.showwarning = _show_warning
     received = [signal.SIGINT]
     try:
         with _terminated_like_interrupted(received):
             action()
     except KeyboardInterrupt as error:
-        lost = error.__context__  # torchrun ends a process that is about to say why it fails
+        lost = error.__context__  # torchrun may end a process that is about to report its error
         if isinstance(lost, ConnectionError):
             return _fail(1, _message(lost))
         return _fail(128 + received[-1], str(error) or "interrupted")
@@ -68,17 +68,16 @@ def _guarded(action: Callable[[], None]) -> int:
 
 @contextmanager
 def _terminated_like_interrupted(received: list[signal.Signals]) -> Iterator[None]:
-    """Within the block, SIGTERM raises KeyboardInterrupt, as SIGINT does, and is noted.
+    """Within the block, SIGTERM is recorded and raises KeyboardInterrupt, as SIGINT does.
 
-    A command that goes on for a while after a signal (`train`) has its own handlers meanwhile.
+    A command that saves before it stops (`train`) sets its own handlers.
     """
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        del frame
+    def interrupt(number: int, _: FrameType | None) -> None:
         received.append(signal.Signals(number))
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # others may set no handlers
+    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -96,7 +95,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Our own warnings are one line for people, once a machine; others keep Python's form."""
+    """Print fastmoco's own warnings as one line, once per machine; others in Python's format."""
     if not local_ranks().is_first:
         return
     if category is UserWarning and not file:
@@ -114,7 +113,7 @@ def _message(error: Exception) -> str:
 
 
 def _fail(code: int, message: str) -> int:
-    """Say why; what all ranks find alike (usage, a signal), the first one of a machine says."""
+    """Print the error; usage errors and signals, equal on all ranks, once per machine."""
     if code == 1 and environment_ranks().several:
         message = f"rank {environment_ranks().rank}: {message}"
     if code == 1 or local_ranks().is_first:
@@ -123,7 +122,7 @@ def _fail(code: int, message: str) -> int:
 
 
 def _one_line(message: str) -> str:
-    """With escapes for what is not printable: file names may hold line breaks, or worse."""
+    """Escape what is not printable: file names may contain line breaks and control codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
@@ -154,7 +153,7 @@ def _print_help(name: str) -> None:
 def _print_lines(lines: list[str]) -> None:
     try:
         print("\n".join(lines), flush=True)  # noqa: T201
-    except BrokenPipeError:  # `| head` has seen enough; what Python flushes at exit goes nowhere
+    except BrokenPipeError:  # `| head` closed the pipe; discard what Python flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

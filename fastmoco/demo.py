@@ -1,4 +1,4 @@
-"""`fastmoco demo`: from the built-in images to a measured encoder, in minutes on a CPU."""
+"""`fastmoco demo`: convert, pretrain and evaluate the built-in images, in minutes on a CPU."""
 
 import json
 import time
@@ -21,10 +21,10 @@ from fastmoco.train.settings import TrainConfig, run_path
 
 
 def demo(overrides: Sequence[str] = ()) -> None:
-    """Convert the built-in set, pretrain (``experiment=demo``), evaluate beside both baselines.
+    """Convert the built-in images, pretrain (``experiment=demo``), evaluate with both baselines.
 
-    Writes the run folder, ``runs/demo`` unless options say otherwise, with the figures in
-    ``result.json``, the dataset files into ``runs/demo-data`` beside it, and prints one table.
+    Writes the run folder (default ``runs/demo``) with the figures in ``result.json``, dataset files
+    in ``runs/demo-data`` beside it, and prints a table.
 
     Args:
         overrides: Options of ``fastmoco train``.
@@ -33,7 +33,7 @@ def demo(overrides: Sequence[str] = ()) -> None:
         UsageError: If an option is wrong.
     """
     if environment_ranks().several:
-        raise UsageError("the demo runs on one device: start it without torchrun")
+        raise UsageError("fastmoco demo runs on one device; start it without torchrun")
     start = time.perf_counter()
     given = [override.split("=")[0] for override in overrides]
     if clash := {"experiment", "data.train", "data.test"} & set(given):
@@ -59,7 +59,7 @@ def demo(overrides: Sequence[str] = ()) -> None:
 
 
 def _dataset(run_dir: Path, split: str) -> Path:
-    """The dataset file of a split, beside the run folder."""
+    """Make the dataset file of a split, beside the run folder."""
     return builtin_file(run_dir.with_name(f"{run_dir.name}-data") / f"{split}.beton", split)
 
 

@@ -1,4 +1,4 @@
-"""What a device's arithmetic would allow, were nothing else to do."""
+"""Upper bound of training speed: counted operations against the device's measured rate."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from fastmoco.device import synchronize
 from fastmoco.moco.mechanism import ContrastiveModel, Views
 
-RATE_SECONDS = 0.3  # how long the device's matrix products are timed
+RATE_SECONDS = 0.3  # duration of the measurement of matrix products
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Operation:
 
     Attributes:
         flops: Multiplications and additions.
-        num_bytes: Of its inputs and outputs, each once.
+        num_bytes: Size of its inputs and outputs.
     """
 
     flops: int
@@ -31,10 +31,10 @@ class Operation:
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context that counts what is computed in it; all is computed as without it.
+    """Context that counts the convolutions and matrix products computed in it.
 
     Attributes:
-        operations: Those of which torch knows the operations: convolutions and matrix products.
+        operations: Those counted so far.
     """
 
     def __init__(self) -> None:
@@ -44,20 +44,17 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],
+        _: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Compute an operation, and count it."""
-        del types
+        """Compute an operation and count it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         formula = flop_registry.get(getattr(func, "_overloadpacket", None))
         if formula:
-            found = [
-                leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)
-            ]
-            num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in found)
+            leaves = tree_leaves((args, kwargs, result))
+            num_bytes = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
             flops = formula(*args, **kwargs, out_val=result)
             self.operations.append(Operation(int(flops), num_bytes))
         return result
@@ -66,13 +63,13 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def count_step(
     model: ContrastiveModel, view_size: int, count: int, dtype: torch.dtype = torch.float32
 ) -> list[Operation]:
-    """The operations of one training step on noise: query forward and backward, key forward.
+    """Count the operations of a training step on noise: query forward and backward, key forward.
 
     Args:
-        model: On its device; as before afterwards.
-        view_size: Side of the views, pixels.
-        count: Images in the batch of noise, a multiple of batch norm's groups.
-        dtype: Of autocast; float32 is none.
+        model: Model on its device; its state is restored afterwards.
+        view_size: Side of the views in pixels.
+        count: Images in the batch, a multiple of the number of batch norm groups.
+        dtype: Autocast dtype; float32 disables autocast.
     """
     device = next(model.query_encoder.parameters()).device
     views = torch.randn(2, count, 3, view_size, view_size, device=device)
@@ -90,12 +87,12 @@ def count_step(
 
 
 def step_flops_per_image(model: ContrastiveModel, view_size: int, count: int) -> float:
-    """Operations of one training step for an image with its two views, as `count_step`."""
+    """Floating-point operations of a training step per image, counted by `count_step`."""
     return sum(one.flops for one in count_step(model, view_size, count)) / count
 
 
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product of random numbers."""
+    """Measured floating-point operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 1024
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)

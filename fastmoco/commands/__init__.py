@@ -1,4 +1,4 @@
-"""The commands, one module each, and the list of them."""
+"""The commands of the command line, one module each, and their list."""
 
 from typing import Any
 
@@ -53,4 +53,4 @@ COMMANDS: dict[str, Command[Any]] = {
         demo,
     )
 }
-"""By name, in the order of `fastmoco --help`."""
+"""Commands by name, in the order of `fastmoco --help`."""

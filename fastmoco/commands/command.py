@@ -1,6 +1,6 @@
-"""What a command is: its name, its arguments, its options, and the function that does the work.
+"""A command: its name, arguments, options and function.
 
-A command's module imports no torch: heavy modules are imported by the function that needs them, so
+A command's module must not import torch: its function imports what it needs, so that
 `fastmoco --help` answers at once.
 """
 
@@ -16,14 +16,14 @@ Config = TypeVar("Config")
 
 
 class Result(Protocol):
-    """What a command prints: for people, or with ``--json`` as one JSON object."""
+    """Output of a command, as text or, with ``--json``, as one JSON object."""
 
     def to_text(self) -> str:
-        """For people."""
+        """Text to read."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """JSON object."""
         ...
 
 
@@ -37,13 +37,13 @@ class Command(Generic[Config]):
     options: str = "[key=value ...]"
     """The options that the usage line shows."""
     summary: str
-    """What it does, one line."""
+    """One line for `fastmoco --help`."""
     config: type[Config] | None = None
-    """The dataclass of its options; None: it has none."""
+    """Dataclass of its options; None: it has no options."""
     run: Callable[[list[str], Config], Result | str] | None = None
     """Called with the positional arguments and the configuration; its result is printed."""
     run_arguments: Callable[[list[str]], None] | None = None
-    """Instead of `run`: called with all arguments as they are."""
+    """Called instead of `run`, with all arguments unparsed."""
     notes: Callable[[], Sequence[str]] = tuple
     """More lines for ``--help``."""
 
@@ -55,7 +55,7 @@ class Command(Generic[Config]):
         return " ".join(filter(None, words)) + prints_json
 
     def __call__(self, arguments: list[str]) -> None:
-        """Parse the arguments, do the work, print the result on the first rank.
+        """Parse the arguments, run the command, print the result on the first rank.
 
         Raises:
             UsageError: If an argument is missing, unknown or wrong.
@@ -91,7 +91,7 @@ def split_arguments(
     """Positional arguments, ``key=value`` overrides, and whether ``--json`` was given.
 
     Raises:
-        UsageError: If one is missing, or there is one that is neither.
+        UsageError: If an argument is missing, or is neither of these.
     """
     flags = [a for a in arguments if a.startswith("--")]
     if unknown := [flag for flag in flags if flag != "--json"]:

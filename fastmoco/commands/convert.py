@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.data.settings import ConvertConfig
 
 
-def run(places: list[str], cfg: ConvertConfig) -> Result:
-    """Convert a source into a dataset file."""
+def _run(arguments: list[str], cfg: ConvertConfig) -> Result:
     from fastmoco.data.convert import convert
 
-    source, target = places
+    source, target = arguments
     return convert(source, Path(target), cfg)
 
 
@@ -19,5 +18,5 @@ COMMAND = Command(
     arguments=("SRC", "DST.beton"),
     summary="make a dataset file of a folder, manifest, tar shards, arrays, torchvision:NAME",
     config=ConvertConfig,
-    run=run,
+    run=_run,
 )

@@ -4,8 +4,7 @@ from fastmoco.commands.command import Command, split_arguments
 from fastmoco.train.settings import TrainConfig
 
 
-def run_arguments(arguments: list[str]) -> None:
-    """Convert, pretrain and evaluate the built-in images."""
+def _run_arguments(arguments: list[str]) -> None:
     _, overrides, _ = split_arguments(arguments, ())
     from fastmoco.demo import demo
 
@@ -16,5 +15,5 @@ COMMAND = Command(
     name="demo",
     summary="convert, pretrain and evaluate the built-in images, in minutes",
     config=TrainConfig,
-    run_arguments=run_arguments,
+    run_arguments=_run_arguments,
 )

@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.detection.settings import DetectConfig
 
 
-def run(places: list[str], cfg: DetectConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: DetectConfig) -> Result:
     from fastmoco.detection.detect import detect
 
-    return detect(Path(places[0]), cfg)
+    return detect(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.train=VOCdevkit [recipe=NAME] [key=value ...]",
     summary="fine-tune a detector on a run's encoder, measure it; the same command again resumes",
     config=DetectConfig,
-    run=run,
+    run=_run,
 )

@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.evaluate.settings import EmbedConfig
 
 
-def run(places: list[str], cfg: EmbedConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: EmbedConfig) -> Result:
     from fastmoco.evaluate.embed import embed
 
-    return embed(Path(places[0]), cfg)
+    return embed(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.test=FILE.beton out=FILE.parquet [key=value ...]",
     summary="write the features of a dataset as Parquet or npy",
     config=EmbedConfig,
-    run=run,
+    run=_run,
 )

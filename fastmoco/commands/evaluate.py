@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.evaluate.settings import EvaluateConfig
 
 
-def run(places: list[str], cfg: EvaluateConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: EvaluateConfig) -> Result:
     from fastmoco.evaluate.tables import evaluate
 
-    return evaluate(Path(places[0]), cfg)
+    return evaluate(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="knn, linear and finetune of a run with their baselines, as one table",
     config=EvaluateConfig,
-    run=run,
+    run=_run,
 )

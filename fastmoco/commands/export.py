@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.interop.settings import ExportConfig
 
 
-def run(places: list[str], cfg: ExportConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: ExportConfig) -> Result:
     from fastmoco.interop.export import export
 
-    return export(Path(places[0]), cfg)
+    return export(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="to=TARGET out=PATH [key=value ...]",
     summary="export the encoder for torchvision, timm, Hugging Face, detectron2 or ONNX",
     config=ExportConfig,
-    run=run,
+    run=_run,
 )

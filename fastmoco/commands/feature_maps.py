@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.visualize.settings import FeatureMapsConfig
 
 
-def run(places: list[str], cfg: FeatureMapsConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: FeatureMapsConfig) -> Result:
     from fastmoco.visualize.feature_maps import write_feature_maps
 
-    return write_feature_maps(Path(places[0]), cfg)
+    return write_feature_maps(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="image=FILE [layer=NAME] [out=FILE.png] [key=value ...]",
     summary="write a picture of the maps after a layer, of one image",
     config=FeatureMapsConfig,
-    run=run,
+    run=_run,
 )

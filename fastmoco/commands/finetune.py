@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.evaluate.settings import FinetuneConfig
 
 
-def run(places: list[str], cfg: FinetuneConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: FinetuneConfig) -> Result:
     from fastmoco.evaluate.finetune.classifier import finetune
 
-    return finetune(Path(places[0]), cfg)
+    return finetune(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="train a run's encoder, or a part of it, with few or all labels",
     config=FinetuneConfig,
-    run=run,
+    run=_run,
 )

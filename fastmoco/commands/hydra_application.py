@@ -24,40 +24,27 @@ from fastmoco.train.dry_run import dry_run
 from fastmoco.train.loop import train
 from fastmoco.train.settings import TrainConfig, run_path
 
-# Of Hydra's flags, those that a value follows.
-VALUE_FLAGS = frozenset(
-    {
-        "--cfg",
-        "-c",
-        "--info",
-        "-i",
-        "--package",
-        "-p",
-        "--config-dir",
-        "-cd",
-        "--config-name",
-        "-cn",
-    }
-)
+# Flags of Hydra that are followed by a value.
+VALUE_FLAGS = "--cfg -c --info -i --package -p --config-dir -cd --config-name -cn".split()
 
 
 def run_application(arguments: Sequence[str]) -> None:
-    """Validate by compose, then let Hydra run the job or jobs.
+    """Check the options, then let Hydra run the job or jobs.
 
     Args:
-        arguments: Of the command line, after ``train``: overrides and Hydra's own flags.
+        arguments: Command line after ``train``: overrides and Hydra's own flags.
 
     Raises:
         UsageError: If an option is unknown or wrong.
-        Exception: The first that a job raised.
+        Exception: The first one raised by a job.
     """
     flags, overrides = _split_flags(arguments)
     overrides = quote_values(TrainConfig, overrides, lists=False)
     sweeping = bool({"-m", "--multirun"} & set(flags))
     if sweeping and environment_ranks().several:
         raise UsageError(
-            "--multirun does not go with torchrun: start each run by a torchrun of its own, or "
-            "sweep runs of one device (docs/devices.md)"
+            "--multirun cannot be used with torchrun; start each run with its own torchrun, or "
+            "sweep runs on one device (docs/devices.md)"
         )
     own = [override for override in overrides if not override.startswith("hydra")]
     _refuse_sweep_names(own)
@@ -70,12 +57,12 @@ def run_application(arguments: Sequence[str]) -> None:
     launching = os.getpid()
 
     def job(composed: DictConfig) -> None:
-        # Hydra would print a traceback and exit 1 for anything raised here.
+        # Hydra would print a traceback and exit with code 1 for any exception.
         try:
             cfg = _job_config(composed, swept)
             (dry_run if cfg.train.dry_run or cfg.train.profile else train)(cfg)
         except BaseException as error:
-            if os.getpid() != launching:  # a launcher's job elsewhere: it reports what it sees
+            if os.getpid() != launching:  # the job of a launcher, which reports the error itself
                 raise
             failures.append(error)
 
@@ -92,7 +79,7 @@ def run_application(arguments: Sequence[str]) -> None:
 
 
 def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the overrides."""
+    """Separate Hydra's flags with their values from the overrides."""
     flags: list[str] = []
     overrides: list[str] = []
     for argument in arguments:
@@ -102,17 +89,17 @@ def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _refuse_sweep_names(overrides: Sequence[str]) -> None:
-    """A sweep's name is no preset of one run, though it looks like one."""
+    """Refuse ``experiment=SWEEP``: a sweep is not the preset of a single run."""
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "experiment" and value in preset_names("sweep"):
             raise UsageError(
-                f"experiment={value} is the name of a sweep, several runs: fastmoco sweep {value}"
+                f"experiment={value} is a sweep of several runs; use: fastmoco sweep {value}"
             )
 
 
 def _job_config(composed: DictConfig, swept: Collection[str]) -> TrainConfig:
-    """The job's configuration; each job of a sweep has a run folder named by what it varies."""
+    """Configuration of a job; each job of a sweep has a run folder named after its options."""
     cfg = to_dataclass(TrainConfig, composed)
     hydra_config = HydraConfig.get()
     if hydra_config.mode is RunMode.MULTIRUN and cfg.run_dir is None:

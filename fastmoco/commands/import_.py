@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.interop.settings import ImportConfig
 
 
-def run(places: list[str], cfg: ImportConfig) -> Result:
-    """Do it for FILE."""
+def _run(arguments: list[str], cfg: ImportConfig) -> Result:
     from fastmoco.interop.import_weights import import_weights
 
-    return import_weights(Path(places[0]), cfg)
+    return import_weights(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="out=FOLDER [key=value ...]",
     summary="import weights of MoCo, solo-learn, lightly, torchvision or timm, to use as RUN",
     config=ImportConfig,
-    run=run,
+    run=_run,
 )

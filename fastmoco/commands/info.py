@@ -1,4 +1,4 @@
-"""`fastmoco info`: say what a dataset file holds."""
+"""`fastmoco info`: describe a dataset file."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,26 +8,25 @@ from fastmoco.commands.command import Command, Result
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a dataset file holds."""
+    """Facts about a dataset file."""
 
     facts: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """JSON object."""
         return self.facts
 
     def to_text(self) -> str:
-        """For people."""
+        """Text to read."""
         from fastmoco.data.verify import description_text
 
         return description_text(self.facts)
 
 
-def run(places: list[str], _: None) -> Result:
-    """Describe a dataset file."""
+def _run(arguments: list[str], _: None) -> Result:
     from fastmoco.data.verify import describe
 
-    return Description(describe(places[0]))
+    return Description(describe(arguments[0]))
 
 
 COMMAND = Command(
@@ -35,5 +34,5 @@ COMMAND = Command(
     arguments=("FILE.beton",),
     options="",
     summary="say what a dataset file holds",
-    run=run,
+    run=_run,
 )

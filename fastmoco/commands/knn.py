@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.evaluate.settings import KnnConfig
 
 
-def run(places: list[str], cfg: KnnConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: KnnConfig) -> Result:
     from fastmoco.evaluate.knn import knn
 
-    return knn(Path(places[0]), cfg)
+    return knn(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="evaluate a run by k-nearest neighbors",
     config=KnnConfig,
-    run=run,
+    run=_run,
 )

@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.evaluate.settings import LinearConfig
 
 
-def run(places: list[str], cfg: LinearConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: LinearConfig) -> Result:
     from fastmoco.evaluate.linear.classifier import linear
 
-    return linear(Path(places[0]), cfg)
+    return linear(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.train=FILE.beton data.test=FILE.beton [protocol=NAME] [key=value ...]",
     summary="evaluate a run by a linear classifier on the frozen encoder",
     config=LinearConfig,
-    run=run,
+    run=_run,
 )

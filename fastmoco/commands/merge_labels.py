@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.labeling.settings import MergeLabelsConfig
 
 
-def run(places: list[str], cfg: MergeLabelsConfig) -> Result:
-    """Do it for REQUEST."""
+def _run(arguments: list[str], cfg: MergeLabelsConfig) -> Result:
     from fastmoco.labeling.merging import merge_labels
 
-    return merge_labels(Path(places[0]), cfg)
+    return merge_labels(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="labels=FILE.csv data.train=FILE.beton out=FILE.beton [key=value ...]",
     summary="bring the labels that were granted on a request into a dataset file",
     config=MergeLabelsConfig,
-    run=run,
+    run=_run,
 )

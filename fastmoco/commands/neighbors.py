@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.visualize.settings import NeighborsConfig
 
 
-def run(places: list[str], cfg: NeighborsConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: NeighborsConfig) -> Result:
     from fastmoco.visualize.neighbors import write_neighbors
 
-    return write_neighbors(Path(places[0]), cfg)
+    return write_neighbors(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.test=FILE.beton [queries=ID,ID] [key=value ...]",
     summary="write a picture of images and those that are nearest to them",
     config=NeighborsConfig,
-    run=run,
+    run=_run,
 )

@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.evaluate.settings import NoiseTableConfig
 
 
-def run(places: list[str], cfg: NoiseTableConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: NoiseTableConfig) -> Result:
     from fastmoco.evaluate.tables import noise_table
 
-    return noise_table(Path(places[0]), cfg)
+    return noise_table(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="accuracy against wrong labels, pretrained, untrained and supervised",
     config=NoiseTableConfig,
-    run=run,
+    run=_run,
 )

@@ -6,11 +6,10 @@ from fastmoco.commands.command import Command, Result
 from fastmoco.labeling.settings import RequestConfig
 
 
-def run(places: list[str], cfg: RequestConfig) -> Result:
-    """Do it for RUN."""
+def _run(arguments: list[str], cfg: RequestConfig) -> Result:
     from fastmoco.labeling.label_request import request
 
-    return request(Path(places[0]), cfg)
+    return request(Path(arguments[0]), cfg)
 
 
 COMMAND = Command(
@@ -19,5 +18,5 @@ COMMAND = Command(
     options="data.train=FILE.beton count=N [out=FOLDER] [key=value ...]",
     summary="choose the images that are most worth a label; the same command again resumes",
     config=RequestConfig,
-    run=run,
+    run=_run,
 )

@@ -1,23 +1,21 @@
-"""`fastmoco sweep`: do the runs of a published table."""
+"""`fastmoco sweep`: run the runs of a published table."""
 
 from fastmoco.commands.command import Command, split_arguments
 from fastmoco.reproduce.settings import SweepConfig
 
 
-def run_arguments(arguments: list[str]) -> None:
-    """Do the runs of a sweep that are not done yet."""
+def _run_arguments(arguments: list[str]) -> None:
     (name,), overrides, _ = split_arguments(arguments, ("NAME",))
     from fastmoco.reproduce.sweep import sweep
 
     sweep(name, overrides)
 
 
-def notes() -> list[str]:
-    """Which sweeps there are."""
+def _notes() -> list[str]:
     from fastmoco.reproduce.definition import sweep_names
 
     return [
-        f"NAME: {', '.join(sweep_names())}; or FILE.yaml, of your own",
+        f"NAME: {', '.join(sweep_names())}; or FILE.yaml with your own",
         "and every option of fastmoco train",
     ]
 
@@ -29,6 +27,6 @@ COMMAND = Command(
     "[key=value of fastmoco train ...]",
     summary="do the runs of a published table; the same command again resumes",
     config=SweepConfig,
-    run_arguments=run_arguments,
-    notes=notes,
+    run_arguments=_run_arguments,
+    notes=_notes,
 )

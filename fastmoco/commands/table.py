@@ -4,18 +4,16 @@ from fastmoco.commands.command import Command
 from fastmoco.reproduce.settings import SweepTableConfig
 
 
-def run(places: list[str], cfg: SweepTableConfig) -> str:
-    """Write the table of a sweep, and give it as Markdown."""
+def _run(arguments: list[str], cfg: SweepTableConfig) -> str:
     from fastmoco.reproduce.table import write_table
 
-    return write_table(places[0], cfg)
+    return write_table(arguments[0], cfg)
 
 
-def notes() -> list[str]:
-    """Which sweeps there are."""
+def _notes() -> list[str]:
     from fastmoco.reproduce.definition import sweep_names
 
-    return [f"NAME: {', '.join(sweep_names())}; or FILE.yaml, of your own"]
+    return [f"NAME: {', '.join(sweep_names())}; or FILE.yaml with your own"]
 
 
 COMMAND = Command(
@@ -24,6 +22,6 @@ COMMAND = Command(
     options="[scale=small|full] [key=value ...]",
     summary="make a sweep's table and plots from its run folders; voc: of fastmoco detect",
     config=SweepTableConfig,
-    run=run,
-    notes=notes,
+    run=_run,
+    notes=_notes,
 )

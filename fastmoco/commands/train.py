@@ -4,8 +4,7 @@ from fastmoco.commands.command import Command
 from fastmoco.train.settings import TrainConfig
 
 
-def run_arguments(arguments: list[str]) -> None:
-    """Pretrain, as a Hydra application."""
+def _run_arguments(arguments: list[str]) -> None:
     from fastmoco.commands.hydra_application import run_application
 
     run_application(arguments)
@@ -16,5 +15,5 @@ COMMAND = Command(
     options="[experiment=NAME] data.train=FILE.beton [key=value ...]",
     summary="pretrain an encoder; the same command again resumes",
     config=TrainConfig,
-    run_arguments=run_arguments,
+    run_arguments=_run_arguments,
 )

@@ -3,11 +3,10 @@
 from fastmoco.commands.command import Command, Result
 
 
-def run(places: list[str], _: None) -> Result:
-    """Check every byte and decode every image of a dataset file."""
+def _run(arguments: list[str], _: None) -> Result:
     from fastmoco.data.verify import verify
 
-    return verify(places[0])
+    return verify(arguments[0])
 
 
 COMMAND = Command(
@@ -15,5 +14,5 @@ COMMAND = Command(
     arguments=("FILE.beton",),
     options="",
     summary="check and decode every sample",
-    run=run,
+    run=_run,
 )

@@ -1,21 +1,20 @@
-"""`fastmoco views`: draw what a policy makes of images."""
+"""`fastmoco views`: draw the augmented views of images."""
 
 from fastmoco.commands.command import Command
 from fastmoco.visualize.settings import ViewsConfig
 
 
-def run(places: list[str], cfg: ViewsConfig) -> str:
-    """Draw the first views of a run with this seed."""
+def _run(arguments: list[str], cfg: ViewsConfig) -> str:
     from fastmoco.visualize.views import write_views
 
-    return str(write_views(places[0], cfg))
+    return str(write_views(arguments[0], cfg))
 
 
 COMMAND = Command(
     name="views",
     arguments=("FILE.beton",),
     options="[policy=NAME] [key=value ...]",
-    summary="write a picture of what a policy makes of the first images",
+    summary="write a picture of the first images and their augmented views",
     config=ViewsConfig,
-    run=run,
+    run=_run,
 )

@@ -1,7 +1,7 @@
-"""Loss scaling for float16 (arXiv:1710.03740, section 3.2), wholly on the device.
+"""Loss scaling for float16 (arXiv:1710.03740, section 3.2) without reads by the host.
 
-Torch's GradScaler skips a step on the device too, but tells nobody: whoever must skip more than the
-optimizer would have to read its scale, which waits for the device in every step.
+Torch's GradScaler also skips a step on the device, but does not report it: to skip more than the
+optimizer's step, the host would have to read its scale, which waits for the device in every step.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# As torch's GradScaler: its checkpoints go on here.
+# The values of torch's GradScaler, whose checkpoints can be resumed here.
 INITIAL_SCALE = 65536.0
 GROWTH_FACTOR = 2.0
 BACKOFF_FACTOR = 0.5
@@ -21,17 +21,17 @@ class LossScaler:
     """Multiplies the loss, divides its gradients, and skips a step in which one is not finite.
 
     Attributes:
-        scale: Float32 scalar on the device: what the loss is multiplied by.
-        growth_tracker: Int32 scalar on the device: steps since the scale last changed.
-        found_inf: Float32 scalar on the device: 1 where the last step was skipped, else 0.
+        scale: Factor of the loss, float32 scalar on the device.
+        growth_tracker: Steps since the scale last changed, int32 scalar on the device.
+        found_inf: 1 if the last step was skipped, else 0, float32 scalar on the device.
     """
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
         """Start at `INITIAL_SCALE`.
 
         Args:
-            device: Of the model.
-            enabled: Else all of this is the identity, and no step is skipped.
+            device: Device of the model.
+            enabled: False turns scaling off: no step is skipped.
         """
         self.enabled = enabled
         self.scale = torch.full((), INITIAL_SCALE, device=device)
@@ -39,22 +39,22 @@ class LossScaler:
         self.found_inf = torch.zeros((), device=device)
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """``loss * scale``: to call `backward` on."""
+        """``loss * scale``, the tensor to call `backward` on."""
         return loss * self.scale if self.enabled else loss
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Divide the gradients by the scale and do the optimizer's step, if all are finite.
+        """Divide the gradients by the scale, and do the optimizer's step if all are finite.
 
-        The scale is halved after a step that was skipped and doubled after `GROWTH_INTERVAL` that
-        were not. Nothing is read by the host. Gradients over ranks must be averaged before: the
-        mean is infinite or NaN wherever one of them is, so all ranks skip alike.
+        The scale is halved after a skipped step and doubled after `GROWTH_INTERVAL` steps without
+        one. The host reads nothing. Gradients must already be averaged over ranks: the mean is
+        infinite or NaN wherever one of them is, so all ranks skip the same steps.
 
         Args:
             optimizer: Parameters, gradients and state change in place.
 
         Returns:
-            Bool scalar on the device: whether the step was done. None where it always is.
+            Whether the step was done, bool scalar on the device; None if scaling is off.
         """
         if not self.enabled:
             optimizer.step()
@@ -82,8 +82,8 @@ class LossScaler:
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
             optimizer.step()
             return
-        # LARS knows nothing of it: its step is done in any case, and taken back. `copies` costs as
-        # much memory as weights and momentum.
+        # LARS has no support for `found_inf`: its step is always done, and undone if need be.
+        # `copies` take as much memory as weights and momentum.
         tensors = _parameters(optimizer)
         tensors += [
             value
@@ -97,7 +97,7 @@ class LossScaler:
             tensor.copy_(torch.where(self.found_inf == 0, tensor, copy))
 
     def state(self) -> dict[str, Any]:
-        """JSON for the checkpoint, in the words of GradScaler's state; reads the device."""
+        """State for the checkpoint as JSON values, with GradScaler's keys; reads the device."""
         if not self.enabled:
             return {}
         return {
@@ -109,7 +109,7 @@ class LossScaler:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave, or GradScaler's own; in place."""
+        """Restore what `state` or GradScaler's ``state_dict`` returned, in place."""
         if state:
             self.scale.fill_(state["scale"])
             self.growth_tracker.fill_(state["_growth_tracker"])

@@ -14,8 +14,8 @@ Groups = list[dict[str, Any]]
 def _sgd(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     rate = _rate_on_device(groups, cfg.learning_rate)
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=cfg.sgd_momentum, fused=True)
-    # Where loss scaling skips the first step, the fused kernel (torch 2.15) leaves the momentum it
-    # has allocated unwritten, and the second step would add whatever lies there.
+    # If loss scaling skips the first step, the fused kernel (torch 2.15) leaves the momentum that
+    # it allocated uninitialized, and the second step would add it.
     return _with_zero_momentum(optimizer)
 
 
@@ -30,15 +30,15 @@ def _adamw(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 def _lars(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
-    """LARS (arXiv:1708.03888): a layer's rate is as its ``|w| / (|g| + decay |w|)``, times 1e-3.
+    """LARS (arXiv:1708.03888): each layer's rate is scaled by ``1e-3 |w| / (|g| + decay |w|)``.
 
-    timm adapts where there is weight decay, so a group without it is plain SGD with momentum, as
-    SimCLR has biases and batch norm (arXiv:2002.05709, section B.7).
+    timm scales only groups with weight decay; a group without it gets plain SGD with momentum, as
+    SimCLR does for biases and batch norm (arXiv:2002.05709, section B.7).
     """
     from timm.optim.lars import Lars
 
     optimizer: torch.optim.Optimizer = Lars(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum)
-    # Loss scaling takes a skipped step back, and can do so only to what was there before it.
+    # Loss scaling undoes a skipped step, which needs the momentum to exist before it.
     return _with_zero_momentum(optimizer)
 
 
@@ -55,10 +55,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build the optimizer over parameters on their device.
 
-    One group with weight decay on all of it, as in the official code; with
-    ``exclude_bias_and_norm`` two: matrices and kernels, then all that has one dimension, without
-    decay. The learning rate of the fused ones is a tensor on the device (see `set_learning_rate`).
-
+    One group with weight decay, as in the official code; with ``exclude_bias_and_norm`` two:
+    kernels and matrices, then parameters with one dimension, which have no weight decay. The
+    learning rate of the fused optimizers is a tensor (see `set_learning_rate`).
     """
     cfg.check_available()
     excluding, every = cfg.exclude_bias_and_norm, list(parameters)
@@ -72,7 +71,7 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the rate of the next step; where it is a tensor, in place and without waiting for it."""
+    """Set the rate of the next step, in place; does not wait for the device."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(learning_rate)
@@ -85,9 +84,9 @@ def _is_on_cuda(groups: Groups) -> bool:
 
 
 def _rate_on_device(groups: Groups, learning_rate: float) -> Tensor:
-    """A scalar that a captured step reads anew; the fused kernels take float32 on CUDA.
+    """Learning rate as a scalar tensor, which a captured CUDA graph reads in every replay.
 
-    On the CPU they take its value as a number: float64 there, so that it is the same number.
+    The fused kernels need float32 on CUDA. On the CPU they read its value: float64 keeps it exact.
     """
     if _is_on_cuda(groups):
         return torch.tensor(learning_rate, device=groups[0]["params"][0].device)

@@ -12,5 +12,5 @@ AUTOCAST_DTYPES = {
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """A context in which convolutions and products run in a dtype; float32 changes nothing."""
+    """Context in which convolutions and matrix products run in `dtype`; float32: unchanged."""
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, so that resuming needs no state."""
+"""Learning rate as a pure function of the step: resuming needs no state."""
 
 import math
 
@@ -6,7 +6,7 @@ from fastmoco.optim.settings import OptimizerConfig, Schedule
 
 
 def base_learning_rate(cfg: OptimizerConfig, global_batch_size: int) -> float:
-    """The peak: ``learning_rate``, times ``global_batch_size / 256`` where that is asked for."""
+    """Peak: ``learning_rate``, times ``global_batch_size / 256`` with ``scale_learning_rate``."""
     return cfg.learning_rate * (global_batch_size / 256 if cfg.scale_learning_rate else 1.0)
 
 
@@ -25,16 +25,16 @@ def learning_rate(
 ) -> float:
     """Learning rate of a step.
 
-    Linear warm-up from ``peak / warmup steps``, then the schedule. ``cosine`` falls step by step,
+    Linear warm-up from ``peak / warmup steps``, then the schedule. ``cosine`` falls at every step,
     ``cosine_per_epoch`` once an epoch, as in the official code of MoCo and its CIFAR-10 notebook.
-    Both span all epochs, warm-up included, as in SimCLR and MoCo v3 (arXiv:2104.02057).
+    Both span all epochs including the warm-up, as in SimCLR and MoCo v3 (arXiv:2104.02057).
 
     Args:
-        cfg: Which schedule, and its parameters.
-        step: The step, counted from 0.
-        peak: From `base_learning_rate`.
+        cfg: Schedule and its parameters.
+        step: Index of the step, from 0.
+        peak: Result of `base_learning_rate`.
         steps_per_epoch: Steps in one pass over the dataset.
-        epochs: Passes that the schedule spans.
+        epochs: Length of the schedule.
     """
     warmup_steps = cfg.warmup_epochs * steps_per_epoch
     if step < warmup_steps:

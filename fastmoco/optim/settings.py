@@ -20,9 +20,9 @@ class Schedule(StrEnum):
     """Learning rate over the epochs, as a fraction of its peak."""
 
     cosine = "cosine"
-    """Half a cosine to 0, step by step."""
+    """Half a cosine to 0, changing at every step."""
     cosine_per_epoch = "cosine_per_epoch"
-    """The same, once an epoch."""
+    """Half a cosine to 0, changing once an epoch."""
     multistep = "multistep"
     """Multiplied by a factor at some epochs."""
     constant = "constant"
@@ -45,7 +45,7 @@ class OptimizerConfig:
     exclude_bias_and_norm: bool | None = None
     """No weight decay, and with lars no adaptation, on biases and batch norm; null = lars only."""
     schedule: Schedule = Schedule.cosine
-    """cosine (to 0, step by step), cosine_per_epoch, multistep or constant."""
+    """cosine (to 0), cosine_per_epoch, multistep or constant."""
     warmup_epochs: float = 0.0
     """Linear warm-up from 0, in epochs, before the schedule."""
     milestones: list[int] = field(default_factory=lambda: [120, 160])
@@ -54,19 +54,19 @@ class OptimizerConfig:
     """Factor of multistep."""
 
     def __post_init__(self) -> None:
-        """Take names as text too, as Python users write them.
+        """Accept names as plain strings.
 
         Raises:
-            UsageError: If one is unknown.
+            UsageError: If a name is unknown.
         """
         self.name = OptimizerName(_known("name", self.name, OptimizerName))
         self.schedule = Schedule(_known("schedule", self.schedule, Schedule))
 
     def check_available(self) -> None:
-        """Refuse an optimizer whose package is missing.
+        """Check that the optimizer's package is installed.
 
         Raises:
-            UsageError: Naming what to install.
+            UsageError: If it is missing, naming what to install.
         """
         if self.name is OptimizerName.lars and find_spec("timm") is None:
             install = "pip install 'fastmoco[timm]'"

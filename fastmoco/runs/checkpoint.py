@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON with a checksum, nothing pickled.
 
 ``checkpoints/step-00000020.safetensors`` holds every tensor of the state under dotted names and
-``step-00000020.json`` the rest and the tensors' SHA-256. The JSON is renamed into place last: a
-checkpoint is there when its JSON is, whole, and a kill at any instant leaves the previous one.
+``step-00000020.json`` everything else and their SHA-256. The JSON is renamed into place last: a
+checkpoint exists when its JSON does, and a kill at any instant leaves the previous one intact.
 """
 
 import json
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged or of another model; the message says what to do."""
+    """A checkpoint is missing, damaged or of another model."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """By dotted name: ``model.*``, ``optimizer.*``, ``metrics.*``."""
     facts: dict[str, Any]
-    """What is not a tensor: configuration, dataset's fingerprint, normalization, scaler."""
+    """JSON values: configuration, dataset fingerprint, normalization, loss scaler."""
     path: Path | None = None
     """The JSON file it was read from."""
 
@@ -48,14 +48,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
 
     Args:
         folder: The run's ``checkpoints``; made if missing.
-        checkpoint: What to save; tensors may lie on any device.
-        keep: How many stay, at least 1.
+        checkpoint: State to save; its tensors may be on any device.
+        keep: Number of checkpoints to keep, at least 1.
 
     Returns:
         The JSON file's path.
 
     Raises:
-        OSError: If the disk is full or the like; earlier checkpoints are then as they were.
+        OSError: If it cannot be written (disk full); earlier checkpoints are unchanged.
     """
     weights = folder / f"{_stem(checkpoint.step)}.safetensors"
     with atomic_path(weights) as temporary:
@@ -84,20 +84,20 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The JSON file of a checkpoint, or the file of an exported encoder, which has none.
+    """Find a checkpoint's JSON file, or the file of an exported encoder, which has no JSON.
 
     Args:
-        path: A run folder (its newest), or a checkpoint's JSON or safetensors file.
+        path: Run folder (for its newest checkpoint), or a checkpoint's JSON or safetensors file.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If no checkpoint is there.
     """
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         found = _newest_first(folder)
         if not found:
             raise CheckpointError(
-                f"{path} holds no checkpoint; give a run folder of fastmoco train"
+                f"{path} contains no checkpoint; give a run folder of fastmoco train"
             )
         return found[0]
     if path.suffix == ".safetensors" and path.exists() and not path.with_suffix(".json").exists():
@@ -111,21 +111,22 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def weights_sha256(path: Path) -> str:
-    """Hex SHA-256 of the weights of what `find_checkpoint` found.
+    """Hex SHA-256 of the weights file that belongs to a path from `find_checkpoint`.
 
     Raises:
-        OSError: If they cannot be read.
+        OSError: If it cannot be read.
     """
     return file_sha256(path.with_suffix(".safetensors"))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint: a run folder (its newest), or a checkpoint's JSON or safetensors file.
+    """Read a checkpoint, or an exported encoder as a checkpoint with the encoder alone.
 
-    An exported encoder (`encoder_file`) comes as one that holds nothing else.
+    Args:
+        path: As for `find_checkpoint`.
 
     Raises:
-        CheckpointError: If there is none, or if the file is damaged.
+        CheckpointError: If it is missing or damaged.
     """
     found = find_checkpoint(path)
     return _exported(found) if found.suffix == ".safetensors" else _read(found)
@@ -143,37 +144,35 @@ def _exported(path: Path) -> Checkpoint:
 
 def _read(path: Path) -> Checkpoint:
     weights = path.with_suffix(".safetensors")
-    advice = f"remove {path} and {weights.name}; the run then goes on from the checkpoint before"
+    advice = f"remove {path} and {weights.name}; the run then resumes from the checkpoint before it"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         step, digest, facts = record["step"], record["sha256"], record["facts"]
         version = record["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint; {advice}") from error
+        raise CheckpointError(f"{path} is damaged or is not a checkpoint; {advice}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version}, not {FORMAT_VERSION}; "
             "use the fastmoco that wrote it"
         )
     if not weights.exists() or file_sha256(weights) != digest:
-        raise CheckpointError(
-            f"{weights} is missing or damaged (its checksum does not hold); {advice}"
-        )
+        raise CheckpointError(f"{weights} is missing or damaged (wrong checksum); {advice}")
     return Checkpoint(step=step, tensors=load_file(weights), facts=facts, path=path)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run to resume, None if it has none yet.
+    """The newest checkpoint of a run, None if there is none yet.
 
     Raises:
-        CheckpointError: If the newest is damaged: going on from an older one unasked would hide it.
+        CheckpointError: If the newest is damaged: resuming from an older one would hide that.
     """
     found = _newest_first(folder)
     return _read(found[0]) if found else None
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors as ``INDEX.NAME``; its groups come from the configuration."""
+    """The optimizer's state tensors as ``INDEX.NAME``, without its parameter groups."""
     state: Mapping[int, Mapping[str, Any]] = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": value
@@ -184,10 +183,9 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `flatten_optimizer` gave, each tensor in the memory format of its parameter.
+    """Restore what `flatten_optimizer` returned, each tensor in the memory format of its parameter.
 
-    A file holds row-major tensors; the fused optimizers walk parameter and state by the same
-    strides.
+    A file holds row-major tensors, but fused optimizers need equal strides of parameter and state.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -220,7 +218,7 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Ch
     """Load a state into a module, in place.
 
     Raises:
-        CheckpointError: If names or shapes are of another model, naming the first that differs.
+        CheckpointError: If a name or shape differs, naming the first.
     """
     expected = module.state_dict()
     for name in [*expected, *tensors]:
@@ -230,7 +228,7 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Ch
         if shapes[0] != shapes[1]:
             raise CheckpointError(
                 f"{checkpoint.path} is of another model: {name} is {shapes[0] or 'absent'} there, "
-                f"{shapes[1] or 'absent'} in the configuration; set model.* and moco.* as that "
-                "run had them, or give another run_dir"
+                f"{shapes[1] or 'absent'} in the configuration; set model.* and moco.* as in that "
+                "run, or set another run_dir"
             )
     module.load_state_dict(tensors)

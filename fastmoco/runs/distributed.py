@@ -1,7 +1,7 @@
-"""Several processes, one a device: their group, their device, and what they must agree on.
+"""Process group, device of each rank, and agreement between the hosts.
 
-``torchrun --no-python fastmoco train ...`` starts the processes and says in the environment who is
-who; without it there is one process and no group. Gradients and keys are `moco.collectives`.
+``torchrun --no-python fastmoco train ...`` starts one process a device and sets their environment
+variables. Gradients and keys are exchanged in `moco.collectives`.
 """
 
 import os
@@ -18,15 +18,15 @@ from fastmoco.moco.collectives import naming_a_lost_rank
 from fastmoco.ranks import Ranks, local_ranks
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others. A process that ends is noticed at once; this is for one
-that hangs, and must outlast what rank 0 does alone: the kNN monitor and the checkpoint."""
+"""How long a rank waits for the others. Only a process that hangs runs into it: one that ends is
+noticed at once. It must be longer than the work of rank 0 alone: kNN monitor and checkpoint."""
 
 
 def resolve_rank_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this process: of several, ``cuda`` is the one of its ``LOCAL_RANK``.
+    """Device of this rank; with several ranks, ``cuda`` is the GPU number ``LOCAL_RANK``.
 
     Raises:
-        UsageError: If the name is no device, or all processes would share one GPU.
+        UsageError: If the device does not exist, or all processes would share one GPU.
     """
     device = resolve_device(name)
     if not ranks.several or device.type == "cpu":
@@ -34,25 +34,24 @@ def resolve_rank_device(name: str, ranks: Ranks) -> torch.device:
     local = local_ranks()
     if name not in ("auto", "cuda"):
         raise UsageError(
-            f"device={name} would serve all {ranks.world_size} processes; set device=cuda: each "
-            "takes its own"
+            f"device={name} would be shared by all {ranks.world_size} processes; set device=cuda, "
+            "which gives each its own"
         )
     if local.rank >= torch.cuda.device_count():
         raise UsageError(
             f"{local.world_size} processes on this machine, but torch sees "
-            f"{torch.cuda.device_count()} CUDA devices; set torchrun's --nproc-per-node to that, "
-            "or device=cpu"
+            f"{torch.cuda.device_count()} CUDA devices; set torchrun's --nproc-per-node to that "
+            "number, or device=cpu"
         )
     return torch.device("cuda", local.rank)
 
 
 @contextmanager
 def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """Within the block, the ranks are connected; nothing at all where there is one.
+    """Connect the ranks within the block; does nothing for a single rank.
 
-    NCCL for what lies on a GPU; gloo on a CPU, and for what the hosts agree on. After an error the
-    NCCL group is left to the end of the process: to take it down may wait for an answer that the
-    other ranks never give.
+    NCCL exchanges GPU tensors, gloo CPU tensors. After an error the NCCL group is not destroyed:
+    that could wait forever for the other ranks.
     """
     if not ranks.several:
         yield
@@ -71,12 +70,12 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
 
 
 def wait_for_all(ranks: Ranks) -> None:
-    """Return when every rank has come here."""
+    """Return when every rank has called this."""
     largest(0, ranks)
 
 
 def largest(value: int, ranks: Ranks) -> int:
-    """The largest of the ranks' values; the hosts wait for each other, not for their devices."""
+    """The largest of the ranks' values; waits for the other hosts, not for any device."""
     if not ranks.several:
         return value
     values = torch.tensor([value])
@@ -96,23 +95,23 @@ def of_first(text: str, ranks: Ranks) -> str:
 
 
 def check_same_step(step: int, ranks: Ranks) -> None:
-    """Refuse to go on from different checkpoints.
+    """Check that all ranks resume from the same step.
 
     Raises:
-        UsageError: If the ranks do not all start from this step.
+        UsageError: If they do not.
     """
     if largest(step, ranks) != -largest(-step, ranks):
         raise UsageError(
-            f"rank {ranks.rank} would go on from step {step}, another rank from another one; "
-            "run_dir must lie on a file system that all machines share"
+            f"rank {ranks.rank} would resume from step {step}, another rank from a different one; "
+            "run_dir must be on a file system that all machines share"
         )
 
 
 def loader_threads(num_threads: int) -> int:
-    """Threads for one process's loader: the machine's cores are shared by its processes.
+    """Threads of this process's loader, so that the processes of a machine share its cores.
 
     Args:
-        num_threads: As configured; 0 is one per core, and stays 0 where this process is alone.
+        num_threads: As configured; 0 = one per core, and stays 0 for a single process.
     """
     local = local_ranks()
     if num_threads or not local.several:

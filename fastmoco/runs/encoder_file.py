@@ -1,7 +1,7 @@
-"""One file for one encoder: safetensors whose metadata say how to build and how to feed it.
+"""An encoder in one safetensors file, whose metadata describe how to build and feed it.
 
 Tensors are named ``backbone.*`` and ``head.*``. The metadata entry ``fastmoco`` is JSON: format
-version, step, facts as of a checkpoint, and the SHA-256 of the tensors.
+version, step, the facts of a checkpoint, and the SHA-256 of the tensors.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ METADATA_KEY = "fastmoco"
 
 
 class EncoderFileError(ValueError):
-    """A file is damaged or holds no encoder of fastmoco; the message says what to do."""
+    """A file is damaged or is not an encoder exported by fastmoco."""
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 of names, types, shapes and values, whatever the order."""
+    """Hex SHA-256 of names, dtypes, shapes and values, independent of their order."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -38,13 +38,13 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def write_encoder_file(
     path: Path, tensors: Mapping[str, Tensor], *, step: int, facts: dict[str, Any]
 ) -> None:
-    """Write an encoder, whole or not at all.
+    """Write an encoder atomically.
 
     Args:
-        path: The file, replaced if it is there.
+        path: File to write; an existing one is replaced.
         tensors: ``backbone.*`` and ``head.*``.
-        step: Steps that it was trained for.
-        facts: ``config``, ``channel_mean``, ``channel_std``, ``has_head`` and more: JSON values.
+        step: Number of training steps.
+        facts: JSON values: ``config``, ``channel_mean``, ``channel_std``, ``has_head`` and more.
 
     Raises:
         OSError: If the file cannot be written.
@@ -56,7 +56,7 @@ def write_encoder_file(
         "sha256": tensors_digest(plain),
         "facts": facts,
     }
-    # One entry only: safetensors writes several in no fixed order.
+    # A single entry: safetensors writes several in random order.
     content = save(plain, {METADATA_KEY: json.dumps(record)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -69,7 +69,7 @@ def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any
         Tensors on the CPU, step, facts.
 
     Raises:
-        EncoderFileError: If the file is damaged, or not of fastmoco.
+        EncoderFileError: If the file is damaged or was not written by fastmoco.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -77,24 +77,24 @@ def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise EncoderFileError(
-            f"{path} is damaged or no safetensors file ({error}); export it again"
+            f"{path} is damaged or is not a safetensors file ({error}); export it again"
         ) from error
     if text is None:
         raise EncoderFileError(
-            f"{path} is no export of fastmoco; `fastmoco import {path} out=FOLDER` takes in "
-            "weights of others"
+            f"{path} was not exported by fastmoco; import it first: "
+            f"fastmoco import {path} out=FOLDER"
         )
     try:
         record = json.loads(text)
         version, digest = record["format_version"], record["sha256"]
         step, facts = int(record["step"]), dict(record["facts"])
     except (ValueError, KeyError, TypeError) as error:
-        raise EncoderFileError(f"{path}: its description is damaged; export it again") from error
+        raise EncoderFileError(f"{path} has damaged metadata; export it again") from error
     if version != FORMAT_VERSION:
         raise EncoderFileError(
             f"{path} has format version {version}, not {FORMAT_VERSION}; "
             "use the fastmoco that wrote it"
         )
     if tensors_digest(tensors) != digest:
-        raise EncoderFileError(f"{path} is damaged (its checksum does not hold); export it again")
+        raise EncoderFileError(f"{path} is damaged (wrong checksum); export it again")
     return tensors, step, facts

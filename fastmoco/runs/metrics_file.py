@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one JSON object a line, cut to the checkpoint's step on resume."""
+"""``metrics.jsonl``: one JSON object per line, cut to the checkpoint's step on resume."""
 
 import json
 import os
@@ -9,15 +9,12 @@ from fastmoco.files import atomic_write_text
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object a line, flushed line by line."""
+    """Writer of ``metrics.jsonl``; every line is flushed."""
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
-        """Open for appending, after cutting the file, atomically, to lines up to `resume_step`."""
-        rows = (
-            [row for row in read_metrics(path) if row["step"] <= resume_step]
-            if path.exists()
-            else []
-        )
+        """Open for appending; later rows than `resume_step` are removed first, atomically."""
+        rows = read_metrics(path) if path.exists() else []
+        rows = [row for row in rows if row["step"] <= resume_step]
         atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
 
@@ -27,7 +24,7 @@ class MetricsFile:
         self._file.flush()
 
     def sync(self) -> None:
-        """Bring all rows to the disk: before a checkpoint that they must not trail."""
+        """Write all rows through to the disk, before the checkpoint that belongs to them."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -36,9 +33,6 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a ``metrics.jsonl``; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    """All rows of a ``metrics.jsonl``, without a last line that a kill cut short."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

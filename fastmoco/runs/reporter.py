@@ -1,4 +1,4 @@
-"""What a run prints and logs: its log file, metrics rows, progress line."""
+"""Log file, metrics rows and progress line of a run."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ from fastmoco.runs.run_folder import RunFolder
 
 @contextmanager
 def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]:
-    """A logger that writes to ``train.log`` and to stderr; of ranks but the first, to nothing."""
+    """A logger that writes to ``train.log`` and stderr on the first rank, nowhere on the others."""
     logger = logging.Logger("fastmoco.train", logging.INFO)
     if not ranks.is_first:
         logger.addHandler(logging.NullHandler())
@@ -34,7 +34,7 @@ def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]
 
 
 class Reporter:
-    """Writes a row to ``metrics.jsonl``, TensorBoard and the progress line."""
+    """Writes rows to ``metrics.jsonl``, TensorBoard and the progress line."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ class Reporter:
         total_steps: int,
         epochs: int,
     ) -> None:
-        """Open the files; rows after `resume_step` of an earlier try are cut.
+        """Open the files; rows after `resume_step` are removed.
 
         Args:
-            run: Where to write.
-            logger: For a plain line per row where stderr is no terminal.
+            run: Folder to write to.
+            logger: Gets a plain line per row where stderr is not a terminal.
             resume_step: Steps done before.
-            total_steps: Steps of the whole run.
-            epochs: Epochs of the whole run.
+            total_steps: Steps of the run.
+            epochs: Epochs of the run.
         """
         from torch.utils.tensorboard import SummaryWriter  # 1 s to import
 
@@ -68,11 +68,11 @@ class Reporter:
         self._progress.start()
 
     def advance(self, step: int) -> None:
-        """Move the bar; reads nothing from the device."""
+        """Move the progress bar; reads nothing from the device."""
         self._progress.update(self._task, completed=step)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Write one row everywhere."""
+        """Write one row to all of them."""
         self.file.write(row)
         for name, value in row.items():
             if isinstance(value, (int, float)) and name != "step":
@@ -83,19 +83,19 @@ class Reporter:
             self._logger.info(line)
 
     def sync(self) -> None:
-        """Bring all rows to the disk."""
+        """Write all rows through to the disk."""
         self.file.sync()
         self._board.flush()
 
     def close(self) -> None:
-        """End the progress line and close the files."""
+        """Close the progress line and the files."""
         self._progress.stop()
         self.file.close()
         self._board.close()
 
 
 class SilentReporter:
-    """Of the ranks that neither write nor print."""
+    """Reporter of the ranks that neither write nor print."""
 
     def advance(self, step: int) -> None:
         """Nothing."""
@@ -111,7 +111,7 @@ class SilentReporter:
 
 
 def progress_line(row: dict[str, Any], epochs: int) -> str:
-    """One line for people: where the run is, how well, how fast, how long it waits for data."""
+    """One line to read: progress, loss and accuracy, speed, time spent waiting for data."""
     parts = [f"epoch {row['epoch']:.2f}/{epochs}", f"step {row['step']}", f"loss {row['loss']:.3f}"]
     parts.append(f"top-1 {row['accuracy_top1']:.1f}%")
     if row["images_per_second"] is not None:

@@ -1,4 +1,4 @@
-"""``runs/NAME/``: what a run writes, and who may write there."""
+"""``runs/NAME/``: files of a run, and which configuration may write there."""
 
 import shutil
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ from fastmoco.runs.distributed import wait_for_all
 
 LOCK_NAME = ".lock"
 OUTPUTS = ("metrics.jsonl", "views.png", "curves.png", "tensorboard")
-"""What a run that saved no checkpoint leaves behind, and the next one writes anew."""
+"""Files of a run without a checkpoint, which the next run replaces."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,12 +38,12 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """Metrics, one JSON object a line."""
+        """Metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
-        """What was printed."""
+        """Log of everything printed."""
         return self.path / "train.log"
 
     @property
@@ -63,18 +63,18 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether something was learned here: only then does the folder bind a new run."""
+        """Whether a checkpoint was saved: only then must the next run have the same settings."""
         return any(self.checkpoints.glob("step-*.json"))
 
 
 @dataclass(slots=True, frozen=True)
 class RunIdentity:
-    """What a run folder is bound to: a configuration, and the keys of it that may change."""
+    """A configuration that a run folder belongs to, and its keys that may change."""
 
     cfg: Any
-    """A dataclass."""
+    """Dataclass instance."""
     free_keys: Collection[str]
-    """Joined by dots: a run may be resumed with other values of them."""
+    """Dotted keys that may have other values when the run is resumed."""
 
     def to_yaml(self) -> str:
         """The configuration as ``config.yaml`` holds it."""
@@ -83,7 +83,7 @@ class RunIdentity:
     def differences(self, config: Path) -> list[str]:
         """``KEY: OLD there, NEW now`` for each bound key whose value differs in ``config.yaml``."""
         new = dict(_flat(config_to_dict(self.cfg)))
-        # An option that is younger than the run had what is now its default.
+        # An option added after the run was made had the value that is its default now.
         old = dict(_flat(config_to_dict(type(self.cfg)())))
         old |= _flat(OmegaConf.to_container(OmegaConf.load(config)))
         return [
@@ -95,15 +95,15 @@ class RunIdentity:
 
 @contextmanager
 def claim_run_folder(run: RunFolder, identity: RunIdentity, ranks: Ranks) -> Iterator[None]:
-    """Hold the folder for this run alone, from its first write to the end of the block.
+    """Lock the folder for this run until the end of the block, and write ``config.yaml``.
 
-    The first rank writes ``config.yaml`` and keeps a lock on the folder; Linux frees the lock
-    however the process ends. All ranks have looked into the folder before the first one writes.
+    The first rank holds the lock, which Linux frees however the process ends. It writes only after
+    all ranks have checked the folder.
 
     Args:
-        run: The folder; made if it is missing.
-        identity: Of the run.
-        ranks: Who takes part.
+        run: Folder, made if missing.
+        identity: Configuration of the run.
+        ranks: All processes of the run.
 
     Raises:
         UsageError: If `check_run_folder` refuses it, or another process holds it.
@@ -116,7 +116,7 @@ def claim_run_folder(run: RunFolder, identity: RunIdentity, ranks: Ranks) -> Ite
         return
     in_use = f"{run.path} is in use by another process; wait for it, or set another run_dir or name"
     with locked(run.path / LOCK_NAME, in_use=in_use):
-        check_run_folder(run, identity)  # another process may have trained here meanwhile
+        check_run_folder(run, identity)  # another process may have trained here in between
         if not run.has_checkpoint:
             _remove_outputs(run)
         atomic_write_text(run.config, identity.to_yaml())
@@ -124,32 +124,32 @@ def claim_run_folder(run: RunFolder, identity: RunIdentity, ranks: Ranks) -> Ite
 
 
 def check_run_folder(run: RunFolder, identity: RunIdentity) -> None:
-    """Refuse a folder that holds something else than this run, or nothing.
+    """Refuse a folder with files that are not of this run.
 
-    A run that saved no checkpoint binds nobody: whatever was wrong with it can be corrected.
+    Settings may change until the first checkpoint, so that a failed start can be corrected.
 
     Args:
-        run: The folder.
-        identity: Of the run.
+        run: Folder, may be missing.
+        identity: Configuration of the run.
 
     Raises:
-        UsageError: If it holds a checkpoint of another configuration, naming the keys that differ,
-            or files of something else.
+        UsageError: If it has a checkpoint of another configuration, naming the keys that differ, or
+            other files.
     """
     if run.config.exists():
         if run.has_checkpoint and (differing := identity.differences(run.config)):
             raise UsageError(
                 f"{run.path} holds a run of another configuration ({'; '.join(differing)}); "
-                "give the same options to resume it, or another run_dir or name for a new run"
+                "give the same options to resume it, or set another run_dir or name for a new run"
             )
     elif run.path.exists() and (not run.path.is_dir() or _has_foreign_files(run.path)):
         raise UsageError(
-            f"{run.path} exists and is no run folder; set run_dir to a new or empty folder"
+            f"{run.path} exists and is not a run folder; set run_dir to a new or empty folder"
         )
 
 
 def _has_foreign_files(path: Path) -> bool:
-    """Whether a folder without ``config.yaml`` holds more than what a killed start leaves."""
+    """Whether a folder without ``config.yaml`` has other files than a killed start leaves."""
     ours = (LOCK_NAME, ".config.yaml.partial")
     return any(entry.name not in ours for entry in path.iterdir())
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to save and stop."""
+"""Turn SIGINT and SIGTERM into a request to save and stop."""
 
 import signal
 from collections.abc import Iterator
@@ -7,19 +7,18 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether SIGINT or SIGTERM came.
+    """Remembers whether SIGINT or SIGTERM arrived.
 
     Attributes:
-        signal_number: The signal, or 0.
+        signal_number: Number of the signal, 0 if none.
     """
 
     def __init__(self) -> None:
-        """No signal yet."""
+        """Start without a signal."""
         self.signal_number = 0
 
-    def __call__(self, signal_number: int, frame: FrameType | None) -> None:
-        """Signal handler: remember the first; a second ends the process at once."""
-        del frame
+    def __call__(self, signal_number: int, _: FrameType | None) -> None:
+        """Handle a signal: remember the first one; a second one ends the process at once."""
         if self.signal_number:
             raise KeyboardInterrupt
         self.signal_number = signal_number
@@ -27,7 +26,7 @@ class StopRequest:
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Within the block, SIGINT and SIGTERM ask the loop to save and stop."""
+    """Within the block, SIGINT and SIGTERM set a `StopRequest` instead of ending the process."""
     stop = StopRequest()
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

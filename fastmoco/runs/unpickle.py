@@ -1,9 +1,8 @@
-"""Reads the tensors of one foreign PyTorch file and writes them as safetensors: a script.
+"""Script that reads the tensors of a foreign PyTorch file and writes them as safetensors.
 
-`weights_file` runs it in a process of its own, by its path: ``python -P unpickle.py FILE TENSORS``.
-It imports nothing of fastmoco. `torch.load` refuses all but plain values (``weights_only=True``),
-and memory, processor time and output are bounded, so that the worst that a file can do is to end
-this process.
+`weights_file` runs it in a child process by its path: ``python -P unpickle.py FILE TENSORS``. It
+imports nothing of fastmoco. `torch.load` accepts only plain values (``weights_only=True``), and
+memory, processor time and output are limited, so a malicious file can at most end this process.
 
 Exit codes: 0 done; 3 refused or damaged, with one line on stderr.
 """
@@ -20,17 +19,17 @@ from safetensors.torch import save_file
 
 CPU_SECONDS = 600
 SPARE_BYTES = 2 << 30
-"""Memory beyond three times the file: for PyTorch itself."""
-# Where training frameworks put a model's tensors, in the order of trust.
+"""Memory for PyTorch itself, beside three times the file's size."""
+# Keys under which training frameworks store a model's tensors, tried in this order.
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 
 
 class Refused(ValueError):
-    """The file holds no weights that can be taken in."""
+    """The file has no weights that can be imported."""
 
 
 def bound_resources(file_bytes: int) -> None:
-    """Limit this process: memory, processor time, size of what it writes; no core file."""
+    """Limit memory, processor time and output size of this process; no core file."""
     memory = 3 * file_bytes + SPARE_BYTES + _used_bytes()
     for what, value in (
         (resource.RLIMIT_DATA, memory),
@@ -44,20 +43,20 @@ def bound_resources(file_bytes: int) -> None:
 
 
 def _used_bytes() -> int:
-    """Private writable memory so far, which RLIMIT_DATA counts too."""
+    """Private writable memory so far, which counts towards RLIMIT_DATA."""
     with open("/proc/self/status", encoding="ascii") as file:
         found = re.search(r"VmData:\s+(\d+) kB", file.read())
     return 1024 * int(found[1]) if found else 1 << 30
 
 
 def find_state(loaded: Any) -> Mapping[str, Any]:
-    """The mapping of a checkpoint that holds the model's tensors.
+    """Find the mapping of a checkpoint that contains the model's tensors.
 
     Raises:
-        Refused: If there is none.
+        Refused: If there is no such mapping.
     """
     if not isinstance(loaded, Mapping):
-        raise Refused(f"it holds a {type(loaded).__name__}, not a state dict")
+        raise Refused(f"it contains a {type(loaded).__name__}, not a state dict")
     for key in CONTAINERS:
         if isinstance(loaded.get(key), Mapping) and any(_tensors(loaded[key])):
             found: Mapping[str, Any] = loaded[key]
@@ -65,7 +64,7 @@ def find_state(loaded: Any) -> Mapping[str, Any]:
     if any(_tensors(loaded)):
         return loaded
     keys = ", ".join(str(key) for key in list(loaded)[:8])
-    raise Refused(f"it holds no state dict (its keys: {keys})")
+    raise Refused(f"it contains no state dict (its keys: {keys})")
 
 
 def _tensors(state: Mapping[Any, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,27 +75,27 @@ def plain_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Dense copies on the CPU, each with memory of its own.
 
     Raises:
-        Refused: If one is of a kind that weights are not.
+        Refused: If one is sparse, quantized or complex.
     """
     plain = {}
     for name, tensor in _tensors(state):
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise Refused(f"{name} is no plain dense tensor")
+            raise Refused(f"{name} is not a plain dense tensor")
         plain[name] = tensor.detach().to("cpu").contiguous().clone()
     return plain
 
 
 def _reason(error: Exception) -> str:
-    """One line of what `torch.load` says in many."""
+    """Shorten an error of `torch.load` to one line."""
     text = str(error)
     if found := re.search(r"GLOBAL (\S+) was not an allowed", text):
         return f"refused: unpickling it would call {found[1]}, which is not needed for weights"
     if found := re.search(r"Unsupported (?:operand|class) (\S+)", text):
         return f"refused: unpickling it would do more than read tensors ({found[1]})"
     if isinstance(error, MemoryError) or "alloc" in text.lower():
-        return "refused: its tensors need far more memory than the file is large"
+        return "refused: its tensors need far more memory than the size of the file"
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return f"damaged or no PyTorch file ({type(error).__name__}: {line[:120]})"
+    return f"damaged or not a PyTorch file ({type(error).__name__}: {line[:120]})"
 
 
 def main(source: str, target: str) -> int:

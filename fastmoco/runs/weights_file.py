@@ -1,7 +1,7 @@
-"""Tensors of a weights file that is not ours, without running anything that it holds.
+"""Read the tensors of a foreign weights file without running code from it.
 
-A safetensors file holds no code. A PyTorch file is a pickle: another process reads it, under
-limits, and gives back safetensors (`unpickle`).
+A safetensors file holds no code. A PyTorch file is a pickle: a child process with limits reads it
+and writes safetensors (`unpickle`).
 """
 
 import subprocess
@@ -25,12 +25,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         UsageError: If the file is damaged, holds no weights, or tries to run code.
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If it is missing.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a weights file (.pth, .safetensors)")
     if not path.is_file():
-        raise UsageError(f"{path} is no file; give a weights file (.pth, .safetensors)")
+        raise UsageError(f"{path} is not a file; give a weights file (.pth, .safetensors)")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with tempfile.TemporaryDirectory(prefix="fastmoco-import-") as folder:
@@ -43,29 +43,33 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             if METADATA_KEY in (file.metadata() or {}):
-                raise UsageError(f"{path} is of fastmoco already: give it as RUN, as it is")
+                raise UsageError(
+                    f"{path} was exported by fastmoco; use it as RUN without importing it"
+                )
         return load_file(path)
     except SafetensorError as error:
-        raise UsageError(f"{path}: damaged or no safetensors file ({error})") from error
+        raise UsageError(f"{path} is damaged or is not a safetensors file ({error})") from error
 
 
 def _convert(path: Path, target: Path) -> None:
     """Run the script on a file.
 
     Raises:
-        UsageError: If it refuses the file, or dies of it.
+        UsageError: If it refuses the file or crashes.
     """
-    # -P: no module of the current folder, or of the script's, is taken for one of Python's.
+    # -P: modules of the current folder and of the script's do not shadow Python's own.
     command = [sys.executable, "-P", str(_SCRIPT), str(path.resolve()), str(target)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise UsageError(f"{path}: reading it took over {TIMEOUT_SECONDS} s; refused") from error
+        raise UsageError(
+            f"{path}: reading it took more than {TIMEOUT_SECONDS} s; refused"
+        ) from error
     if done.returncode == 0:
         return
     reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
     if done.returncode != 3:
-        reason = f"the process that reads it died of it (exit code {done.returncode}: {reason})"
+        reason = f"the process that reads it crashed (exit code {done.returncode}: {reason})"
     advice = (
         "; if you trust it, save its tensors alone: "
         "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"

@@ -74,7 +74,7 @@ def test_a_checkpoint_of_another_architecture(capsys, place, tmp_path, command):
     facts["facts"]["config"]["model"]["width"] = 8
     record.write_text(json.dumps(facts))
     refused(capsys, [command, run, *data(place)], "is of another model: backbone.conv1.weight")
-    refused(capsys, [command, tmp_path, *data(place)], "holds no checkpoint")
+    refused(capsys, [command, tmp_path, *data(place)], "contains no checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_signal_to_torchrun_saves(options, tmp_path):
     ("option", "words"),
     [
         ("global_batch_size=9", "global_batch_size=9 is not a positive multiple of the 2 devices"),
-        ("--multirun", "--multirun does not go with torchrun"),
+        ("--multirun", "--multirun cannot be used with torchrun"),
     ],
 )
 def test_what_two_devices_refuse(options, tmp_path, option, words):

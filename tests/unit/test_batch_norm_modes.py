@@ -118,7 +118,7 @@ def test_each_process_takes_its_own_device(monkeypatch):
     assert resolve_rank_device("cuda", ranks) == torch.device("cuda", 1)
     assert resolve_rank_device("cpu", ranks) == torch.device("cpu")
     assert resolve_rank_device("cuda", ALONE) == torch.device("cuda")
-    with pytest.raises(UsageError, match="device=cuda:0 would serve all 2 processes"):
+    with pytest.raises(UsageError, match="device=cuda:0 would be shared by all 2 processes"):
         resolve_rank_device("cuda:0", ranks)
     with pytest.raises(UsageError, match="torch sees 1 CUDA devices"):
         resolve_rank_device("cuda", as_rank(monkeypatch, 1, 2, devices=1))

@@ -61,7 +61,7 @@ def test_a_flipped_byte_is_noticed(tmp_path, where):
 def test_a_damaged_record_is_noticed(tmp_path, text):
     path = save_checkpoint(tmp_path, checkpoint(3), keep=1)
     path.write_text(text)
-    with pytest.raises(CheckpointError, match="is damaged or no checkpoint; remove"):
+    with pytest.raises(CheckpointError, match="is damaged or is not a checkpoint; remove"):
         newest_checkpoint(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 
 def test_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path) is None
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         load_checkpoint(tmp_path / "step-00000001.json")

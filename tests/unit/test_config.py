@@ -152,5 +152,5 @@ def test_help_fits_the_screen_and_shows_defaults_as_they_are_given():
 
 def test_the_name_of_a_sweep_is_told_from_a_preset(capsys):
     assert cli.main(["train", "experiment=overview"]) == 2
-    expected = "experiment=overview is the name of a sweep, several runs: fastmoco sweep overview"
+    expected = "experiment=overview is a sweep of several runs; use: fastmoco sweep overview"
     assert capsys.readouterr().err == f"fastmoco: {expected}\n"

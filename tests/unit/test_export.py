@@ -261,13 +261,13 @@ def test_a_damaged_own_file_is_refused(narrow, tmp_path):
     content = bytearray(out.read_bytes())
     content[-5] ^= 1
     out.write_bytes(content)
-    with pytest.raises(ValueError, match="its checksum does not hold"):
+    with pytest.raises(ValueError, match="wrong checksum"):
         fastmoco.load_encoder(out)
     out.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"is damaged or no safetensors file"):
+    with pytest.raises(ValueError, match=r"is damaged or is not a safetensors file"):
         fastmoco.load_encoder(out)
     save_file({"conv1.weight": torch.zeros(2)}, out)
-    with pytest.raises(ValueError, match="is no export of fastmoco; `fastmoco import"):
+    with pytest.raises(ValueError, match="was not exported by fastmoco; import it first: fastmoco import"):
         fastmoco.load_encoder(out)
 
 

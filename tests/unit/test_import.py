@@ -264,7 +264,7 @@ def test_a_file_that_asks_for_far_too_much_memory(tmp_path, capsys):
     source = tmp_path / "weights.pth"
     torch.save({"conv1.weight": torch.zeros(1).expand(1 << 15, 1 << 15)}, source)  # 4 GiB
     line = import_fails(capsys, source, tmp_path / "taken")
-    assert "need far more memory than the file is large" in line
+    assert "need far more memory than the size of the file" in line
 
 
 def test_damaged_files(tmp_path, capsys):
@@ -272,10 +272,10 @@ def test_damaged_files(tmp_path, capsys):
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, good)
     cut = tmp_path / "cut.pth"
     cut.write_bytes(good.read_bytes()[:-300])
-    assert "damaged or no PyTorch file" in import_fails(capsys, cut, tmp_path / "taken")
+    assert "damaged or not a PyTorch file" in import_fails(capsys, cut, tmp_path / "taken")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(good.read_bytes())
-    assert "damaged or no safetensors file" in import_fails(capsys, cut, tmp_path / "taken")
+    assert "damaged or is not a safetensors file" in import_fails(capsys, cut, tmp_path / "taken")
 
 
 def test_reasons_are_one_line():
@@ -287,7 +287,7 @@ def test_reasons_are_one_line():
     ):
         with pytest.raises(unpickle.Refused, match=words):
             unpickle.find_state(loaded)
-    with pytest.raises(unpickle.Refused, match="no plain dense tensor"):
+    with pytest.raises(unpickle.Refused, match="is not a plain dense tensor"):
         unpickle.plain_tensors({"a": torch.zeros(2, 2).to_sparse()})
 
 
@@ -346,11 +346,11 @@ def test_files_and_folders_that_cannot_be(tmp_path, capsys):
 
     out = tmp_path / "taken"
     assert "none.pth does not exist" in fails(tmp_path / "none.pth", f"out={out}")
-    assert "is no file" in fails(tmp_path, f"out={out}")
+    assert "is not a file" in fails(tmp_path, f"out={out}")
     own = tmp_path / "own.safetensors"
     run = write_run(tmp_path / "run", stem=Stem.small, width=4, head=Head.linear)
     export(run, ExportConfig(out=own))
-    assert "is of fastmoco already: give it as RUN" in fails(own, f"out={out}")
+    assert "was exported by fastmoco; use it as RUN" in fails(own, f"out={out}")
     assert "out is not set" in fails(own)
     assert "exists; give a new or an empty folder" in fails(own, f"out={run}")
     weights = tmp_path / "weights.safetensors"
