@@ -14,11 +14,8 @@ from fastmoco.data.dataset import Dataset
 from fastmoco.data.sources.labels import split_table_name
 from fastmoco.data.sources.tables import read_table
 from fastmoco.draws.host import draw_keys
-from fastmoco.draws.streams import INT64
+from fastmoco.draws.streams import INT64, Stream
 from fastmoco.errors import UsageError
-
-# In place of the epoch in a draw's key, far from any epoch: which stream of draws.
-_PART, _HOLDOUT, _NOISE, _NOISY_CLASS = (2**30 + number for number in range(4))
 
 
 @dataclass(slots=True)
@@ -75,7 +72,7 @@ def stratified_part(labels: INT64, share: float, seed: int) -> INT64:
     Returns:
         Ids in ascending order, int64.
     """
-    return np.sort(_first_of_classes(labels, share, seed, _PART))
+    return np.sort(_first_of_classes(labels, share, seed, Stream.LABELED_PART))
 
 
 def hold_out(labels: INT64, share: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -87,11 +84,13 @@ def hold_out(labels: INT64, share: float, seed: int) -> npt.NDArray[np.bool_]:
         ``(n,)`` bool.
     """
     held = np.zeros(len(labels), bool)
-    held[_first_of_classes(labels, share, seed, _HOLDOUT, spare=1)] = True
+    held[_first_of_classes(labels, share, seed, Stream.HELD_OUT, spare=1)] = True
     return held
 
 
-def _first_of_classes(labels: INT64, share: float, seed: int, stream: int, spare: int = 0) -> INT64:
+def _first_of_classes(
+    labels: INT64, share: float, seed: int, stream: Stream, spare: int = 0
+) -> INT64:
     """Of every class the images whose hash is least; at most all but `spare`, at least one."""
     order = np.argsort(_hashes(len(labels), seed, stream), kind="stable")
     order = order[np.argsort(labels[order], kind="stable")]
@@ -113,16 +112,17 @@ def symmetric_noise(labels: INT64, rate: float, num_classes: int, seed: int) -> 
     Returns:
         ``(n,)`` int64.
     """
-    wrong = _uniforms(len(labels), seed, _NOISE) < rate
-    step = 1 + (_uniforms(len(labels), seed, _NOISY_CLASS) * (num_classes - 1)).astype(np.int64)
+    wrong = _uniforms(len(labels), seed, Stream.WRONG_LABEL) < rate
+    chosen = _uniforms(len(labels), seed, Stream.WRONG_CLASS)
+    step = 1 + (chosen * (num_classes - 1)).astype(np.int64)
     return np.where(wrong, (labels + step) % num_classes, labels)
 
 
-def _hashes(count: int, seed: int, stream: int) -> npt.NDArray[np.uint64]:
-    return draw_keys(seed, stream, np.arange(count)).view(np.uint64)
+def _hashes(count: int, seed: int, stream: Stream) -> npt.NDArray[np.uint64]:
+    return draw_keys(seed, int(stream), np.arange(count)).view(np.uint64)
 
 
-def _uniforms(count: int, seed: int, stream: int) -> npt.NDArray[np.float64]:
+def _uniforms(count: int, seed: int, stream: Stream) -> npt.NDArray[np.float64]:
     """In [0, 1), of 53 bits."""
     return (_hashes(count, seed, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

@@ -1,1 +1,1 @@
-"""Encoders handed on to other libraries, and taken in from them."""
+"""Export of encoders to other libraries, and import of their weights."""

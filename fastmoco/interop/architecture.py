@@ -1,8 +1,8 @@
-"""Which of our encoders a backbone's tensors are, by their shapes.
+"""Recognition of the encoder that a backbone's tensors belong to, by their shapes.
 
-Each candidate is built on the meta device, where no number is computed; the one whose names and
-shapes are those of the file is taken. Strides and borders leave no trace in shapes: the options
-`stem` and `layout` decide them.
+Each candidate is built on the meta device, where nothing is computed; the one with the file's names
+and shapes is taken. Strides and padding do not show in shapes: the options `stem` and `layout`
+decide them.
 """
 
 from collections.abc import Mapping
@@ -20,27 +20,27 @@ from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 3
-"""Differences that an error names."""
+"""Maximum number of differences in an error message."""
 
 
 def find_architecture(parts: Parts, *, encoder: str = "", stem: Stem | None = None) -> ModelConfig:
     """The configuration whose backbone has exactly these tensors.
 
     Args:
-        parts: Of a weights file.
-        encoder: Only this one; empty: any.
-        stem: First layers; None: by the first convolution's kernel and the layout.
+        parts: Tensors of a weights file.
+        encoder: Architecture to compare with; empty compares with all.
+        stem: First layers; None derives them from the first convolution's kernel and the layout.
 
     Raises:
-        UsageError: If none fits, with what differs from the nearest one.
+        UsageError: If no architecture fits; the message lists differences from the nearest one.
     """
     found = shapes_of(parts.backbone)
     first = found.get("conv1.weight", ())
     if len(first) != 4:
+        near = sorted(found, key=lambda name: not name.startswith("conv1"))[:SHOWN]
         raise UsageError(
-            "the backbone has no convolution conv1.weight (but "
-            f"{', '.join(sorted(found, key=_far_from_conv1)[:SHOWN])}); "
-            "only plain ResNets are taken in"
+            f"the backbone has no convolution conv1.weight (but {', '.join(near)}); "
+            "only plain ResNets can be imported"
         )
     stem = stem or _stem(first[2], parts.layout)
     differences = {}
@@ -54,17 +54,13 @@ def find_architecture(parts: Parts, *, encoder: str = "", stem: Stem | None = No
     lines = differences[nearest]
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     raise UsageError(
-        f"no encoder has these tensors; {nearest} with {stem.value} stem and width {first[0]} "
-        f"differs in {'; '.join(lines[:SHOWN])}{more}"
+        f"no encoder has these tensors; the nearest, {nearest} with {stem.value} stem and width "
+        f"{first[0]}, differs in {'; '.join(lines[:SHOWN])}{more}"
     )
 
 
-def _far_from_conv1(name: str) -> bool:
-    return not name.startswith("conv1")
-
-
 def find_head(parts: Parts, model: ModelConfig) -> MocoConfig | None:
-    """Options that build the projection head, None where it is none of ours."""
+    """Options that build the projection head; None if fastmoco has no such head."""
     found = shapes_of(parts.head)
     for head, output in ((Head.linear, "weight"), (Head.mlp, "2.weight")):
         if len(found.get(output, ())) == 2:
@@ -78,7 +74,7 @@ def find_head(parts: Parts, model: ModelConfig) -> MocoConfig | None:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Shape of each tensor; counters of batch norm, which old files lack, are left out."""
+    """Shape of each tensor, without batch norm's counters, which old files lack."""
     return {
         name: tuple(tensor.shape)
         for name, tensor in tensors.items()
@@ -93,13 +89,13 @@ def _stem(kernel: int, layout: WeightsLayout) -> Stem:
 
 
 def _meta_encoder(model: ModelConfig, moco: MocoConfig | None = None) -> Encoder:
-    """The encoder without numbers."""
+    """Build the encoder on the meta device."""
     with torch.device("meta"):
         return build_query_encoder(model, moco or MocoConfig())
 
 
 def _differences(expected: Shapes, found: Shapes) -> list[str]:
-    """Tensors of other shapes, or on one side only: name, what is expected, what is there."""
+    """Tensors whose shapes differ or that only one side has, one line each."""
     return [
         f"{name}: {expected.get(name, 'absent')} expected, {found.get(name, 'absent')} found"
         for name in [*expected, *(found.keys() - expected.keys())]

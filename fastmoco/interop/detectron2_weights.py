@@ -1,21 +1,18 @@
-"""The backbone under detectron2's names, in a file that it takes as ``MODEL.WEIGHTS``.
+"""The backbone under detectron2's names, in a file for its ``MODEL.WEIGHTS``.
 
-detectron2 reads a .pth file by `torch.load`: a dict of plain tensors suffices, so nothing is
-pickled but them. (Its .pkl files of NumPy arrays, which the official MoCo conversion writes, need a
-pickle of whatever NumPy version wrote them.)
+detectron2 reads a .pth file by `torch.load`, for which a dict of plain tensors suffices. (The
+official MoCo conversion writes a .pkl file of NumPy arrays, whose pickle depends on the NumPy
+version that wrote it.)
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from fastmoco.errors import UsageError
-from fastmoco.interop.loaded_encoder import Subject, refuse_head
+from fastmoco.interop.loaded_encoder import LoadedEncoder
 from fastmoco.interop.settings import ExportConfig
 from fastmoco.interop.state_dicts import backbone_state, library_model, torch_bytes, write_bytes
 
-# DEPTH and what else detectron2's configuration needs to build each backbone.
+# DEPTH, and the other settings that detectron2 needs to build each backbone.
 _ARCHITECTURES = {
     "resnet18": (18, ["MODEL.RESNETS.RES2_OUT_CHANNELS 64"]),
     "resnet34": (34, ["MODEL.RESNETS.RES2_OUT_CHANNELS 64"]),
@@ -29,26 +26,30 @@ _ARCHITECTURES = {
 }
 
 
-def write_detectron2(out: Path, subject: Subject, cfg: ExportConfig) -> str:
-    """Write what detectron2's ``DetectionCheckpointer`` loads.
+def write_detectron2(out: Path, loaded: LoadedEncoder, cfg: ExportConfig) -> str:
+    """Write a file for detectron2's ``DetectionCheckpointer``.
 
     Returns:
-        The settings that go with the weights, a ``KEY VALUE`` a line.
+        The detectron2 settings for these weights, one ``KEY VALUE`` per line.
 
     Raises:
         UsageError: If detectron2 has no such backbone, or the file's ending is another.
     """
-    refuse_head(cfg.part, "detectron2")
-    name = library_model(subject, "detectron2")
+    name = library_model(loaded, cfg)
     if out.suffix != ".pth":
-        raise UsageError(f"out={out} must end in .pth: detectron2 reads other endings otherwise")
+        raise UsageError(f"out={out} must end in .pth; detectron2 reads other endings differently")
+    state = {
+        detectron2_name(name): tensor
+        for name, tensor in backbone_state(loaded).items()
+        if not name.endswith("num_batches_tracked")  # detectron2's frozen batch norm has no counter
+    }
     record = {
-        "model": detectron2_state(backbone_state(subject)),
+        "model": state,
         "__author__": "fastmoco",
-        "matching_heuristics": True,  # it finds `backbone.bottom_up.` and the like by itself
+        "matching_heuristics": True,  # detectron2 adds prefixes such as `backbone.bottom_up.`
     }
     write_bytes(out, torch_bytes(record))
-    return _settings(out, subject, name)
+    return _settings(out, loaded, name)
 
 
 def detectron2_name(name: str) -> str:
@@ -58,31 +59,22 @@ def detectron2_name(name: str) -> str:
     its convolution, and the shortcut is one module.
     """
     *path, leaf = name.split(".")
-    place = ["stem"]
+    parent = ["stem"]
     if path[0].startswith("layer"):
-        place, path = [f"res{int(path[0].removeprefix('layer')) + 1}", path[1]], path[2:]
+        parent, path = [f"res{int(path[0].removeprefix('layer')) + 1}", path[1]], path[2:]
     if path[0] == "downsample":
         path = ["shortcut"] if path[1] == "0" else ["shortcut", "norm"]
     elif path[0].startswith("bn"):
         path = [f"conv{path[0].removeprefix('bn')}", "norm"]
-    return ".".join([*place, *path, leaf])
+    return ".".join([*parent, *path, leaf])
 
 
-def detectron2_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A ResNet's tensors under detectron2's names; its frozen batch norm has no counter."""
-    return {
-        detectron2_name(name): tensor
-        for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
-    }
-
-
-def _settings(out: Path, subject: Subject, name: str) -> str:
-    """RGB in 0..255, and the stride in the 3 x 3 convolution, unlike detectron2's defaults."""
+def _settings(out: Path, loaded: LoadedEncoder, name: str) -> str:
+    """Settings for RGB in 0..255 and strides in the 3 x 3 convolutions, unlike the defaults."""
     depth, extras = _ARCHITECTURES[name]
     mean, std = (
         [round(255 * value, 3) for value in buffer.tolist()]
-        for buffer in (subject.encoder.mean, subject.encoder.std)
+        for buffer in (loaded.encoder.mean, loaded.encoder.std)
     )
     lines = [
         f"MODEL.WEIGHTS {out}",

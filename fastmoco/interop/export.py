@@ -1,4 +1,4 @@
-"""`fastmoco export`: a run's encoder in the form of another library."""
+"""`fastmoco export`: write a run's encoder in the format of another library."""
 
 import importlib
 from dataclasses import asdict, dataclass
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco.errors import UsageError
-from fastmoco.interop.loaded_encoder import Subject, load_subject
+from fastmoco.interop.loaded_encoder import load_for_export
 from fastmoco.interop.settings import ExportConfig, Part, Target
 
-# Imported when chosen: ``write(out, subject, cfg) -> how to load it``.
+# Imported when used: ``write(out, loaded, cfg)`` writes the file and returns code that loads it.
 WRITERS = {
-    Target.torchvision: ("fastmoco.interop.state_dicts", "write_torchvision"),
-    Target.timm: ("fastmoco.interop.state_dicts", "write_timm"),
+    Target.torchvision: ("fastmoco.interop.state_dicts", "write_state_dict"),
+    Target.timm: ("fastmoco.interop.state_dicts", "write_state_dict"),
     Target.huggingface: ("fastmoco.interop.huggingface_folder", "write_huggingface"),
     Target.detectron2: ("fastmoco.interop.detectron2_weights", "write_detectron2"),
     Target.onnx: ("fastmoco.interop.onnx_graph", "write_onnx"),
@@ -22,7 +22,7 @@ WRITERS = {
 
 @dataclass(slots=True)
 class ExportSummary:
-    """What was written."""
+    """The exported encoder, and how to load it."""
 
     out: str
     to: str
@@ -31,11 +31,11 @@ class ExportSummary:
     step: int
     feature_dim: int
     image_size: int
-    """Side of the crops that evaluation gave it, pixels."""
+    """Side of evaluation crops, pixels."""
     channel_mean: list[float]
     channel_std: list[float]
     loading: str
-    """How to load it."""
+    """Python code that loads it, or settings of the other library."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -54,14 +54,14 @@ class ExportSummary:
 
 
 def export(run: Path, cfg: ExportConfig) -> ExportSummary:
-    """Write an encoder for another library, whole or not at all.
+    """Write an encoder for another library, atomically.
 
     Args:
         run: A run folder, a checkpoint, an imported folder, or an exported safetensors file.
         cfg: From `load_config`.
 
     Raises:
-        UsageError: If the target cannot hold this encoder, or an option does not fit.
+        UsageError: If the target cannot hold this encoder, or an option is missing or invalid.
         CheckpointError: If there is no checkpoint, or it is damaged.
         OSError: If the file cannot be written.
     """
@@ -69,24 +69,20 @@ def export(run: Path, cfg: ExportConfig) -> ExportSummary:
         raise UsageError("out is not set; add out=FILE (a folder for to=huggingface)")
     if cfg.out.is_dir() and cfg.to is not Target.huggingface:
         raise UsageError(f"out={cfg.out} is a folder; give a file for to={cfg.to.value}")
-    subject = load_subject(run)
-    _check_head(subject, cfg)
+    loaded = load_for_export(run)
+    if cfg.part is Part.encoder and not loaded.has_head:
+        raise UsageError(f"{loaded.run} has no projection head; set part=backbone")
     module, function = WRITERS[cfg.to]
-    loading = getattr(importlib.import_module(module), function)(cfg.out, subject, cfg)
+    loading = getattr(importlib.import_module(module), function)(cfg.out, loaded, cfg)
     return ExportSummary(
         out=str(cfg.out),
         to=cfg.to.value,
         part=cfg.part.value,
-        encoder=subject.architecture,
-        step=subject.step,
-        feature_dim=subject.encoder.backbone.feature_dim,
-        image_size=subject.encoder.eval_size,
-        channel_mean=subject.encoder.mean.tolist(),
-        channel_std=subject.encoder.std.tolist(),
+        encoder=loaded.architecture,
+        step=loaded.step,
+        feature_dim=loaded.encoder.backbone.feature_dim,
+        image_size=loaded.encoder.eval_size,
+        channel_mean=loaded.encoder.mean.tolist(),
+        channel_std=loaded.encoder.std.tolist(),
         loading=loading,
     )
-
-
-def _check_head(subject: Subject, cfg: ExportConfig) -> None:
-    if cfg.part is Part.encoder and not subject.has_head:
-        raise UsageError(f"{subject.run} has no projection head; set part=backbone")

@@ -1,4 +1,4 @@
-"""`fastmoco import`: weights of others as a folder that every command takes as RUN."""
+"""`fastmoco import`: convert weights of other projects to a folder that commands take as RUN."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from fastmoco.train.settings import TrainConfig
 
 @dataclass(slots=True)
 class ImportSummary:
-    """What was taken in, and what was left out."""
+    """The imported encoder, and the tensors that were left out."""
 
     out: str
     layout: str
@@ -31,15 +31,15 @@ class ImportSummary:
     stem: str
     width: int
     head: str | None
-    """Kind of the projection head; None where there is none that fits."""
+    """Kind of the projection head; None if there is none that fastmoco can build."""
     dim: int | None
-    """Length of its output."""
+    """Length of the head's output."""
     image_size: int
     center_crop: float
     channel_mean: list[float]
     channel_std: list[float]
     left_out: dict[str, int]
-    """Number of tensors that were not taken, by the first part of their names."""
+    """Number of tensors that were not imported, by the first part of their names."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -56,14 +56,12 @@ class ImportSummary:
             f"{name} ({count} tensor{'s' if count > 1 else ''})"
             for name, count in self.left_out.items()
         )
-        return "\n".join(
-            [
-                f"{self.out}: {self.encoder}, {self.stem} stem, width {self.width}, {head}; "
-                f"names as of {self.layout}",
-                f"images of {self.image_size} pixels (center crop {self.center_crop:g}), "
-                f"mean {mean}, std {std}",
-                f"left out: {left or 'nothing'}",
-            ]
+        return (
+            f"{self.out}: {self.encoder}, {self.stem} stem, width {self.width}, {head}; "
+            f"tensor names of {self.layout}\n"
+            f"images of {self.image_size} pixels (center crop {self.center_crop:g}), "
+            f"mean {mean}, std {std}\n"
+            f"left out: {left or 'nothing'}"
         )
 
 
@@ -75,14 +73,15 @@ def import_weights(path: Path, cfg: ImportConfig) -> ImportSummary:
         cfg: From `load_config`.
 
     Raises:
-        UsageError: If the file is damaged, runs code, fits no encoder, or an option does not fit.
-        FileNotFoundError: If there is none.
+        UsageError: If the file is damaged, would run code or fits no encoder, or if an option is
+            missing or invalid.
+        FileNotFoundError: If the file does not exist.
         OSError: If the folder cannot be written.
     """
     out = _checked_out(cfg)
     parts = take_apart(read_weights(path), cfg.layout)
     if not parts.backbone:
-        raise UsageError(f"{path}: holds no backbone")
+        raise UsageError(f"{path} holds no backbone; set another layout")
     try:
         config, has_head = _configuration(parts, cfg)
     except UsageError as error:
@@ -113,14 +112,14 @@ def _checked_out(cfg: ImportConfig) -> Path:
         raise UsageError(f"out={cfg.out} exists; give a new or an empty folder")
     for name, values in (("mean", cfg.mean), ("std", cfg.std)):
         if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-            raise UsageError(f"{name}={values} is not three numbers in 0..1, for R, G and B")
+            raise UsageError(f"{name} must be three numbers in [0, 1] (R, G, B), got {values}")
     if not all(cfg.std):
-        raise UsageError(f"std={cfg.std} would divide by zero")
+        raise UsageError(f"std must be above 0 in every channel, got {cfg.std}")
     return cfg.out
 
 
 def _configuration(parts: Parts, cfg: ImportConfig) -> tuple[TrainConfig, bool]:
-    """A run's configuration that builds this encoder, and whether its head is in the file."""
+    """A configuration that builds this encoder, and whether the file has a head that fits."""
     model = find_architecture(parts, encoder=cfg.encoder, stem=cfg.stem)
     moco = find_head(parts, model) if parts.head else None
     large = model.stem is Stem.imagenet
@@ -133,7 +132,7 @@ def _configuration(parts: Parts, cfg: ImportConfig) -> tuple[TrainConfig, bool]:
 
 
 def _encoder_tensors(config: TrainConfig, parts: Parts, has_head: bool) -> dict[str, Tensor]:
-    """All tensors of our encoder, float32; counters that the file lacks are 0."""
+    """All tensors of our encoder, in its dtypes; counters missing in the file are 0."""
     with torch.device("meta"):
         expected = build_query_encoder(config.model, config.moco)
     given = with_prefix("backbone", parts.backbone)
@@ -143,10 +142,8 @@ def _encoder_tensors(config: TrainConfig, parts: Parts, has_head: bool) -> dict[
     for name, tensor in expected.state_dict().items():
         if name.startswith("head.") and not has_head:
             continue
-        value = given.get(name)
-        if value is None:  # num_batches_tracked: names and shapes of all others were compared
-            value = torch.zeros(())
-        tensors[name] = value.to(tensor.dtype)
+        # Only num_batches_tracked may be missing: all other names and shapes were compared.
+        tensors[name] = given.get(name, torch.zeros(())).to(tensor.dtype)
     return tensors
 
 

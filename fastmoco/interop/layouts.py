@@ -1,7 +1,7 @@
-"""Whose names a state dict uses, and ours for the same tensors.
+"""Layouts of state dicts of other projects, and our names for their tensors.
 
-Ours are torchvision's for the backbone (``conv1``, ``bn1``, ``layer1.0.conv1``, ...); a linear head
-is ``weight`` and ``bias``, an MLP head ``0.*`` and ``2.*``.
+Our backbone has torchvision's names (``conv1``, ``bn1``, ``layer1.0.conv1``, ...). A linear head
+has ``weight`` and ``bias``, an MLP head ``0.*`` and ``2.*``.
 """
 
 import re
@@ -14,38 +14,30 @@ from torch import Tensor
 from fastmoco.errors import UsageError
 from fastmoco.interop.settings import WeightsLayout
 
-# Wrappers' prefixes that all names of a file may share.
+# Prefixes that wrappers add to all names of a file.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
+_CLASSIFIERS = ("fc", "linear", "classifier", "head")
 _STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
 
 @dataclass(slots=True)
 class Parts:
-    """A state dict taken apart, under our names."""
+    """Tensors of a state dict by part, under our names."""
 
     layout: WeightsLayout
     backbone: dict[str, Tensor]
     head: dict[str, Tensor]
     left_out: dict[str, int] = field(default_factory=dict)
-    """Number of tensors by the first part of their names."""
+    """Number of skipped tensors by the first part of their names."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Prefixes of one layout."""
-
-    backbones: tuple[str, ...]
-    """The first that is there counts."""
-    head: str
-    """Of the projection head, from the start of the name."""
-
-
-_NAMES = {
-    WeightsLayout.moco: _Names(("encoder_q.",), "encoder_q.fc."),
-    WeightsLayout.moco_v3: _Names(("base_encoder.",), "base_encoder.fc."),
-    WeightsLayout.solo_learn: _Names(("backbone.", "encoder."), "projector."),
-    WeightsLayout.lightly: _Names(("backbone.",), "projection_head.layers."),
-    WeightsLayout.torchvision: _Names(("",), "-"),  # its fc is a classifier
+# Prefixes of the backbone, of which the first that occurs is used, and of the projection head.
+_PREFIXES = {
+    WeightsLayout.moco: (("encoder_q.",), "encoder_q.fc."),
+    WeightsLayout.moco_v3: (("base_encoder.",), "base_encoder.fc."),
+    WeightsLayout.solo_learn: (("backbone.", "encoder."), "projector."),
+    WeightsLayout.lightly: (("backbone.",), "projection_head.layers."),
+    WeightsLayout.torchvision: (("",), "-"),  # its fc is a classifier
 }
 
 
@@ -53,40 +45,40 @@ def take_apart(tensors: Mapping[str, Tensor], layout: WeightsLayout = WeightsLay
     """Find backbone and head in a state dict, and give them our names.
 
     Args:
-        tensors: As a file holds them.
-        layout: Whose names they are, or ``auto``.
+        tensors: Tensors of a file, under the names of its project.
+        layout: The project, or ``auto`` to recognize it.
 
     Raises:
-        UsageError: If the layout is unknown, or the file has nothing of it.
+        UsageError: If the layout is unknown, or the file has no backbone in this layout.
     """
     tensors = _unwrapped(tensors)
     if layout is WeightsLayout.auto:
         layout = recognize(tensors)
-    names = _NAMES[layout]
-    prefix = next((p for p in names.backbones if any(n.startswith(p) for n in tensors)), None)
+    backbones, head = _PREFIXES[layout]
+    prefix = next((p for p in backbones if any(n.startswith(p) for n in tensors)), None)
     if prefix is None:
         raise UsageError(
-            f"layout={layout.value} expects names under {names.backbones[0]}, this file has "
-            f"{_examples(tensors)}; set layout=auto or another one"
+            f"layout={layout.value} expects names under {backbones[0]}, but this file has "
+            f"{_examples(tensors)}; set layout=auto or another layout"
         )
     parts = Parts(layout, {}, {})
     for name, tensor in tensors.items():
-        if name.startswith(names.head):
-            parts.head[name.removeprefix(names.head)] = tensor
-        elif name.startswith(prefix) and not _is_classifier(name.removeprefix(prefix)):
+        if name.startswith(head):
+            parts.head[name.removeprefix(head)] = tensor
+        elif name.startswith(prefix) and _first(name.removeprefix(prefix)) not in _CLASSIFIERS:
             parts.backbone[name.removeprefix(prefix)] = tensor
         else:
-            first = name.split(".")[0]
+            first = _first(name)
             parts.left_out[first] = parts.left_out.get(first, 0) + 1
     parts.backbone = _our_names(parts.backbone)
     return parts
 
 
 def recognize(tensors: Iterable[str]) -> WeightsLayout:
-    """Whose names these are.
+    """The layout that these tensor names belong to.
 
     Raises:
-        UsageError: If they are nobody's that we know.
+        UsageError: If they belong to no known layout.
     """
     names = list(tensors)
 
@@ -105,30 +97,30 @@ def recognize(tensors: Iterable[str]) -> WeightsLayout:
         return WeightsLayout.torchvision
     known = ", ".join(item for item in WeightsLayout if item is not WeightsLayout.auto)
     raise UsageError(
-        f"the tensor names of this file ({_examples(names)}) are of no known layout; known, each "
-        f"of a ResNet: {known}"
+        f"the tensor names of this file ({_examples(names)}) are of no known layout; known layouts "
+        f"of ResNets: {known}"
     )
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without prefixes that all names share: of data parallelism, compilation, a wrapper."""
+    """Remove prefixes that all names share: of data parallelism, compilation or a wrapper."""
     plain = dict(tensors)
     while prefix := next((p for p in _WRAPPERS if all(n.startswith(p) for n in plain)), None):
         plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
     return plain
 
 
-def _is_classifier(name: str) -> bool:
-    return name.split(".")[0] in ("fc", "linear", "classifier", "head")
+def _first(name: str) -> str:
+    return name.split(".")[0]
 
 
 def _our_names(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Replace what is lightly's own: numbered children, ``shortcut``, split statistics.
+    """Replace names that only lightly uses: numbered children, ``shortcut``, split statistics.
 
-    A `Sequential` of a ResNet's children numbers its ReLU and pool too, or not: only the order of
-    those that hold tensors tells.
+    A `Sequential` of a ResNet's children may or may not number ReLU and pool, so only the order of
+    the children that hold tensors counts.
     """
-    numbers = sorted({int(n.split(".")[0]) for n in backbone if n.split(".")[0].isdigit()})
+    numbers = sorted({int(_first(name)) for name in backbone if _first(name).isdigit()})
     stages = {str(number): stage for number, stage in zip(numbers, _STAGES, strict=False)}
     renamed = {}
     for name, tensor in backbone.items():
@@ -138,7 +130,7 @@ def _our_names(backbone: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _whole_statistics(name: str, tensor: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """Running statistics of a split batch norm: the mean over its groups, as in evaluation."""
+    """Average the running statistics of a split batch norm over its groups, as in evaluation."""
     path, _, leaf = name.rpartition(".")
     weight = state.get(f"{path}.weight")
     if leaf not in ("running_mean", "running_var") or weight is None:

@@ -1,9 +1,9 @@
-"""The README of an exported folder, filled from what the checkpoint knows."""
+"""The README of an exported folder, filled in from the checkpoint's facts."""
 
 from pathlib import Path
 from typing import Any
 
-from fastmoco.interop.loaded_encoder import Subject
+from fastmoco.interop.loaded_encoder import LoadedEncoder
 from fastmoco.moco.settings import MocoConfig
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.version import __version__
@@ -33,7 +33,7 @@ features = model(images)  # (N, 3, {size}, {size}), normalized -> (N, {dim})
 
 ## Input
 
-RGB, resized, the central {size} x {size} pixels cut (crop share {crop:g}), scaled to 0..1, then
+RGB, resized, center crop of {size} x {size} pixels (crop fraction {crop:g}), scaled to 0..1, then
 normalized: mean {mean}, standard deviation {std}.
 
 ## Training
@@ -50,23 +50,23 @@ normalized: mean {mean}, standard deviation {std}.
 """
 
 
-def model_card(subject: Subject, timm_name: str, license_name: str) -> str:
+def model_card(loaded: LoadedEncoder, timm_name: str, license_name: str) -> str:
     """The card as Markdown, with the Hub's front matter.
 
     Args:
-        subject: The encoder and its facts.
+        loaded: The encoder and its facts.
         timm_name: Name of the model in timm.
-        license_name: Of the weights; empty leaves a place to fill in.
+        license_name: License of the weights; empty leaves a line to fill in.
     """
-    encoder = subject.encoder
-    imported = subject.imported
+    encoder = loaded.encoder
+    imported = loaded.imported
     mean, std = (
         ", ".join(f"{value:.4g}" for value in buffer.tolist())
         for buffer in (encoder.mean, encoder.std)
     )
     return _CARD.format(
         license_tag=license_name or "other",
-        title=subject.run.stem if imported else subject.config.name,
+        title=loaded.run.stem if imported else loaded.config.name,
         architecture=timm_name,
         dim=encoder.backbone.feature_dim,
         origin=_origin(imported),
@@ -74,21 +74,21 @@ def model_card(subject: Subject, timm_name: str, license_name: str) -> str:
         crop=encoder.center_crop,
         mean=mean,
         std=std,
-        training=_imported_text(imported) if imported else _training_table(subject),
-        evaluation=_evaluation(subject),
+        training=_imported_text(imported) if imported else _training_table(loaded),
+        evaluation=_evaluation(loaded),
         license_text=f"{license_name}." if license_name else _LICENSE_PLACE,
     )
 
 
 _LICENSE_PLACE = (
     "TODO: state under which license these weights are published, and what the license of the "
-    "training images asks for."
+    "training images requires."
 )
 
 
 def _origin(imported: dict[str, Any] | None) -> str:
     if imported:
-        return f"taken in from `{imported['file']}` by fastmoco {__version__}."
+        return f"imported from `{imported['file']}` by fastmoco {__version__}."
     return (
         "pretrained without labels by Momentum Contrast "
         f"([MoCo](https://arxiv.org/abs/1911.05722)) with fastmoco {__version__}."
@@ -97,20 +97,20 @@ def _origin(imported: dict[str, Any] | None) -> str:
 
 def _imported_text(imported: dict[str, Any]) -> str:
     return (
-        f"Not by fastmoco: weights of `{imported['file']}` (SHA-256 `{imported['sha256']}`, names "
-        f"as of {imported['layout']}). TODO: say how they were trained."
+        f"Not by fastmoco: weights of `{imported['file']}` (SHA-256 `{imported['sha256']}`, tensor "
+        f"names of {imported['layout']}). TODO: describe how they were trained."
     )
 
 
-def _training_table(subject: Subject) -> str:
-    cfg, facts = subject.config, subject.facts
+def _training_table(loaded: LoadedEncoder) -> str:
+    cfg, facts = loaded.config, loaded.facts
     moco, optimizer = cfg.moco, cfg.optimizer
     data = cfg.data.train.name if cfg.data.train else "unknown"
     rows = {
         "images": f"`{data}`, fingerprint `{facts['dataset_fingerprint'][:16]}`",
-        "length": f"{subject.step:,} steps of {cfg.global_batch_size} images "
+        "length": f"{loaded.step:,} steps of {cfg.global_batch_size} images "
         f"(of {cfg.train.epochs} epochs)",
-        "views": f"{cfg.pipeline.view_size} pixels; {_policy_text(subject)}",
+        "views": f"{cfg.pipeline.view_size} pixels; {_policy_text(loaded)}",
         "MoCo": f"K = {moco.queue_size}, m = {moco.momentum:g}{_final_momentum(moco)}, "
         f"T = {moco.temperature:g}, {moco.head.value} head of {moco.dim}, "
         f"{'' if moco.symmetric else 'a'}symmetric loss",
@@ -127,8 +127,8 @@ def _final_momentum(moco: MocoConfig) -> str:
     return "" if moco.final_momentum is None else f" to {moco.final_momentum:g}"
 
 
-def _policy_text(subject: Subject) -> str:
-    policy = subject.config.policy
+def _policy_text(loaded: LoadedEncoder) -> str:
+    policy = loaded.config.policy
     low, high = policy.crop_scale
     words = [f"crops of {low:g} to {high:g} of the area"]
     for name, value in (
@@ -142,19 +142,19 @@ def _policy_text(subject: Subject) -> str:
     return ", ".join(words)
 
 
-def _evaluation(subject: Subject) -> str:
-    """The last measurement of the kNN monitor, with its protocol, or what to run."""
-    run: Path = subject.path.parent.parent
+def _evaluation(loaded: LoadedEncoder) -> str:
+    """The last measurement of the kNN monitor with its protocol, or which commands to run."""
+    run: Path = loaded.path.parent.parent
     metrics = run / "metrics.jsonl"
-    rows = read_metrics(metrics) if metrics.exists() and not subject.imported else []
-    measured = [r for r in rows if r.get("knn_top1") is not None and r["step"] <= subject.step]
+    rows = read_metrics(metrics) if metrics.exists() and not loaded.imported else []
+    measured = [r for r in rows if r.get("knn_top1") is not None and r["step"] <= loaded.step]
     if not measured:
         return (
-            "TODO: not measured yet. `fastmoco knn` and `fastmoco linear` do it; state k, "
+            "TODO: not measured yet. Run `fastmoco knn` and `fastmoco linear`; state k, "
             "temperature, features and the data with each number."
         )
-    monitor = subject.config.monitor
-    test = subject.config.data.test
+    monitor = loaded.config.monitor
+    test = loaded.config.data.test
     return (
         f"Weighted kNN (k = {monitor.k}, T = {monitor.temperature:g}, {monitor.features.value} "
         f"features) on `{test.name if test else 'unknown'}` after {measured[-1]['step']:,} steps: "

@@ -1,8 +1,10 @@
 """The encoder as an ONNX graph with a dynamic batch, checked against onnxruntime.
 
-The graph's metadata (``metadata_props``) say what it takes: side, crop, mean and deviation.
+The graph's metadata (``metadata_props``) describe its input: image size, crop, mean and standard
+deviation.
 """
 
+import importlib
 import json
 import warnings
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmoco.errors import UsageError
-from fastmoco.interop.loaded_encoder import Subject
+from fastmoco.interop.loaded_encoder import LoadedEncoder
 from fastmoco.interop.settings import ExportConfig, Normalize, Part
 from fastmoco.interop.state_dicts import write_bytes
 from fastmoco.version import __version__
@@ -21,16 +23,16 @@ if TYPE_CHECKING:
     from fastmoco.evaluate.features import FrozenEncoder
 
 TOLERANCE = 1e-4
-"""Greatest difference to PyTorch, as a share of the largest feature; kernels round otherwise."""
+"""Largest difference from PyTorch that rounding explains, as a fraction of the largest feature."""
 
 
 class _Graph(nn.Module):
-    """What is exported: images in, vectors out."""
+    """Exported module, from images to vectors."""
 
     def __init__(self, encoder: "FrozenEncoder", part: Part, normalize: Normalize) -> None:
         super().__init__()
         self.inside = normalize is Normalize.inside
-        # The whole encoder normalizes by itself, its backbone does not.
+        # A FrozenEncoder normalizes its input, its backbone does not.
         self.body: nn.Module = encoder if self.inside else encoder.backbone
         self.head = encoder.head if part is Part.encoder else nn.Identity()
         self.eval()
@@ -40,30 +42,29 @@ class _Graph(nn.Module):
         return vectors
 
 
-def write_onnx(out: Path, subject: Subject, cfg: ExportConfig) -> str:
+def write_onnx(out: Path, loaded: LoadedEncoder, cfg: ExportConfig) -> str:
     """Write the graph, after comparing it with PyTorch on random images.
 
-    Input ``images``: ``(batch, 3, S, S)`` float32, RGB, in 0..1 or normalized by the caller.
-    Output ``features``: ``(batch, D)`` float32.
+    Its input ``images`` is ``(batch, 3, S, S)`` float32, RGB, in 0..1 or normalized by the caller.
+    Its output ``features`` is ``(batch, D)`` float32.
 
     Returns:
-        The line of Python that loads it, and how far it was from PyTorch.
+        Python code that loads it, and the difference from PyTorch.
 
     Raises:
-        UsageError: If the file's ending is another, there is no head to export, or ONNX's packages
-            are missing.
-        ValueError: If onnxruntime gives other features.
+        UsageError: If the file's ending is another, or ONNX's packages are missing.
+        ValueError: If the features of onnxruntime differ by more than `TOLERANCE`.
     """
     if out.suffix != ".onnx":
         raise UsageError(f"out={out} must end in .onnx")
-    graph = _Graph(subject.encoder, cfg.part, cfg.normalize)
-    size = subject.encoder.eval_size
-    content = _serialized(graph, size, _description(subject, cfg))
+    graph = _Graph(loaded.encoder, cfg.part, cfg.normalize)
+    size = loaded.encoder.eval_size
+    content = _serialized(graph, size, _description(loaded, cfg))
     difference = _difference(content, graph, size)
     if not difference <= TOLERANCE:
         raise ValueError(
-            f"onnxruntime differs from PyTorch by {difference:.2g} of the largest feature "
-            f"(at most {TOLERANCE:g} is rounding); nothing was written"
+            f"onnxruntime differs from PyTorch by {difference:.2g} of the largest feature, but "
+            f"rounding explains at most {TOLERANCE:g}; nothing was written"
         )
     write_bytes(out, content)
     takes = "RGB in 0..1" if graph.inside else "RGB, normalized"
@@ -74,16 +75,19 @@ def write_onnx(out: Path, subject: Subject, cfg: ExportConfig) -> str:
     )
 
 
-def _serialized(graph: nn.Module, size: int, description: dict[str, str]) -> bytes:
+def _package(name: str) -> Any:
     try:
-        import onnx
-        import onnxscript  # noqa: F401  (the exporter needs it)
+        return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
             f"to=onnx needs {error.name}; install it: pip install 'fastmoco[onnx]'"
         ) from error
+
+
+def _serialized(graph: nn.Module, size: int, description: dict[str, str]) -> bytes:
+    onnx, _ = _package("onnx"), _package("onnxscript")  # the exporter needs the second one
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own parts
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         program = torch.onnx.export(
             graph,
             (torch.rand(2, 3, size, size),),
@@ -100,11 +104,11 @@ def _serialized(graph: nn.Module, size: int, description: dict[str, str]) -> byt
     return content
 
 
-def _description(subject: Subject, cfg: ExportConfig) -> dict[str, str]:
-    encoder = subject.encoder
+def _description(loaded: LoadedEncoder, cfg: ExportConfig) -> dict[str, str]:
+    encoder = loaded.encoder
     return {
         "made_by": f"fastmoco {__version__}",
-        "encoder": subject.architecture,
+        "encoder": loaded.architecture,
         "part": cfg.part.value,
         "normalization": cfg.normalize.value,
         "channel_mean": json.dumps([round(value, 6) for value in encoder.mean.tolist()]),
@@ -116,14 +120,9 @@ def _description(subject: Subject, cfg: ExportConfig) -> dict[str, str]:
 
 @torch.no_grad()
 def _difference(content: bytes, graph: nn.Module, size: int) -> float:
-    """Largest difference over batches of 1 and 3, as a share of the largest feature."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UsageError(
-            "to=onnx is checked with onnxruntime; install it: pip install 'fastmoco[onnx]'"
-        ) from error
-    session: Any = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    """Largest difference over batches of 1 and 3 images, as a fraction of the largest feature."""
+    runtime = _package("onnxruntime")
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for count in (1, 3):

@@ -1,4 +1,4 @@
-"""What `fastmoco export`, `import`, `embed` and `neighbors` read; imports no torch."""
+"""Settings of `fastmoco export` and `import`; imports no torch."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,7 +9,7 @@ from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 
 
 class Target(StrEnum):
-    """For whom an encoder is exported."""
+    """Library or format that an encoder is exported for."""
 
     torchvision = "torchvision"
     """State dict of `torchvision.models`, without its classifier: .pth or .safetensors."""
@@ -22,11 +22,11 @@ class Target(StrEnum):
     onnx = "onnx"
     """ONNX graph with a dynamic batch, checked against onnxruntime: .onnx."""
     safetensors = "safetensors"
-    """fastmoco's own file: any encoder, with its normalization; every command takes it as RUN."""
+    """fastmoco's own file: any encoder with its normalization; every command takes it as RUN."""
 
 
 class Part(StrEnum):
-    """How much of the encoder is exported."""
+    """Part of the encoder that is exported."""
 
     backbone = "backbone"
     """Up to the global average pool."""
@@ -35,19 +35,19 @@ class Part(StrEnum):
 
 
 class Normalize(StrEnum):
-    """Where channel mean and deviation are applied."""
+    """Where images are normalized by channel mean and standard deviation."""
 
     inside = "inside"
-    """In the graph: it takes images in 0..1."""
+    """In the graph, which takes images in 0..1."""
     outside = "outside"
-    """By the caller."""
+    """By the caller, before the graph."""
 
 
 class WeightsLayout(StrEnum):
-    """Whose names a weights file uses."""
+    """Project whose tensor names a weights file uses."""
 
     auto = "auto"
-    """Recognized by its names."""
+    """Recognized by the tensor names."""
     moco = "moco"
     """Official MoCo v1 and v2: encoder_q.*, the head as fc."""
     moco_v3 = "moco_v3"
@@ -62,37 +62,37 @@ class WeightsLayout(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class ExportConfig:
-    """Everything that `fastmoco export` reads."""
+    """Settings of `fastmoco export`."""
 
     out: Path | None = None
-    """File to write, or the folder for huggingface."""
+    """File to write; a folder for to=huggingface."""
     to: Target = Target.safetensors
     """torchvision, timm, huggingface (folder), detectron2, onnx or safetensors (fastmoco's own)."""
     part: Part = Part.backbone
-    """backbone, or encoder: with the projection head (onnx and safetensors)."""
+    """backbone, or encoder (with the projection head; onnx and safetensors only)."""
     normalize: Normalize = Normalize.inside
     """onnx: inside (the graph takes images in 0..1) or outside (it takes normalized ones)."""
     license: str = ""
-    """huggingface: the license that the model card states; empty leaves a line to fill in."""
+    """huggingface: license stated in the model card; empty leaves a line to fill in."""
 
 
 @dataclass(kw_only=True, slots=True)
 class ImportConfig:
-    """Everything that `fastmoco import` reads."""
+    """Settings of `fastmoco import`."""
 
     out: Path | None = None
-    """Folder to make; every command then takes it as RUN."""
+    """Folder to write; every command then takes it as RUN."""
     layout: WeightsLayout = WeightsLayout.auto
     """auto, moco, moco_v3, solo_learn, lightly or torchvision (timm's names are the same)."""
     encoder: str = ""
-    """Architecture; empty = the one whose shapes fit."""
+    """Architecture; empty = the one that fits the shapes."""
     stem: Stem | None = None
-    """First layers; none = by the first convolution's kernel: 7 is imagenet, 3 is small."""
+    """First layers; none = by the kernel of the first convolution: 7 is imagenet, 3 is small."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
-    """Channel mean in 0..1 that the weights were trained with; ImageNet's unless given."""
+    """Channel mean in 0..1 that the weights were trained with (default: ImageNet's)."""
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
-    """Channel standard deviation in 0..1."""
+    """Channel standard deviation in 0..1 (default: ImageNet's)."""
     view_size: int = 0
-    """Side of the crops for evaluation, pixels; 0 = 224 for the imagenet stem, else 32."""
+    """Side of evaluation crops, pixels; 0 = 224 for the imagenet stem, else 32."""
     center_crop: float = 0.0
-    """Central share that evaluation looks at; 0 = 0.875 for the imagenet stem, else 1."""
+    """Fraction of the short side that evaluation crops; 0 = 0.875 for the imagenet stem, else 1."""

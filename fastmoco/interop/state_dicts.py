@@ -1,7 +1,7 @@
 """The backbone as a state dict of torchvision and of timm.
 
-Our ResNets have torchvision's names, and timm's are the same; a model of timm (``timm:NAME``) keeps
-its own. The classifier is left out.
+Our ResNets have torchvision's tensor names, which are also timm's. A model of timm (``timm:NAME``)
+keeps its own names. The classifier is left out.
 """
 
 import io
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
-from fastmoco.interop.loaded_encoder import Subject, refuse_head
-from fastmoco.interop.settings import ExportConfig
+from fastmoco.interop.loaded_encoder import LoadedEncoder
+from fastmoco.interop.settings import ExportConfig, Part, Target
 
 TIMM_PREFIX, TIMM_MODULE = "timm:", "network."
-"""Of `model.encoder`, and of the tensors of the backbone that holds one of timm's models."""
-# Of torchvision's; timm names them and their tensors alike (a test compares all of them).
+"""Prefixes of `model.encoder`, and of the backbone's tensors, for a model of timm."""
+# Names in torchvision; timm has the same names for models and tensors (a test compares them all).
 RESNETS = (
     "resnet18",
     "resnet34",
@@ -34,119 +34,90 @@ RESNETS = (
 )
 
 
-def write_torchvision(out: Path, subject: Subject, cfg: ExportConfig) -> str:
-    """Write a state dict that torchvision's model loads strictly but for ``fc``.
+def write_state_dict(out: Path, loaded: LoadedEncoder, cfg: ExportConfig) -> str:
+    """Write a state dict for `torchvision.models` or for `timm.create_model(NAME, num_classes=0)`.
+
+    timm's model loads it strictly, torchvision's strictly except for ``fc``.
 
     Returns:
-        The line of Python that loads it.
+        Python code that loads it.
 
     Raises:
-        UsageError: If torchvision has no such model, or the file's ending is another.
+        UsageError: If the library has no such model, or the file's ending is another.
     """
-    refuse_head(cfg.part, "torchvision")
-    name = library_model(subject, "torchvision")
-    _write_state(out, backbone_state(subject))
-    return (
-        f"model = torchvision.models.{name}(); "
-        f"model.load_state_dict({_loading(out)}, strict=False)  # only fc is missing"
-    )
-
-
-def write_timm(out: Path, subject: Subject, cfg: ExportConfig) -> str:
-    """Write a state dict that ``timm.create_model(NAME, num_classes=0)`` loads strictly.
-
-    Returns:
-        The line of Python that loads it.
-
-    Raises:
-        UsageError: If timm has no such model, or the file's ending is another.
-    """
-    refuse_head(cfg.part, "timm")
-    name = timm_model(subject, "timm")
-    _write_state(out, timm_state(subject))
-    options = "".join(f", {key}={value}" for key, value in timm_options(subject).items())
+    name, state = library_model(loaded, cfg), backbone_state(loaded)
+    if out.suffix == ".safetensors":
+        content, loading = save(state, {"format": "pt"}), "safetensors.torch.load_file"
+    elif out.suffix in (".pth", ".pt"):
+        content, loading = torch_bytes(state), "torch.load"
+    else:
+        raise UsageError(f"out={out} must end in .pth or .safetensors")
+    write_bytes(out, content)
+    if cfg.to is Target.torchvision:
+        return (
+            f"model = torchvision.models.{name}(); "
+            f"model.load_state_dict({loading}({str(out)!r}), strict=False)  # only fc is missing"
+        )
+    options = "".join(f", {key}={value}" for key, value in timm_options(loaded).items())
     return (
         f"model = timm.create_model({name!r}, num_classes=0, checkpoint_path={str(out)!r}{options})"
     )
 
 
-def library_model(subject: Subject, target: str) -> str:
-    """The name of the same architecture in torchvision, timm and detectron2.
+def library_model(loaded: LoadedEncoder, cfg: ExportConfig) -> str:
+    """The name of the same architecture in the library `cfg.to`.
 
     Raises:
-        UsageError: If they have none: a narrow width, a small stem, another encoder.
+        UsageError: If the projection head is to be exported too, or if the library has no such
+            model because of a narrow width, a small stem or another encoder.
     """
-    name = subject.config.model.encoder
+    if cfg.part is Part.encoder:
+        raise UsageError(
+            f"to={cfg.to} holds only a backbone; set part=backbone, or to=onnx or to=safetensors"
+        )
+    name = loaded.config.model.encoder
+    if cfg.to in (Target.timm, Target.huggingface) and name.startswith(TIMM_PREFIX):
+        return name.removeprefix(TIMM_PREFIX)
     advice = "use to=safetensors or to=onnx"
     if name not in RESNETS:
-        raise UsageError(f"to={target} takes ResNets, not model.encoder={name}; {advice}")
+        raise UsageError(f"to={cfg.to} takes only ResNets, got model.encoder={name}; {advice}")
     with torch.device("meta"):
         expected = getattr(torchvision.models, name)().state_dict()
     theirs = {key: tuple(t.shape) for key, t in expected.items() if not key.startswith("fc.")}
-    ours = {key: tuple(t.shape) for key, t in subject.encoder.backbone.state_dict().items()}
+    ours = {key: tuple(t.shape) for key, t in loaded.encoder.backbone.state_dict().items()}
     for key in [*ours, *theirs]:
         if ours.get(key) != theirs.get(key):
             raise UsageError(
-                f"to={target} cannot hold this encoder ({subject.architecture}): {key} is "
-                f"{ours.get(key, 'absent')}, in its {name} {theirs.get(key, 'absent')}; {advice}"
+                f"to={cfg.to} cannot hold this encoder ({loaded.architecture}): {key} is "
+                f"{ours.get(key, 'absent')}, but {theirs.get(key, 'absent')} in {name}; {advice}"
             )
     return name
 
 
-def timm_model(subject: Subject, target: str) -> str:
-    """The model's name in timm.
-
-    Raises:
-        UsageError: If timm has none.
-    """
-    name = subject.config.model.encoder
-    if name.startswith(TIMM_PREFIX):
-        return name.removeprefix(TIMM_PREFIX)
-    return library_model(subject, target)
+def timm_options(loaded: LoadedEncoder) -> dict[str, int]:
+    """Options of `timm.create_model`: the image size, if the model has learned positions."""
+    learned = f"{TIMM_MODULE}pos_embed" in loaded.encoder.backbone.state_dict()
+    return {"img_size": loaded.config.pipeline.view_size} if learned else {}
 
 
-def timm_state(subject: Subject) -> dict[str, Tensor]:
-    """The backbone under timm's names."""
-    state = backbone_state(subject)
-    return {name.removeprefix(TIMM_MODULE): tensor for name, tensor in state.items()}
-
-
-def timm_options(subject: Subject) -> dict[str, int]:
-    """What `timm.create_model` needs besides the name: the size that positions are learned for."""
-    learned = f"{TIMM_MODULE}pos_embed" in subject.encoder.backbone.state_dict()
-    return {"img_size": subject.config.pipeline.view_size} if learned else {}
-
-
-def backbone_state(subject: Subject) -> dict[str, Tensor]:
-    """The backbone's tensors, contiguous on the CPU."""
-    state = subject.encoder.backbone.state_dict()
-    return {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _write_state(out: Path, state: dict[str, Tensor]) -> None:
-    if out.suffix == ".safetensors":
-        write_bytes(out, save(state, {"format": "pt"}))
-    elif out.suffix in (".pth", ".pt"):
-        write_bytes(out, torch_bytes(state))
-    else:
-        raise UsageError(f"out={out} must end in .pth or .safetensors")
-
-
-def _loading(out: Path) -> str:
-    if out.suffix == ".safetensors":
-        return f"safetensors.torch.load_file({str(out)!r})"
-    return f"torch.load({str(out)!r})"
+def backbone_state(loaded: LoadedEncoder) -> dict[str, Tensor]:
+    """The backbone's tensors under the library's names, contiguous on the CPU."""
+    state = loaded.encoder.backbone.state_dict()
+    return {
+        name.removeprefix(TIMM_MODULE): tensor.cpu().contiguous().clone()
+        for name, tensor in state.items()
+    }
 
 
 def torch_bytes(record: Any) -> bytes:
-    """What `torch.save` writes; in memory first, so that a full disk is an OSError."""
+    """Output of `torch.save`; made in memory, as a full disk must raise OSError."""
     buffer = io.BytesIO()
     torch.save(record, buffer)
     return buffer.getvalue()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all.
+    """Write a file atomically.
 
     Raises:
         OSError: If it cannot be written.

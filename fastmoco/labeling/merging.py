@@ -1,4 +1,4 @@
-"""`fastmoco merge-labels`: granted labels into a dataset file, whose images stay as they are."""
+"""`fastmoco merge-labels`: write granted labels into a dataset file; its images stay unchanged."""
 
 import time
 import warnings
@@ -18,20 +18,18 @@ from fastmoco.data.sources.tables import Table, read_table
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import read_json_object
 from fastmoco.labeling.settings import MergeLabelsConfig
-
-REQUEST_KEYS = ("dataset_fingerprint", "run", "checkpoint_sha256", "step")
-"""What `fastmoco merge-labels` needs of ``request.json``."""
+from fastmoco.runs.checkpoint import CheckpointError, find_checkpoint, weights_sha256
 
 
 @dataclass(kw_only=True, slots=True)
 class MergeSummary:
-    """What was merged."""
+    """The merged dataset file, and how the labels are distributed."""
 
     path: str
     num_samples: int
-    """In the file that was written."""
+    """Images in the written file."""
     num_labeled: int
-    """Of them, with a label."""
+    """Images with a label, old or new."""
     num_granted: int
     num_requested: int
     granted_per_class: dict[str, int]
@@ -43,10 +41,10 @@ class MergeSummary:
         return asdict(self)
 
     def to_text(self) -> str:
-        """For people; how evenly the labels fell, as uneven ones may do harm."""
+        """For people; with the range of labels per class, as uneven labels may do harm."""
         counts = sorted(self.granted_per_class.values())
         empty = sum(count == 0 for count in counts)
-        classes = f"{counts[0]:,} to {counts[-1]:,} a class" if counts else "no classes"
+        classes = f"{counts[0]:,} to {counts[-1]:,} per class" if counts else "no classes"
         classes += f", {empty} classes without any" if empty else ""
         return (
             f"{self.path}: {self.num_samples:,} images, {self.num_labeled:,} labeled; "
@@ -56,29 +54,30 @@ class MergeSummary:
 
 @dataclass(slots=True)
 class _Request:
-    """What was asked for."""
+    """A finished request."""
 
     folder: Path
     facts: dict[str, Any]
-    """`request.json`."""
+    """Entries of ``request.json``."""
     paths: dict[int, str]
-    """Name of each requested image by its id."""
+    """Name of each requested image, by its sample id."""
 
 
 def merge_labels(folder: Path, cfg: MergeLabelsConfig) -> MergeSummary:
-    """Write a dataset file with the labels that were granted on a request.
+    """Write a dataset file with the labels that were granted for a request.
 
-    Stored images are copied byte by byte. Nothing is written before all labels are checked.
+    Stored images are copied byte by byte. Nothing is written until all labels are checked.
 
     Args:
-        folder: Of the request.
+        folder: Folder of the request.
         cfg: From `load_config`.
 
     Raises:
-        UsageError: If an option is missing; if a label is of an image that was not requested, of
-            an unknown class, or the second of its image.
-        ValueError: If the request is none, or of another dataset, or a file is damaged.
-        OSError: If a file cannot be read or written; what stood there before stays.
+        UsageError: If an option is missing, the folder holds no finished request, the request is of
+            another dataset, or a label is for an image that was not requested, names an unknown
+            class, or is the second one of its image.
+        ValueError: If a file is damaged.
+        OSError: If a file cannot be read or written; an existing output file then stays.
     """
     start = time.monotonic()
     labels_path, data, out = _checked(cfg)
@@ -110,33 +109,40 @@ def merge_labels(folder: Path, cfg: MergeLabelsConfig) -> MergeSummary:
 
 def _checked(cfg: MergeLabelsConfig) -> tuple[Path, Path, Path]:
     if cfg.labels is None:
-        raise UsageError("labels is not set; add labels=FILE.csv, with sample_id (or path), label")
+        raise UsageError("labels is not set; give labels=FILE.csv with sample_id (or path), label")
     if cfg.data.train is None:
-        raise UsageError("data.train is not set; give the dataset that was requested from")
+        raise UsageError("data.train is not set; give the dataset that the request was made from")
     if cfg.out is None or cfg.out.suffix != ".beton":
-        raise UsageError(f"out={cfg.out} must name the file to write, one that ends in .beton")
+        raise UsageError(f"out must name the .beton file to write, got {cfg.out}")
     return cfg.labels, cfg.data.train, cfg.out
 
 
 def _read_request(folder: Path) -> _Request:
-    again = "make the request again"
+    advice = "make the request again"
+    keys = ("dataset_fingerprint", "run", "checkpoint_sha256", "step")
     try:
-        facts = read_json_object(folder / "request.json", REQUEST_KEYS, mend=again)
+        facts = read_json_object(folder / "request.json", keys, mend=advice)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{folder} holds no finished request of `fastmoco request`") from error
+        raise UsageError(
+            f"{folder} holds no finished request; give the output folder of `fastmoco request`"
+        ) from error
     table = read_table(folder / "request.csv", ["sample_id", "path"])
     ids, paths = table.column("sample_id"), table.column("path")
     for row, text in enumerate(ids):
         if not text.isdecimal():
-            place = f"{table.path}: {table.place(row)}"
-            raise ValueError(f"{place} has the sample_id {text!r}, which is no number; {again}")
+            where = f"{table.path}: {table.place(row)}"
+            raise ValueError(f"{where} has the sample_id {text!r}, which is no number; {advice}")
     return _Request(folder, facts, dict(zip(map(int, ids), paths, strict=True)))
 
 
 def _check_dataset(asked: _Request, dataset: Dataset) -> None:
-    """The dataset of the request, or one that has the same images under their ids.
+    """Check that the requested images have the same ids in a dataset.
 
-    Such as one that earlier labels were merged into.
+    The dataset is the request's own, or one with the same images, such as the result of an earlier
+    merge.
+
+    Raises:
+        UsageError: If an image is missing, has another name or has no checksum.
     """
     same = asked.facts["dataset_fingerprint"] == dataset.fingerprint
     if same and max(asked.paths, default=-1) < len(dataset):
@@ -145,56 +151,56 @@ def _check_dataset(asked: _Request, dataset: Dataset) -> None:
         name = printable(dataset.name(sample)) if sample < len(dataset) else "missing"
         if name != path or not dataset.has_checksums:
             raise UsageError(
-                f"{dataset.path} is not the dataset that {asked.folder} was made of: its sample "
-                f"{sample} is {name}, there it was {path}; give that dataset as data.train"
+                f"{dataset.path} is not the dataset of the request in {asked.folder}: its sample "
+                f"{sample} is {name}, the requested one is {path}; set data.train to that dataset"
             )
 
 
 def _granted(asked: _Request, table: Table) -> dict[int, tuple[str, str]]:
-    """Label and its place in the table, of each image that has one there.
+    """Label of each labeled image by its id, with the file and line that it comes from.
 
     Raises:
-        UsageError: If an image was not requested, or has two labels.
+        UsageError: If an image was not requested or has two labels, or there are no labels.
     """
     texts = [text.strip() for text in table.column("label")]
     by_path = {path: sample for sample, path in asked.paths.items()}
     ids = table.columns.get("sample_id")
     paths = table.columns.get("path", [""] * len(texts))
     if ids is None and "path" not in table.columns:
-        table.column("sample_id")  # says which columns there are
+        table.column("sample_id")  # raises an error that lists the columns
     found: dict[int, tuple[str, str]] = {}
     for row, text in enumerate(texts):
-        if text in ("", "-1"):  # asked for, not granted
+        if text in ("", "-1"):  # requested but not granted
             continue
-        place = f"{table.path}: {table.place(row)}"
-        sample = _requested(asked, by_path, ids[row].strip() if ids else "", paths[row], place)
+        where = f"{table.path}: {table.place(row)}"
+        sample = _requested(asked, by_path, ids[row].strip() if ids else "", paths[row], where)
         if sample in found:
             before, first = found[sample]
             raise UsageError(
-                f"{place} labels sample {sample} as {text}, {first.rpartition(': ')[2]} has it as "
-                f"{before}; keep one of them"
+                f"{where} labels sample {sample} as {text}, {first.rpartition(': ')[2]} labels it "
+                f"as {before}; keep one of them"
             )
-        found[sample] = (text, place)
+        found[sample] = (text, where)
     if not found:
-        raise UsageError(f"{table.path} grants no labels; nothing is written")
+        raise UsageError(f"{table.path} grants no labels; fill in its column label")
     return found
 
 
 def _requested(
-    asked: _Request, by_path: Mapping[str, int], text: str, path: str, place: str
+    asked: _Request, by_path: Mapping[str, int], text: str, path: str, where: str
 ) -> int:
-    """Which image a row is about."""
+    """Id of the image that a row is about: by `text`, its sample_id, or without one by its path."""
     if not text:
         if path not in by_path:
-            raise UsageError(f"{place} is about {path}, which {asked.folder} did not request")
+            raise UsageError(f"{where} is about {path}, which {asked.folder} did not request")
         return by_path[path]
     sample = int(text) if text.isdecimal() else -1
     if sample not in asked.paths:
-        raise UsageError(f"{place} is about sample {text}, which {asked.folder} did not request")
+        raise UsageError(f"{where} is about sample {text}, which {asked.folder} did not request")
     if path and path != asked.paths[sample]:
         raise UsageError(
-            f"{place} has sample {sample} as {path}, but it is {asked.paths[sample]}; are these "
-            "the labels of another request?"
+            f"{where} has sample {sample} as {path}, but it is {asked.paths[sample]}; give the "
+            "labels of this request"
         )
     return sample
 
@@ -202,12 +208,12 @@ def _requested(
 def _classes(
     dataset: Dataset, cfg: MergeLabelsConfig, granted: Sequence[tuple[str, str]]
 ) -> list[str]:
-    """Of the dataset, of the file that is named for it, or those of the labels themselves."""
+    """Class names of the dataset, else of the file in `classes`, else of the labels themselves."""
     if cfg.classes is not None:
         with open_dataset(cfg.classes) as other:
             if dataset.classes and dataset.classes != other.classes:
                 raise UsageError(
-                    f"classes={cfg.classes} has other classes than {dataset.path}; leave it out"
+                    f"classes={cfg.classes} has other classes than {dataset.path}; omit classes"
                 )
             return list(other.classes)
     if dataset.classes:
@@ -217,20 +223,18 @@ def _classes(
 
 
 def _numbers(granted: Mapping[int, tuple[str, str]], classes: Sequence[str]) -> dict[int, int]:
-    """Class of each granted image: by name or, where no class is called so, by number.
+    """Class number of each granted image: its label is a class name, else a class number.
 
     Raises:
-        UsageError: If it is neither.
+        UsageError: If a label is neither.
     """
     number_of = {name: number for number, name in enumerate(classes)}
     found = {}
-    for sample, (text, place) in granted.items():
+    for sample, (text, where) in granted.items():
         number = number_of.get(text, int(text) if text.isdecimal() else -1)
         if not 0 <= number < len(classes):
-            raise UsageError(
-                f"{place} has the class {text}, which is unknown"
-                f"{nearest_name(text, list(classes[:50]))}"
-            )
+            near = nearest_name(text, list(classes[:50]))
+            raise UsageError(f"{where} has the class {text}, which is unknown{near}")
         found[sample] = number
     return found
 
@@ -238,10 +242,10 @@ def _numbers(granted: Mapping[int, tuple[str, str]], classes: Sequence[str]) -> 
 def _merged(
     dataset: Dataset, numbers: Mapping[int, int], classes: Sequence[str], overwrite: bool
 ) -> NDArray[np.int64]:
-    """All labels, the granted ones among them.
+    """Labels of all images, with the granted ones filled in.
 
     Raises:
-        UsageError: If one contradicts a label that is there.
+        UsageError: If a granted label contradicts an existing one and `overwrite` is false.
     """
     merged = dataset.labels.copy()
     for sample, number in numbers.items():
@@ -249,31 +253,29 @@ def _merged(
         if old not in (-1, number) and not overwrite:
             known = classes[old] if old < len(classes) else old
             raise UsageError(
-                f"sample {sample} ({printable(dataset.name(sample))}) is labeled already in "
-                f"{dataset.path}: {known}, now {classes[number]}; overwrite=true takes the new one"
+                f"sample {sample} ({printable(dataset.name(sample))}) is already labeled {known} "
+                f"in {dataset.path}, now {classes[number]}; set overwrite=true to replace it"
             )
         merged[sample] = number
     return merged
 
 
 def _warn_of_checkpoint(asked: _Request, run: Path | None) -> None:
-    """Say so where the encoder that will use the labels is not the one that asked for them.
+    """Warn if the encoder that will use the labels is not the one that requested them.
 
-    What was hard for it need not be hard for another.
+    Images that were hard for one encoder need not be hard for another.
     """
-    from fastmoco.runs.checkpoint import CheckpointError, find_checkpoint, weights_sha256
-
     try:
         found = find_checkpoint(run or Path(asked.facts["run"]))
         sha256 = weights_sha256(found)
     except (CheckpointError, OSError):
         if run is not None:
             raise
-        return  # moved or removed since: there is no other one at hand
+        return  # moved or removed since the request: there is no encoder to compare
     if sha256 != asked.facts["checkpoint_sha256"]:
         warnings.warn(
-            f"{found} is not the checkpoint that {asked.folder} was made with (step "
-            f"{asked.facts['step']}): what that one found hard, this one may not; request anew for "
-            "labels that fit it",
+            f"{found} is not the checkpoint that made the request in {asked.folder} (step "
+            f"{asked.facts['step']}): images that were hard for that one may be easy for this one; "
+            "make a new request for labels that suit it",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""What a request is handed on as: tables, tasks for Label Studio, image files, a contact sheet."""
+"""Output files of a request: tables, tasks for Label Studio, images, a contact sheet."""
 
 import csv
 import json
@@ -25,13 +25,13 @@ SHEET_COLUMNS = 8
 def write_request_files(
     cfg: RequestConfig, dataset: Dataset, ranking: Ranking, chosen: NDArray[np.int64]
 ) -> None:
-    """Write all of them into the request's folder, each whole.
+    """Write all output files into the request's folder.
 
     Args:
-        cfg: `out`, `images`, `image_prefix`, `sheet`.
-        dataset: Open.
-        ranking: Of the candidates.
-        chosen: Places in it, rising.
+        cfg: `out`, `images`, `image_prefix` and `sheet` are used.
+        dataset: Open dataset.
+        ranking: Ranking of the candidates.
+        chosen: Indices into the ranking of the requested images, ascending.
 
     Raises:
         OSError: If a file cannot be written.
@@ -48,9 +48,7 @@ def write_request_files(
     with atomic_path(cfg.out / "request.parquet") as temporary:
         pq.write_table(pa.table(table), temporary)
     files = paths
-    if (
-        cfg.images
-    ):  # not one by one to the disk: `request.json`, the last file, says that all is there
+    if cfg.images:  # not atomic: `request.json`, written last, marks all files as complete
         (cfg.out / "images").mkdir(exist_ok=True)
         files = [_write_image(cfg.out, dataset, sample) for sample in ids]
     tasks = [
@@ -64,17 +62,14 @@ def write_request_files(
 
 
 def _write_csv(path: Path, table: dict[str, Any]) -> None:
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
+    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(table)
         writer.writerows(zip(*table.values(), strict=True))
 
 
 def _write_image(out: Path, dataset: Dataset, sample: int) -> str:
-    """An image as a file: a JPEG's own bytes, or a PNG of raw pixels; its path below `out`."""
+    """Write an image, a JPEG as stored or raw pixels as PNG; return its path relative to `out`."""
     is_jpeg = dataset.modes[sample] == MODE_JPEG
     name = f"images/{sample:08d}.{'jpg' if is_jpeg else 'png'}"
     if is_jpeg:
@@ -85,7 +80,7 @@ def _write_image(out: Path, dataset: Dataset, sample: int) -> str:
 
 
 def _labeling_interface(classes: list[str]) -> str:
-    """Label Studio's own form: its CSV export then has the columns of `fastmoco merge-labels`."""
+    """Form for Label Studio, whose CSV export then has the columns of `fastmoco merge-labels`."""
     choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in classes)
     return f"""<View>
   <Image name="image" value="$image"/>
@@ -99,15 +94,15 @@ def _labeling_interface(classes: list[str]) -> str:
 def _draw_sheet(
     cfg: RequestConfig, dataset: Dataset, ranking: Ranking, chosen: NDArray[np.int64]
 ) -> None:
-    """The first of the request, in rows; a last row that is not full is left out."""
+    """Draw the first images of the request, in rows; an incomplete last row is left out."""
     count = min(cfg.sheet, len(chosen))
     if not count:
         return
     columns = min(SHEET_COLUMNS, count)
     cells = []
-    for place in chosen[: count // columns * columns].tolist():
-        sample = int(ranking.ids[place])
-        loss = f" {ranking.columns['loss'][place]:.2f}" if "loss" in ranking.columns else ""
+    for index in chosen[: count // columns * columns].tolist():
+        sample = int(ranking.ids[index])
+        loss = f" {ranking.columns['loss'][index]:.2f}" if "loss" in ranking.columns else ""
         cells.append(Cell(dataset.decode(sample), f"#{sample}{loss}", None))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     headers = ["first to be labeled", *[""] * (columns - 1)]

@@ -1,13 +1,12 @@
-"""Images ranked by how pretraining on random samples of them ends, as a competition's report did.
+"""Ranking of images by how pretraining on random samples of them ends, as a competition did it.
 
-Each sample is pretrained apart, by the settings of a run, as a run of its own that resumes. What is
-done is not done again.
+Each sample is pretrained in a separate run, with the settings of the given run. An interrupted run
+resumes, and a finished one is not repeated.
 """
 
-import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from fastmoco.data.beton_format import sidecar_path
 from fastmoco.data.dataset import Dataset
 from fastmoco.data.part import write_part
 from fastmoco.data.settings import DataConfig
-from fastmoco.draws.host import draw_keys
-from fastmoco.draws.streams import INT64
+from fastmoco.draws.streams import INT64, Stream
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.files import atomic_write_text, read_json_object
-from fastmoco.labeling.ranking import Ranking, badness
+from fastmoco.labeling.ranking import Ranking, badness, random_order
 from fastmoco.labeling.settings import RankBy, RequestConfig
 from fastmoco.runs.checkpoint import Checkpoint
 from fastmoco.runs.metrics_file import read_metrics
@@ -32,94 +30,80 @@ from fastmoco.train.checks import check_config
 from fastmoco.train.loop import train
 from fastmoco.train.settings import TrainConfig
 
-_SAMPLES = 2**30 + 64
-"""In place of the epoch in a draw's key, far from any epoch: the first sample's stream."""
-
 
 @dataclass(slots=True)
 class Outcome:
-    """How the run of a sample ended: means over its last epoch."""
+    """Means over the last epoch of a sample's run."""
 
     sample: int
     accuracy_top1: float
-    """Of the (K+1)-way look-up, percent."""
+    """Accuracy of the (K+1)-way look-up, percent."""
     loss: float
-    """In nats."""
+    """Contrastive loss in nats."""
 
 
 def sample_settings(checkpoint: Checkpoint, cfg: RequestConfig, num_candidates: int) -> TrainConfig:
-    """The settings of every sample's run, all but its data and its folder.
+    """The settings of every sample's run, except its dataset and its folder.
 
     Args:
-        checkpoint: Of the run whose settings they are.
-        cfg: `sample_size`, `epochs` and `device`.
-        num_candidates: Images to draw samples from.
+        checkpoint: Checkpoint of the run whose settings are used.
+        cfg: `sample_size`, `epochs` and `device` are used.
+        num_candidates: Number of images to draw samples from.
 
     Raises:
-        UsageError: If they cannot serve.
+        UsageError: If the checkpoint is imported, or the settings do not allow such runs.
     """
     base = config_from_dict(TrainConfig, checkpoint.facts["config"])
     if "imported" in checkpoint.facts:
         raise UsageError(
-            f"{checkpoint.path} is imported and has no settings to train samples by; give a run of "
-            "fastmoco train"
+            f"mode=per_sample_runs needs the settings of a training run, but {checkpoint.path} is "
+            "imported; give a run of fastmoco train"
         )
     if not base.global_batch_size <= cfg.sample_size <= num_candidates:
         raise UsageError(
-            f"sample_size={cfg.sample_size} does not fit; set it to {base.global_batch_size}, a "
-            f"batch of that run, to {num_candidates}, the images to draw from"
+            f"sample_size must be from {base.global_batch_size} (the run's global_batch_size) to "
+            f"{num_candidates} (the images to draw from), got {cfg.sample_size}"
         )
-    loop = dataclasses.replace(
-        base.train,
-        epochs=cfg.epochs or base.train.epochs,
-        max_steps=0,
-        dry_run=False,
-        profile=False,
-    )
-    found = dataclasses.replace(
-        base,
-        device=cfg.device,
-        train=loop,
-        monitor=MonitorConfig(),
-        checkpoint=dataclasses.replace(base.checkpoint, keep=1),
-    )
-    check_config(dataclasses.replace(found, data=DataConfig(train=Path("sample"))))
+    epochs = cfg.epochs or base.train.epochs
+    loop = replace(base.train, epochs=epochs, max_steps=0, dry_run=False, profile=False)
+    newest = replace(base.checkpoint, keep=1)
+    found = replace(base, device=cfg.device, train=loop, monitor=MonitorConfig(), checkpoint=newest)
+    check_config(replace(found, data=DataConfig(train=Path("sample"))))
     return found
 
 
 def rank_by_sample_runs(
-    settings: TrainConfig,
-    dataset: Dataset,
-    candidates: INT64,
-    *,
-    cfg: RequestConfig,
-    folder: Path,
+    settings: TrainConfig, dataset: Dataset, candidates: INT64, *, cfg: RequestConfig, folder: Path
 ) -> Ranking:
-    """Pretrain each sample, and rank images by how badly theirs went.
+    """Pretrain each sample, and rank images by how badly their samples ended.
 
     Args:
-        settings: Of every run.
-        dataset: Open.
-        candidates: Ids to draw samples from.
-        cfg: `samples`, `sample_size`, `rank_by` and `seed`.
-        folder: Of the runs.
+        settings: Settings of every run, from `sample_settings`.
+        dataset: Open dataset.
+        candidates: Sample ids to draw from, ``(n,)``.
+        cfg: `samples`, `sample_size`, `rank_by`, `seed` and `keep_runs` are used.
+        folder: Folder of the runs.
 
     Returns:
-        The images of the worst sample first, in the order in which they were drawn; each image
-        where its first sample has it. Images of no sample are left out.
+        The images of the worst sample first, in the order in which they were drawn; an image of
+        several samples is listed in the worst of them. Images in no sample are left out.
 
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
+    drawn = [
+        sample_ids(candidates, number, cfg.sample_size, cfg.seed) for number in range(cfg.samples)
+    ]
     outcomes = []
-    for number in range(cfg.samples):
-        ids = sample_ids(candidates, number, cfg.sample_size, cfg.seed)
-        outcomes.append(_outcome(settings, dataset, ids, number, cfg.keep_runs, folder))
+    for number, ids in enumerate(drawn):
+        run = RunFolder(folder / f"sample-{number:02d}")
+        outcomes.append(_outcome(settings, dataset, ids, number, run))
+        if not cfg.keep_runs:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
     order = worst_samples(outcomes, cfg.rank_by)
-    drawn = [sample_ids(candidates, number, cfg.sample_size, cfg.seed) for number in order]
-    ids, first = np.unique(np.concatenate(drawn), return_index=True)
-    place = np.sort(first)
-    owner = np.array(order)[place // cfg.sample_size]
+    images = np.concatenate([drawn[number] for number in order])
+    ids, first = np.unique(images, return_index=True)
+    owner = np.array(order)[np.sort(first) // cfg.sample_size]
     return Ranking(
         ids=ids[np.argsort(first)],
         columns={
@@ -127,18 +111,17 @@ def rank_by_sample_runs(
             "accuracy_top1": np.array([outcomes[number].accuracy_top1 for number in owner]),
             "loss": np.array([outcomes[number].loss for number in owner]),
         },
-        facts={"samples_worst_first": [dataclasses.asdict(outcomes[number]) for number in order]},
+        facts={"samples_worst_first": [asdict(outcomes[number]) for number in order]},
     )
 
 
 def sample_ids(candidates: INT64, number: int, size: int, seed: int) -> INT64:
-    """Sample `number`: the first of a random order of the candidates, which is its own."""
-    keys = draw_keys(seed, _SAMPLES + number, candidates).view(np.uint64)
-    return candidates[np.argsort(keys, kind="stable")[:size]]
+    """Sample `number`: the first `size` of the candidates in a random order of its own."""
+    return random_order(candidates, seed, Stream.SAMPLE + number)[:size]
 
 
 def worst_samples(outcomes: list[Outcome], by: RankBy) -> list[int]:
-    """Numbers of the samples, that of the lowest accuracy and highest loss first."""
+    """Numbers of the samples, the one with the lowest accuracy and the highest loss first."""
     loss = np.array([one.loss for one in outcomes])
     accuracy = np.array([one.accuracy_top1 for one in outcomes])
     worst: list[int] = np.argsort(-badness(loss, -accuracy, by), kind="stable").tolist()
@@ -146,38 +129,30 @@ def worst_samples(outcomes: list[Outcome], by: RankBy) -> list[int]:
 
 
 def _outcome(
-    settings: TrainConfig,
-    dataset: Dataset,
-    ids: INT64,
-    number: int,
-    keep_runs: bool,
-    folder: Path,
+    settings: TrainConfig, dataset: Dataset, ids: INT64, number: int, run: RunFolder
 ) -> Outcome:
-    """Of a sample's run; trained now unless that is done."""
-    run_dir = folder / f"sample-{number:02d}"
-    record, data = run_dir.with_suffix(".json"), run_dir.with_suffix(".beton")
+    """The outcome of a sample's run, which is trained now unless it is finished."""
+    record, data = run.path.with_suffix(".json"), run.path.with_suffix(".beton")
     if not record.exists():
-        # Equal each time: a run that was interrupted finds the dataset that it began with.
+        # The file is the same each time, so an interrupted run resumes with the same dataset.
         origin = {"source": str(dataset.path), "sample": number}
         labels = dataset.labels[ids]
         write_part(data, dataset, ids, labels=labels, classes=dataset.classes, origin=origin)
-        made_of = DataConfig(train=data)
-        cfg = dataclasses.replace(settings, name=run_dir.name, run_dir=run_dir, data=made_of)
+        drawn = DataConfig(train=data)
+        cfg = replace(settings, name=run.path.name, run_dir=run.path, data=drawn)
         train(cfg)
-        ending = dataclasses.asdict(_ending(number, RunFolder(run_dir), cfg))
+        ending = asdict(_ending(number, run, cfg))
         atomic_write_text(record, json.dumps(ending) + "\n")
     data.unlink(missing_ok=True)
     sidecar_path(data).unlink(missing_ok=True)
-    if not keep_runs:
-        shutil.rmtree(RunFolder(run_dir).checkpoints, ignore_errors=True)
-    mend = f"remove it and {run_dir}, and the sample is trained again"
-    keys = [one.name for one in dataclasses.fields(Outcome)]
-    ended = read_json_object(record, keys, mend=mend)
+    advice = f"remove it and {run.path}; the sample is then trained again"
+    keys = [one.name for one in fields(Outcome)]
+    ended = read_json_object(record, keys, mend=advice)
     return Outcome(**{key: ended[key] for key in keys})
 
 
 def _ending(number: int, run: RunFolder, cfg: TrainConfig) -> Outcome:
-    """Means over the rows of the last epoch, or the last row where an epoch has none."""
+    """Means over the metrics rows of the last epoch, or the last row if that epoch has none."""
     rows: list[dict[str, Any]] = read_metrics(run.metrics)
     last = [row for row in rows if row["epoch"] > cfg.train.epochs - 1] or rows[-1:]
     return Outcome(

@@ -1,10 +1,10 @@
-"""Which of ranked images are asked for: no duplicates, and where wanted spread over the features.
+"""Choice among ranked images: without duplicates and, if wanted, spread over the feature space.
 
-Memory holds the vectors of what is kept, and a block of candidates at a time.
+Memory holds the vectors of the images kept so far and of one block of candidates.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,33 +14,39 @@ from torch import Tensor
 from fastmoco.draws.streams import INT64
 
 BLOCK_ROWS = 512
-"""Candidates compared with what is kept at a time."""
+"""Candidates compared at a time with the images kept so far."""
 CHUNK_ROWS = 1 << 14
 FITTED_ROWS = 20_000
-"""Most rows that cluster centers are fitted to."""
+"""Maximum number of rows that cluster centers are fitted to."""
 MAX_ROUNDS = 50
 
 Vectors = Callable[[INT64], Tensor]
-"""Unit vectors ``(n, D)`` of samples, by their ids."""
+"""Function from sample ids ``(n,)`` to unit vectors ``(n, D)``."""
+
+
+def chunks(vectors: Vectors, ids: INT64) -> Iterator[Tensor]:
+    """Yield the vectors of all samples, `CHUNK_ROWS` at a time."""
+    for start in range(0, len(ids), CHUNK_ROWS):
+        yield vectors(ids[start : start + CHUNK_ROWS])
 
 
 class Distinct:
-    """What is kept so far, and what a candidate must differ from.
+    """The images kept so far, from which each new candidate must differ.
 
     Attributes:
-        same_bytes: Candidates left out as equal to another one, byte for byte.
-        alike: Those left out by their features.
+        same_bytes: Number of candidates skipped because their bytes equal those of another image.
+        alike: Number of candidates skipped because their features are too similar.
     """
 
     def __init__(
         self, content: Callable[[int], bytes], vectors: Vectors | None, max_similarity: float
     ) -> None:
-        """Start with nothing.
+        """Start without images.
 
         Args:
-            content: Digest of a sample's stored bytes, by its id.
-            vectors: Of samples; None: only bytes are compared.
-            max_similarity: Cosine above which two are duplicates.
+            content: Function from a sample's id to a digest of its stored bytes.
+            vectors: Unit vectors of samples; None compares only bytes.
+            max_similarity: Cosine above which two images are duplicates.
         """
         self._content, self._vectors, self._limit = content, vectors, max_similarity
         self._seen: set[bytes] = set()
@@ -48,23 +54,22 @@ class Distinct:
         self.same_bytes = self.alike = 0
 
     def add_known(self, ids: INT64) -> None:
-        """Count samples that are not candidates, such as labeled ones."""
+        """Add images that are not candidates, such as labeled ones."""
         self._seen.update(self._content(sample) for sample in ids.tolist())
         if self._vectors is not None:
-            for start in range(0, len(ids), CHUNK_ROWS):
-                self._kept.append(self._vectors(ids[start : start + CHUNK_ROWS]))
+            self._kept.extend(chunks(self._vectors, ids))
 
     def keep(self, ids: INT64) -> NDArray[np.bool_]:
-        """Which of some candidates differ from all that is kept, and from each other.
+        """Keep the candidates that differ from all kept images and from each other.
 
         Args:
-            ids: In the order of preference; those that differ are kept from now on.
+            ids: Candidates in the order of preference, ``(n,)``.
 
         Returns:
-            ``(n,)`` bool.
+            Mask of the candidates that were kept, ``(n,)`` bool.
         """
         chosen = np.zeros(len(ids), bool)
-        new = [place for place, sample in enumerate(ids.tolist()) if self._is_new(sample)]
+        new = [index for index, sample in enumerate(ids.tolist()) if self._is_new(sample)]
         self.same_bytes += len(ids) - len(new)
         if not new or self._vectors is None:
             chosen[new] = True
@@ -88,7 +93,7 @@ class Distinct:
 
 
 def _apart_within(vectors: Tensor, apart: Tensor, limit: float) -> Tensor:
-    """Of rows that are `apart`, those that no earlier such row is too similar to."""
+    """Narrow `apart` to the rows that are not too similar to an earlier row of it."""
     near = torch.triu(vectors @ vectors.T > limit, diagonal=1).cpu()
     for row in range(len(near)):
         if apart[row]:
@@ -97,7 +102,7 @@ def _apart_within(vectors: Tensor, apart: Tensor, limit: float) -> Tensor:
 
 
 def _joined(parts: list[Tensor]) -> list[Tensor]:
-    """Small parts put together: few products, and none over more than `CHUNK_ROWS` rows."""
+    """Join small parts: few products, none of them over more than `CHUNK_ROWS` rows."""
     parts = [part for part in parts if len(part)]
     if len(parts) > 1 and len(parts[-2]) + len(parts[-1]) <= CHUNK_ROWS:
         parts[-2:] = [torch.cat(parts[-2:])]
@@ -105,16 +110,16 @@ def _joined(parts: list[Tensor]) -> list[Tensor]:
 
 
 def digest(blob: bytes | memoryview) -> bytes:
-    """Of stored bytes: equal ones are one image."""
+    """SHA-256 of stored bytes; images with equal bytes are the same."""
     return hashlib.sha256(blob).digest()
 
 
 def shares(sizes: Sequence[int], count: int) -> list[int]:
-    """How many of `count` places each group gets: equally many, as far as it has members.
+    """Split `count` over groups: equal numbers, but no more than a group has members.
 
     Args:
-        sizes: Members of each group.
-        count: Places; what all groups together cannot fill stays empty.
+        sizes: Number of members of each group.
+        count: Members to take in all; fewer are taken if all groups together have fewer.
     """
     found = [0] * len(sizes)
     while count:
@@ -130,50 +135,46 @@ def shares(sizes: Sequence[int], count: int) -> list[int]:
 
 
 def spread(groups: Sequence[INT64], distinct: Distinct, count: int) -> list[INT64]:
-    """Distinct members of groups, equally many of each as far as there are.
+    """Take distinct members of groups, the same number of each as far as possible.
 
     Args:
-        groups: Ids in the order of preference, of each group.
-        distinct: Keeps what is taken.
-        count: How many in all; fewer where there are no more.
+        groups: Ids of each group, in the order of preference.
+        distinct: Decides which members are duplicates; keeps the taken ones.
+        count: Members to take in all; fewer if there are no more.
 
     Returns:
-        Ids of each group, in its order.
+        The ids taken from each group, in its order.
     """
-    places, found = [0] * len(groups), [np.empty(0, np.int64) for _ in groups]
+    positions, found = [0] * len(groups), [np.empty(0, np.int64) for _ in groups]
     missing = count
     while missing:
-        left = [len(group) - place for group, place in zip(groups, places, strict=True)]
-        wanted = shares(left, missing)
+        rest = [group[start:] for group, start in zip(groups, positions, strict=True)]
+        wanted = shares([len(group) for group in rest], missing)
         if not any(wanted):
             break
         for number, share in enumerate(wanted):
-            for size in _blocks(share):
-                block = groups[number][places[number] : places[number] + size]
-                places[number] += size
+            for start in range(0, share, BLOCK_ROWS):
+                block = rest[number][start : min(start + BLOCK_ROWS, share)]
                 found[number] = np.concatenate([found[number], block[distinct.keep(block)]])
+            positions[number] += share
         missing = count - sum(len(ids) for ids in found)
     return found
-
-
-def _blocks(count: int) -> list[int]:
-    return [min(BLOCK_ROWS, count - start) for start in range(0, count, BLOCK_ROWS)]
 
 
 @torch.no_grad()
 def k_center(vectors: Tensor, count: int, centers: Tensor | None = None) -> INT64:
     """Greedy k-center: each next row is the one farthest from all centers so far.
 
-    So that every row is near a chosen one: at most twice as far as the best choice could have it
-    (Gonzalez, 1985). It costs ``count * n * D`` multiplications.
+    The largest distance of a row to its nearest center is at most twice that of the best choice
+    (Gonzalez, 1985). The cost is ``count * n * D`` multiplications.
 
     Args:
         vectors: Unit rows, ``(n, D)``.
-        count: Rows to choose, at most n.
-        centers: Unit rows ``(m, D)`` that are covered already; with none, row 0 comes first.
+        count: Number of rows to choose, at most n.
+        centers: Unit rows ``(m, D)`` that are centers already; None starts with row 0.
 
     Returns:
-        Rows in the order of choice, ``(count,)`` int64; of equally far ones the first.
+        Indices of rows in the order of choice, ``(count,)`` int64; a tie goes to the first row.
     """
     nearest = vectors.new_full((len(vectors),), -2.0)  # similarity to the nearest center
     for part in () if centers is None else torch.split(centers, CHUNK_ROWS):
@@ -183,7 +184,7 @@ def k_center(vectors: Tensor, count: int, centers: Tensor | None = None) -> INT6
         row = int(nearest.argmin())
         chosen.append(row)
         nearest = torch.maximum(nearest, vectors @ vectors[row])
-        nearest[row] = 3.0  # more than any: never again, not even for lack of others
+        nearest[row] = 3.0  # above any cosine, so that no row is chosen twice
     return np.array(chosen, np.int64)
 
 
@@ -192,10 +193,10 @@ def cluster(vectors: Vectors, ids: INT64, clusters: int, seed: int) -> INT64:
     """K-means of unit vectors: Lloyd's rounds from k-means++ (Arthur and Vassilvitskii, 2007).
 
     Args:
-        vectors: Of samples.
-        ids: Of all that are clustered; centers are fitted to `FITTED_ROWS` of them at most.
-        clusters: At most as many as samples.
-        seed: Of the first centers.
+        vectors: Unit vectors of samples.
+        ids: Samples to cluster, ``(n,)``; centers are fitted to at most `FITTED_ROWS` of them.
+        clusters: Number of clusters, at most n.
+        seed: Seed for the rows that centers are fitted to and for the first centers.
 
     Returns:
         Cluster of each sample, ``(n,)``.
@@ -212,25 +213,21 @@ def cluster(vectors: Vectors, ids: INT64, clusters: int, seed: int) -> INT64:
         counts = torch.bincount(nearest, minlength=clusters)[:, None]
         centers = torch.where(counts > 0, sums / counts.clamp(min=1), centers)
         before = nearest
-    parts = [
-        _nearest(vectors(ids[start : start + CHUNK_ROWS]), centers).cpu()
-        for start in range(0, len(ids), CHUNK_ROWS)
-    ]
-    return torch.cat(parts).numpy()
+    return torch.cat([_nearest(part, centers).cpu() for part in chunks(vectors, ids)]).numpy()
 
 
 def _first_centers(rows: Tensor, clusters: int, random: np.random.Generator) -> Tensor:
-    """Each next center is a row drawn by its squared distance to the nearest one before."""
-    places = [int(random.integers(len(rows)))]
-    squared = _squared_distances(rows, rows[places])[:, 0]
+    """K-means++: draw each center with weight squared distance to the nearest earlier one."""
+    chosen = [int(random.integers(len(rows)))]
+    squared = _squared_distances(rows, rows[chosen])[:, 0]
     for _ in range(clusters - 1):
         weights = squared.cpu().double().numpy()
-        weights[places] = 0
+        weights[chosen] = 0
         total = weights.sum()
         weights = weights / total if total else np.full(len(rows), 1 / len(rows))
-        places.append(int(random.choice(len(rows), p=weights)))
-        squared = torch.minimum(squared, _squared_distances(rows, rows[places[-1:]])[:, 0])
-    return rows[places]
+        chosen.append(int(random.choice(len(rows), p=weights)))
+        squared = torch.minimum(squared, _squared_distances(rows, rows[chosen[-1:]])[:, 0])
+    return rows[chosen]
 
 
 def _nearest(rows: Tensor, centers: Tensor) -> Tensor:
@@ -238,6 +235,6 @@ def _nearest(rows: Tensor, centers: Tensor) -> Tensor:
 
 
 def _squared_distances(rows: Tensor, centers: Tensor) -> Tensor:
-    """``|x - c|^2``, not below 0, ``(n, k)``."""
+    """``|x - c|^2``, clamped at 0, ``(n, k)``."""
     squares = rows.square().sum(1)[:, None] + centers.square().sum(1)
     return (squares - 2 * rows @ centers.T).clamp_(min=0)

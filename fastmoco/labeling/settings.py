@@ -1,4 +1,4 @@
-"""What `fastmoco request`, `merge-labels` and `feature-maps` read; imports no torch."""
+"""Settings of `fastmoco request` and `merge-labels`; imports no torch."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,104 +9,104 @@ from fastmoco.evaluate.settings import FeaturesConfig
 
 
 class RequestMode(StrEnum):
-    """What images are ranked by."""
+    """How images are ranked."""
 
     trained = "trained"
-    """How badly the run's encoders tell each image from others."""
+    """By how badly the run's encoders tell each image from others."""
     per_sample_runs = "per_sample_runs"
-    """How badly runs of their own on random samples of the images end."""
+    """By how badly separate runs on random samples of the images end."""
     random = "random"
-    """A draw: what the others are to be compared with."""
+    """At random: the baseline for the other modes."""
 
 
 class RankBy(StrEnum):
-    """Which of two figures decides."""
+    """Which of two scores decides the ranking."""
 
     both = "both"
-    """The mean of an image's places by loss and by rank (of a sample's by loss and accuracy)."""
+    """The mean of the positions by loss and by rank (of a sample: by loss and accuracy)."""
     loss = "loss"
     """The contrastive loss."""
     rank = "rank"
-    """Place of the positive in the (K+1)-way look-up; of a sample's run, its accuracy."""
+    """Rank of the positive in the (K+1)-way look-up; for a sample's run, its accuracy."""
 
 
 class NegativesFrom(StrEnum):
-    """What an image is told from."""
+    """Which negatives an image is compared with."""
 
     queue = "queue"
-    """The keys that the checkpoint holds."""
+    """The keys in the checkpoint's queue."""
     dataset = "dataset"
-    """Keys of as many images of data.train, made now; an image's own key does not count."""
+    """New keys of as many images of data.train; an image's own key is ignored."""
 
 
 class Balance(StrEnum):
-    """Whether a request is spread over kinds of images."""
+    """Whether a request is balanced over kinds of images."""
 
     none = "none"
     clusters = "clusters"
-    """As many of each cluster of features as there are."""
+    """The same number from each cluster of features, as far as it has members."""
 
 
 @dataclass(kw_only=True, slots=True)
 class RequestConfig(FeaturesConfig):
-    """Everything that `fastmoco request` reads."""
+    """Settings of `fastmoco request`."""
 
     count: int = 1000
-    """How many images to request."""
+    """Number of images to request."""
     out: Path = Path("request")
-    """Folder of the request; the same command again goes on in it."""
+    """Folder of the request; the same command run again resumes in it."""
     mode: RequestMode = RequestMode.trained
-    """trained: ranked by the run's encoders, image by image; per_sample_runs: by how runs of their
-    own on random samples end, with the run's settings; random: a draw, to compare with."""
+    """trained: rank each image by the run's encoders; per_sample_runs: by how separate runs on
+    random samples end, with the run's settings; random: in random order, to compare with."""
     rank_by: RankBy = RankBy.both
-    """loss, rank (of the positive; per_sample_runs: accuracy), or both: the mean of both places."""
+    """loss, rank (of the positive; per_sample_runs: accuracy), or both (mean of both positions)."""
     views: int = 4
-    """trained: pairs of views of each image over which loss and rank are averaged."""
+    """trained: pairs of views of each image that loss and rank are averaged over."""
     negatives: NegativesFrom = NegativesFrom.queue
-    """trained: what an image is told from: the checkpoint's queue, or keys made of data.train."""
+    """trained: negatives from queue (the checkpoint's) or dataset (new keys of its images)."""
     seed: int = 0
-    """Of all draws."""
+    """Seed for views, samples, random order and clusters."""
     samples: int = 40
-    """per_sample_runs: how many samples, each drawn from all candidates."""
+    """per_sample_runs: number of samples, each drawn from all candidates."""
     sample_size: int = 12_800
-    """per_sample_runs: images of a sample."""
+    """per_sample_runs: images per sample."""
     epochs: int = 0
-    """per_sample_runs: epochs of each run; 0 = as the run had."""
+    """per_sample_runs: epochs of each run; 0 = as many as the given run had."""
     keep_runs: bool = False
-    """per_sample_runs: keep the checkpoints of these runs, not only their figures."""
+    """per_sample_runs: keep the checkpoints of these runs, not only their metrics."""
     max_similarity: float = 0.99
-    """An image is a duplicate above this cosine of centered features to one ranked before it or
-    labeled already; 1 = only where the stored bytes are equal."""
+    """Skip an image whose centered features have a cosine above this to those of a labeled image or
+    of one ranked before it; 1 = skip only images with equal stored bytes."""
     diversity: bool = False
-    """Take those that cover the features best (k-center greedy), of `pool` times as many."""
+    """Choose the images that cover the feature space best (k-center greedy); see pool."""
     pool: int = 4
-    """diversity: how many of the first ranked to choose from, in multiples of what is wanted."""
+    """diversity: choose from the first pool * count images of the ranking."""
     balance: Balance = Balance.none
-    """none, or clusters: the same number from each cluster of features (k-means)."""
+    """none, or clusters: request the same number from each cluster of features (k-means)."""
     clusters: int = 0
-    """balance: how many clusters; 0 = as many as data.train has classes, or 10 if it names none."""
+    """balance=clusters: number of clusters; 0 = as many as data.train has classes, else 10."""
     images: bool = True
-    """Write the requested images as files too, for those who label them."""
+    """Also write the requested images as files, for labeling."""
     image_prefix: str = ""
-    """Put before each image's path in label_studio.json, as in /data/local-files/?d=request/."""
+    """Prefix of each image's path in label_studio.json, such as /data/local-files/?d=request/."""
     sheet: int = 64
-    """Images on the contact sheet."""
+    """Maximum number of images on the contact sheet."""
 
 
 @dataclass(kw_only=True, slots=True)
 class MergeLabelsConfig:
-    """Everything that `fastmoco merge-labels` reads."""
+    """Settings of `fastmoco merge-labels`."""
 
     data: DataConfig = field(default_factory=DataConfig)
     labels: Path | None = None
-    """CSV, TSV or Parquet of the granted labels: sample_id or path, and label (name or number)."""
+    """CSV, TSV or Parquet file of granted labels: sample_id or path, and label (name or number)."""
     out: Path | None = None
     """Dataset file to write."""
     only_labeled: bool = False
-    """Write only the images that have a label, old or new."""
+    """Write only images that have a label, old or new."""
     overwrite: bool = False
-    """Let granted labels replace other ones that data.train has."""
+    """Replace labels of data.train that differ from the granted ones."""
     classes: Path | None = None
-    """Dataset file whose classes the labels are of, where data.train names none."""
+    """Dataset file with the class names of the labels, if data.train has none."""
     run: Path | None = None
-    """Run that will learn from the labels; none = where the request found its own."""
+    """Run that will learn from the labels; none = the request's run."""

@@ -126,7 +126,7 @@ def test_only_labeled_and_a_second_grant(place, tmp_path, capsys):
     # Where the images are others under these ids, ids are refused.
     arguments = [f"data.train={out}", f"out={all_of_it}", labels]
     assert cli.main(["merge-labels", str(place / "set"), *arguments]) == 2
-    assert "is not the dataset that" in capsys.readouterr().err
+    assert "is not the dataset of the request in" in capsys.readouterr().err
     assert not all_of_it.exists()
 
 
@@ -165,19 +165,23 @@ ANY = "images/blue/0.jpg"  # labeled, so not requested
     [
         (["sample_id,label", "99,red"], [], "line 2 is about sample 99, which"),
         (["path,label", f"{ANY},red"], [], f"line 2 is about {ANY}, which"),
-        (["sample_id,label", "A,C", "A,C"], [], "line 3 labels sample A as C, line 2 has it as C"),
         (
-            ["sample_id,label", "A,geen"],
+            ["sample_id,label", "A,C", "A,C"],
             [],
-            "class geen, which is unknown; did you mean gr",
+            "line 3 labels sample A as C, line 2 labels it as C",
         ),
+        (["sample_id,label", "A,geen"], [], "class geen, which is unknown; did you mean gr"),
         (["sample_id,label", "A,3"], [], "has the class 3, which is unknown"),
         (["sample_id,path,label", f"A,{ANY},red"], [], f"has sample A as {ANY}, but it is"),
         (["name,label", "A,red"], [], "has no column sample_id; its columns are name, label"),
         (["sample_id,class", "A,red"], [], "has no column label"),
         (["sample_id,label", "A,"], [], "grants no labels"),
         (["sample_id,label", "A,C"], ["labels=null"], "labels is not set"),
-        (["sample_id,label", "A,C"], ["out=x.bin"], "must name the file to write"),
+        (
+            ["sample_id,label", "A,C"],
+            ["out=x.bin"],
+            "out must name the .beton file to write, got x.bin",
+        ),
         (["sample_id,label", "A,C"], ["data.train=null"], "data.train is not set"),
         (["sample_id,label", "A,C"], ["run=nowhere"], "nowhere"),
     ],
@@ -208,7 +212,7 @@ def test_a_label_that_is_there_is_not_lost_unasked(place, tmp_path, capsys):
     labels = granted(tmp_path, ["sample_id,label", f"{sample},{other}"])
     arguments = [f"data.train={first}", f"out={first}", labels]
     assert cli.main(["merge-labels", str(place / "set"), *arguments]) == 2
-    assert f"{name}, now {other}; overwrite=true" in capsys.readouterr().err
+    assert f"labeled {name} in {first}, now {other}; set overwrite=true" in capsys.readouterr().err
     merge(capsys, place, first, labels, f"data.train={first}", "overwrite=true")
     with open_dataset(first) as dataset:
         assert dataset.classes[dataset.labels[sample]] == other

@@ -176,7 +176,7 @@ def test_what_is_written(run, dataset, tmp_path, capsys):
     assert cli.main([*arguments, f"out={out}"]) == 2
     assert "holds a request of another" in capsys.readouterr().err
     assert cli.main([*arguments, f"out={tmp_path}"]) == 2
-    assert "is no request" in capsys.readouterr().err
+    assert "holds no request; give a new" in capsys.readouterr().err
 
 
 def test_keys_of_the_dataset_as_negatives(run, dataset, tmp_path, capsys, monkeypatch):
@@ -302,15 +302,15 @@ def test_the_worst_sample_has_the_lowest_accuracy_and_the_highest_loss():
     ("options", "words"),
     [
         (["data.train=null"], "data.train is not set"),
-        (["count=22"], "count=22 is more than the 21 images"),
-        (["count=0"], "count=0 does not fit; set it to 1 or more"),
-        (["max_similarity=1.5"], "max_similarity=1.5 does not fit"),
+        (["count=22"], "count must be at most 21, the images that can be requested, got 22"),
+        (["count=0"], "count must be 1 or more, got 0"),
+        (["max_similarity=1.5"], "max_similarity must be in (0, 1], got 1.5"),
         (["mode=trainde"], "mode: Invalid value 'trainde'"),
         (["coutn=3"], "unknown option coutn; did you mean count?"),
-        (["count=3", "mode=per_sample_runs"], "sample_size=12800 does not fit"),
+        (["count=3", "mode=per_sample_runs"], "sample_size must be from 8 (the run's"),
         (
             ["count=3", "mode=per_sample_runs", "sample_size=7"],
-            "set it to 8, a batch of that run, to 21",
+            "to 21 (the images to draw from), got 7",
         ),
     ],
 )
@@ -338,7 +338,7 @@ def test_what_a_kill_or_an_edit_left_in_the_folder(run, dataset, tmp_path, capsy
         assert cli.main(arguments) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert f"{out / 'request.json'} is damaged (" in line
-        assert line.endswith("remove the folder and make the request anew")
+        assert line.endswith("remove the folder and make the request again")
 
 
 def test_other_mechanisms_get_one_line(dataset, tmp_path, capsys):
@@ -346,7 +346,7 @@ def test_other_mechanisms_get_one_line(dataset, tmp_path, capsys):
     arguments = ["request", str(run), f"data.train={dataset}", f"out={tmp_path / 'out'}", "count=3"]
     assert cli.main(arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "moco.mechanism=end_to_end, which has no key encoder" in line
+    assert "has moco.mechanism=end_to_end; give a run of moco.mechanism=moco" in line
 
 
 @pytest.mark.filterwarnings("always")

@@ -19,7 +19,7 @@ from fastmoco.evaluate.settings import Features
 from fastmoco.interop import onnx_graph
 from fastmoco.interop.detectron2_weights import detectron2_name
 from fastmoco.interop.export import export
-from fastmoco.interop.loaded_encoder import Subject
+from fastmoco.interop.loaded_encoder import LoadedEncoder
 from fastmoco.interop.settings import ExportConfig, Normalize, Part, Target
 from fastmoco.interop.state_dicts import RESNETS
 from fastmoco.moco.settings import ModelConfig, Stem
@@ -107,11 +107,11 @@ def test_models_of_timm_go_back_to_timm(tmp_path, monkeypatch):
     config = TrainConfig(model=ModelConfig(encoder="timm:vit_tiny_patch16_224"))
     config.pipeline.view_size = 32
     facts = {"imported": {"file": "x.pth", "sha256": "0", "layout": "torchvision"}}
-    subject = Subject(tmp_path / "run", tmp_path / "run" / "x", encoder, config, facts, 7)
-    monkeypatch.setattr("fastmoco.interop.export.load_subject", lambda _: subject)
+    loaded = LoadedEncoder(tmp_path / "run", tmp_path / "run" / "x", encoder, config, facts, 7)
+    monkeypatch.setattr("fastmoco.interop.export.load_for_export", lambda _: loaded)
     out, folder = tmp_path / "a.pth", tmp_path / "folder"
-    summary = export(subject.run, ExportConfig(to=Target.timm, out=out))
-    export(subject.run, ExportConfig(to=Target.huggingface, out=folder))
+    summary = export(loaded.run, ExportConfig(to=Target.timm, out=out))
+    export(loaded.run, ExportConfig(to=Target.huggingface, out=folder))
     models = [eval(summary.loading.removeprefix("model = "))]  # as it is printed
     models.append(timm.create_model(f"local-dir:{folder}", pretrained=True))
     with torch.no_grad():
@@ -286,7 +286,7 @@ def test_a_damaged_own_file_is_refused(narrow, tmp_path):
         (["to=torchvision"], ["out is not set"]),
         (["to=torchvision", "out=."], ["out=. is a folder"]),
         (["to=pytorch", "out=a.pth"], ["to", "torchvision"]),
-        (["to=torchvision", "out=a.pth", "part=encoder"], ["holds a backbone alone"]),
+        (["to=torchvision", "out=a.pth", "part=encoder"], ["holds only a backbone"]),
         (["out=file/a.safetensors"], ["file: file exists"]),
     ],
 )

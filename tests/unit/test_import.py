@@ -321,8 +321,16 @@ def test_where_the_tensors_are(container, expected):
         (resnet18().state_dict, ["encoder=resnet19"], ["model.encoder=resnet19 is unknown"]),
         (resnet18().state_dict, ["layout=moco"], ["layout=moco expects names under encoder_q."]),
         (resnet18().state_dict, ["layout=mocco"], ["layout"]),
-        (resnet18().state_dict, ["mean=[1,2]"], ["mean=[1.0, 2.0] is not three numbers in 0..1"]),
-        (resnet18().state_dict, ["std=[0,1,1]"], ["std=[0.0, 1.0, 1.0] would divide by zero"]),
+        (
+            resnet18().state_dict,
+            ["mean=[1,2]"],
+            ["mean must be three numbers in [0, 1] (R, G, B), got [1.0, 2.0]"],
+        ),
+        (
+            resnet18().state_dict,
+            ["std=[0,1,1]"],
+            ["std must be above 0 in every channel, got [0.0, 1.0, 1.0]"],
+        ),
         (
             lambda: {"blocks.0.attn.qkv.weight": torch.zeros(2)},
             [],
