@@ -108,7 +108,9 @@ def test_a_symmetric_batch_brings_two_keys_an_image(capsys, tmp_path, dataset): 
 
 def test_a_folder_that_is_no_run(capsys, tmp_path, dataset):  # noqa: F811
     (tmp_path / "thesis.txt").write_text("precious")
-    fails(capsys, train_arguments(dataset, tmp_path, "train.compile=never"), 2, "is not a run folder")
+    fails(
+        capsys, train_arguments(dataset, tmp_path, "train.compile=never"), 2, "is not a run folder"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

@@ -267,7 +267,9 @@ def test_a_damaged_own_file_is_refused(narrow, tmp_path):
     with pytest.raises(ValueError, match=r"is damaged or is not a safetensors file"):
         fastmoco.load_encoder(out)
     save_file({"conv1.weight": torch.zeros(2)}, out)
-    with pytest.raises(ValueError, match="was not exported by fastmoco; import it first: fastmoco import"):
+    with pytest.raises(
+        ValueError, match="was not exported by fastmoco; import it first: fastmoco import"
+    ):
         fastmoco.load_encoder(out)
 
 

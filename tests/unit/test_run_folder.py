@@ -70,7 +70,10 @@ def test_a_folder_without_a_checkpoint_binds_nobody(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "holiday.jpg").write_text("")
-    with pytest.raises(UsageError, match="is not a run folder"), claim(TrainConfig(run_dir=tmp_path)):
+    with (
+        pytest.raises(UsageError, match="is not a run folder"),
+        claim(TrainConfig(run_dir=tmp_path)),
+    ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
