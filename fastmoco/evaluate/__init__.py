@@ -1,1 +1,1 @@
-"""What was learned: features of a frozen encoder and what a classifier makes of them."""
+"""Evaluation of a trained encoder: its features and the classifiers that learn from them."""

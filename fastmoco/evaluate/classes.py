@@ -1,4 +1,4 @@
-"""How well each class was recognized."""
+"""Accuracy per class, and the confusion matrix."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 MAX_PRINTED = 20
-"""Classes whose tables are printed unasked."""
+"""Most classes whose table is printed by default."""
 
 
 def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the right one, ``(n,)``; of equal scores the first class does.
+    """Number of classes that rank before the right one, ``(n,)``; lower classes win ties.
 
-    What is no number comes before everything: a classifier that diverged is never right.
+    NaN ranks first: a classifier that diverged is never right.
 
     Args:
         scores: ``(n, C)``, the greater the better.
@@ -26,28 +26,28 @@ def class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def top_accuracies(ranks: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 in percent of `class_ranks`."""
+    """Top-1 and top-5 accuracy in percent, from the ranks of `class_ranks`."""
     top1, top5 = (100 * (ranks < bound).double().mean().item() for bound in (1, 5))
     return top1, top5
 
 
 @dataclass(slots=True)
 class ClassTable:
-    """Counts of what was taken for what."""
+    """A confusion matrix with class names."""
 
     names: list[str]
     confusion: list[list[int]]
-    """Row: the class; column: what its images were taken for."""
+    """Number of images by class (row) and prediction (column)."""
 
     @classmethod
     def count(cls, names: list[str], labels: Tensor, predicted: Tensor) -> "ClassTable":
-        """Of all images: ``(n,)`` int64 each."""
+        """Count the predictions of all images; labels and predictions are ``(n,)`` int64."""
         size = len(names)
         counts = torch.bincount(labels * size + predicted, minlength=size * size)
         return cls(names, counts.view(size, size).tolist())
 
     def to_json(self) -> dict[str, Any]:
-        """Per class: how many images and top-1 in percent; and the matrix."""
+        """The number of images and top-1 in percent of each class, and the matrix, as JSON."""
         rows = [
             {"name": name, "images": sum(row), "top1": _percent(row, number)}
             for number, (name, row) in enumerate(zip(self.names, self.confusion, strict=True))
@@ -55,7 +55,7 @@ class ClassTable:
         return {"classes": rows, "confusion": self.confusion}
 
     def to_text(self) -> str:
-        """The same as a table: a line for each class, and its row of the matrix by numbers."""
+        """The same as a table: one line per class, ending in its row of the matrix."""
         width = max(5, *(len(name) for name in self.names))
         digits = max(4, *(len(str(count)) + 1 for row in self.confusion for count in row))
         head = "".join(f"{number:>{digits}}" for number in range(len(self.names)))

@@ -1,7 +1,7 @@
-"""`fastmoco embed`: the features of a dataset as a file, written as they come.
+"""`fastmoco embed`: write the features of a dataset to a file, batch by batch.
 
-Rows are never all in memory: what is held is one row group of a Parquet file (64 MiB), or one batch
-of an npy file.
+Rows are never all in memory: it holds one row group of a Parquet file (64 MiB) or one batch of an
+npy file.
 """
 
 import csv
@@ -35,22 +35,22 @@ ROW_GROUP_BYTES = 1 << 26
 
 @dataclass(slots=True)
 class EmbedSummary:
-    """What was written."""
+    """Description of the files written."""
 
     out: str
     ids: str | None
-    """The CSV file of ids, paths and labels beside an npy file."""
+    """The CSV file of ids, paths and labels beside an npy file; None beside Parquet."""
     num_rows: int
     dim: int
     features: str
     num_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """The summary as a JSON object."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """For people."""
+        """The summary in one line."""
         beside = f"; ids, paths and labels in {self.ids}" if self.ids else ""
         return (
             f"{self.out}: {self.num_rows:,} rows of {self.dim}, {self.features} features, "
@@ -67,12 +67,12 @@ def embed(run: Path, cfg: EmbedConfig) -> EmbedSummary:
 
     Args:
         run: A run folder, a checkpoint, an imported folder or an exported file.
-        cfg: From `load_config`.
+        cfg: Options, from `load_config`.
 
     Raises:
-        UsageError: If an option is missing or does not fit.
+        UsageError: If an option is missing or out of range.
         ValueError: If the checkpoint or the dataset is damaged.
-        OSError: If a file cannot be read or written; what was there before stays.
+        OSError: If a file cannot be read or written; an older file stays as it was.
     """
     out = _checked(cfg)
     assert cfg.data.test is not None
@@ -81,12 +81,11 @@ def embed(run: Path, cfg: EmbedConfig) -> EmbedSummary:
     with open_dataset(cfg.data.test) as dataset:
         folder = features_folder(run) if cfg.cache else None
         rows = feature_rows(encoder, dataset, request_of(cfg), folder)
-        if out.suffix == ".npy":
-            ids: Path | None = out.with_suffix(".csv")
-            _write_ids(out.with_suffix(".csv"), dataset)
+        ids = out.with_suffix(".csv") if out.suffix == ".npy" else None
+        if ids:
+            _write_ids(ids, dataset)
             _write_npy(out, rows, (len(dataset), dim))
         else:
-            ids = None
             facts = {"run": run.name, "features": cfg.features.value, "data": str(dataset.path)}
             write_parquet(out, rows, dataset, dim, facts)
         return EmbedSummary(
@@ -124,14 +123,14 @@ def _output_length(encoder: FrozenEncoder, features: Features) -> int:
 def write_parquet(
     path: Path, rows: Iterator[Tensor], dataset: Dataset, dim: int, facts: dict[str, str]
 ) -> None:
-    """Write a Parquet file, whole or not at all, a row group at a time.
+    """Write a Parquet file atomically, one row group at a time.
 
     Args:
         path: The file.
         rows: ``(N, D)`` float32 on the host, all samples in order.
-        dataset: Open; gives names and labels.
+        dataset: An open dataset, for names and labels.
         dim: D.
-        facts: Into the schema's metadata, as JSON under ``fastmoco``.
+        facts: Facts for the schema's metadata, stored as JSON under ``fastmoco``.
     """
     schema = pa.schema(
         [
@@ -156,7 +155,7 @@ def write_parquet(
 
 
 def _groups(rows: Iterator[Tensor], dim: int) -> Iterator[NDArray[np.float32]]:
-    """The same rows in groups of `ROW_GROUP_BYTES`; each is valid until the next."""
+    """Yield the rows in groups of `ROW_GROUP_BYTES`; each is valid until the next one."""
     group = np.empty((max(1, ROW_GROUP_BYTES // (4 * dim)), dim), np.float32)
     used = 0
     for batch in rows:
@@ -187,7 +186,7 @@ def _table(
 
 
 def _write_npy(path: Path, rows: Iterator[Tensor], shape: tuple[int, int]) -> None:
-    """Write an npy file, whole or not at all, a batch at a time."""
+    """Write an npy file atomically, one batch at a time."""
     done = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}

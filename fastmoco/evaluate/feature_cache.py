@@ -1,11 +1,11 @@
-"""Rows of features on disk: computed once, read as a map.
+"""Rows of features on disk: computed once, then memory-mapped.
 
-``KEY.npy`` holds them, row after row, and ``KEY.json``, written last, what they are and their
-SHA-256; KEY is the hash of what they are. Reading proves all bytes (1.5 GB a second and core where
-the processor has SHA instructions): what is damaged is computed anew.
+``KEY.npy`` holds the rows. ``KEY.json``, written last, holds the facts that decide them and their
+SHA-256; KEY is the hash of the facts. Reading verifies all bytes (1.5 GB per second and core if the
+processor has SHA instructions); damaged rows are computed again.
 
 Rows are written batch by batch and mapped afterwards: they are never in memory twice, and a full
-disk is an error that can be caught, not the end of the process. Where nothing can be written,
+disk is an error that can be caught, not the end of the process. If the folder cannot be written,
 nothing is kept.
 """
 
@@ -25,16 +25,23 @@ from torch import Tensor
 from fastmoco.files import atomic_path, atomic_write_text, locked
 
 FORMAT_VERSION = 1
-"""Another one whenever equal facts would mean other numbers."""
+"""Must change whenever equal facts would mean other numbers."""
+
+
+def folder_of_run(run: Path) -> Path:
+    """The folder of a run or of one of its checkpoint files; of another file, its own folder."""
+    if run.is_dir():
+        return run
+    return run.parent.parent if run.parent.name == "checkpoints" else run.parent
 
 
 class CachedRows(NamedTuple):
-    """Rows as a map of their file."""
+    """Rows in a memory-mapped file."""
 
     vectors: Tensor
-    """``(n, D)`` float32, a private map: what is written to it stays in this process."""
+    """``(n, D)`` float32, a private map: writes to it stay in this process."""
     reused: bool
-    """Whether they were there before."""
+    """Whether the file was there before."""
 
 
 def cached_rows(
@@ -43,18 +50,18 @@ def cached_rows(
     count: int,
     batches: Callable[[], Iterator[Tensor]],
 ) -> CachedRows | None:
-    """Rows from the folder, or computed and left there.
+    """Read rows from a folder, or compute them and keep them there.
 
-    Another process that computes into the same folder is waited for.
+    This waits for another process that computes into the same folder.
 
     Args:
-        folder: Made where it is missing.
-        facts: All that decides the rows, as JSON values.
-        count: n.
-        batches: Computes them: ``(N, D)`` float32 on any device.
+        folder: Folder of the cache, made if missing.
+        facts: Everything that decides the rows, as JSON values.
+        count: n, the number of rows.
+        batches: Computes the rows: ``(N, D)`` float32 on any device.
 
     Returns:
-        None where the folder cannot be written, which is said once, unless it is read-only.
+        None if the folder cannot be written; this warns, unless the folder is read-only.
     """
     facts = {"format_version": FORMAT_VERSION, **facts, "count": count}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
@@ -67,23 +74,16 @@ def cached_rows(
             reused = found is not None
             if not reused:
                 _write(path, facts, count, batches())
-                found = _read(path, facts, proved=True)
-    except PermissionError:
-        return None
+                found = _read(path, facts, verify=False)
     except OSError as error:
-        if error.errno == errno.EROFS:
-            return None
-        warnings.warn(f"features are not kept in {folder}: {error}", stacklevel=2)
+        if error.errno != errno.EROFS and not isinstance(error, PermissionError):
+            warnings.warn(f"features are not kept in {folder}: {error}", stacklevel=2)
         return None
     return None if found is None else CachedRows(found, reused)
 
 
 def _write(path: Path, facts: Mapping[str, Any], count: int, batches: Iterator[Tensor]) -> None:
-    """Both files, whole or not there.
-
-    Raises:
-        OSError: If the disk is full or the like.
-    """
+    """Write both files, each atomically; raise OSError if the disk is full or cannot be written."""
     digest, done = hashlib.sha256(), 0
     with atomic_path(path) as temporary:
         with temporary.open("wb") as file:
@@ -100,7 +100,7 @@ def _write(path: Path, facts: Mapping[str, Any], count: int, batches: Iterator[T
 
 
 def _start(file: Any, folder: Path, shape: tuple[int, int]) -> None:
-    """The header of an npy file, once it is known that the rows have room."""
+    """Write the header of an npy file, after checking that the disk has room for the rows."""
     free, needed = shutil.disk_usage(folder).free, 4 * shape[0] * shape[1]
     if free < needed:
         reason = f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} are free"
@@ -109,14 +109,8 @@ def _start(file: Any, folder: Path, shape: tuple[int, int]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _read(path: Path, facts: Mapping[str, Any], *, proved: bool = False) -> Tensor | None:
-    """The rows, None where there are none or they are damaged.
-
-    Args:
-        path: Of the npy file.
-        facts: That its record must have.
-        proved: Written just now: the bytes need no proof.
-    """
+def _read(path: Path, facts: Mapping[str, Any], *, verify: bool = True) -> Tensor | None:
+    """Map the rows of an npy file; None if they are missing, damaged or of other facts."""
     try:
         record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         rows = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -125,6 +119,6 @@ def _read(path: Path, facts: Mapping[str, Any], *, proved: bool = False) -> Tens
         return None
     if record != facts or rows.dtype != np.dtype("<f4") or rows.ndim != 2:
         return None
-    if not proved and hashlib.sha256(rows.data.cast("B")).hexdigest() != digest:
+    if verify and hashlib.sha256(rows.data.cast("B")).hexdigest() != digest:
         return None
     return torch.from_numpy(rows)

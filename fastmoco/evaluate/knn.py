@@ -1,8 +1,8 @@
 """k-nearest-neighbor classification of frozen features.
 
-The protocol of instance discrimination (arXiv:1805.01978, section 3.4): cosine similarity, the k
-nearest training images vote for their classes with weights ``exp(similarity / T)``. Or each with
-one vote: ``vote=majority``.
+The protocol of instance discrimination (arXiv:1805.01978, section 3.4): by cosine similarity, the k
+nearest training images vote for their classes with weights ``exp(similarity / T)``; with
+``vote=majority`` each has one vote.
 """
 
 import time
@@ -35,12 +35,12 @@ from fastmoco.evaluate.settings import KnnConfig, Vote
 
 @dataclass(slots=True)
 class KnnResult:
-    """What the classifier reached, with the protocol that it followed."""
+    """Accuracy of the classifier, with its protocol."""
 
     top1: float
-    """Percent."""
+    """Percent of the test images."""
     top5: float
-    """Percent."""
+    """Percent of the test images."""
     k: int
     temperature: float
     vote: str
@@ -51,24 +51,24 @@ class KnnResult:
     num_train: int
     num_test: int
     seconds: float
-    """Features and classification."""
+    """Time for features and classification."""
     features_reused: bool = False
     """Whether all features were found on disk."""
     baselines: dict[str, Any] = field(default_factory=dict)
-    """By name: results of raw pixels and of the untrained encoder."""
+    """Results of raw pixels and of the untrained encoder, by name."""
     classes: ClassTable | None = None
-    """Of the encoder itself; of baselines none."""
+    """Accuracy per class; None for baselines."""
     tables: bool = False
-    """Whether classes are printed however many there are."""
+    """Whether to print the classes however many there are."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """The result as a JSON object."""
         values = asdict(self)
         del values["classes"], values["tables"]
         return values | (self.classes.to_json() if self.classes else {})
 
     def to_text(self) -> str:
-        """The result beside its baselines, and the protocol, as a table."""
+        """The result, its baselines and the protocol as a table."""
         rows = {"trained" if self.baselines else self.features: self.to_json(), **self.baselines}
         lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
         lines += [f"{name:<12}{row['top1']:>9.2f}{row['top5']:>9.2f}" for name, row in rows.items()]
@@ -78,7 +78,7 @@ class KnnResult:
         return "\n".join(lines)
 
     def about(self) -> str:
-        """The protocol, for people."""
+        """The protocol in one line."""
         vote = f"T={self.temperature:g}" if self.vote == Vote.weighted else "majority"
         images = f"{self.num_train} training and {self.num_test} test images"
         if self.leave_one_out:
@@ -97,19 +97,19 @@ def knn_votes(
     vote: Vote = Vote.weighted,
     leave_one_out: bool = False,
 ) -> Tensor:
-    """Class scores of each query, exact, in chunks that bound the memory.
+    """Compute class scores of each query, exactly, in chunks that bound the memory.
 
     Args:
-        train: Features that vote; n of them, labeled.
+        train: The n labeled features that vote.
         queries: ``(m, D)``, on the same device.
         k: Neighbors, at most n; with `leave_one_out` at most n - 1.
         temperature: T > 0.
-        vote: How they vote.
+        vote: How the neighbors vote.
         leave_one_out: The queries are those of `train`, and none votes for itself.
 
     Returns:
         ``(m, classes)`` float32: the sum of ``exp(similarity / T - 1 / T)`` over the neighbors of
-        each class, or their number.
+        each class; with `Vote.majority` their number.
     """
     num_classes = int(train.labels.max()) + 1
     scores = torch.zeros(len(queries), num_classes, device=queries.device)
@@ -117,7 +117,7 @@ def knn_votes(
     for similarity, rows in nearest(train.vectors, queries, k, leave_one_out=leave_one_out):
         weights = torch.ones_like(similarity)
         if vote is Vote.weighted:
-            # The common factor keeps float32 in range at small T.
+            # The common factor exp(-1 / T) keeps float32 in range at small T.
             weights = ((similarity - 1) / temperature).exp()
         scores[start : start + len(rows)].scatter_add_(1, train.labels[rows], weights)
         start += len(rows)
@@ -127,7 +127,7 @@ def knn_votes(
 def knn_accuracy(
     train: FeatureSet, test: FeatureSet, *, k: int, temperature: float
 ) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent; k is cut to the size of the training set."""
+    """Top-1 and top-5 accuracy in percent; k is reduced to the size of the training set."""
     scores = knn_votes(train, test.vectors, k=min(k, len(train.labels)), temperature=temperature)
     return top_accuracies(class_ranks(scores, test.labels))
 
@@ -141,15 +141,9 @@ def encoder_accuracy(
     k: int,
     temperature: float,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in percent of an encoder's features, of which nothing is kept.
+    """Top-1 and top-5 accuracy in percent of an encoder; its features are not kept on disk.
 
-    Args:
-        encoder: On its device.
-        request: Which vectors.
-        train: Images that vote.
-        test: Images to classify.
-        k: Neighbors.
-        temperature: Of their votes.
+    `train` has the images that vote, `test` those to classify; see `knn_votes` for the rest.
     """
     sets = [extract_features(encoder, dataset, request) for dataset in (train, test)]
     return knn_accuracy(*sets, k=k, temperature=temperature)
@@ -163,20 +157,18 @@ def check_knn_config(cfg: KnnConfig) -> None:
     """
     if cfg.data.train is None or (cfg.data.test is None and not cfg.leave_one_out):
         which = "train" if cfg.data.train is None else "test"
-        one = "; or leave_one_out=true for one set" if which == "test" else ""
+        one = ", or leave_one_out=true for one set" if which == "test" else ""
         raise UsageError(
-            f"data.{which} is not set; give a labeled dataset file, data.{which}=FILE.beton{one}"
+            f"data.{which} is not set; add a labeled dataset, data.{which}=FILE.beton{one}"
         )
     if cfg.k < 1:
-        raise UsageError(f"k={cfg.k} is no number of neighbors; set it to 1 or more")
+        raise UsageError(f"k must be 1 or more, got {cfg.k}")
     if cfg.temperature <= 0:
-        raise UsageError(
-            f"temperature={cfg.temperature} is not positive; set it, for example, to 0.1"
-        )
+        raise UsageError(f"temperature must be above 0, got {cfg.temperature}; try temperature=0.1")
 
 
 def knn(run: Path, cfg: KnnConfig) -> KnnResult:
-    """Evaluate a run by kNN, and its baselines where asked for.
+    """Evaluate a run by kNN, and its baselines if the configuration asks for them.
 
     Args:
         run: Run folder or checkpoint.
@@ -186,8 +178,8 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
         The result; also written to ``evaluation/knn.json`` in the run folder.
 
     Raises:
-        UsageError: If a dataset is not given or cannot serve.
-        CheckpointError: If there is no sound checkpoint.
+        UsageError: If a dataset is missing or unsuitable, or a setting is out of range.
+        CheckpointError: If there is no checkpoint, or it is damaged.
     """
     check_knn_config(cfg)
     assert cfg.data.train is not None
@@ -197,7 +189,7 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
     with open_dataset(cfg.data.train) as train, open_dataset(test_path) as test:
         classes = check_labels(train, test)
         if cfg.leave_one_out and len(train) < 2:
-            raise UsageError(f"{cfg.data.train} holds one image; leave_one_out=true needs two")
+            raise UsageError(f"leave_one_out=true needs two images, but {cfg.data.train} has one")
         measured = _Measured(train, test, classes, cfg, folder)
         result = measured.result(trained, request_of(cfg))
         if cfg.baselines:
@@ -215,7 +207,7 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What every encoder is measured on alike."""
+    """Datasets and protocol, the same for every encoder."""
 
     train: Dataset
     test: Dataset
@@ -224,13 +216,13 @@ class _Measured:
     folder: Path | None
 
     def result(self, encoder: FrozenEncoder, request: FeatureRequest) -> KnnResult:
-        """Features, votes, accuracies."""
+        """Measure one encoder."""
         start, cfg, alone = time.perf_counter(), self.cfg, self.cfg.leave_one_out
         device = encoder.mean.device
-        sets = [self._features(encoder, request, self.train)]
-        sets.append(sets[0] if alone else self._features(encoder, request, self.test))
+        datasets = [self.train] if alone else [self.train, self.test]
+        sets = [dataset_features(encoder, one, request, self.folder) for one in datasets]
         voters, queries = (
-            FeatureSet(one.vectors.to(device), one.labels.to(device)) for one in sets
+            FeatureSet(one.vectors.to(device), one.labels.to(device)) for one in (sets[0], sets[-1])
         )
         k = min(cfg.k, len(self.train) - alone)
         scores = knn_votes(
@@ -257,8 +249,3 @@ class _Measured:
             classes=ClassTable.count(self.classes.names, queries.labels, scores.argmax(1)),
             tables=cfg.tables,
         )
-
-    def _features(
-        self, encoder: FrozenEncoder, request: FeatureRequest, dataset: Dataset
-    ) -> FeatureSet:
-        return dataset_features(encoder, dataset, request, self.folder)

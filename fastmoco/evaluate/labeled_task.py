@@ -1,4 +1,4 @@
-"""The classification that is learned: checked sets, and the labels that a classifier is told."""
+"""A classification task: checked datasets, and the labels that a classifier learns from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,32 +9,35 @@ from typing import Any
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.draws.streams import INT64
 from fastmoco.errors import UsageError
+from fastmoco.evaluate.features import FrozenEncoder
 from fastmoco.evaluate.labels import Classes, check_labels, noisy_labels, stratified_part
 from fastmoco.evaluate.results import results_folder
 from fastmoco.evaluate.settings import ClassifierConfig
-from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
+from fastmoco.pipelines.policies import Policy
 
 
 @dataclass(frozen=True, slots=True)
 class LabeledTask:
-    """What is learned, and what it is measured on."""
+    """Images and labels to learn from, and images to measure on."""
 
     train: Dataset
     test: Dataset
     classes: Classes
     labels: INT64
-    """Of all training images, as the classifier is told them: noise included."""
+    """Labels of all training images as the classifier sees them, with noise, ``(n,)``."""
     ids: INT64
-    """The training images whose labels are used."""
+    """Ids of the training images whose labels are used."""
     noise_share: float
-    """Share of these whose label is not the set's own."""
+    """Fraction of `ids` whose label differs from the dataset's."""
 
     def batch_size(self, cfg: ClassifierConfig) -> int:
-        """Images per step: of few labels, all of them."""
+        """Images per step; all of them if there are fewer than a batch."""
         return min(cfg.global_batch_size, len(self.ids))
 
     def plan(self, cfg: ClassifierConfig, epoch: int = 0) -> EpochPlan:
-        """The order of an epoch: as in pretraining, its last partial batch is dropped."""
+        """Plan the order of an epoch; as in pretraining, the last partial batch is dropped."""
         return EpochPlan(
             seed=cfg.seed,
             epoch=epoch,
@@ -43,8 +46,28 @@ class LabeledTask:
             sample_ids=self.ids,
         )
 
+    def loader(
+        self, cfg: ClassifierConfig, encoder: FrozenEncoder, policy: Policy | None, epoch: int = 0
+    ) -> ViewLoader:
+        """Load one crop of each training image from `epoch` on: the policy's, or None: central."""
+        spec = LoaderSpec(
+            view_size=encoder.view_size if policy else encoder.eval_size,
+            policy=policy,
+            policy_views=1,
+            center_crop=encoder.center_crop,
+            num_threads=cfg.pipeline.num_threads,
+        )
+        return build_loader(
+            self.train,
+            self.plan(cfg, epoch),
+            spec=spec,
+            stop_epoch=cfg.train.epochs,
+            device=encoder.mean.device,
+            name=cfg.pipeline.name,
+        )
+
     def described(self, cfg: ClassifierConfig) -> str:
-        """Labels and noise, for people."""
+        """The number of labels and the noise, in words."""
         text = f"{len(self.ids)} labeled and {len(self.test)} test images"
         if cfg.label_share < 1:
             text = f"{100 * cfg.label_share:g}% of the labels: {text}"
@@ -53,7 +76,7 @@ class LabeledTask:
         return text
 
     def facts(self, cfg: ClassifierConfig) -> dict[str, Any]:
-        """The same as JSON values."""
+        """Labels, noise and seed as JSON values."""
         return {
             "label_share": cfg.label_share,
             "label_noise": cfg.label_noise,
@@ -66,10 +89,10 @@ class LabeledTask:
 
 @contextmanager
 def open_task(cfg: ClassifierConfig) -> Iterator[LabeledTask]:
-    """Open both sets and decide on the labels.
+    """Open both datasets and choose the labels.
 
     Raises:
-        UsageError: If settings are out of range, or the sets cannot serve.
+        UsageError: If a setting is out of range, or a dataset is missing or unsuitable.
     """
     _check(cfg)
     assert cfg.data.train
@@ -88,26 +111,24 @@ def _check(cfg: ClassifierConfig) -> None:
     for which in ("train", "test"):
         if getattr(cfg.data, which) is None:
             raise UsageError(
-                f"data.{which} is not set; give a labeled dataset file, data.{which}=FILE.beton"
+                f"data.{which} is not set; add a labeled dataset, data.{which}=FILE.beton"
             )
     if not 0 < cfg.label_share <= 1:
-        raise UsageError(
-            f"label_share={cfg.label_share} is no share; set it above 0, at most 1, as 0.01 or 0.1"
-        )
+        raise UsageError(f"label_share must be in (0, 1], got {cfg.label_share}")
     if cfg.train.epochs < 1:
-        raise UsageError(f"train.epochs={cfg.train.epochs} trains nothing; set it to 1 or more")
+        raise UsageError(f"train.epochs must be 1 or more, got {cfg.train.epochs}")
     if cfg.global_batch_size < 1:
-        raise UsageError(f"global_batch_size={cfg.global_batch_size} must be 1 or more")
+        raise UsageError(f"global_batch_size must be 1 or more, got {cfg.global_batch_size}")
 
 
 def is_measured(epoch: int, epochs: int, times: int) -> bool:
-    """Whether the test set is looked at for the curve after this epoch, counted from 0.
+    """Whether to measure on the test set after this epoch, counted from 0, for the curve.
 
-    At the end, and before at most `times` times.
+    This is so at the end, and before that at most `times` times.
     """
     return epoch == epochs - 1 or (epoch + 1) % -(-epochs // times) == 0
 
 
 def out_folder(run: Path, cfg: ClassifierConfig, command: str) -> Path:
-    """Where the results go."""
+    """Folder of the results: ``out``, or ``evaluation/COMMAND-NAME`` of the run."""
     return cfg.out or results_folder(run) / f"{command}-{cfg.name}"

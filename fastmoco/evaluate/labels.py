@@ -1,7 +1,7 @@
-"""Labels that evaluation learns from: checked, a stratified part of them, and noise in them.
+"""Labels that evaluation learns from: their checks, stratified parts and noise.
 
-Every choice is a pure function of the seed and the sample's id, so that parts are nested: the 1%
-lie within the 10%, and labels that are wrong at a rate of 0.2 are so at 0.4 too.
+Every choice is a pure function of the seed and the sample's id, so parts are nested: the 1% part is
+inside the 10% part, and labels that are wrong at a rate of 0.2 are also wrong at 0.4.
 """
 
 from dataclasses import dataclass
@@ -20,28 +20,28 @@ from fastmoco.errors import UsageError
 
 @dataclass(slots=True)
 class Classes:
-    """What classes there are."""
+    """The classes of a task."""
 
     count: int
     names: list[str]
-    """One each; their numbers where the sets name none."""
+    """One name per class; its number if the datasets do not name it."""
 
 
 def check_labels(train: Dataset, test: Dataset) -> Classes:
-    """Refuse sets that a classifier cannot learn from or be measured on.
+    """Check that a classifier can learn from one dataset and be measured on the other.
 
     Raises:
-        UsageError: If a set is unlabeled, its classes have other names, or the test set has one
-            that the training set lacks.
+        UsageError: If a dataset has unlabeled images, class names differ, or the test set has a
+            class that the training set lacks.
     """
     found = [set(np.unique(one.labels).tolist()) for one in (train, test)]
     for which, numbers in zip(("train", "test"), found, strict=True):
         if min(numbers) < 0:
             raise UsageError(
-                f"data.{which} has images without a label; it must be made of class folders or of "
-                "a table with labels (fastmoco convert)"
+                f"data.{which} has images without a label; convert it from class folders or from a "
+                "table with labels (fastmoco convert)"
             )
-    # Of numbered classes each set names those up to its own last.
+    # With numbered classes each dataset names only the classes up to its own last one.
     shared = min(len(train.classes), len(test.classes))
     if train.classes[:shared] != test.classes[:shared]:
         odd = sorted(set(train.classes) ^ set(test.classes)) or train.classes
@@ -62,12 +62,12 @@ def check_labels(train: Dataset, test: Dataset) -> Classes:
 
 
 def stratified_part(labels: INT64, share: float, seed: int) -> INT64:
-    """Ids of a share of every class, at least one image each.
+    """Choose a fraction of every class, at least one image each.
 
     Args:
         labels: ``(n,)``.
-        share: In (0, 1].
-        seed: Of the choice.
+        share: Fraction in (0, 1].
+        seed: Seed of the choice.
 
     Returns:
         Ids in ascending order, int64.
@@ -76,12 +76,9 @@ def stratified_part(labels: INT64, share: float, seed: int) -> INT64:
 
 
 def hold_out(labels: INT64, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which images stay out of training, to choose a setting by: a share of every class.
+    """Choose the images to hold out of training, ``(n,)`` bool: a fraction of every class.
 
-    A class of one image stays in whole.
-
-    Returns:
-        ``(n,)`` bool.
+    They serve to choose a setting. A class of one image keeps it.
     """
     held = np.zeros(len(labels), bool)
     held[_first_of_classes(labels, share, seed, Stream.HELD_OUT, spare=1)] = True
@@ -91,7 +88,7 @@ def hold_out(labels: INT64, share: float, seed: int) -> npt.NDArray[np.bool_]:
 def _first_of_classes(
     labels: INT64, share: float, seed: int, stream: Stream, spare: int = 0
 ) -> INT64:
-    """Of every class the images whose hash is least; at most all but `spare`, at least one."""
+    """Take the images of least hash in every class: at least one, but at most all but `spare`."""
     order = np.argsort(_hashes(len(labels), seed, stream), kind="stable")
     order = order[np.argsort(labels[order], kind="stable")]
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
@@ -101,13 +98,13 @@ def _first_of_classes(
 
 
 def symmetric_noise(labels: INT64, rate: float, num_classes: int, seed: int) -> INT64:
-    """Each label is, with probability `rate`, another class's, all others being equally likely.
+    """Replace each label, with probability `rate`, by another class; all others are equally likely.
 
     Args:
         labels: ``(n,)``, 0 or more.
-        rate: In [0, 1].
+        rate: Probability in [0, 1].
         num_classes: C, at least 2.
-        seed: Of all draws.
+        seed: Seed of all draws.
 
     Returns:
         ``(n,)`` int64.
@@ -123,23 +120,23 @@ def _hashes(count: int, seed: int, stream: Stream) -> npt.NDArray[np.uint64]:
 
 
 def _uniforms(count: int, seed: int, stream: Stream) -> npt.NDArray[np.float64]:
-    """In [0, 1), of 53 bits."""
+    """Draw uniform numbers in [0, 1) with 53 random bits."""
     return (_hashes(count, seed, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def noisy_labels(dataset: Dataset, noise: str, classes: Classes, seed: int) -> INT64:
-    """The labels to learn from.
+    """Return the labels to learn from, ``(n,)`` int64.
 
     Args:
         dataset: The training set.
-        noise: ``""``: its own labels; a number: `symmetric_noise` of that rate; or
-            ``FILE.csv:COLUMN`` (TSV, Parquet), a table with a column ``path``, as Imagenette's
+        noise: ``""``: the dataset's labels; a number: `symmetric_noise` of that rate; or
+            ``FILE.csv:COLUMN`` (TSV, Parquet), a table with a column ``path``, such as Imagenette's
             ``noisy_imagenette.csv:noisy_labels_25``.
-        classes: As of `check_labels`.
-        seed: Of the symmetric noise.
+        classes: The result of `check_labels`.
+        seed: Seed of the symmetric noise.
 
     Raises:
-        UsageError: If `noise` is neither, or the table lacks an image or has other classes.
+        UsageError: If `noise` is none of these, or the table lacks an image or has other classes.
     """
     if not noise:
         return dataset.labels
@@ -151,31 +148,30 @@ def noisy_labels(dataset: Dataset, noise: str, classes: Classes, seed: int) -> I
         rate = -1.0
     if not 0 <= rate <= 1:
         raise UsageError(
-            f"label_noise={noise} is neither a rate, 0 to 1, nor a table's column; "
+            f"label_noise must be a rate in [0, 1] or a column of a table, got {noise}; "
             "set it to 0.25 or to FILE.csv:COLUMN, for example"
         )
     if classes.count < 2:
-        raise UsageError("label_noise needs two classes or more; data.train has one")
+        raise UsageError("label_noise needs two classes or more, but data.train has one")
     return symmetric_noise(dataset.labels, rate, classes.count, seed)
 
 
 def _labels_of_table(dataset: Dataset, path: Path, column: str, classes: Classes) -> INT64:
-    """By the images' relative paths, as they are or below one more folder (``train/``)."""
+    """Read labels by the images' relative paths, with or without a leading ``train/``."""
     table = read_table(path, ["path", column])
     rows = {name: row for row, name in enumerate(table.column("path"))}
     below = {name.partition("/")[2]: row for name, row in rows.items() if name.startswith("train/")}
-    texts, chosen = table.column(column), []
+    texts, wanted = table.column(column), []
     for sample_id in range(len(dataset)):
         name = dataset.name(sample_id)
         row = rows.get(name, below.get(name))
         if row is None:
             raise UsageError(f"label_noise={path}:{column} has no row for {name} of data.train")
-        chosen.append(row)
+        wanted.append(texts[row].strip())
     number_of = {name: number for number, name in enumerate(classes.names)}
-    wanted = [texts[row].strip() for row in chosen]
     if odd := next((text for text in wanted if text not in number_of), None):
         raise UsageError(
             f"label_noise={path}:{column} has the class {odd!r}, which data.train has not; "
-            f"it has {', '.join(classes.names[:5])}, ..."
+            f"its classes are {', '.join(classes.names[:5])}, ..."
         )
     return np.array([number_of[text] for text in wanted], np.int64)

@@ -1,6 +1,5 @@
-"""The kNN monitor: what the frozen encoder is worth while it trains."""
+"""The kNN monitor: accuracy of the encoder's features while it trains."""
 
-from types import TracebackType
 from typing import Self
 
 from fastmoco.data.dataset import Dataset, open_dataset
@@ -12,17 +11,14 @@ from fastmoco.evaluate.settings import MonitorConfig
 
 
 class KnnMonitor:
-    """Measures kNN top-1 every few epochs.
-
-    Opens both datasets at once: what is wrong with them shows before the first step.
-    """
+    """Measures kNN top-1 every few epochs; opens both datasets before the first step."""
 
     def __init__(self, monitor: MonitorConfig, data: DataConfig, batch_size: int) -> None:
-        """Open the datasets where the monitor is on.
+        """Open the datasets if the monitor is on.
 
         Args:
-            monitor: Protocol, and how often.
-            data: Both sets are given where the monitor is on.
+            monitor: Protocol and interval.
+            data: The datasets; both are set if the monitor is on.
             batch_size: Images per forward pass.
 
         Raises:
@@ -41,29 +37,17 @@ class KnnMonitor:
         return bool(self._monitor.every_epochs) and epoch % self._monitor.every_epochs == 0
 
     def measure(self, encoder: FrozenEncoder) -> float:
-        """Top-1 of an encoder on its device, in percent, by the protocol of ``monitor.*``."""
+        """Measure the top-1 of an encoder on its device, in percent, by ``monitor.*``."""
         train, test = self._sets
         request = FeatureRequest(features=self._monitor.features.value, batch_size=self._batch_size)
-        top1, _ = encoder_accuracy(
-            encoder,
-            request,
-            train,
-            test,
-            k=self._monitor.k,
-            temperature=self._monitor.temperature,
-        )
-        return top1
+        k, temperature = self._monitor.k, self._monitor.temperature
+        return encoder_accuracy(encoder, request, train, test, k=k, temperature=temperature)[0]
 
     def __enter__(self) -> Self:
         """Return self."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the datasets."""
         for dataset in self._sets:
             dataset.close()

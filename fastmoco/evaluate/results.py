@@ -1,4 +1,4 @@
-"""What evaluation found, and where it is written."""
+"""Results of evaluation and the files that they are written to."""
 
 import json
 import warnings
@@ -10,24 +10,22 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from fastmoco.evaluate.feature_cache import folder_of_run
 from fastmoco.files import atomic_path, atomic_write_text
 
 
 def results_folder(run: Path) -> Path:
-    """``evaluation`` in the run folder, or beside a file of weights."""
-    if run.is_dir():
-        return run / "evaluation"
-    folder = run.parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "evaluation"
+    """The folder ``evaluation`` in the run folder, or beside a file of weights."""
+    return folder_of_run(run) / "evaluation"
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a result as JSON, whole; where that cannot be, it is said and nothing else is lost."""
+    """Write a result as JSON, atomically; if that fails, only warn: the result is also printed."""
     write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_result`, of a text."""
+    """Write a text file, atomically; only warn if that fails."""
     try:
         atomic_write_text(path, text)
     except OSError as error:
@@ -36,27 +34,27 @@ def write_text(path: Path, text: str) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class ClassifierResult:
-    """What a trained classifier reached, with the protocol that it followed."""
+    """Accuracy of a trained classifier, with its protocol."""
 
     top1: float
     """Percent of the test images."""
     top5: float
-    """Percent."""
+    """Percent of the test images."""
     about: str
-    """The protocol, for people."""
+    """The protocol in one line."""
     protocol: dict[str, Any]
-    """The protocol, JSON values."""
+    """The protocol as JSON values."""
     seconds: float
-    """All of it, features included."""
+    """Total time, features included."""
     seconds_training: float
-    """Of them, the steps of the classifier, with its views."""
+    """Time of the classifier's steps, with its views."""
     curve: list[dict[str, Any]] = field(default_factory=list)
     """A row for each epoch: ``epoch, loss_train, learning_rate``, and at times ``top1, top5``."""
     baselines: dict[str, "ClassifierResult"] = field(default_factory=dict)
-    """By name."""
+    """Results of the baselines, by name."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, without the curve."""
+        """The result as a JSON object, without the curve."""
         return {
             "top1": self.top1,
             "top5": self.top5,
@@ -67,14 +65,14 @@ class ClassifierResult:
         }
 
     def to_text(self) -> str:
-        """The result beside its baselines, and the protocol, as a table."""
+        """The result, its baselines and the protocol as a table."""
         rows = {str(self.protocol["init"]): self, **self.baselines}
         lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
         lines += [f"{name:<12}{one.top1:>9.2f}{one.top5:>9.2f}" for name, one in rows.items()]
         return "\n".join([*lines, self.about])
 
     def write(self, folder: Path) -> None:
-        """Write ``result.json``, ``curves.jsonl`` and ``curves.png``, each whole."""
+        """Write ``result.json``, ``curves.jsonl`` and ``curves.png``, each atomically."""
         write_result(folder / "result.json", self.to_json())
         named = {"": self, **self.baselines}
         rows = [
@@ -88,7 +86,7 @@ class ClassifierResult:
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Training loss and test accuracy over the epochs, as a PNG file, replaced whole."""
+    """Draw training loss and test accuracy over the epochs as a PNG file, replaced atomically."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([row["epoch"] for row in rows], [row["loss_train"] for row in rows])

@@ -1,6 +1,6 @@
 """Settings of evaluation; a string under a field is its help text.
 
-Importing this imports no torch, so that commands which need none start at once.
+This module imports no torch, so that commands which need none start at once.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from fastmoco.pipelines.policies import POLICIES, Policy
 
 
 class Features(StrEnum):
-    """Which vector of the encoder stands for an image."""
+    """The vector of the encoder that represents an image."""
 
     backbone = "backbone"
     """After the global average pool."""
@@ -27,21 +27,21 @@ class Features(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class CropConfig:
-    """How evaluation reads images; by default as the run did."""
+    """How evaluation reads images; default: as the run did."""
 
     name: str = "auto"
     """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
     eval_size: int = 0
-    """Side of the crops, pixels; 0 = as the run has it."""
+    """Side of the crops, pixels; 0 = as in the run."""
     center_crop: float | None = None
-    """Side of the central square, as a share of the short one; none = as the run has it."""
+    """Side of the central square, as a fraction of the image's short side; null = as in the run."""
     num_threads: int = 0
     """Threads that decode and crop; 0 = one per core."""
 
 
 @dataclass(kw_only=True, slots=True)
 class FeaturesConfig:
-    """What every command reads that runs a frozen encoder over datasets."""
+    """Options of every command that runs a frozen encoder over datasets."""
 
     data: DataConfig = field(default_factory=DataConfig)
     pipeline: CropConfig = field(default_factory=CropConfig)
@@ -50,25 +50,25 @@ class FeaturesConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = Precision.float32
-    """float32, fp16 or bf16, of the encoder; features are float32."""
+    """Number format of the encoder: float32, fp16 or bf16; features are float32."""
     global_batch_size: int = 256
     """Images per forward pass; in training, per step."""
     cache: bool = True
-    """Keep features in RUN/features, and take them from there where nothing has changed."""
+    """Keep features in RUN/features, and reuse them from there if nothing has changed."""
 
 
 class Vote(StrEnum):
     """How neighbors vote."""
 
     weighted = "weighted"
-    """By exp(similarity / temperature)."""
+    """Each vote weighs exp(similarity / temperature)."""
     majority = "majority"
-    """All alike; of equal classes the first."""
+    """All votes are equal; the first class wins a tie."""
 
 
 @dataclass(kw_only=True, slots=True)
 class KnnConfig(FeaturesConfig):
-    """Everything that `fastmoco knn` reads."""
+    """Options of `fastmoco knn`."""
 
     k: int = 200
     """Neighbors that vote."""
@@ -77,7 +77,7 @@ class KnnConfig(FeaturesConfig):
     vote: Vote = Vote.weighted
     """weighted or majority."""
     leave_one_out: bool = False
-    """Each image of data.train is classified by all others; data.test is not needed."""
+    """Classify each image of data.train by all others; data.test is not needed."""
     baselines: bool = False
     """Measure raw pixels and the untrained encoder as well."""
     tables: bool = False
@@ -86,7 +86,7 @@ class KnnConfig(FeaturesConfig):
 
 @dataclass(kw_only=True, slots=True)
 class EpochsConfig:
-    """How long a classifier is trained."""
+    """Length of a classifier's training."""
 
     epochs: int = 100
     """Passes over the labeled images; the schedule spans all of them."""
@@ -94,42 +94,41 @@ class EpochsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ClassifierConfig(FeaturesConfig):
-    """What both commands read that train a classifier."""
+    """Options of both commands that train a classifier."""
 
     name: str = "official"
-    """Of the results: RUN/evaluation/COMMAND-NAME unless `out` says otherwise."""
+    """Name of the results, in RUN/evaluation/COMMAND-NAME unless `out` is set."""
     out: Path | None = None
-    """Folder of the results."""
+    """Folder for the results."""
     seed: int = 0
-    """Of all draws and of the initial weights."""
+    """Seed for data order, augmentation, choice of labels and initial weights."""
     train: EpochsConfig = field(default_factory=EpochsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     policy: Policy = field(default_factory=lambda: POLICIES["supervised"])
     label_share: float = 1.0
-    """Share of every class's labels to learn from: 0.01, 0.1, 1."""
+    """Fraction of every class's labels to learn from, such as 0.01 or 0.1."""
     label_noise: str = ""
-    """Rate at which labels are wrong, 0 to 1; or FILE.csv:COLUMN, of a table with the column
-    path."""
+    """Fraction of wrong labels, 0 to 1; or FILE.csv:COLUMN of a table with a column path."""
     baselines: bool = False
-    """Measure baselines as well."""
+    """Measure the baselines as well."""
 
 
 class LinearViews(StrEnum):
-    """What a linear classifier is trained on."""
+    """Views that a linear classifier is trained on."""
 
     augmented = "augmented"
     """New views of the policy in every epoch, through the encoder."""
     both = "both"
     """Each image twice: an augmented view and its central crop."""
     central = "central"
-    """Central crops, through the encoder in every epoch: slow, to prove `cached`."""
+    """Central crops, through the encoder in every epoch: slow, to check `cached`."""
     cached = "cached"
     """Features of central crops, computed once."""
 
 
 @dataclass(kw_only=True, slots=True)
 class LinearConfig(ClassifierConfig):
-    """Everything that `fastmoco linear` reads."""
+    """Options of `fastmoco linear`."""
 
     PRESET: ClassVar[str] = "linear"
     GROUPS: ClassVar[Mapping[str, Any]] = {"protocol": None, "policy": POLICIES}
@@ -142,24 +141,24 @@ class LinearConfig(ClassifierConfig):
         )
     )
     learning_rates: list[float] = field(default_factory=list)
-    """Rates tried at the same time, the best chosen by held-out images; none = the optimizer's."""
+    """Rates to try at the same time; held-out images choose the best. [] = the optimizer's."""
     holdout: float = 0.1
-    """Share of the training images that a choice among rates is made by."""
+    """Fraction of the training images that is held out to choose among rates."""
 
 
 class Trainable(StrEnum):
-    """From where on an encoder is trained; what lies before stays as it is."""
+    """First stage of the encoder to train; the stages before it stay frozen."""
 
     all = "all"
     layer2 = "layer2"
     layer3 = "layer3"
     layer4 = "layer4"
     head = "head"
-    """The classifier alone."""
+    """Only the classifier."""
 
 
 class FinetuneInit(StrEnum):
-    """What fine-tuning starts from."""
+    """Weights that fine-tuning starts from."""
 
     pretrained = "pretrained"
     """The run's encoder."""
@@ -171,24 +170,24 @@ class FinetuneInit(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class FinetuneConfig(ClassifierConfig):
-    """Everything that `fastmoco finetune` reads."""
+    """Options of `fastmoco finetune`."""
 
     PRESET: ClassVar[str] = "finetune"
     GROUPS: ClassVar[Mapping[str, Any]] = {"policy": POLICIES}
 
     name: str = ""
-    """Of the results, in RUN/evaluation/finetune-NAME; by default what it starts from."""
+    """Name of the results, in RUN/evaluation/finetune-NAME; default: the value of init."""
     init: FinetuneInit = FinetuneInit.pretrained
     """pretrained, random, or weights (a file)."""
     weights: Path | None = None
-    """With init=weights: a state dict in torchvision's names, .pth or .safetensors."""
+    """For init=weights: a state dict with torchvision's names, .pth or .safetensors."""
     trainable: Trainable = Trainable.all
     """all, the last stages from layer2, layer3 or layer4 on, or head."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=0.1))
     head_learning_rate: float = 0.1
     """Peak learning rate of the classifier; `optimizer.learning_rate` is the encoder's."""
     scratch_learning_rate: float = 0.1
-    """Peak learning rate of the encoder with init=random: what is learned from nothing."""
+    """Peak learning rate of the encoder with init=random."""
     train: EpochsConfig = field(default_factory=lambda: EpochsConfig(epochs=30))
 
 
@@ -202,26 +201,26 @@ class Method(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class TableConfig(FeaturesConfig):
-    """What both commands read that make a table of several methods."""
+    """Options of both commands that make a table of several methods."""
 
     seed: int = 0
-    """Of all draws and of the initial weights."""
+    """Seed for data order, augmentation, choice of labels and initial weights."""
     linear_protocol: str = "fast"
-    """Of the linear classifier: official, fast, imagenette or competition."""
+    """Protocol of the linear classifier: official, fast, imagenette or competition."""
     linear_epochs: int = 0
-    """Of the linear classifier; 0 = as its protocol says."""
+    """Epochs of the linear classifier; 0 = as in its protocol."""
     finetune_epochs: int = 30
-    """Of fine-tuning and of the run from scratch."""
+    """Epochs of fine-tuning and of the run from scratch."""
     label_share: float = 1.0
-    """Share of every class's labels that linear and finetune learn from."""
+    """Fraction of every class's labels that linear and finetune learn from."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(TableConfig):
-    """Everything that `fastmoco evaluate` reads."""
+    """Options of `fastmoco evaluate`."""
 
     methods: list[Method] = field(default_factory=lambda: list(Method))
-    """Which of knn, linear, finetune; each with its baselines."""
+    """Any of knn, linear and finetune; each with its baselines."""
     k: int = 200
     """Neighbors that vote."""
     temperature: float = 0.1
@@ -230,20 +229,20 @@ class EvaluateConfig(TableConfig):
 
 @dataclass(kw_only=True, slots=True)
 class NoiseTableConfig(TableConfig):
-    """Everything that `fastmoco noise-table` reads."""
+    """Options of `fastmoco noise-table`."""
 
     methods: list[Method] = field(default_factory=lambda: [Method.linear, Method.finetune])
-    """Which of linear, finetune; each from the run's encoder and from the untrained one."""
+    """linear, finetune or both; each from the run's encoder and from the untrained one."""
     noises: list[str] = field(default_factory=lambda: ["0", "0.2", "0.4", "0.6"])
-    """Rates, 0 to 1, or columns, FILE.csv:COLUMN."""
+    """Values of label_noise: fractions, 0 to 1, or columns, FILE.csv:COLUMN."""
 
 
 @dataclass(kw_only=True, slots=True)
 class EmbedConfig(FeaturesConfig):
-    """Everything that `fastmoco embed` reads."""
+    """Options of `fastmoco embed`."""
 
     out: Path | None = None
-    """.parquet, or .npy with the samples' ids, paths and labels in a .csv beside it."""
+    """File to write: .parquet, or .npy with ids, paths and labels in a .csv file beside it."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Several methods in one table: a run beside its baselines, or accuracy against wrong labels."""
+"""Tables of several methods: a run and its baselines, or accuracy with wrong labels."""
 
 import re
 from collections.abc import Sequence
@@ -32,31 +32,29 @@ class AccuracyTable:
 
     columns: list[str]
     rows: dict[str, list[float | None]]
-    """Percent, one for each column; None where there is none."""
+    """Percent, one value for each column; None for an empty cell."""
     notes: list[str]
     """The protocol of each row or method."""
     results: dict[str, Any] = field(default_factory=dict)
-    """Everything that was found, JSON values."""
+    """All results as JSON values."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """The table and all results as a JSON object."""
         return {"columns": self.columns, "rows": self.rows, "results": self.results}
 
     def to_text(self) -> str:
-        """For a terminal."""
+        """The table as aligned text."""
         first = max(map(len, self.rows)) + 2
         widths = [max(len(name) + 2, 10) for name in self.columns]
-        cells = [[f"{name:>{width}}" for name, width in zip(self.columns, widths, strict=True)]]
-        cells += [
-            [f"{_cell(value):>{width}}" for value, width in zip(row, widths, strict=True)]
-            for row in self.rows.values()
-        ]
-        names = ["", *self.rows]
-        lines = [f"{name:<{first}}{''.join(row)}" for name, row in zip(names, cells, strict=True)]
+        cells = {"": self.columns, **{name: map(_cell, row) for name, row in self.rows.items()}}
+        lines = []
+        for name, row in cells.items():
+            text = "".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
+            lines.append(f"{name:<{first}}{text}")
         return "\n".join([*lines, "", *self.notes])
 
     def to_markdown(self) -> str:
-        """For a page."""
+        """The table in Markdown."""
         lines = [f"| top-1 % | {' | '.join(self.columns)} |", "|---|" + "---:|" * len(self.columns)]
         lines += [f"| {name} | {' | '.join(map(_cell, row))} |" for name, row in self.rows.items()]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes), ""])
@@ -72,7 +70,7 @@ def _cell(value: float | None) -> str:
 
 
 def evaluate(run: Path, cfg: EvaluateConfig) -> AccuracyTable:
-    """Measure a run by each method, beside raw pixels, the untrained encoder and supervision.
+    """Measure a run by each method, together with raw pixels and the untrained encoder.
 
     Fine-tuning from the untrained encoder is the supervised run from scratch.
 
@@ -81,11 +79,11 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> AccuracyTable:
         cfg: Datasets and methods.
 
     Returns:
-        The table; also ``evaluation/evaluate.json`` and ``.md`` in the run folder.
+        The table; also written to ``evaluation/evaluate.json`` and ``.md`` in the run folder.
 
     Raises:
-        UsageError: If a dataset is not given or cannot serve, or a setting is out of range.
-        CheckpointError: If there is no sound checkpoint.
+        UsageError: If a dataset is missing or unsuitable, or a setting is out of range.
+        CheckpointError: If there is no checkpoint, or it is damaged.
     """
     _check(cfg, cfg.methods, list(Method))
     table = AccuracyTable([PRETRAINED, UNTRAINED, PIXELS], {}, [])
@@ -95,19 +93,17 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> AccuracyTable:
             neighbors = knn(run, near)
             rest = neighbors.baselines
             row = [neighbors.top1, rest["untrained"]["top1"], rest["pixels"]["top1"]]
-            table.notes.append(neighbors.about())
-            table.results["knn"] = neighbors.to_json()
+            note, found = neighbors.about(), neighbors.to_json()
         elif method is Method.linear:
             result = linear(run, linear_config(cfg, baselines=True))
             row = [one.top1 for one in (result, *result.baselines.values())]
-            table.notes.append(result.about)
-            table.results["linear"] = result.to_json()
+            note, found = result.about, result.to_json()
         else:
             result = finetune(run, finetune_config(cfg, baselines=True))
             row = [result.top1, result.baselines["random"].top1, None]
-            table.notes.append(f"{result.about}; untrained is supervised from scratch")
-            table.results["finetune"] = result.to_json()
-        table.rows[_row_name(method, cfg)] = row
+            note, found = f"{result.about}; untrained is supervised from scratch", result.to_json()
+        table.rows[_row_name(method, cfg)], table.results[method.value] = row, found
+        table.notes.append(note)
     table.write(results_folder(run), "evaluate")
     return table
 
@@ -120,18 +116,18 @@ def _row_name(method: Method, cfg: EvaluateConfig) -> str:
 
 
 def noise_table(run: Path, cfg: NoiseTableConfig) -> AccuracyTable:
-    """Accuracy on right labels after learning from wrong ones, for each rate or column.
+    """Measure accuracy on clean labels after learning from wrong ones, for each noise.
 
     Args:
         run: Run folder or checkpoint.
         cfg: Datasets, methods and noises.
 
     Returns:
-        The table; also ``evaluation/noise-table.json`` and ``.md`` in the run folder.
+        The table; also written to ``evaluation/noise-table.json`` and ``.md`` in the run folder.
 
     Raises:
-        UsageError: As `evaluate`; or if a noise is no rate and no column.
-        CheckpointError: If there is no sound checkpoint.
+        UsageError: As in `evaluate`; also if a noise is neither a rate nor a column of a table.
+        CheckpointError: If there is no checkpoint, or it is damaged.
     """
     _check(cfg, cfg.methods, [Method.linear, Method.finetune])
     columns = [f"{method}, {of}" for method in cfg.methods for of in _STARTS[method]]
@@ -144,11 +140,9 @@ def noise_table(run: Path, cfg: NoiseTableConfig) -> AccuracyTable:
             given = {"baselines": True, "label_noise": noise, "out": folder / method}
             if method is Method.linear:
                 result = linear(run, linear_config(cfg, **given), pixels=False)
-                others = [result.baselines["untrained"].top1]
             else:
                 result = finetune(run, finetune_config(cfg, **given))
-                others = [result.baselines["random"].top1]
-            row += [result.top1, *others]
+            row += [result.top1, *(baseline.top1 for baseline in result.baselines.values())]
             results[method.value] = result.to_json()
             if noise == cfg.noises[0]:
                 table.notes.append(result.about)
@@ -169,20 +163,21 @@ def _file_name(noise: str) -> str:
 
 
 def _check(cfg: TableConfig, methods: Sequence[Method], allowed: Sequence[Method]) -> None:
-    """Before anything is computed."""
+    """Refuse methods and protocols that do not exist, before anything is computed."""
     if not methods or any(method not in allowed for method in methods):
-        raise UsageError(f"methods must be some of [{','.join(allowed)}]")
+        given = ",".join(methods)
+        raise UsageError(f"methods must be some of [{','.join(allowed)}], got [{given}]")
     linear_config(cfg)
 
 
 def _shared(cfg: FeaturesConfig) -> dict[str, Any]:
-    """What every method reads alike."""
+    """The options that all methods share."""
     names = ("data", "pipeline", "features", "device", "precision", "global_batch_size", "cache")
     return {name: getattr(cfg, name) for name in names}
 
 
 def linear_config(cfg: TableConfig, **given: Any) -> LinearConfig:
-    """A linear protocol on a table's data; its batch size is the protocol's own."""
+    """The linear protocol of a table; the batch size is the protocol's."""
     found = load_config(LinearConfig, [f"protocol={cfg.linear_protocol}"])
     shared = _shared(cfg)
     del shared["global_batch_size"]
@@ -194,7 +189,7 @@ def linear_config(cfg: TableConfig, **given: Any) -> LinearConfig:
 
 
 def finetune_config(cfg: TableConfig, **given: Any) -> FinetuneConfig:
-    """Fine-tuning on a table's data."""
+    """The fine-tuning of a table."""
     found = FinetuneConfig(**_shared(cfg), seed=cfg.seed, label_share=cfg.label_share, **given)
     found.train.epochs = cfg.finetune_epochs
     return found

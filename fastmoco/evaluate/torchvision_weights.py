@@ -1,4 +1,4 @@
-"""A file of torchvision's weights for one of our encoders: parameter names are the same."""
+"""Weights of torchvision for one of our encoders: the parameter names are the same."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ def load_torchvision_weights(backbone: nn.Module, path: Path) -> None:
     """Load a state dict into an encoder, in place, without its classifier (``fc.*``).
 
     Raises:
-        UsageError: If the file is damaged or would run code, holds no state dict, or one of another
-            architecture, naming the first tensor that differs.
+        UsageError: If the file is damaged, would run code, holds no state dict, or is of another
+            architecture; the message names the first tensor that differs.
         FileNotFoundError: If there is no such file.
     """
     tensors = {k: v for k, v in read_weights(path).items() if not k.startswith("fc.")}
@@ -25,6 +25,6 @@ def load_torchvision_weights(backbone: nn.Module, path: Path) -> None:
         if shapes[0] != shapes[1]:
             raise UsageError(
                 f"weights={path} is of another architecture: {name} is {shapes[0] or 'absent'} "
-                f"there, {shapes[1] or 'absent'} in the run's encoder; give weights of that one"
+                f"there, {shapes[1] or 'absent'} in the run's encoder; give weights that fit it"
             )
     backbone.load_state_dict(tensors)

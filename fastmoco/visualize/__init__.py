@@ -1,1 +1,1 @@
-"""Pictures of what goes into a run and of how it went."""
+"""Pictures of views, training curves, feature maps and nearest neighbors."""

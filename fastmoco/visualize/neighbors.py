@@ -1,7 +1,7 @@
-"""`fastmoco neighbors`: what the encoder takes for alike, as a contact sheet."""
+"""`fastmoco neighbors`: the most similar images by the encoder's features, as a contact sheet."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.draws.streams import hashed_order
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import (
-    FeatureRequest,
-    FrozenEncoder,
     extract_features,
     feature_rows,
     features_folder,
@@ -27,53 +25,53 @@ from fastmoco.visualize.pictures import Cell, draw_contact_sheet
 from fastmoco.visualize.settings import NeighborsConfig
 
 MAX_QUERIES, MAX_NEIGHBORS = 64, 32
-"""What a picture can show."""
+"""Most rows and columns of a picture."""
 _SAME, _OTHER = "tab:green", "tab:red"
 
 
 @dataclass(slots=True)
 class Neighbor:
-    """One image, seen from a query."""
+    """An image and its similarity to a query."""
 
     sample_id: int
     path: str
     label: int
     """-1 where unlabeled."""
     similarity: float
-    """Cosine, -1 to 1; of the query itself 1."""
+    """Cosine similarity, -1 to 1; 1 for the query itself."""
 
 
 @dataclass(slots=True)
 class Neighborhoods:
-    """Queries and what is nearest to them."""
+    """Queries and their nearest neighbors."""
 
     out: str
     features: str
     num_images: int
-    """Among which the neighbors were found, the query left out."""
+    """Number of images searched, without the query."""
     queries: list[Neighbor]
     neighbors: list[list[Neighbor]]
-    """Of each query, the most similar first."""
+    """Neighbors of each query, the most similar first."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """The neighborhoods as a JSON object."""
         return asdict(self)
 
     def to_text(self) -> str:
-        """For people."""
+        """The file and its contents in one line."""
         count = len(self.neighbors[0])
         return f"{self.out}: {len(self.queries)} images with {count} neighbors each"
 
 
 def write_neighbors(run: Path, cfg: NeighborsConfig) -> Neighborhoods:
-    """Find the nearest images of some of ``data.test`` among all others, and draw them.
+    """Find the nearest images of some images of ``data.test`` among all others, and draw them.
 
     Args:
         run: A run folder, a checkpoint, an imported folder or an exported file.
-        cfg: From `load_config`.
+        cfg: Options, from `load_config`.
 
     Raises:
-        UsageError: If an option is missing or does not fit.
+        UsageError: If an option is missing or out of range.
         ValueError: If the checkpoint or the dataset is damaged.
         OSError: If a file cannot be read or written.
     """
@@ -86,8 +84,10 @@ def write_neighbors(run: Path, cfg: NeighborsConfig) -> Neighborhoods:
         queries = _queries(cfg, dataset)
         request = request_of(cfg)
         rows = feature_rows(encoder, dataset, request, features_folder(run) if cfg.cache else None)
-        vectors = _query_vectors(encoder, dataset, request, queries)
-        similarity, ids = nearest_others(rows, vectors, queries, cfg.k)
+        ids, size = np.array(queries, np.int64), min(request.batch_size, len(queries))
+        chosen = replace(request, batch_size=size, sample_ids=ids)
+        vectors = extract_features(encoder, dataset, chosen).vectors.cpu()
+        similarity, nearest = nearest_others(rows, vectors, queries, cfg.k)
         found = Neighborhoods(
             out=str(cfg.out),
             features=cfg.features.value,
@@ -95,67 +95,48 @@ def write_neighbors(run: Path, cfg: NeighborsConfig) -> Neighborhoods:
             queries=[_describe(dataset, query, 1.0) for query in queries],
             neighbors=[
                 [_describe(dataset, *pair) for pair in zip(*row, strict=True)]
-                for row in zip(ids.tolist(), similarity.tolist(), strict=True)
+                for row in zip(nearest.tolist(), similarity.tolist(), strict=True)
             ],
         )
-        draw_contact_sheet(cfg.out, _cells(dataset, found), headers=_headers(cfg.k))
+        headers = ["query", "nearest first", *[""] * (cfg.k - 1)]
+        draw_contact_sheet(cfg.out, _cells(dataset, found), headers=headers)
     return found
 
 
 def _queries(cfg: NeighborsConfig, dataset: Dataset) -> list[int]:
-    """Ids of the queries: those named, or the first of a fixed hashed order.
-
-    Raises:
-        UsageError: If they, or their neighbors, do not fit the dataset or a picture.
-    """
+    """Choose the ids of the queries: ``cfg.queries``, or the first of a fixed hashed order."""
     most = min(MAX_NEIGHBORS, len(dataset) - 1)
     if not 1 <= cfg.k <= most:
-        raise UsageError(f"k={cfg.k} does not fit; set it to 1 to {most}")
+        raise UsageError(f"k must be 1 to {most}, got {cfg.k}")
     if wrong := [query for query in cfg.queries if not 0 <= query < len(dataset)]:
-        raise UsageError(
-            f"queries has {wrong[0]}; {dataset.path} has the ids 0 to {len(dataset) - 1}"
-        )
+        last = len(dataset) - 1
+        raise UsageError(f"queries must be ids of {dataset.path}, 0 to {last}, got {wrong[0]}")
     if len(cfg.queries) > MAX_QUERIES:
-        raise UsageError(f"queries names {len(cfg.queries)}; a picture shows {MAX_QUERIES} at most")
+        raise UsageError(f"queries must be at most {MAX_QUERIES} ids, got {len(cfg.queries)}")
     if cfg.queries:
         return list(cfg.queries)
-    if not 1 <= cfg.count <= min(MAX_QUERIES, len(dataset)):
-        raise UsageError(
-            f"count={cfg.count} does not fit; set it to 1 to {min(MAX_QUERIES, len(dataset))}"
-        )
+    most = min(MAX_QUERIES, len(dataset))
+    if not 1 <= cfg.count <= most:
+        raise UsageError(f"count must be 1 to {most}, got {cfg.count}")
     return [int(sample) for sample in hashed_order(len(dataset))[: cfg.count]]
-
-
-def _query_vectors(
-    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest, queries: list[int]
-) -> Tensor:
-    chosen = FeatureRequest(
-        features=request.features,
-        batch_size=min(request.batch_size, len(queries)),
-        precision=request.precision,
-        loader=request.loader,
-        num_threads=request.num_threads,
-        sample_ids=np.array(queries, np.int64),
-    )
-    return extract_features(encoder, dataset, chosen).vectors.cpu()
 
 
 @torch.no_grad()
 def nearest_others(
     rows: Iterator[Tensor], vectors: Tensor, queries: list[int], k: int
 ) -> tuple[Tensor, Tensor]:
-    """The k rows that are most similar to each query by cosine, itself left out; exact.
+    """Find the k rows that are most similar to each query by cosine, exactly, without itself.
 
-    Only a batch of rows is in memory at a time.
+    Only one batch of rows is in memory at a time.
 
     Args:
-        rows: ``(N, D)`` float32 on the host, all samples in order; more than k in all.
-        vectors: Of the queries, ``(q, D)`` float32 on the host.
-        queries: Their ids.
-        k: Neighbors.
+        rows: ``(N, D)`` float32 on the host, all samples in order; more than k in total.
+        vectors: Features of the queries, ``(q, D)`` float32 on the host.
+        queries: Ids of the queries.
+        k: Neighbors of each query.
 
     Returns:
-        Similarities ``(q, k)``, falling, and ids ``(q, k)`` int64.
+        Similarities ``(q, k)``, descending, and ids ``(q, k)`` int64.
     """
     vectors, own = F.normalize(vectors, dim=1), torch.tensor(queries)[:, None]
     best = torch.full((len(queries), k), -torch.inf)
@@ -165,27 +146,19 @@ def nearest_others(
         here = torch.arange(start, start + len(batch)).expand(len(queries), -1)
         similarity = vectors @ F.normalize(batch, dim=1).T
         similarity.masked_fill_(here == own, -torch.inf)
-        best, place = torch.cat([best, similarity], 1).topk(k, dim=1)
-        ids = torch.cat([ids, here], 1).gather(1, place)
+        best, chosen = torch.cat([best, similarity], 1).topk(k, dim=1)
+        ids = torch.cat([ids, here], 1).gather(1, chosen)
         start += len(batch)
     return best, ids
 
 
 def _describe(dataset: Dataset, sample: int, similarity: float) -> Neighbor:
-    return Neighbor(
-        sample_id=sample,
-        path=printable(dataset.name(sample)),
-        label=int(dataset.labels[sample]),
-        similarity=similarity,
-    )
-
-
-def _headers(k: int) -> list[str]:
-    return ["query", "nearest first", *[""] * (k - 1)]
+    path, label = printable(dataset.name(sample)), int(dataset.labels[sample])
+    return Neighbor(sample, path, label, similarity)
 
 
 def _cells(dataset: Dataset, found: Neighborhoods) -> list[list[Cell]]:
-    """Pictures and words: green frames around neighbors of the query's class, red around others."""
+    """Make the cells: green frames around neighbors of the query's class, red around others."""
     sheet = []
     for query, row in zip(found.queries, found.neighbors, strict=True):
         line = [Cell(dataset.decode(query.sample_id), _words(dataset, query, "#"), None)]
@@ -198,7 +171,7 @@ def _cells(dataset: Dataset, found: Neighborhoods) -> list[list[Cell]]:
 
 
 def _words(dataset: Dataset, one: Neighbor, mark: str) -> str:
-    """``0.93 dog`` of a neighbor, ``#17 dog`` of a query."""
+    """The caption: ``0.930 dog`` for a neighbor, ``#17 dog`` for a query."""
     known = 0 <= one.label < len(dataset.classes)
     name = dataset.classes[one.label] if known else "" if one.label < 0 else f"class {one.label}"
     first = f"{mark}{one.sample_id}" if mark else f"{one.similarity:.3f}"

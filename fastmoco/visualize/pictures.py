@@ -32,20 +32,19 @@ def draw_views(
     """Write the source images with their crop boxes and, under them, their views.
 
     Args:
-        path: PNG file, replaced whole.
+        path: PNG file, replaced atomically.
         sources: n images ``(H, W, 3)`` uint8.
-        boxes: ``(n, V, 4)``: top, left, height, width of each view's crop.
+        boxes: Top, left, height and width of each view's crop in pixels, ``(n, V, 4)``.
         views: For each view ``(n, h, w, 3)`` in 0..1, before normalization.
-        captions: For each view, n words on what it drew.
+        captions: For each view, n texts that name its operations.
     """
     columns = min(len(sources), MAX_COLUMNS)
     bands, rows = math.ceil(len(sources) / columns), 1 + len(views)
     size = (max(1.7 * columns + 0.4, 4.0), 1.9 * rows * bands)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows * bands, columns, squeeze=False)
-    for row in axes:
-        for cell in row:
-            cell.set_axis_off()
+    for cell in axes.flat:
+        cell.set_axis_off()
     for band in range(bands):
         _band_titles(list(axes[rows * band : rows * (band + 1), 0]))
     for image, source in enumerate(sources):
@@ -55,7 +54,7 @@ def draw_views(
         for view in range(len(views)):
             cell, color = cells[1 + view], _color(view)
             show(cell, views[view][image].clip(0, 1))
-            cell.set_title(_wrapped(captions[view][image]), fontsize=7, pad=2)
+            cell.set_title(textwrap.fill(captions[view][image], 24), fontsize=7, pad=2)
             for spine in cell.spines.values():
                 spine.set(color=color, linewidth=1.5)
     save_figure(figure, path)
@@ -74,7 +73,7 @@ def _band_titles(cells: Sequence[Axes]) -> None:
 
 
 def _outline(axes: Axes, boxes: npt.NDArray[np.int32], caption: str) -> None:
-    """All crop boxes; dashed from the second on, so that equal ones show their colors."""
+    """Draw all crop boxes; dashed from the second on, so that the colors of equal boxes show."""
     axes.set_title(caption, fontsize=7, pad=2)
     for view, box in enumerate(boxes):
         top, left, height, width = (int(side) for side in box)
@@ -83,15 +82,11 @@ def _outline(axes: Axes, boxes: npt.NDArray[np.int32], caption: str) -> None:
             corner, width, height, fill=False, edgecolor=_color(view), linewidth=2, linestyle=style
         )
         axes.add_patch(frame)
-        frame.set_clip_on(False)  # of a crop at the border, the whole line
-
-
-def _wrapped(caption: str) -> str:
-    return "\n".join(textwrap.wrap(caption, 24))
+        frame.set_clip_on(False)  # at the border of the image, the full width of the line shows
 
 
 def show(axes: Axes, image: npt.NDArray[Any], cmap: str | None = None) -> None:
-    """An image, pixel by pixel; of one channel in a color map, from its least to its greatest."""
+    """Show an image pixel by pixel; one channel in a color map, from its least to its greatest."""
     axes.set_axis_on()
     axes.imshow(image, interpolation="nearest", cmap=cmap)
     axes.set_xticks([])
@@ -99,47 +94,47 @@ def show(axes: Axes, image: npt.NDArray[Any], cmap: str | None = None) -> None:
 
 
 class Cell(NamedTuple):
-    """One place of a contact sheet."""
+    """One picture of a contact sheet."""
 
     image: IMAGE
     """``(H, W, 3)``."""
     caption: str
-    """Under it; cut where it is too long."""
+    """Text under the image; shortened if it is too long."""
     color: str | None
-    """Of its frame, or none."""
+    """Color of the frame; None: no frame."""
 
 
 def draw_contact_sheet(
     path: Path, sheet: Sequence[Sequence[Cell]], *, headers: Sequence[str]
 ) -> None:
-    """Write rows of images with words under them.
+    """Write rows of images with captions.
 
     Args:
-        path: PNG file, replaced whole.
+        path: PNG file, replaced atomically.
         sheet: Rows of equal length.
-        headers: Above the columns.
+        headers: Titles of the columns.
     """
     columns = len(headers)
     figure = Figure(figsize=(1.5 * columns + 0.2, 1.75 * len(sheet) + 0.3), layout="constrained")
     axes = figure.subplots(len(sheet), columns, squeeze=False)
-    for place, header in zip(axes[0], headers, strict=True):
-        place.set_title(header, fontsize=9, loc="left")
-    for line, cells in zip(sheet, axes, strict=True):
-        for cell, place in zip(line, cells, strict=True):
-            show(place, cell.image)
-            place.set_xlabel(textwrap.shorten(cell.caption, 22, placeholder="..."), fontsize=8)
-            for spine in place.spines.values():
+    for axis, header in zip(axes[0], headers, strict=True):
+        axis.set_title(header, fontsize=9, loc="left")
+    for line, row in zip(sheet, axes, strict=True):
+        for cell, axis in zip(line, row, strict=True):
+            show(axis, cell.image)
+            axis.set_xlabel(textwrap.shorten(cell.caption, 22, placeholder="..."), fontsize=8)
+            for spine in axis.spines.values():
                 spine.set_visible(cell.color is not None)
                 spine.set(color=cell.color, linewidth=2.5)
     save_figure(figure, path)
 
 
 def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write loss, look-up accuracy, similarities and the kNN monitor over epochs.
+    """Write the curves of loss, look-up accuracy, similarities and kNN monitor over epochs.
 
     Args:
-        path: PNG file, replaced whole.
-        rows: Of ``metrics.jsonl``; none writes nothing.
+        path: PNG file, replaced atomically; not written if there are no rows.
+        rows: Rows of ``metrics.jsonl``.
     """
     if not rows:
         return
@@ -183,7 +178,7 @@ def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], u
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file, replaced whole."""
-    FigureCanvasAgg(figure)  # no display, and no global state of pyplot
+    """Write a figure as a PNG file, replaced atomically."""
+    FigureCanvasAgg(figure)  # needs no display, and avoids the global state of pyplot
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

@@ -1,4 +1,4 @@
-"""Settings of the commands that write pictures; imports no torch."""
+"""Settings of the commands that write pictures; this module imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,45 +11,45 @@ from fastmoco.pipelines.policies import POLICIES, Policy
 
 @dataclass(kw_only=True, slots=True)
 class ViewsConfig:
-    """Everything that `fastmoco views` reads."""
+    """Options of `fastmoco views`."""
 
     PRESET: ClassVar[str] = "views"
     GROUPS: ClassVar[Mapping[str, Any]] = {"policy": POLICIES}
 
     policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
     count: int = 8
-    """How many images: the first that a run of this seed and batch order would see."""
+    """Number of images: the first that a run with this seed sees."""
     views: int = 2
-    """How many views of each: those of a run, 2, or more, drawn alike."""
+    """Views of each image: the first 2 are those of a run, others are drawn in the same way."""
     view_size: int = 224
     """Side of the square views, pixels."""
     out: Path = Path("views.png")
     """PNG file to write."""
     seed: int = 0
-    """Of all draws: the run's, to see its views."""
+    """Seed of all draws; set it to a run's seed to see the views of that run."""
     epoch: int = 0
-    """Which epoch's draws."""
+    """Epoch whose draws are shown, counted from 0."""
     crops: bool = False
-    """Instead, four pictures of each image: as it is, with the policy's crop, without it, and
-    evaluation's center crop."""
+    """Show four pictures of each image instead: the original, a view with the policy's crop, the
+    same view without it, and the center crop of evaluation."""
     center_crop: float = 0.875
-    """crops: side of that square, as a share of the short one."""
+    """For crops=true: side of the center crop, as a fraction of the image's short side."""
 
 
 @dataclass(kw_only=True, slots=True)
 class FeatureMapsConfig:
-    """Everything that `fastmoco feature-maps` reads."""
+    """Options of `fastmoco feature-maps`."""
 
     image: Path | None = None
-    """Image file, or a dataset file, of which `sample` is taken."""
+    """Image file, or a dataset file from which `sample` is read."""
     sample: int = 0
-    """Of a dataset file: which image."""
+    """Id of the image in a dataset file."""
     layer: str = ""
     """Name of a layer of the backbone, such as layer1.0.conv2; empty = the first convolution."""
     channels: int = 64
-    """How many maps a picture shows, the first ones."""
+    """Most maps that a picture shows; these are the first ones."""
     out: Path = Path("maps.png")
-    """.png, or .npy with all maps, (channels, height, width) float32."""
+    """File to write: .png, or .npy with all maps, (channels, height, width) float32."""
     pipeline: CropConfig = field(default_factory=CropConfig)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -57,13 +57,13 @@ class FeatureMapsConfig:
 
 @dataclass(kw_only=True, slots=True)
 class NeighborsConfig(FeaturesConfig):
-    """Everything that `fastmoco neighbors` reads."""
+    """Options of `fastmoco neighbors`."""
 
     queries: list[int] = field(default_factory=list)
-    """Ids of the images to find neighbors of, such as 3,17; empty: count of them by a hash."""
+    """Ids of the query images, such as 3,17; empty = `count` images chosen by a hash."""
     count: int = 8
-    """How many queries, where none are named."""
+    """Number of queries, if `queries` is empty."""
     k: int = 8
-    """Neighbors of each."""
+    """Neighbors of each query."""
     out: Path = Path("neighbors.png")
     """PNG file to write."""

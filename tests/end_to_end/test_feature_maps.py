@@ -76,11 +76,11 @@ def test_the_picture(place, tmp_path, capsys):
         (["image=null"], "image is not set"),
         (["image=missing.jpg"], "missing.jpg: no such file"),
         (["image=broken.jpg"], "broken.jpg: "),
-        (["image=set.beton", "sample=4"], "sample=4: set.beton has the ids 0 to 3"),
+        (["image=set.beton", "sample=4"], "sample must be an id of set.beton, 0 to 3, got 4"),
         (["out=maps.jpg"], "out=maps.jpg must end in .png or .npy"),
-        (["channels=0"], "channels=0 shows nothing"),
-        (["pipeline.center_crop=2"], "center_crop=2.0 is no share; set it above 0, at most 1"),
-        (["pipeline.eval_size=-1"], "view_size=-1 is no image side; set it to 1 or more"),
+        (["channels=0"], "channels must be 1 or more, got 0"),
+        (["pipeline.center_crop=2"], "pipeline.center_crop must be in (0, 1], got 2.0"),
+        (["pipeline.eval_size=-1"], "pipeline.eval_size must be 0 or more, got -1"),
     ],
 )
 def test_wrong_options_get_one_line(place, monkeypatch, capsys, options, words):

@@ -97,13 +97,14 @@ def test_a_policy_file(dataset, tmp_path):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("count=13", "count=13 does not fit; set it to 1 to 12"),
-        ("count=0", "count=0 does not fit"),
-        ("views=0", "views=0 shows nothing"),
+        ("count=13", "count must be 1 to 12"),
+        ("count=0", ", got 0"),
+        ("views=0", "views must be 1 or more, got 0"),
         ("policy=moco", "unknown policy=moco; did you mean moco_v"),
         ("policy=none.yaml", "policy=none.yaml: no such file"),
         ("view_sise=3", "unknown option view_sise; did you mean view_size?"),
-        ("view_size=0", "view_size=0 is no image side"),
+        ("view_size=0", "fastmoco: view_size must be 1 or more, got 0"),
+        ("center_crop=1.5", "fastmoco: center_crop must be in (0, 1], got 1.5"),
     ],
 )
 def test_wrong_options_get_one_line(dataset, tmp_path, capsys, option, message):

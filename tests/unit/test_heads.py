@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.linear.heads import Heads
-from fastmoco.evaluate.linear.rate_grid import Grid
+from fastmoco.evaluate.linear.rate_grid import RateGrid
 from fastmoco.optim.settings import OptimizerConfig
 
 RATES = [0.01, 0.3, 2.0]
@@ -77,13 +77,13 @@ def test_many_heads_are_as_many_single_ones():
 
 
 def test_of_each_rate_one_head_is_not_told_of_held_out_images():
-    grid = Grid([0.1, 1.0], np.array([True, False, True, False]))
+    grid = RateGrid([0.1, 1.0], np.array([True, False, True, False]))
     weights = grid.weights(torch.device("cpu"))
     assert weights.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
     assert grid.heads == [0.1, 1.0, 0.1, 1.0]
     assert grid.best([50.0, 60.0]) == 3
     assert grid.best([60.0, 60.0]) == 2  # of equals the first
-    assert Grid([0.1], None).weights(torch.device("cpu")) is None
+    assert RateGrid([0.1], None).weights(torch.device("cpu")) is None
 
 
 def test_a_head_that_diverged_is_never_right():

@@ -101,5 +101,5 @@ def test_noise_of_a_table(tmp_path):
     with pytest.raises(FileNotFoundError):
         noisy_labels(dataset, f"{tmp_path}/none.csv:x", classes, 0)
     for wrong in ("1.5", "-0.1", "many", "nan"):
-        with pytest.raises(UsageError, match=r"label_noise=.*set it to 0\.25"):
+        with pytest.raises(UsageError, match=r"label_noise must be .*set it to 0\.25"):
             noisy_labels(dataset, wrong, classes, 0)

@@ -1,9 +1,9 @@
-"""Fine-tuning with labels: the whole encoder or its last stages, with few or all labels.
+"""Fine-tuning of a complete encoder or its last stages, with few or all labels.
 
-It starts from a run's encoder, from the same encoder untrained (a supervised run from scratch: the
-baseline of all others), or from a file of torchvision's weights. Batch norm is plain, over the
-batch, in the trained stages; frozen ones keep their statistics. The result is that of the last
-epoch: the test set chooses nothing.
+It starts from a run's encoder, from the same encoder untrained (a supervised run from scratch, the
+baseline of the others), or from a file of torchvision's weights. Trained stages have plain batch
+norm, over the batch; frozen stages keep their statistics. The result is that of the last epoch: the
+test set chooses nothing.
 """
 
 import dataclasses
@@ -25,17 +25,15 @@ from fastmoco.evaluate.settings import FinetuneConfig, FinetuneInit, Trainable
 from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.optim.schedules import learning_rate
-from fastmoco.pipelines.build import build_loader
-from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 
 CURVE_POINTS = 5  # all test images go through the encoder each time
 
 
 def finetune(run: Path, cfg: FinetuneConfig) -> ClassifierResult:
-    """Fine-tune a run's encoder and measure it, and the run from scratch where asked for.
+    """Fine-tune a run's encoder and measure it, and the run from scratch if ``cfg.baselines``.
 
-    The same command again goes on after the last whole epoch.
+    A repeated command resumes after the last complete epoch.
 
     Args:
         run: Run folder or checkpoint.
@@ -46,12 +44,12 @@ def finetune(run: Path, cfg: FinetuneConfig) -> ClassifierResult:
         run folder.
 
     Raises:
-        UsageError: If a dataset is not given or cannot serve, or a setting is out of range.
-        CheckpointError: If there is no sound checkpoint.
-        DivergedError: If the loss is no number any more.
+        UsageError: If a dataset is missing or unsuitable, or a setting is out of range.
+        CheckpointError: If there is no checkpoint, or it is damaged.
+        DivergedError: If the loss is not finite.
     """
     if (cfg.init is FinetuneInit.weights) != (cfg.weights is not None):
-        raise UsageError("init=weights and weights=FILE belong together; give both or neither")
+        raise UsageError("init=weights and weights=FILE belong together; set both or neither")
     cfg = dataclasses.replace(cfg, name=cfg.name or cfg.init.value)
     folder = out_folder(run, cfg, "finetune")
     with open_task(cfg) as task:
@@ -68,10 +66,9 @@ def finetune(run: Path, cfg: FinetuneConfig) -> ClassifierResult:
 def fit_finetuned(
     run: Path, task: LabeledTask, cfg: FinetuneConfig, folder: Path
 ) -> ClassifierResult:
-    """Train one classifier; arguments as of `finetune`, and the folder of its state."""
+    """Train and measure one classifier, whose state is kept in a folder."""
     start = time.perf_counter()
-    encoder = start_encoder(run, cfg)
-    tuning = Tuning(encoder, task, cfg, folder)
+    tuning = Tuning(start_encoder(run, cfg), task, cfg, folder)
     tuning.restore()
     _train(tuning)
     last = tuning.curve[-1]
@@ -81,8 +78,7 @@ def fit_finetuned(
         about=(
             f"finetune, from {cfg.init.value}, {cfg.trainable.value} trained, {cfg.train.epochs} "
             f"epochs, batch {task.batch_size(cfg)}, {cfg.optimizer.name}, learning rates "
-            f"{tuning.encoder_rate:g} and {cfg.head_learning_rate:g} (head), "
-            f"{task.described(cfg)}"
+            f"{tuning.encoder_rate:g} and {cfg.head_learning_rate:g} (head), {task.described(cfg)}"
         ),
         protocol={
             "init": cfg.init.value,
@@ -101,7 +97,7 @@ def fit_finetuned(
 
 
 def start_encoder(run: Path, cfg: FinetuneConfig) -> FrozenEncoder:
-    """The encoder that is trained, on its device, with plain batch norm.
+    """Load the encoder to train onto its device, with plain batch norm.
 
     Raises:
         UsageError: If the weights are of another architecture.
@@ -109,7 +105,7 @@ def start_encoder(run: Path, cfg: FinetuneConfig) -> FrozenEncoder:
     encoder = open_encoder(run, cfg, untrained=cfg.init is not FinetuneInit.pretrained)
     if cfg.weights is not None:
         load_torchvision_weights(encoder.backbone, cfg.weights)
-        encoder.mean.copy_(torch.tensor(IMAGENET_MEAN))  # what torchvision's were trained with
+        encoder.mean.copy_(torch.tensor(IMAGENET_MEAN))  # of torchvision's weights
         encoder.std.copy_(torch.tensor(IMAGENET_STD))
     for module in encoder.modules():
         if isinstance(module, SplitBatchNorm2d):
@@ -118,27 +114,13 @@ def start_encoder(run: Path, cfg: FinetuneConfig) -> FrozenEncoder:
 
 
 def _train(tuning: Tuning) -> None:
-    """All epochs that are left: the curve, and a saved state after each."""
+    """Train the remaining epochs; extend the curve and save the state after each."""
     task, cfg, encoder = tuning.task, tuning.cfg, tuning.encoder
     done, epochs = len(tuning.curve), cfg.train.epochs
     if done == epochs:
         return
-    spec = LoaderSpec(
-        view_size=encoder.view_size,
-        policy=cfg.policy,
-        policy_views=1,
-        num_threads=cfg.pipeline.num_threads,
-    )
-    loader = build_loader(
-        task.train,
-        task.plan(cfg, done),
-        spec=spec,
-        stop_epoch=epochs,
-        device=encoder.mean.device,
-        name=cfg.pipeline.name,
-    )
     steps = task.plan(cfg).num_batches
-    with closing(loader):
+    with closing(task.loader(cfg, encoder, cfg.policy, epoch=done)) as loader:
         for epoch in range(done, epochs):
             start, losses, factor = time.perf_counter(), [], 1.0
             tuning.train_mode()
@@ -150,7 +132,7 @@ def _train(tuning: Tuning) -> None:
             loss = torch.stack(losses).mean().item()
             if not math.isfinite(loss):
                 raise DivergedError(
-                    f"the loss is no finite number in epoch {epoch + 1}; lower the encoder's "
+                    f"the loss is not finite in epoch {epoch + 1}; lower the encoder's "
                     f"learning rate (now {tuning.encoder_rate:g}) and head_learning_rate "
                     f"(now {cfg.head_learning_rate:g})"
                 )
@@ -167,14 +149,12 @@ def _train(tuning: Tuning) -> None:
 def measure(
     encoder: FrozenEncoder, head: nn.Linear, task: LabeledTask, cfg: FinetuneConfig
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in percent on central crops; leaves the encoder in evaluation mode."""
+    """Measure top-1 and top-5 in percent on central crops; set the encoder to evaluation mode."""
     encoder.eval()
-    request = request_of(cfg, "backbone")
     labels = torch.tensor(task.test.labels, device=encoder.mean.device)
     ranks: list[Tensor] = []
     done = 0
-    for vectors in feature_batches(encoder, task.test, request):
-        right = labels[done : done + len(vectors)]
-        ranks.append(class_ranks(head(vectors), right))
+    for vectors in feature_batches(encoder, task.test, request_of(cfg, "backbone")):
+        ranks.append(class_ranks(head(vectors), labels[done : done + len(vectors)]))
         done += len(vectors)
     return top_accuracies(torch.cat(ranks))

@@ -1,4 +1,4 @@
-"""The state of one fine-tuning: encoder, classifier, optimizers, and how far it is."""
+"""The state of one fine-tuning: encoder, classifier, optimizers and progress."""
 
 import warnings
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastmoco.evaluate.settings import FinetuneConfig, FinetuneInit, Trainable
 from fastmoco.files import atomic_path
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.optimizers import build_optimizer
-from fastmoco.optim.precision import AUTOCAST_DTYPES
+from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.runs.checkpoint import (
@@ -32,30 +32,31 @@ from fastmoco.runs.checkpoint import (
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 FREE_KEYS = ("data", "out", "device", "cache", "baselines", "name", "scratch_learning_rate")
-"""Settings that do not change what is learned, or are held in another form."""
+"""Settings that do not change the training, or that are compared in another form."""
 
 
 class Tuning:
-    """A classifier that is trained on an encoder or its last stages.
+    """A classifier that is trained together with an encoder or its last stages.
 
     Attributes:
-        encoder: Its backbone is trained in place.
+        encoder: The encoder, whose backbone is trained in place.
         head: The classifier: weights N(0, 0.01), bias 0.
         encoder_rate: Peak learning rate of the encoder.
-        curve: A row for each epoch that is done.
-        seconds: Spent on steps so far.
+        optimizers: Those of the trained stages (if any) and the head, with peak learning rates.
+        curve: One row for each completed epoch.
+        seconds: Time spent on steps so far.
     """
 
     def __init__(
         self, encoder: FrozenEncoder, task: LabeledTask, cfg: FinetuneConfig, folder: Path
     ):
-        """Take the parts; freezes what is not trained.
+        """Build head and optimizers; only the trained stages get gradients.
 
         Args:
-            encoder: On its device.
-            task: What is learned.
+            encoder: The encoder on its device, all of it frozen.
+            task: Images and labels.
             cfg: Protocol.
-            folder: Where the state is kept.
+            folder: Folder of the saved state.
         """
         self.encoder, self.task, self.cfg, self.folder = encoder, task, cfg, folder
         device, self._start = encoder.mean.device, encoder.fingerprint()
@@ -65,50 +66,42 @@ class Tuning:
         nn.init.zeros_(self.head.bias)
         self.head.to(device)
         self.trained = trained_stages(encoder.backbone, cfg.trainable)
-        self.optimizers: list[torch.optim.Optimizer] = []
-        self.rates: list[float] = []
         parameters = [p for stage in self.trained for p in stage.parameters()]
         self.encoder_rate = cfg.optimizer.learning_rate
         if cfg.init is FinetuneInit.random:
             self.encoder_rate = cfg.scratch_learning_rate
         for parameter in parameters:
             parameter.requires_grad_()
-        if parameters:
-            self._add(parameters, self.encoder_rate)
-        self._add(list(self.head.parameters()), cfg.head_learning_rate)
+        head = list(self.head.parameters())
+        parts = [(parameters, self.encoder_rate), (head, cfg.head_learning_rate)]
+        self.optimizers = {
+            build_optimizer(part, cfg.optimizer): rate for part, rate in parts if part
+        }
         self.labels = torch.tensor(task.labels, device=device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision is Precision.fp16)
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
 
-    def _add(self, parameters: list[nn.Parameter], rate: float) -> None:
-        self.optimizers.append(build_optimizer(parameters, self.cfg.optimizer))
-        self.rates.append(rate)
-
     def train_mode(self) -> None:
-        """Batch norm of the trained stages takes its statistics from the batch."""
+        """Set the trained stages to training mode: batch norm over the batch."""
         self.encoder.eval()
         for stage in self.trained:
             stage.train()
 
     def step(self, batch: Batch, factor: float) -> Tensor:
-        """One step on one view of each image; the mean cross-entropy, a scalar on the device."""
-        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+        """Take one step on one view of each image, at `factor` times the peak learning rates.
+
+        Returns the mean cross-entropy before the step, nats, a scalar on the device.
+        """
+        for optimizer, rate in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.zero_grad(set_to_none=True)
-        encoder, dtype = self.encoder, AUTOCAST_DTYPES[self.cfg.precision]
+        mean, std, policy = self.encoder.mean, self.encoder.std, self.cfg.policy
         with torch.no_grad():
-            (views,) = augment_views(
-                batch.crops,
-                batch.draw_key,
-                self.cfg.policy,
-                encoder.mean,
-                encoder.std,
-                torch.float32,
-            )
-        with torch.autocast(views.device.type, dtype, enabled=dtype is not torch.float32):
-            logits = self.head(encoder.backbone(views))
+            (views,) = augment_views(batch.crops, batch.draw_key, policy, mean, std, torch.float32)
+        with autocast(views.device, AUTOCAST_DTYPES[self.cfg.precision]):
+            logits = self.head(self.encoder.backbone(views))
         loss = F.cross_entropy(logits.float(), self.labels[batch.sample_id])
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
@@ -117,7 +110,7 @@ class Tuning:
         return loss.detach()
 
     def save(self) -> None:
-        """Keep the state after a whole epoch; at the end the weights, in torchvision's names."""
+        """Save the state after an epoch, and at the end the weights in torchvision's names."""
         tensors = {
             **with_prefix("encoder", self.encoder.state_dict()),
             **with_prefix("head", self.head.state_dict()),
@@ -147,7 +140,7 @@ class Tuning:
             save_file({k: v.cpu().contiguous() for k, v in state.items()}, temporary)
 
     def restore(self) -> None:
-        """Go on from the state of the same fine-tuning, if there is one in the folder.
+        """Resume from the saved state, if the folder has one of the same fine-tuning.
 
         Raises:
             CheckpointError: If it is damaged.
@@ -163,7 +156,7 @@ class Tuning:
         self.curve, self.seconds = saved.facts["curve"], saved.facts["seconds"]
 
     def _identity(self) -> dict[str, Any]:
-        """What must be equal for a state to be gone on from."""
+        """Facts that must be equal for a saved state to be resumed."""
         config = config_to_dict(self.cfg)
         config["optimizer"]["learning_rate"] = self.encoder_rate
         return {
@@ -175,8 +168,8 @@ class Tuning:
 
 
 def trained_stages(backbone: nn.Module, trainable: Trainable) -> list[nn.Module]:
-    """The stages of a ResNet from the one named on; none for ``head``."""
-    first = {Trainable.all: 0, Trainable.head: len(STAGES)}.get(trainable)
-    if first is None:
-        first = STAGES.index(trainable.value)
+    """The stages of a ResNet from the named one to the last; none for ``head``."""
+    if trainable is Trainable.head:
+        return []
+    first = 0 if trainable is Trainable.all else STAGES.index(trainable.value)
     return [backbone.get_submodule(name) for name in STAGES[first:]]

@@ -1,11 +1,11 @@
 """A linear classifier on a frozen encoder, the protocol of arXiv:1911.05722, section 4.1.
 
-Each learning rate of a grid is tried by two heads at once: one does not see the held-out images and
-is judged by them, the other learns from all labels and is what the best rate reports. The test set
+Two heads try each learning rate of a grid at once. One does not see the held-out images and is
+measured on them; the other learns from all labels and is reported if its rate is best. The test set
 chooses nothing.
 
-Deviations from the official code: the last partial batch of an epoch is dropped, and a cosine falls
-step by step.
+Deviations from the official code: the last partial batch of an epoch is dropped, and a cosine
+schedule changes at every step.
 """
 
 import dataclasses
@@ -30,20 +30,20 @@ from fastmoco.evaluate.features import (
 )
 from fastmoco.evaluate.labeled_task import LabeledTask, is_measured, open_task, out_folder
 from fastmoco.evaluate.linear.heads import Heads
-from fastmoco.evaluate.linear.rate_grid import Grid
+from fastmoco.evaluate.linear.rate_grid import RateGrid
 from fastmoco.evaluate.linear.steps import Steps, cached_steps, encoded_steps
 from fastmoco.evaluate.results import ClassifierResult
 from fastmoco.evaluate.settings import LinearConfig, LinearViews
 from fastmoco.optim.schedules import learning_rate
 
 BASELINE_RATES = [0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
-"""Baselines choose theirs: what suits trained features need not suit pixels."""
+"""Rates that baselines choose from: a rate that suits trained features need not suit pixels."""
 EXTRACTION_BATCH = 256
 CURVE_POINTS = 20
 
 
 def linear(run: Path, cfg: LinearConfig, *, pixels: bool = True) -> ClassifierResult:
-    """Evaluate a run by a linear classifier, and its baselines where asked for.
+    """Evaluate a run by a linear classifier, and its baselines if ``cfg.baselines``.
 
     Args:
         run: Run folder or checkpoint.
@@ -54,8 +54,8 @@ def linear(run: Path, cfg: LinearConfig, *, pixels: bool = True) -> ClassifierRe
         The result; also written, with its curves, to ``evaluation/linear-NAME`` in the run folder.
 
     Raises:
-        UsageError: If a dataset is not given or cannot serve, or a setting is out of range.
-        CheckpointError: If there is no sound checkpoint.
+        UsageError: If a dataset is missing or unsuitable, or a setting is out of range.
+        CheckpointError: If there is no checkpoint, or it is damaged.
     """
     folder = features_folder(run) if cfg.cache else None
     with open_task(cfg) as task:
@@ -74,7 +74,7 @@ def linear(run: Path, cfg: LinearConfig, *, pixels: bool = True) -> ClassifierRe
 
 
 def _choosing(cfg: LinearConfig) -> LinearConfig:
-    """A baseline's configuration: it chooses its rate where the optimizer is SGD."""
+    """The configuration of a baseline, which chooses its rate if the optimizer is SGD."""
     if cfg.optimizer.name != "sgd":
         return cfg
     return dataclasses.replace(cfg, learning_rates=cfg.learning_rates or BASELINE_RATES)
@@ -90,37 +90,33 @@ def fit_linear(
     """Train and measure linear classifiers of one encoder.
 
     Args:
-        encoder: On its device; proved to be as it was at the end.
-        task: What is learned.
+        encoder: The encoder on its device; at the end it is checked to be unchanged.
+        task: Images and labels.
         cfg: Protocol.
-        folder: Where features are kept; None: nowhere.
-        features: Another kind of vectors than the configuration's.
+        folder: Folder for the features; None: do not keep them.
+        features: Kind of vectors, if not the configuration's.
 
     Raises:
         UsageError: If a setting is out of range.
-        RuntimeError: If a weight or statistic of the encoder moved: a bug.
+        RuntimeError: If a weight or statistic of the encoder changed, which is a bug.
     """
     start, before = time.perf_counter(), encoder.fingerprint()
     request = dataclasses.replace(
         request_of(cfg, features), batch_size=max(EXTRACTION_BATCH, cfg.global_batch_size)
     )
+    grid, device = RateGrid.of(cfg, task), encoder.mean.device
     test = dataset_features(encoder, task.test, request, folder)
-    cached = None
+    cached, steps = None, encoded_steps(encoder, task, cfg, request)
     if cfg.views is LinearViews.cached:
         cached = dataset_features(encoder, task.train, request, folder)
-    grid, device = Grid.of(cfg, task), encoder.mean.device
+        steps = cached_steps(cached, task, cfg, device)
     size = {"dim": test.vectors.shape[1], "classes": task.classes.count}
     heads = Heads(grid.heads, **size, cfg=cfg.optimizer, device=device, seed=cfg.seed)
-    steps = (
-        encoded_steps(encoder, task, cfg, request)
-        if cached is None
-        else cached_steps(cached, task, cfg, device)
-    )
     curve, seconds = _train(heads, steps, task, cfg, grid, test)
     held_out = grid.accuracies(heads, encoder, task, request, cached)
     best = grid.best(held_out)
     if encoder.fingerprint() != before:
-        raise RuntimeError("a frozen weight or statistic of the encoder moved while it was read")
+        raise RuntimeError("a frozen weight or statistic of the encoder moved in the evaluation")
     found = {
         "features": request.features,
         "learning_rate": heads.rates[best],
@@ -151,28 +147,32 @@ def _protocol(cfg: LinearConfig, task: LabeledTask) -> dict[str, Any]:
 
 
 def _of_head(row: dict[str, Any], head: int) -> dict[str, Any]:
-    """A row of the curve for one head; None where it diverged, as JSON knows no other word."""
+    """A row of the curve for one head; None where it diverged, as JSON has no NaN."""
     own = {key: value[head] if isinstance(value, list) else value for key, value in row.items()}
     return {key: value if math.isfinite(value) else None for key, value in own.items()}
 
 
-def _about(cfg: LinearConfig, task: LabeledTask, grid: Grid, best: int, features: str) -> str:
-    place = best % len(grid.rates)
-    chosen = f"learning rate {grid.rates[place]:g}"
+def _about(cfg: LinearConfig, task: LabeledTask, grid: RateGrid, best: int, features: str) -> str:
+    index = best % len(grid.rates)
+    chosen = f"learning rate {grid.rates[index]:g}"
     if grid.held is not None:
-        edge = ", the grid's edge" if place in (0, len(grid.rates) - 1) else ""
+        edge = ", the grid's edge" if index in (0, len(grid.rates) - 1) else ""
         chosen += f" (of {len(grid.rates)} by {int(grid.held.sum())} held-out images{edge})"
     return (
         f"linear, protocol {cfg.name}: {cfg.views.value} views, {features}, {cfg.optimizer.name}, "
-        f"{chosen}, {cfg.train.epochs} epochs, batch {task.batch_size(cfg)}, "
-        f"{task.described(cfg)}"
+        f"{chosen}, {cfg.train.epochs} epochs, batch {task.batch_size(cfg)}, {task.described(cfg)}"
     )
 
 
 def _train(
-    heads: Heads, steps: Steps, task: LabeledTask, cfg: LinearConfig, grid: Grid, test: FeatureSet
+    heads: Heads,
+    steps: Steps,
+    task: LabeledTask,
+    cfg: LinearConfig,
+    grid: RateGrid,
+    test: FeatureSet,
 ) -> tuple[list[dict[str, Any]], float]:
-    """All epochs: a curve with a list over heads in each row, and the seconds of the steps."""
+    """Train all epochs; return a curve with a list over heads in each row, and steps' seconds."""
     device, epochs = heads.weight.device, cfg.train.epochs
     labels, weights = torch.tensor(task.labels, device=device), grid.weights(device)
     vectors, right = test.vectors.to(device), test.labels.to(device)
@@ -198,7 +198,7 @@ def _epoch(
     weights: Tensor | None,
     cfg: LinearConfig,
 ) -> dict[str, Any]:
-    """`count` steps of one epoch: a row with the mean loss and the last rate of each head."""
+    """Take the `count` steps of one epoch; return mean loss and last rate of each head."""
     total, rows, factor = torch.zeros(len(heads.rates), device=labels.device), 0, 1.0
     for step in range(epoch * count, (epoch + 1) * count):
         vectors, ids = next(steps)

@@ -1,10 +1,10 @@
-"""Linear classifiers of the same features, many learning rates at once.
+"""Linear classifiers on the same features, for many learning rates at once.
 
 All heads read the same rows, so their logits are one matrix product and their gradients another:
-``logits = W X^T + b``, ``dW = (softmax - onehot) X``. Written out, without autograd, a step of one
-head is some 15 small operations; optimizers are torch's rules with a rate for each head. Classes
-are the first dimension of logits: a softmax over the last one, of ten classes, took as long as both
-products together (0.61 ms against 0.03; 16 heads, 256 rows, one core of an AMD EPYC, torch 2.15).
+``logits = W X^T + b``, ``dW = (softmax - onehot) X``. Without autograd a step takes some 15 small
+operations; optimizers are torch's rules with a rate for each head. Classes are the first dimension
+of logits: a softmax of ten classes over the last dimension took as long as both products together
+(0.61 ms against 0.03; 16 heads, 256 rows, one core of an AMD EPYC, torch 2.15).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from fastmoco.errors import UsageError
 from fastmoco.evaluate.classes import class_ranks
 from fastmoco.optim.settings import OptimizerConfig
 
-INITIAL_STD = 0.01  # main_lincls.py of MoCo's code
+INITIAL_STD = 0.01  # as main_lincls.py of MoCo's code
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8  # torch's defaults
 EVALUATION_ELEMENTS = 1 << 24
 
@@ -26,7 +26,7 @@ class Heads:
 
     Attributes:
         weight: ``(C * G, D)`` float32, changed in place by `step`; class by class, all heads.
-        bias: ``(C * G, 1)`` float32, likewise.
+        bias: ``(C * G, 1)`` float32, changed in place by `step`; same order.
         rates: Peak learning rate of each head, G of them.
     """
 
@@ -40,15 +40,15 @@ class Heads:
         device: torch.device,
         seed: int,
     ) -> None:
-        """Make the heads.
+        """Create the heads.
 
         Args:
-            rates: Of each head.
-            dim: D.
+            rates: Peak learning rate of each head.
+            dim: D, length of a feature.
             classes: C.
             cfg: Optimizer: ``name``, ``sgd_momentum``, ``weight_decay``.
-            device: Where they lie.
-            seed: Of the initial weights, drawn on the CPU.
+            device: Device of the heads.
+            seed: Seed of the initial weights, which are drawn on the CPU.
 
         Raises:
             UsageError: If the optimizer is unknown.
@@ -70,7 +70,7 @@ class Heads:
         self._steps = 0
 
     def logits(self, features: Tensor) -> Tensor:
-        """``(N, D)`` to ``(C, G, N)``."""
+        """Logits ``(C, G, N)`` of features ``(N, D)``."""
         product = torch.addmm(self.bias, self.weight, features.T)
         return product.view(self._classes, len(self.rates), len(features))
 
@@ -78,16 +78,16 @@ class Heads:
     def step(
         self, features: Tensor, labels: Tensor, *, factor: float, weights: Tensor | None = None
     ) -> Tensor:
-        """One step of every head on its mean cross-entropy; changes `weight` and `bias`.
+        """Step every head on its mean cross-entropy; change `weight` and `bias` in place.
 
         Args:
             features: ``(N, D)`` float32.
             labels: ``(N,)`` int64.
-            factor: Of the schedule, times each head's rate.
-            weights: ``(N, G)`` float32: how much each row counts in each head's mean; None: alike.
+            factor: Factor of the schedule, multiplied by each head's rate.
+            weights: Weight of each row in each head's mean, ``(N, G)`` float32; None: all equal.
 
         Returns:
-            Each row's cross-entropy before the step, ``(N, G)``, nats.
+            Cross-entropy of each row before the step, ``(N, G)``, nats.
         """
         log_shares = self.logits(features).log_softmax(0)
         right = labels.expand(1, len(self.rates), -1)
@@ -106,7 +106,7 @@ class Heads:
     def _update(
         self, part: Tensor, gradient: Tensor, moments: Sequence[Tensor], factor: float
     ) -> None:
-        """Torch's rule of the optimizer, in place, with a rate for each row."""
+        """Apply torch's rule of the optimizer in place, with a rate for each row."""
         cfg, rates = self._cfg, self._rates * factor
         if cfg.name == "adamw":
             part.mul_(1 - rates * cfg.weight_decay)
@@ -126,7 +126,7 @@ class Heads:
 
     @torch.no_grad()
     def ranks(self, features: Tensor, labels: Tensor) -> Tensor:
-        """How many classes each head puts before the right one, ``(N, G)``; in chunks."""
+        """Compute `class_ranks` of each head, ``(N, G)``, in chunks."""
         rows = max(1, EVALUATION_ELEMENTS // len(self.weight))
         found = []
         for part, right in zip(torch.split(features, rows), torch.split(labels, rows), strict=True):

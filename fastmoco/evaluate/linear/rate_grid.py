@@ -1,4 +1,4 @@
-"""Learning rates tried at the same time, and the images that choose among them."""
+"""Learning rates tried at the same time, and the held-out images that choose among them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,12 +11,7 @@ from torch import Tensor
 
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.classes import top_accuracies
-from fastmoco.evaluate.features import (
-    FeatureRequest,
-    FeatureSet,
-    FrozenEncoder,
-    extract_features,
-)
+from fastmoco.evaluate.features import FeatureRequest, FeatureSet, FrozenEncoder, extract_features
 from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.labels import hold_out
 from fastmoco.evaluate.linear.heads import Heads
@@ -24,32 +19,32 @@ from fastmoco.evaluate.settings import LinearConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """The rates that are tried, and the images that choose among them.
+class RateGrid:
+    """The rates to try, and the held-out images that choose among them.
 
-    Heads come in this order: of several rates, those without the held-out images, then those with.
+    With several rates, the heads that do not see the held-out images come before those that do.
     """
 
     rates: list[float]
     held: npt.NDArray[np.bool_] | None
-    """``(n,)`` of all training images; None where there is nothing to choose."""
+    """Which training images are held out, ``(n,)``; None if there is only one rate."""
 
     @classmethod
-    def of(cls, cfg: LinearConfig, task: LabeledTask) -> "Grid":
+    def of(cls, cfg: LinearConfig, task: LabeledTask) -> "RateGrid":
         """The grid of a configuration."""
         rates = cfg.learning_rates or [cfg.optimizer.learning_rate]
         if any(rate <= 0 for rate in rates):
-            raise UsageError(f"learning_rates={rates} holds one that is not positive")
+            raise UsageError(f"learning_rates must be above 0, got {rates}")
         if len(rates) == 1:
             return cls(rates, None)
         if not 0 < cfg.holdout < 1:
-            raise UsageError(f"holdout={cfg.holdout} is no share; set it to 0.1, for example")
+            raise UsageError(f"holdout must be in (0, 1), got {cfg.holdout}; try holdout=0.1")
         held = np.zeros(len(task.train), bool)
         held[task.ids[hold_out(task.labels[task.ids], cfg.holdout, cfg.seed)]] = True
         if not held.any():
             raise UsageError(
-                "no class has two labeled images, so none can be held out to choose among "
-                "learning_rates; set one, learning_rates=[30]"
+                "no class has two labeled images, so no image can be held out to choose among "
+                "learning_rates; set only one rate, learning_rates=[30]"
             )
         return cls(rates, held)
 
@@ -59,7 +54,7 @@ class Grid:
         return self.rates if self.held is None else self.rates * 2
 
     def weights(self, device: torch.device) -> Tensor | None:
-        """How much each image counts for each head, ``(n, heads)``."""
+        """Weight of each training image for each head, ``(n, heads)`` float32; None: all equal."""
         if self.held is None:
             return None
         kept = torch.from_numpy(~self.held).to(device, torch.float32)[:, None]
@@ -74,7 +69,7 @@ class Grid:
         request: FeatureRequest,
         cached: FeatureSet | None,
     ) -> list[float]:
-        """Top-1 in percent on the held-out images of the heads that did not see them; or none."""
+        """Measure the heads that did not see the held-out images on these; top-1 in percent."""
         if self.held is None:
             return []
         ids = np.flatnonzero(self.held).astype(np.int64)
@@ -88,7 +83,7 @@ class Grid:
         return [top_accuracies(column)[0] for column in ranks.unbind(1)]
 
     def best(self, held_out: Sequence[float]) -> int:
-        """The head that reports: of the best rate, with all images; of equals the first."""
+        """The head to report: that of the best rate with all images; the first one in ties."""
         if self.held is None:
             return 0
         return len(self.rates) + int(np.argmax(held_out))
