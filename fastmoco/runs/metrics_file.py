@@ -36,9 +36,20 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    """All rows of a ``metrics.jsonl``, or of another file with one JSON object a line.
+
+    A last line without a line break is left out: it is being written, or a kill cut it short.
+
+    Raises:
+        OSError: If the file is missing or cannot be read.
+        ValueError: If another line is not a JSON object; names the file and the line.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for number, line in enumerate(lines, start=1):
         if line.endswith("\n"):
-            rows.append(json.loads(line))
+            try:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}: line {number} is damaged ({error})") from error
     return rows
