@@ -1,1 +1,1 @@
-"""Detection transfer: what a pretrained backbone is worth to Faster R-CNN and its kin."""
+"""Detection transfer: fine-tune Faster R-CNN and related models on a pretrained backbone."""

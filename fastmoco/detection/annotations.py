@@ -1,12 +1,12 @@
-"""What a detection data set is: images with boxes, masks, keypoints or a map of classes.
+"""A detection dataset: images with boxes, masks, keypoints or a class map.
 
 Boxes are ``x1, y1, x2, y2`` in pixels from the image's upper left corner, half open: a box over the
-whole image is ``0, 0, width, height``. Labels count from 1; 0 is the background.
+full image is ``0, 0, width, height``. Labels count from 1; 0 is the background.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ import numpy.typing as npt
 
 from fastmoco.errors import UsageError
 
-BOX_TOLERANCE = (
-    1.0  # pixels that a box may reach over the edge; VOC and COCO have such, by rounding
-)
+BOX_TOLERANCE = 1.0  # pixels; some boxes of VOC and COCO cross the edge, by rounding
 
 
 class AnnotationError(ValueError):
@@ -31,50 +29,50 @@ class Instance:
     box: tuple[float, float, float, float]
     """``x1, y1, x2, y2``."""
     label: int
-    """From 1."""
+    """Class, from 1."""
     ignored: bool = False
-    """Neither to be found nor wrong to find: VOC's difficult, COCO's crowd."""
+    """Counts neither as missed nor as wrong: VOC's difficult, COCO's crowd."""
     mask: Any = None
-    """Polygons or run lengths, as COCO has them."""
+    """Polygons or run lengths, in COCO's format."""
     area: float | None = None
-    """Of the mask, pixels, as COCO has it."""
+    """Area of the mask in pixels, from COCO's file."""
     keypoints: list[tuple[float, float, float]] | None = None
-    """``x, y, visibility`` each; visibility 0 is unknown."""
+    """``x, y, visibility`` of each keypoint; visibility 0 means unknown."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Scene:
-    """One image with what is in it."""
+    """One image with its annotations."""
 
     image: Path
     height: int
     width: int
     source: str
-    """Where the annotation stands, for messages."""
+    """File of the annotation, for messages."""
     instances: list[Instance] = field(default_factory=list)
     class_map: Path | None = None
-    """segment: a palette PNG of class indices, 255 where unknown."""
+    """task=segment: a palette PNG of class indices, 255 where unknown."""
 
 
 @dataclass(kw_only=True, slots=True)
 class SceneSet:
-    """Images in a fixed order, and the names of the classes."""
+    """Images in a fixed order, with the class names."""
 
     name: str
-    """For messages and results."""
+    """Name for messages and results."""
     classes: tuple[str, ...]
-    """Name of label 1 first."""
+    """Class names; the first is label 1."""
     scenes: list[Scene]
     keypoint_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
-        """With the background."""
+        """Number of classes, background included."""
         return len(self.classes) + 1
 
     @property
     def fingerprint(self) -> str:
-        """Of images, boxes and classes: a run goes on with the same ones alone."""
+        """SHA-256 of image names, boxes and classes; a run resumes only with the same ones."""
         digest = hashlib.sha256(repr((self.classes, self.keypoint_names)).encode())
         for scene in self.scenes:
             found = [(one.box, one.label, one.ignored) for one in scene.instances]
@@ -82,72 +80,59 @@ class SceneSet:
         return digest.hexdigest()
 
     def to_learn_from(self, *, ignored_too: bool) -> "SceneSet":
-        """The images that have an object of some area, with no others in them.
+        """A set of the objects with a positive area; images without any are left out.
 
         Args:
             ignored_too: Keep ignored objects.
 
         Raises:
-            UsageError: If none is left.
+            UsageError: If no image is left.
         """
         scenes = []
         for scene in self.scenes:
             kept = [i for i in scene.instances if (ignored_too or not i.ignored) and has_area(i)]
             if kept:
-                scenes.append(
-                    Scene(
-                        image=scene.image,
-                        height=scene.height,
-                        width=scene.width,
-                        source=scene.source,
-                        instances=kept,
-                    )
-                )
+                scenes.append(replace(scene, instances=kept))
         if not scenes:
-            raise UsageError(f"{self.name} has no box to learn from; give data.train=... that has")
-        return SceneSet(
-            name=self.name,
-            classes=self.classes,
-            scenes=scenes,
-            keypoint_names=self.keypoint_names,
-        )
+            raise UsageError(f"{self.name} has no box to learn from; set data.train to other data")
+        return replace(self, scenes=scenes)
 
 
 def has_area(instance: Instance) -> bool:
-    """Whether width and height are positive: COCO has a few boxes of none."""
+    """Whether width and height are positive: in COCO a few boxes have width or height 0."""
     x1, y1, x2, y2 = instance.box
     return x2 > x1 and y2 > y1
 
 
 def checked_box(
-    values: Sequence[float], *, height: int, width: int, source: str
+    values: Sequence[float], scene: Scene, source: str
 ) -> tuple[float, float, float, float]:
-    """A box cut to its image.
+    """Cut a box to its image.
 
     Args:
         values: ``x1, y1, x2, y2``.
-        height: Of the image, pixels.
-        width: Of the image, pixels.
-        source: Where it stands, for the message.
+        scene: The image.
+        source: Where the box is written, for the message.
 
     Raises:
-        AnnotationError: If it is no box, or reaches over the edge by more than `BOX_TOLERANCE`.
+        AnnotationError: If the corners are swapped or not finite, or if the box reaches over the
+            edge by more than `BOX_TOLERANCE`.
     """
-    x1, y1, x2, y2 = values
+    (x1, y1, x2, y2), height, width = values, scene.height, scene.width
     low, right, bottom = -BOX_TOLERANCE, width + BOX_TOLERANCE, height + BOX_TOLERANCE
     if not (low <= x1 <= x2 <= right and low <= y1 <= y2 <= bottom):  # false for NaN too
         raise AnnotationError(
             f"{source}: the box {x1:g}, {y1:g}, {x2:g}, {y2:g} (x1, y1, x2, y2) is not inside the "
-            f"image of {width} x {height} pixels; mend or remove it"
+            f"image of {width} x {height} pixels; correct or remove it"
         )
     return max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
 
 
 def check_images(scenes: Sequence[Scene], option: str) -> None:
-    """Refuse a set with a missing image or map before anything is learned.
+    """Check before training that every image and class map exists.
 
     Raises:
-        AnnotationError: Naming the first that is missing.
+        AnnotationError: If one is missing; names the first.
     """
     for scene in scenes:
         for path in filter(None, (scene.image, scene.class_map)):
@@ -158,19 +143,19 @@ def check_images(scenes: Sequence[Scene], option: str) -> None:
 
 
 def check_same_classes(train: SceneSet, test: SceneSet) -> None:
-    """Refuse sets whose labels mean different things.
+    """Check that labels mean the same in both sets.
 
     Raises:
-        UsageError: Naming a class that only one of them has.
+        UsageError: If the classes differ; names one that only one set has.
     """
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes)) or list(test.classes)
         raise UsageError(
             f"{train.name} and {test.name} have different classes (such as {odd[0]}); "
-            "give data.train and data.test of the same"
+            "set data.train and data.test to sets with the same classes"
         )
 
 
 def boxes_of(instances: Sequence[Instance]) -> npt.NDArray[np.float32]:
-    """All boxes, ``(n, 4)``; n may be 0."""
+    """All boxes, ``(n, 4)`` float32; n may be 0."""
     return np.array([i.box for i in instances], np.float32).reshape(-1, 4)

@@ -1,7 +1,7 @@
 """A pretrained ResNet as the first part of a detector or a segmenter.
 
-The extra batch norms and the numbers of channels are those of arXiv:1911.05722, appendix, for a
-width of 64; narrower encoders get proportionally narrower layers after them.
+The extra batch norms and the channel counts follow arXiv:1911.05722, appendix, for a width of 64;
+the layers after a narrower encoder are narrower in proportion.
 """
 
 from collections import OrderedDict
@@ -23,34 +23,28 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 def norm_layer(kind: DetectionNorm, ranks: Ranks) -> NormLayer | None:
-    """What normalizes the new layers; None where the backbone's batch norm is frozen."""
+    """Batch norm of the new layers; None where the backbone's batch norm is frozen."""
     if kind is DetectionNorm.frozen:
         return None
     return partial(DetectionBatchNorm2d, ranks=ranks)
 
 
 def set_batch_norm(module: nn.Module, kind: DetectionNorm, ranks: Ranks) -> None:
-    """Replace every batch norm within `module`, in place; scales and statistics are taken over."""
+    """Replace every batch norm in `module`, in place; scales and statistics are kept."""
     for parent in list(module.modules()):
         for name, old in list(parent.named_children()):
             if isinstance(old, nn.BatchNorm2d):
-                setattr(parent, name, _replaced(old, kind, ranks))
-
-
-def _replaced(old: nn.BatchNorm2d, kind: DetectionNorm, ranks: Ranks) -> nn.Module:
-    new: nn.Module
-    if kind is DetectionNorm.frozen:
-        new = FrozenBatchNorm2d(old.num_features, eps=old.eps)
-    else:
-        new = DetectionBatchNorm2d(old.num_features, ranks=ranks)
-    new.load_state_dict(old.state_dict())  # frozen: drops num_batches_tracked
-    return new
+                new: nn.Module = DetectionBatchNorm2d(old.num_features, ranks=ranks)
+                if kind is DetectionNorm.frozen:
+                    new = FrozenBatchNorm2d(old.num_features, eps=old.eps)
+                new.load_state_dict(old.state_dict())  # frozen: drops num_batches_tracked
+                setattr(parent, name, new)
 
 
 def dilate(stage: nn.Module) -> None:
-    """Let a residual stage keep its resolution, in place: stride 1 and dilation 2.
+    """Keep the resolution of a residual stage, in place: stride 1, and dilation 2.
 
-    All 3 x 3 convolutions get the dilation, as in arXiv:1911.05722.
+    All 3 x 3 convolutions are dilated, as in arXiv:1911.05722.
     """
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
@@ -63,17 +57,12 @@ class Body(nn.Module):
     """The stem and the first stages of a ResNet, under its own parameter names.
 
     Attributes:
-        out_channels: Of the last stage.
-        stage_channels: Of each stage.
+        out_channels: Channels of the last stage.
+        stage_channels: Channels of each stage.
     """
 
     def __init__(self, resnet: ResNet, num_stages: int) -> None:
-        """Take the parts of `resnet`; those after the stages are left to others.
-
-        Args:
-            resnet: The backbone.
-            num_stages: 3 ends with conv4, 4 with conv5.
-        """
+        """Take the parts of `resnet` up to conv4 (`num_stages` = 3) or conv5 (4)."""
         super().__init__()
         self.conv1, self.bn1 = resnet.conv1, resnet.bn1
         self.relu, self.maxpool = resnet.relu, resnet.maxpool
@@ -84,7 +73,7 @@ class Body(nn.Module):
         self.out_channels = self.stage_channels[-1]
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Feature maps after each stage, of images ``(N, 3, H, W)``."""
+        """Feature maps after each stage, for images ``(N, 3, H, W)``."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for name in self._stages:
@@ -93,7 +82,7 @@ class Body(nn.Module):
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        """The last stage's map."""
+        """The feature map after the last stage."""
         return self.stages(images)[-1]
 
 
@@ -103,14 +92,13 @@ def stage_channels(resnet: ResNet) -> list[int]:
 
 
 class DilatedBackbone(nn.Module):
-    """R50-dilated-C5: conv5 at conv4's resolution, then a 3 x 3 convolution with batch norm.
+    """R50-dilated-C5: conv5 dilated in place, then a 3 x 3 convolution with batch norm.
 
     Attributes:
         out_channels: 512 for a width of 64.
     """
 
     def __init__(self, resnet: ResNet, norm: NormLayer | None) -> None:
-        """Dilate conv5 in place and put the convolution after it."""
         super().__init__()
         dilate(resnet.layer4)
         self.body = Body(resnet, 4)
@@ -131,7 +119,6 @@ class PyramidBackbone(nn.Module):
     """
 
     def __init__(self, resnet: ResNet, norm: NormLayer | None) -> None:
-        """Put the pyramid on the four stages."""
         super().__init__()
         self.body = Body(resnet, 4)
         self.out_channels = 4 * resnet.conv1.out_channels
@@ -140,21 +127,20 @@ class PyramidBackbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> "OrderedDict[str, Tensor]":
-        """Maps ``0`` to ``3``, from fine to coarse, and ``pool``."""
+        """Feature maps ``0`` to ``3``, from fine to coarse, and ``pool``."""
         maps = OrderedDict((str(i), x) for i, x in enumerate(self.body.stages(images)))
         pyramid: OrderedDict[str, Tensor] = self.fpn(maps)
         return pyramid
 
 
 class Conv5Head(nn.Module):
-    """R50-C4's box head: conv5, an extra batch norm, and the average over the region.
+    """Box head of R50-C4: conv5, an extra batch norm, and the average over the region.
 
     Attributes:
-        out_channels: Of conv5.
+        out_channels: Channels of conv5.
     """
 
     def __init__(self, resnet: ResNet, norm: NormLayer | None) -> None:
-        """Take conv5 of `resnet`."""
         super().__init__()
         self.out_channels = resnet.feature_dim
         self.layer4 = resnet.layer4
@@ -169,7 +155,7 @@ class Conv5Head(nn.Module):
 def conv3x3(
     channels: int, out_channels: int, norm: NormLayer | None, dilation: int = 1
 ) -> nn.Sequential:
-    """A 3 x 3 convolution, batch norm where there is one, and ReLU."""
+    """A 3 x 3 convolution, batch norm unless `norm` is None, and ReLU."""
     convolution = nn.Conv2d(
         channels, out_channels, 3, padding=dilation, dilation=dilation, bias=norm is None
     )
@@ -183,21 +169,21 @@ def conv3x3(
 def build_backbone(
     resnet: ResNet, arch: Arch, norm: NormLayer | None
 ) -> Body | DilatedBackbone | PyramidBackbone:
-    """The part of a detector before its proposals; takes `resnet` apart."""
+    """The part of a detector before its proposals; reuses the layers of `resnet`."""
     if arch is Arch.fpn:
         return PyramidBackbone(resnet, norm)
     return DilatedBackbone(resnet, norm) if arch is Arch.dc5 else Body(resnet, 3)
 
 
 def check_resnet(backbone: nn.Module) -> ResNet:
-    """The backbone as the ResNet that a detector is made of, trainable.
+    """The backbone as a ResNet, in training mode and with gradients, both set in place.
 
     Raises:
-        UsageError: If it is another network.
+        UsageError: If it is not a ResNet.
     """
     if not isinstance(backbone, ResNet):
         raise UsageError(
-            f"detect needs a ResNet, this run has a {type(backbone).__name__}; give a run of "
-            "model.encoder=resnet50 or the like"
+            f"detect needs a ResNet, this run has a {type(backbone).__name__}; give a run that was "
+            "trained with a ResNet, such as model.encoder=resnet50"
         )
     return backbone.train().requires_grad_(True)

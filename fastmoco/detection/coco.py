@@ -19,10 +19,10 @@ def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
     """Read an annotation file.
 
     Args:
-        path: Such as ``annotations/instances_train2017.json``.
-        images: Folder of the images; none = the folder named as the file ends (``train2017``),
-            beside ``annotations``.
-        option: Which option sets `images`, for messages.
+        path: Annotation file, such as ``annotations/instances_train2017.json``.
+        images: Folder of the images; None: the folder beside ``annotations`` that the end of the
+            file's name gives (``train2017``).
+        option: Option that sets `images`, for messages.
 
     Raises:
         UsageError: If the folder of images is missing.
@@ -31,12 +31,14 @@ def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
     content = _read_json(path)
     folder = images or path.parent.parent / path.stem.rsplit("_", 1)[-1]
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; set {option} to the folder of {path}'s images")
+        raise UsageError(
+            f"{folder} is not a folder; set {option} to the folder of the images of {path}"
+        )
     try:
         found = _scene_set(path, folder, content)
     except (KeyError, TypeError, IndexError) as error:
         raise AnnotationError(
-            f"{path} is not as COCO's annotation files are ({type(error).__name__}: {error})"
+            f"{path} is not in COCO's annotation format ({type(error).__name__}: {error})"
         ) from error
     if not found.scenes:
         raise AnnotationError(f"{path} lists no image")
@@ -53,12 +55,12 @@ def _read_json(path: Path) -> Any:
             "annotations/instances_train2017.json"
         ) from error
     except ValueError as error:
-        raise AnnotationError(f"{path} is no JSON that can be read ({error})") from error
+        raise AnnotationError(f"{path} is not valid JSON ({error})") from error
 
 
 def _scene_set(path: Path, folder: Path, content: Any) -> SceneSet:
     categories = sorted(content["categories"], key=lambda category: category["id"])
-    labels = {category["id"]: place for place, category in enumerate(categories, start=1)}
+    labels = {category["id"]: label for label, category in enumerate(categories, start=1)}
     scenes = {
         image["id"]: Scene(
             image=folder / image["file_name"],
@@ -83,25 +85,18 @@ def _add_instance(
     annotation: Any, scenes: dict[Any, Scene], labels: dict[Any, int], path: Path, num_points: int
 ) -> None:
     source = f"{path}: annotation {annotation.get('id', '?')}"
-    if annotation["category_id"] not in labels:
+    if (category := annotation["category_id"]) not in labels:
         raise AnnotationError(
-            f"{source} has category_id {annotation['category_id']}, which categories does not list"
+            f"{source} has category_id {category}, which categories does not list"
         )
-    if annotation["image_id"] not in scenes:
-        raise AnnotationError(
-            f"{source} has image_id {annotation['image_id']}, which images does not list"
-        )
-    scene = scenes[annotation["image_id"]]
+    if (image := annotation["image_id"]) not in scenes:
+        raise AnnotationError(f"{source} has image_id {image}, which images does not list")
+    scene = scenes[image]
     x, y, width, height = (float(value) for value in annotation["bbox"])
     scene.instances.append(
         Instance(
-            box=checked_box(
-                (x, y, x + width, y + height),
-                height=scene.height,
-                width=scene.width,
-                source=source,
-            ),
-            label=labels[annotation["category_id"]],
+            box=checked_box((x, y, x + width, y + height), scene, source),
+            label=labels[category],
             ignored=bool(annotation.get("iscrowd", 0)),
             mask=annotation.get("segmentation"),
             area=annotation.get("area"),
@@ -117,7 +112,5 @@ def _keypoints(
         return None
     flat = [float(value) for value in annotation.get("keypoints") or [0] * (3 * num_points)]
     if len(flat) != 3 * num_points:
-        raise AnnotationError(
-            f"{source} has {len(flat)} numbers of keypoints, not 3 x {num_points}"
-        )
+        raise AnnotationError(f"{source} has {len(flat)} keypoint values, not 3 x {num_points}")
     return list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))

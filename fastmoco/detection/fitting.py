@@ -1,4 +1,4 @@
-"""Fine-tuning a detector: the step, its schedule, and checkpoints that a run goes on from."""
+"""Fine-tuning a detector: the step, its schedule, and the checkpoints to resume from."""
 
 import hashlib
 import math
@@ -27,18 +27,18 @@ from fastmoco.runs.checkpoint import (
     with_prefix,
 )
 
-WARMUP_START = 1e-3  # of the peak, as detectron2
+WARMUP_START = 1e-3  # fraction of the peak, as in detectron2
 
 
 def learning_rate(cfg: DetectConfig, step: int) -> float:
-    """Of a step, counted from 0: linear warm-up, then x 0.1 at each milestone."""
+    """Learning rate of a step, counted from 0: linear warm-up, then x 0.1 at each milestone."""
     warmed = min(1.0, step / cfg.warmup_steps) if cfg.warmup_steps else 1.0
     factor = WARMUP_START * (1 - warmed) + warmed
     return cfg.learning_rate * factor * 0.1 ** sum(step >= m for m in cfg.milestones)
 
 
 def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.SGD:
-    """SGD with weight decay on all parameters but batch norm's, as detectron2."""
+    """SGD with weight decay on all parameters except those of batch norm, as in detectron2."""
     of_norm = {
         id(parameter)
         for module in model.modules()
@@ -56,9 +56,9 @@ def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.SGD:
 def seed_region_sampling(seed: int, step: int, ranks: Ranks = ALONE) -> None:
     """Seed torch's global generators for a step.
 
-    torchvision draws the anchors and regions that a step learns from by `torch.randperm`; seeded by
-    the step, they are a function of seed, step and rank like every other draw, and a run resumes
-    exactly. The negative number keeps this hash apart from those of images.
+    torchvision draws the anchors and regions that a step learns from with `torch.randperm`. Seeded
+    anew in each step, they are a function of seed, step and rank like every other draw, and a run
+    resumes exactly. The negative number keeps this hash apart from those of images.
     """
     key = int(draw_keys(seed, step, np.array([-1 - ranks.rank]))[0])
     torch.manual_seed(key & (2**63 - 1))
@@ -66,11 +66,11 @@ def seed_region_sampling(seed: int, step: int, ranks: Ranks = ALONE) -> None:
 
 @dataclass(slots=True)
 class Fitting:
-    """A detector in training and how far it is."""
+    """A detector in training, with the steps done."""
 
     cfg: DetectConfig
     model: nn.Module
-    """From ``(images, targets)`` to losses by name."""
+    """Maps ``(images, targets)`` to losses by name."""
     optimizer: torch.optim.SGD
     device: torch.device
     data_fingerprint: str
@@ -85,10 +85,10 @@ class Fitting:
         return self.steps_done >= self.cfg.steps
 
     def take(self, batch: Sequence[Sample]) -> float:
-        """Do one step; returns the learning rate that it used.
+        """Do one training step, and return the learning rate that it used.
 
         Raises:
-            DivergedError: If the loss is no finite number.
+            DivergedError: If the loss is not finite.
         """
         rate = learning_rate(self.cfg, self.steps_done)
         for group in self.optimizer.param_groups:
@@ -112,7 +112,7 @@ class Fitting:
         return losses
 
     def _average_gradients(self) -> None:
-        """Over ranks; a parameter that this rank did not use counts as zero."""
+        """Average over ranks; the gradient of a parameter that this rank did not use is zero."""
         if not self.ranks.several:
             return
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -127,12 +127,12 @@ class Fitting:
         self.totals["steps"] = self.totals.get("steps", 0) + 1
         if not math.isfinite(self.totals["loss"]):
             raise DivergedError(
-                f"the loss is no finite number at step {self.steps_done}; lower learning_rate "
-                f"(now {self.cfg.learning_rate:g}) or raise warmup_steps; earlier checkpoints stay"
+                f"the loss is not finite at step {self.steps_done}; lower learning_rate (now "
+                f"{self.cfg.learning_rate:g}) or raise warmup_steps; earlier checkpoints are kept"
             )
 
     def flush(self) -> dict[str, float]:
-        """Mean losses since the last call; starts anew."""
+        """Return the mean losses since the last call, and reset them."""
         steps = self.totals.pop("steps")
         means = {name: total / steps for name, total in self.totals.items()}
         self.totals = {}
@@ -142,8 +142,8 @@ class Fitting:
     def average_statistics(self, batches: Iterable[Sequence[Sample]]) -> None:
         """Replace batch norm's running statistics by their means over batches, in place.
 
-        "Precise" batch norm: at the end of a schedule the running ones, of some ten batches, are
-        noisy. The batches count on from the last step.
+        "Precise" batch norm: at the end of a schedule the running statistics, over some ten
+        batches, are noisy. The batches are numbered as steps after the last one.
         """
         layers = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
         momenta = [layer.momentum for layer in layers]
@@ -151,13 +151,13 @@ class Fitting:
             layer.reset_running_stats()
             layer.momentum = None  # cumulative mean
         self.model.train()
-        for place, batch in enumerate(batches):
-            self._losses(batch, self.cfg.steps + place)
+        for step, batch in enumerate(batches, start=self.cfg.steps):
+            self._losses(batch, step)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
 
     def checkpoint(self) -> Checkpoint:
-        """The whole state, as it is now."""
+        """The complete current state."""
         tensors = {
             **with_prefix("model", self.model.state_dict()),
             **with_prefix("optimizer", flatten_optimizer(self.optimizer)),
@@ -173,27 +173,24 @@ class Fitting:
         return Checkpoint(step=self.steps_done, tensors=tensors, facts=facts)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
-            CheckpointError: If it is of other data, another encoder or number of devices.
+            CheckpointError: If data, encoder or number of devices were others than now.
         """
-        facts = checkpoint.facts
+        facts, devices = checkpoint.facts, self.ranks.world_size
         if facts.get("data_fingerprint") != self.data_fingerprint:
-            raise CheckpointError(
-                f"{checkpoint.path} was trained on other data than data.train; give those, or "
-                "another run_dir"
+            problem = "was trained on other data than data.train; give that data"
+        elif facts.get("encoder_fingerprint") != self.encoder_fingerprint:
+            problem = "started from another encoder than that of RUN; give that run"
+        elif facts["world_size"] != devices:
+            problem = (
+                f"was trained on {facts['world_size']} devices, here are {devices}; use as many"
             )
-        if facts.get("encoder_fingerprint") != self.encoder_fingerprint:
-            raise CheckpointError(
-                f"{checkpoint.path} started from another encoder than this run's; give that run, "
-                "or another run_dir"
-            )
-        if facts["world_size"] != self.ranks.world_size:
-            raise CheckpointError(
-                f"{checkpoint.path} was trained on {facts['world_size']} devices, here "
-                f"are {self.ranks.world_size}; use as many, or another run_dir"
-            )
+        else:
+            problem = ""
+        if problem:
+            raise CheckpointError(f"{checkpoint.path} {problem}, or set another run_dir")
         restore_module(self.model, under_prefix("model", checkpoint.tensors), checkpoint)
         restore_optimizer(self.optimizer, under_prefix("optimizer", checkpoint.tensors))
         self.totals = dict(facts["totals"])
@@ -201,7 +198,7 @@ class Fitting:
 
 
 def fingerprint_of(module: nn.Module) -> str:
-    """SHA-256 of a module's state."""
+    """Hex SHA-256 of a module's state."""
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())

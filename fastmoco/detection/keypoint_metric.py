@@ -8,13 +8,13 @@ from torch import Tensor
 from fastmoco.detection.annotations import Scene, SceneSet
 from fastmoco.detection.settings import DetectConfig
 
-COCO_KEYPOINTS = 17  # faster-coco-eval knows their tolerances
+COCO_KEYPOINTS = 17  # faster-coco-eval has their tolerances
 
 
 def keypoint_precision(
     data: SceneSet, pairs: Sequence[tuple[Scene, dict[str, Tensor]]], cfg: DetectConfig
 ) -> list[float]:
-    """AP, AP50 and AP75 of keypoints in percent, by COCO's object keypoint similarity."""
+    """AP, AP50 and AP75 of keypoints in percent."""
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth, found = COCO(_keypoint_truth(data, pairs)), _keypoint_results(pairs)
@@ -32,8 +32,10 @@ def keypoint_precision(
 
 
 def _keypoint_truth(data: SceneSet, pairs: Sequence[tuple[Scene, Any]]) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (scene, _) in enumerate(pairs, start=1):
+        images.append({"id": number, "height": scene.height, "width": scene.width})
         for one in scene.instances:
             x1, y1, x2, y2 = one.box
             points = one.keypoints or []
@@ -49,14 +51,8 @@ def _keypoint_truth(data: SceneSet, pairs: Sequence[tuple[Scene, Any]]) -> dict[
                     "num_keypoints": sum(point[2] > 0 for point in points),
                 }
             )
-    return {
-        "images": [
-            {"id": number, "height": scene.height, "width": scene.width}
-            for number, (scene, _) in enumerate(pairs, start=1)
-        ],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(data.classes, start=1)],
-    }
+    categories = [{"id": i, "name": name} for i, name in enumerate(data.classes, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _keypoint_results(pairs: Sequence[tuple[Scene, dict[str, Tensor]]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
-"""Masks as COCO has them (polygons, run lengths), and maps of classes, to arrays.
+"""Convert masks in COCO's format (polygons, run lengths) and class maps to arrays.
 
-The run-length code is faster-coco-eval's, which comes with the extra ``[eval]``.
+The run-length code is faster-coco-eval's, which the extra ``[eval]`` installs.
 """
 
 from pathlib import Path
@@ -14,14 +14,14 @@ from PIL import Image
 from fastmoco.detection.annotations import AnnotationError, Instance, Scene
 from fastmoco.errors import UsageError
 
-UNKNOWN = 255  # of a class map: VOC's void
+UNKNOWN = 255  # in a class map: VOC's void
 
 
 def mask_library() -> ModuleType:
-    """faster-coco-eval's run-length masks.
+    """The module of faster-coco-eval for run-length masks.
 
     Raises:
-        UsageError: If it is not installed.
+        UsageError: If faster-coco-eval is not installed.
     """
     try:
         from faster_coco_eval import mask
@@ -37,7 +37,7 @@ def instance_mask(instance: Instance, scene: Scene) -> npt.NDArray[np.uint8]:
     """The mask of an object, ``(height, width)`` uint8 of 0 and 1.
 
     Raises:
-        AnnotationError: If it has none, or it is neither polygons nor run lengths.
+        AnnotationError: If it has none, or one that is neither polygons nor run lengths.
     """
     library = mask_library()
     try:
@@ -45,8 +45,8 @@ def instance_mask(instance: Instance, scene: Scene) -> npt.NDArray[np.uint8]:
         mask: npt.NDArray[np.uint8] = np.asarray(library.decode(runs), np.uint8)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise AnnotationError(
-            f"{scene.source}: an object of {scene.image.name} has no mask that can be read "
-            f"({type(error).__name__}: {error}); use task=boxes, or mend it"
+            f"{scene.source}: an object of {scene.image.name} has no valid mask "
+            f"({type(error).__name__}: {error}); correct it, or use task=boxes"
         ) from error
     if mask.shape != (scene.height, scene.width):
         raise AnnotationError(
@@ -62,37 +62,37 @@ def _run_lengths(library: ModuleType, mask: Any, height: int, width: int) -> Any
             return library.frPyObjects(mask, height, width)
         return mask
     if not mask:
-        raise ValueError("it is empty")
+        raise ValueError("the mask is empty")
     return library.merge(library.frPyObjects(mask, height, width))
 
 
 def read_class_map(path: Path, scene: Scene, num_classes: int) -> npt.NDArray[np.uint8]:
-    """A map of class indices, ``(height, width)`` uint8, 255 where unknown.
+    """Read a map of class indices, ``(height, width)`` uint8, 255 where unknown.
 
     Args:
         path: A palette or gray PNG.
-        scene: Whose map it is.
-        num_classes: With the background.
+        scene: Image of the map.
+        num_classes: Number of classes, background included.
 
     Raises:
-        AnnotationError: If it cannot be read, has another size, or a class that is none.
+        AnnotationError: If it cannot be read, has another size than the image, or an unknown class.
     """
     try:
         with Image.open(path) as image:
             mode = image.mode
             indices = np.array(image)
     except OSError as error:
-        raise AnnotationError(f"{path} is no image that can be read") from error
+        raise AnnotationError(f"{path} is not a readable image") from error
     if mode not in ("P", "L") or indices.shape != (scene.height, scene.width):
         raise AnnotationError(
-            f"{path} is {mode} of {indices.shape[1]} x {indices.shape[0]} pixels, not a map of "
-            f"class indices (P or L) of {scene.width} x {scene.height}"
+            f"{path} has mode {mode} and {indices.shape[1]} x {indices.shape[0]} pixels; a class "
+            f"map must have mode P or L and {scene.width} x {scene.height} pixels"
         )
     odd = np.unique(indices[(indices >= num_classes) & (indices != UNKNOWN)])
     if odd.size:
         raise AnnotationError(
-            f"{path} has class {odd[0]}, known are 0 to {num_classes - 1} and {UNKNOWN}; "
-            "set data.classes=[...]"
+            f"{path} has class {odd[0]}; allowed are 0 to {num_classes - 1} and {UNKNOWN}; "
+            "set data.classes=[...] to the names of all classes"
         )
     result: npt.NDArray[np.uint8] = indices.astype(np.uint8, copy=False)
     return result

@@ -1,13 +1,15 @@
-"""What a detector's predictions are worth: average precision, and mean IoU of maps.
+"""Measure predictions: average precision, and mean IoU of class maps.
 
-By COCO's rules: boxes and masks by torchmetrics on faster-coco-eval, keypoints by the latter
-alone. For VOC boxes the devkit's rule besides (`voc_metric`), which published figures are of.
+The rules are COCO's: torchmetrics on faster-coco-eval measures boxes and masks, faster-coco-eval
+alone keypoints. VOC boxes are also measured by the devkit's rule (`voc_metric`), which the
+published figures follow.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,17 +18,17 @@ from fastmoco.detection.keypoint_metric import keypoint_precision
 from fastmoco.detection.masks import UNKNOWN, instance_mask, read_class_map
 from fastmoco.detection.samples import box_target, ignored_flags
 from fastmoco.detection.settings import AnnotationFormat, DetectConfig, DetectionTask
-from fastmoco.detection.voc_metric import Found, Truth, voc_average_precision
+from fastmoco.detection.voc_metric import Floats, Found, Truth, voc_average_precision
 from fastmoco.errors import UsageError
 
 Result = dict[str, Any]
 
 
 def check_metrics(task: DetectionTask) -> None:
-    """Refuse to train towards what could not be measured.
+    """Check before training that the libraries for the measurement are installed.
 
     Raises:
-        UsageError: If a library is missing, naming the extra.
+        UsageError: If one is missing; names the extra.
     """
     try:
         import faster_coco_eval  # noqa: F401
@@ -39,19 +41,14 @@ def check_metrics(task: DetectionTask) -> None:
 
 
 class Measurement:
-    """Takes predictions image by image and gives the figures at the end.
+    """Collects predictions image by image and computes the figures at the end.
 
-    Masks are kept as run lengths, so a whole test set fits in memory. One rank measures alone:
+    Masks are kept as run lengths, so a complete test set fits in memory. Only one rank measures:
     torchmetrics must not gather from the others.
     """
 
     def __init__(self, data: SceneSet, cfg: DetectConfig) -> None:
-        """Start empty.
-
-        Args:
-            data: The test set.
-            cfg: DetectionTask, layout and the keypoints' tolerance.
-        """
+        """Start without predictions; `cfg` gives task, layout and the keypoints' tolerance."""
         self._data, self._cfg = data, cfg
         self._voc: list[tuple[dict[int, Truth], dict[int, Found]]] = []
         self._keypoints: list[tuple[Scene, dict[str, Tensor]]] = []
@@ -71,8 +68,8 @@ class Measurement:
 
             self._metric = MeanAveragePrecision(
                 iou_type=("bbox", "segm") if cfg.task is DetectionTask.masks else "bbox",
-                # COCO's own: torchmetrics rounds its defaults to float32; a recall or an overlap
-                # that lies on one then falls short of it (up to 0.1 points of AP in the tests).
+                # COCO's own. torchmetrics rounds its defaults to float32; a recall or an overlap
+                # equal to one then falls below it (up to 0.1 points of AP in the tests).
                 iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
                 rec_thresholds=np.linspace(0, 1, 101).tolist(),
                 class_metrics=True,
@@ -82,11 +79,11 @@ class Measurement:
             self._metric.warn_on_many_detections = False
 
     def add(self, scene: Scene, prediction: dict[str, Tensor]) -> None:
-        """Count one image.
+        """Add the prediction for one image.
 
         Args:
-            scene: The image with what is in it.
-            prediction: From `Detector.predict` or `Segmenter.predict`, on the CPU.
+            scene: The image with its annotations.
+            prediction: Output of `Detector.predict` or `Segmenter.predict`, on the CPU.
         """
         if self._cfg.task is DetectionTask.segment:
             assert scene.class_map is not None
@@ -104,7 +101,7 @@ class Measurement:
             self._voc.append(_voc_pair(scene, prediction))
 
     def result(self) -> Result:
-        """The figures, in percent: ``ap``, ``ap50``, ``ap75`` and more; segment: ``mean_iou``."""
+        """Figures in percent: ``ap``, ``ap50``, ``ap75`` and more; task=segment: ``mean_iou``."""
         if self._cfg.task is DetectionTask.segment:
             return _iou_result(self._metric.compute(), self._data.classes)
         values = self._metric.compute()
@@ -127,11 +124,11 @@ _CUTS = ("", "50", "75")
 
 def _percent(values: dict[str, Tensor], kind: str, cut: str) -> float:
     name = "_".join(filter(None, (kind, "map", cut)))
-    return max(0.0, 100 * float(values[name]))  # COCO's -1: no object at all
+    return max(0.0, 100 * float(values[name]))  # COCO gives -1 where there is no object
 
 
 def _per_class(values: dict[str, Tensor], kind: str, names: Sequence[str]) -> dict[str, float]:
-    """AP of the classes that occur, in percent."""
+    """AP of the classes that occur in the test set, in percent."""
     labels = values["classes"].reshape(-1).tolist()
     scores = values[f"{kind}map_per_class"].reshape(-1).tolist()
     return {
@@ -141,9 +138,9 @@ def _per_class(values: dict[str, Tensor], kind: str, names: Sequence[str]) -> di
     }
 
 
-def _iou_result(shares: Tensor, names: Sequence[str]) -> Result:
-    """Mean over classes that occur in truth or prediction, the background included."""
-    table = dict(zip(("background", *names), (100 * shares).tolist(), strict=True))
+def _iou_result(fractions: Tensor, names: Sequence[str]) -> Result:
+    """Mean over the classes that occur in truth or prediction, background included."""
+    table = dict(zip(("background", *names), (100 * fractions).tolist(), strict=True))
     seen = {name: value for name, value in table.items() if not np.isnan(value)}
     return {"mean_iou": float(np.mean(list(seen.values()))), "per_class": seen}
 
@@ -162,16 +159,15 @@ def _voc_pair(
     scene: Scene, prediction: dict[str, Tensor]
 ) -> tuple[dict[int, Truth], dict[int, Found]]:
     target = box_target(scene, (scene.height, scene.width))
-    boxes, labels = target["boxes"].double().numpy(), target["labels"].numpy()
     difficult = ignored_flags(scene.instances).bool().numpy()
-    truth = {
-        int(label): Truth(boxes=boxes[labels == label], difficult=difficult[labels == label])
-        for label in np.unique(labels)
-    }
-    boxes, labels = prediction["boxes"].double().numpy(), prediction["labels"].numpy()
     scores = prediction["scores"].double().numpy()
-    found = {
-        int(label): Found(boxes=boxes[labels == label], scores=scores[labels == label])
-        for label in np.unique(labels)
-    }
+    truth = {k: Truth(boxes=b, difficult=difficult[i]) for k, b, i in _by_class(target)}
+    found = {k: Found(boxes=b, scores=scores[i]) for k, b, i in _by_class(prediction)}
     return truth, found
+
+
+def _by_class(items: dict[str, Tensor]) -> Iterator[tuple[int, Floats, npt.NDArray[np.bool_]]]:
+    """Label and boxes of each class, and which of all boxes these are."""
+    boxes, labels = items["boxes"].double().numpy(), items["labels"].numpy()
+    for label in np.unique(labels):
+        yield int(label), boxes[labels == label], labels == label

@@ -1,9 +1,9 @@
-"""Detectors of torchvision's parts on a pretrained backbone.
+"""Detectors that are built from torchvision's parts on a pretrained backbone.
 
-Where torchvision's parts differ from detectron2's, which the published figures come from, this
-keeps torchvision's: RoIAlign without the half-pixel shift, smooth L1 with beta = 1/9 instead of L1
-in the proposal network and box head, and for masks on C4 a head of its own instead of sharing
-conv5 with the boxes. docs/detection.md lists all differences.
+The published figures come from detectron2. Where its parts differ, this keeps torchvision's:
+RoIAlign without the half-pixel shift, smooth L1 with beta = 1/9 instead of L1 in the proposal
+network and box head, and for masks on C4 a separate head instead of one that shares conv5 with the
+boxes. docs/detection.md lists all differences.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
-from fastmoco.detection.backbones import (
-    Conv5Head,
-    build_backbone,
-    norm_layer,
-    set_batch_norm,
-)
+from fastmoco.detection.backbones import Conv5Head, build_backbone, norm_layer, set_batch_norm
 from fastmoco.detection.settings import Arch, DetectConfig, DetectionTask
 from fastmoco.errors import UsageError
 from fastmoco.moco.resnet import ResNet
@@ -38,32 +33,32 @@ DETECTIONS_PER_IMAGE = 100
 
 
 class ReadyTransform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """Normalizes and pads images that are of the right size already; all draws are made before."""
+    """Normalizes and pads images that have the right size already; all draws are made before."""
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Nothing."""
+        """Return both as they are."""
         return image, target
 
 
 class Detector(GeneralizedRCNN):  # type: ignore[misc]
     """Faster, Mask or Keypoint R-CNN.
 
-    In training ``detector(images, targets)`` gives the losses by name, as torchvision's do.
+    In training ``detector(images, targets)`` returns the losses by name, as in torchvision.
     """
 
     @torch.no_grad()
     def predict(self, image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """What is seen on one image, in the coordinates of the original one.
+        """Detect the objects of one image, in the coordinates of the original image.
 
         Args:
-            image: ``(3, h, w)`` float in 0..1, of the size that the detector is tested at.
+            image: ``(3, h, w)`` float in 0..1, at test size.
             size: Height and width of the original image.
 
         Returns:
-            ``boxes`` ``(n, 4)``, ``labels``, ``scores``; with masks ``(n, 1, height, width)`` of
-            probabilities, or ``keypoints`` ``(n, K, 3)``.
+            ``boxes`` ``(n, 4)``, ``labels``, ``scores``; by task also ``masks``, probabilities
+            ``(n, 1, height, width)``, or ``keypoints`` ``(n, K, 3)``.
         """
         images, _ = self.transform([image])
         features = self.backbone(images.tensors)
@@ -87,16 +82,16 @@ def build_detector(
     std: Sequence[float],
     ranks: Ranks,
 ) -> Detector:
-    """Build a detector, new layers initialized from torch's global generator.
+    """Build a detector; new layers are initialized from torch's global generator.
 
     Args:
-        resnet: The backbone; taken apart.
-        cfg: DetectionTask, architecture, sizes.
-        num_classes: With the background.
-        num_keypoints: Of an object; 0 where there are none.
+        resnet: The backbone; its layers are reused and changed in place.
+        cfg: Task, architecture, sizes.
+        num_classes: Number of classes, background included.
+        num_keypoints: Keypoints per object; 0: none.
         mean: Channel mean in 0..1.
         std: Channel standard deviation in 0..1.
-        ranks: Whose images batch norm is over.
+        ranks: Ranks that share batch norm's statistics.
 
     Raises:
         UsageError: If the settings do not fit each other.
@@ -132,10 +127,10 @@ def build_detector(
 
 
 def check_detector(cfg: DetectConfig, num_keypoints: int) -> None:
-    """Refuse settings that do not fit each other.
+    """Check that the settings fit each other.
 
     Raises:
-        UsageError: One line that names the option to change.
+        UsageError: If not; one line that names the option to change.
     """
     sizes = cfg.model.anchor_sizes
     if cfg.arch is Arch.fpn and len(sizes) != PYRAMID_LEVELS:
@@ -145,8 +140,8 @@ def check_detector(cfg: DetectConfig, num_keypoints: int) -> None:
         )
     if not sizes or min(sizes) < 1 or cfg.model.roi_size < 0:
         raise UsageError(
-            "model.anchor_sizes must be 1 or more, model.roi_size 0 or more; leave them out for "
-            "the published ones"
+            f"model.anchor_sizes must be 1 or more, model.roi_size 0 or more, got {sizes} and "
+            f"{cfg.model.roi_size}; leave them out for the published ones"
         )
     if cfg.task is DetectionTask.keypoints and not num_keypoints:
         raise UsageError(
@@ -156,7 +151,7 @@ def check_detector(cfg: DetectConfig, num_keypoints: int) -> None:
 
 
 def region_size(cfg: DetectConfig) -> int:
-    """Side of the features that the box head sees: conv5 halves those of C4."""
+    """Side of a region's features before the box head; larger for C4, where conv5 halves it."""
     return cfg.model.roi_size or (14 if cfg.arch is Arch.c4 else 7)
 
 
@@ -169,8 +164,8 @@ def _proposal_network(cfg: DetectConfig, channels: int) -> RegionProposalNetwork
     sizes = cfg.model.anchor_sizes
     levels = tuple((s,) for s in sizes) if cfg.arch is Arch.fpn else (tuple(sizes),)
     anchors = AnchorGenerator(levels, (ASPECT_RATIOS,) * len(levels))
-    # Candidates before non-maximum suppression: of a pyramid as many on each level as are kept in
-    # all; of the one map of C4 and C5 six times as many, as published (12,000 for 2,000).
+    # Candidates before non-maximum suppression: on each level of a pyramid as many as are kept in
+    # total; on the one map of C4 and C5 six times as many, as published (12,000 for 2,000).
     factor = 1 if cfg.arch is Arch.fpn else 6
     kept = {"training": cfg.model.proposals, "testing": cfg.model.test_proposals}
     return RegionProposalNetwork(
@@ -194,7 +189,7 @@ def _add_task_heads(
     num_classes: int,
     num_keypoints: int,
 ) -> None:
-    """Put Mask R-CNN's or Keypoint R-CNN's head (arXiv:1703.06870) beside the box head."""
+    """Add the head of Mask R-CNN or Keypoint R-CNN (arXiv:1703.06870)."""
     if cfg.task is DetectionTask.masks:
         hidden = 4 * width  # 256 in the paper
         heads.mask_roi_pool = _roi_align(cfg, 14)

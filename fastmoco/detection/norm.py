@@ -8,12 +8,13 @@ from fastmoco.ranks import ALONE, Ranks
 
 
 class DetectionBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` with the statistics of all ranks' values together.
+    """`nn.BatchNorm2d` with statistics over the values of all ranks.
 
-    With n_r values on rank r and N in all: ``mean = sum n_r mean_r / N`` and
-    ``var = sum n_r (var_r + (mean_r - mean)^2) / N``. Images and regions differ in number and size
-    from rank to rank, so `moco.batchnorm.SynchronizedBatchNorm2d`, which weighs ranks alike, would
-    not do; `nn.SyncBatchNorm` would, but refuses the CPU. Alone it is `nn.BatchNorm2d`.
+    With n_r values on rank r and N in total: ``mean = sum n_r mean_r / N`` and
+    ``var = sum n_r (var_r + (mean_r - mean)^2) / N``. The number and size of images and regions
+    differ between ranks, so `moco.batchnorm.SynchronizedBatchNorm2d`, which gives ranks equal
+    weights, would be wrong; `nn.SyncBatchNorm` would be right, but does not support the CPU. With
+    one rank this is `nn.BatchNorm2d`.
     """
 
     running_mean: Tensor
@@ -21,17 +22,11 @@ class DetectionBatchNorm2d(nn.BatchNorm2d):
     num_batches_tracked: Tensor
 
     def __init__(self, num_features: int, *, ranks: Ranks = ALONE) -> None:
-        """Make the layer.
-
-        Args:
-            num_features: C.
-            ranks: Who takes part.
-        """
         super().__init__(num_features)
         self.ranks = ranks
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalize ``(N, C, H, W)``; running statistics change in place in training."""
+        """Normalize ``(N, C, H, W)``; training updates the running statistics in place."""
         if not self.training or not self.ranks.several:
             return super().forward(input)
         var, mean = torch.var_mean(input, dim=(0, 2, 3), correction=0)
@@ -48,7 +43,7 @@ class DetectionBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Move the running statistics, or average them where `momentum` is None."""
+        """Update the running statistics; with `momentum` None they are a cumulative mean."""
         self.num_batches_tracked.add_(1)
         weight: Tensor | float = (
             1 / self.num_batches_tracked if self.momentum is None else self.momentum

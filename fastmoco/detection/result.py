@@ -1,10 +1,11 @@
-"""The result of `fastmoco detect`: figures of each trial, their mean and spread, the protocol."""
+"""Result of `fastmoco detect`: figures of each trial, their mean and spread, the protocol."""
 
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmoco.detection.annotations import SceneSet
 from fastmoco.detection.settings import AnnotationFormat, DetectConfig, DetectionTask
 
 
@@ -13,13 +14,13 @@ class DetectResult:
     """Figures of one or more trials, in percent."""
 
     trials: list[dict[str, Any]]
-    """Of each seed: ``seed``, ``seconds`` of testing, ``test_fingerprint``, and the figures of
+    """For each seed: ``seed``, ``seconds`` of testing, ``test_fingerprint``, and the figures of
     `Measurement`."""
     protocol: dict[str, Any]
-    """What was trained and tested, and how."""
+    """What was trained and tested, and with which settings."""
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """By figure: mean, least, greatest, and the sample's deviation (0 of one trial)."""
+        """Mean, minimum, maximum and sample deviation (0 for one trial) of each figure."""
         columns = [dict(_figures(trial)) for trial in self.trials]
         return {
             name: {
@@ -33,11 +34,11 @@ class DetectResult:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """The result as a JSON object."""
         return {**asdict(self), "summary": self.summary()}
 
     def to_text(self) -> str:
-        """A table: a row a seed, their mean and spread, and the protocol below."""
+        """A table with one row per seed, their mean and spread, and the protocol below."""
         summary = self.summary()
         names = list(summary)
         lines = [f"{'':<10}" + "".join(f"{name:>15}" for name in names)]
@@ -52,7 +53,7 @@ class DetectResult:
 
 
 def _figures(trial: dict[str, Any]) -> list[tuple[str, float]]:
-    """The figures that are one number, nested ones joined by an underscore; no class's own."""
+    """All figures but those per class; nested names are joined by an underscore."""
     found: list[tuple[str, float]] = []
     for name, value in trial.items():
         if name in ("seed", "seconds", "per_class", "test_fingerprint"):
@@ -64,28 +65,18 @@ def _figures(trial: dict[str, Any]) -> list[tuple[str, float]]:
     return found
 
 
-def protocol_of(
-    run: Path, cfg: DetectConfig, *, train: str, test: str, counts: tuple[int, int]
-) -> dict[str, Any]:
-    """What a table needs to say besides its figures.
-
-    Args:
-        run: The encoder's.
-        cfg: Of the trials.
-        train: Name of the set that was learned from.
-        test: Name of the set that was tested on.
-        counts: Their images.
-    """
+def protocol_of(run: Path, cfg: DetectConfig, train: SceneSet, test: SceneSet) -> dict[str, Any]:
+    """What a table needs besides its figures: encoder, data, settings, rule of measurement."""
     return {
         "run": str(run),
         "task": cfg.task.value,
         "arch": "fcn" if cfg.task is DetectionTask.segment else cfg.arch.value,
         "init": cfg.init.value,
         "batch_norm": cfg.batch_norm.value,
-        "train": train,
-        "test": test,
-        "num_train": counts[0],
-        "num_test": counts[1],
+        "train": train.name,
+        "test": test.name,
+        "num_train": len(train.scenes),
+        "num_test": len(test.scenes),
         "steps": cfg.steps,
         "global_batch_size": cfg.global_batch_size,
         "learning_rate": cfg.learning_rate,
@@ -95,7 +86,7 @@ def protocol_of(
 
 
 def metric_name(cfg: DetectConfig) -> str:
-    """By which rule the figures are computed."""
+    """The rule by which the figures are computed."""
     if cfg.task is DetectionTask.segment:
         return "mean IoU over classes that occur, background included"
     name = "ap: COCO (101 points)"

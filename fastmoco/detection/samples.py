@@ -1,7 +1,7 @@
-"""From a scene to what a detector learns from or is tested on.
+"""Make samples for a detector from scenes.
 
 Every draw (order, scale, flip, crop) is a pure function of seed, epoch and image, as in the rest of
-the data path, so resuming needs no generator's state.
+the data path, so resuming needs no generator state.
 """
 
 from collections import deque
@@ -35,14 +35,14 @@ class Sample:
     image: Tensor
     """``(3, h, w)`` uint8 RGB."""
     target: dict[str, Tensor]
-    """As torchvision's detectors take it; segment: ``classes``, ``(h, w)`` int64."""
+    """Target in the format of torchvision's detectors; segment: ``classes``, ``(h, w)`` int64."""
 
 
 def read_image(scene: Scene) -> Tensor:
-    """An image as it is, ``(3, height, width)`` uint8 RGB.
+    """Read an image at its original size, ``(3, height, width)`` uint8 RGB.
 
     Raises:
-        AnnotationError: If it cannot be decoded, or is of another size than its annotation says.
+        AnnotationError: If it cannot be decoded, or its size differs from that in the annotation.
     """
     try:
         pixels = load_image(scene.image.read_bytes(), MAX_SIDE)
@@ -51,36 +51,36 @@ def read_image(scene: Scene) -> Tensor:
     if pixels.shape[:2] != (scene.height, scene.width):
         raise AnnotationError(
             f"{scene.image} has {pixels.shape[1]} x {pixels.shape[0]} pixels, {scene.source} says "
-            f"{scene.width} x {scene.height}; mend one of them"
+            f"{scene.width} x {scene.height}; correct one of them"
         )
     writable = np.require(pixels, requirements=["C", "W"])
     return torch.from_numpy(writable).permute(2, 0, 1)
 
 
 def short_side_size(height: int, width: int, *, short: int, longest: int) -> tuple[int, int]:
-    """Height and width with the short side `short`, or less where the long one would pass."""
+    """Height and width with a short side of `short`, less if the long side would pass `longest`."""
     factor = min(short / min(height, width), longest / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """A uint8 image ``(3, h, w)`` of another size, bilinear and antialiased."""
+    """A uint8 image ``(3, h, w)`` resized to ``(height, width)``, bilinear and antialiased."""
     if image.shape[1:] == size:
         return image
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
 def training_sample(scene: Scene, data: SceneSet, key: Tensor, cfg: DetectConfig) -> Sample:
-    """An image for training: scaled, flipped or not, for segment also cropped.
+    """Make a training sample: scaled, randomly flipped, for segment also cropped.
 
     Args:
         scene: The image.
-        data: Its set.
-        key: ``(1,)`` int64: all draws of this image in this epoch.
-        cfg: DetectionTask and sizes.
+        data: Dataset of the image.
+        key: Key of all draws of this image in this epoch, ``(1,)`` int64.
+        cfg: Task and sizes.
     """
     flip = uniform(key, Draw.FLIP, 0).item() < 0.5
-    scale = uniform(key, Draw.CROP_AREA, 0).item()  # a draw of size, as there
+    scale = uniform(key, Draw.CROP_AREA, 0).item()  # a draw of a size, as in pretraining
     if cfg.task is DetectionTask.segment:
         return _map_sample(scene, data, key, cfg, flip=flip, scale=scale)
     short = cfg.train_sizes[int(scale * len(cfg.train_sizes))]
@@ -98,7 +98,7 @@ def training_sample(scene: Scene, data: SceneSet, key: Tensor, cfg: DetectConfig
 
 
 def box_target(scene: Scene, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Boxes and labels of a scene on its image resized to ``(height, width)``."""
+    """Boxes and labels of a scene, with its image resized to ``(height, width)``."""
     scale = torch.tensor([size[1] / scene.width, size[0] / scene.height]).repeat(2)
     return {
         "boxes": torch.from_numpy(boxes_of(scene.instances)) * scale,
@@ -107,7 +107,7 @@ def box_target(scene: Scene, size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def scaled_keypoints(scene: Scene, size: tuple[int, int]) -> Tensor:
-    """Keypoints ``(n, K, 3)`` of a scene on its image resized to ``(height, width)``."""
+    """Keypoints ``(n, K, 3)`` of a scene, with its image resized to ``(height, width)``."""
     scale = torch.tensor([size[1] / scene.width, size[0] / scene.height, 1.0])
     return torch.tensor([i.keypoints for i in scene.instances], dtype=torch.float32) * scale
 
@@ -115,7 +115,7 @@ def scaled_keypoints(scene: Scene, size: tuple[int, int]) -> Tensor:
 def flipped(
     image: Tensor, target: dict[str, Tensor], keypoint_names: Sequence[str] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image and its target as in a mirror; ``left_*`` keypoints become ``right_*``."""
+    """Flip an image and its target horizontally; ``left_*`` keypoints become ``right_*``."""
     width = image.shape[-1]
     mirrored = {**target, "boxes": target["boxes"].clone()}
     mirrored["boxes"][:, [0, 2]] = width - target["boxes"][:, [2, 0]]
@@ -132,17 +132,17 @@ def flipped(
 def _mirror_order(names: tuple[str, ...]) -> list[int]:
     other = {"left": "right", "right": "left"}
     order = []
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         side, separator, rest = name.partition("_")
         twin = f"{other.get(side, side)}{separator}{rest}"
-        order.append(names.index(twin) if twin in names else place)
+        order.append(names.index(twin) if twin in names else index)
     return order
 
 
 def _map_sample(
     scene: Scene, data: SceneSet, key: Tensor, cfg: DetectConfig, *, flip: bool, scale: float
 ) -> Sample:
-    """Scaled, padded to the crop (black, of unknown class), cropped, flipped or not."""
+    """Scale, pad to the crop size (black, of unknown class), crop, and flip if `flip`."""
     low, high = cfg.scale_range
     factor, side = low + (high - low) * scale, cfg.crop_size
     size = (max(1, round(scene.height * factor)), max(1, round(scene.width * factor)))
@@ -164,18 +164,14 @@ def _map_sample(
 def step_places(
     step: int, *, seed: int, num_images: int, global_batch_size: int, ranks: Ranks = ALONE
 ) -> list[tuple[int, int]]:
-    """Epoch and image of each sample of a step, of this rank's share.
+    """Epoch and image index of each sample of a step on this rank.
 
-    The stream of images is one shuffled pass over the set after the other; a batch may lie across
-    two of them.
+    The stream of images is a sequence of shuffled passes over the set; a batch may span two passes.
     """
-    share = global_batch_size // ranks.world_size
-    first = step * global_batch_size + ranks.rank * share
-    places = []
-    for position in range(first, first + share):
-        epoch, place = divmod(position, num_images)
-        places.append((epoch, int(_order(seed, epoch, num_images)[place])))
-    return places
+    count = global_batch_size // ranks.world_size
+    first = step * global_batch_size + ranks.rank * count
+    positions = [divmod(position, num_images) for position in range(first, first + count)]
+    return [(epoch, int(_order(seed, epoch, num_images)[index])) for epoch, index in positions]
 
 
 @lru_cache(maxsize=4)
@@ -186,7 +182,7 @@ def _order(seed: int, epoch: int, num_images: int) -> INT64:
 def training_batches(
     data: SceneSet, cfg: DetectConfig, *, start: int, stop: int, num_threads: int, ranks: Ranks
 ) -> Generator[list[Sample], None, None]:
-    """The batches of the steps ``start`` to ``stop - 1``, read ahead by threads.
+    """Batches of the steps ``start`` to ``stop - 1``, read ahead by threads.
 
     Raises:
         AnnotationError: If an image or a mask cannot be read.
@@ -207,7 +203,7 @@ def training_batches(
 def _submit(
     pool: ThreadPoolExecutor, data: SceneSet, cfg: DetectConfig, step: int, ranks: Ranks
 ) -> list[Future[Sample]]:
-    places = step_places(
+    samples = step_places(
         step,
         seed=cfg.seed,
         num_images=len(data.scenes),
@@ -215,12 +211,12 @@ def _submit(
         ranks=ranks,
     )
     futures = []
-    for epoch, place in places:
-        key = torch.from_numpy(draw_keys(cfg.seed, epoch, np.array([place])))
-        futures.append(pool.submit(training_sample, data.scenes[place], data, key, cfg))
+    for epoch, index in samples:
+        key = torch.from_numpy(draw_keys(cfg.seed, epoch, np.array([index])))
+        futures.append(pool.submit(training_sample, data.scenes[index], data, key, cfg))
     return futures
 
 
 def ignored_flags(instances: Sequence[Instance]) -> Tensor:
-    """Which objects evaluation ignores, ``(n,)`` int64 of 0 and 1."""
+    """1 for each object that evaluation ignores, else 0, ``(n,)`` int64."""
     return torch.tensor([int(i.ignored) for i in instances], dtype=torch.int64)

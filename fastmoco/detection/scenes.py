@@ -1,9 +1,9 @@
-"""Drawn scenes with boxes, masks, keypoints and maps of classes: detection without a download.
+"""Drawn scenes with boxes, masks, keypoints and class maps: detection without a download.
 
-Ellipses and oblongs, filled with the built-in textures, on a plain ground. The class of an object
-is its texture, so what an encoder learned from ``builtin:textures`` serves here; size, shape, place
-and light say nothing about it. ``python -m fastmoco.detection.scenes FOLDER`` writes them as Pascal
-VOC and as COCO have them.
+The scenes are ellipses and rectangles, filled with the built-in textures, on a plain background.
+The class of an object is its texture, so an encoder trained on ``builtin:textures`` is useful here;
+size, shape, position and brightness are independent of the class.
+``python -m fastmoco.detection.scenes FOLDER`` writes the scenes in the formats of VOC and COCO.
 """
 
 import argparse
@@ -27,11 +27,11 @@ SIDE = 160
 SPLITS = {"trainval": 400, "test": 200}
 _SPLIT_CODES = {"trainval": 11, "test": 12}
 _OBJECTS = (2, 4)
-_SIZES = (30.0, 64.0)  # pixels, of each axis
-_GROUND = (0.35, 0.65)  # tones
+_SIZES = (30.0, 64.0)  # pixels, width and height
+_GROUND = (0.35, 0.65)  # tone of the background
 _NOISE = 0.03
 _GAP = 3.0  # pixels between objects
-_TRIES = 40  # of finding a free place
+_TRIES = 40  # to find a free position
 
 Mask = npt.NDArray[np.bool_]
 
@@ -41,9 +41,9 @@ class Object:
     """One object of a scene."""
 
     label: int
-    """From 1."""
+    """Class, from 1."""
     mask: Mask
-    """``(SIDE, SIDE)``, where it is seen."""
+    """``(SIDE, SIDE)``, True on the object."""
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -53,14 +53,14 @@ class Object:
 
     @property
     def keypoints(self) -> list[tuple[float, float]]:
-        """`KEYPOINTS` as x and y: the middle of the box and of its left and right sides."""
+        """Positions of `KEYPOINTS`: middle of the box, of its left side and of its right side."""
         x1, y1, x2, y2 = self.box
         middle = (y1 + y2) / 2
         return [((x1 + x2) / 2, middle), (float(x1), middle), (float(x2), middle)]
 
 
 def draw_scene(split: str, index: int) -> tuple[npt.NDArray[np.uint8], list[Object]]:
-    """One scene, a pure function of split and index.
+    """Draw one scene, a pure function of split and index.
 
     Args:
         split: ``trainval`` or ``test``.
@@ -111,13 +111,13 @@ def _shape(x: float, y: float, width: float, height: float, *, ellipse: bool) ->
     return mask
 
 
-def _filling(split: str, label: int, place: float) -> npt.NDArray[np.float64]:
-    """A plane of a texture, ``(SIDE, SIDE)`` of tones: images of the built-in set side by side."""
+def _filling(split: str, label: int, position: float) -> npt.NDArray[np.float64]:
+    """A texture, ``(SIDE, SIDE)`` tones in 0..1: images of the built-in set side by side."""
     kind = "train" if split == "trainval" else "test"
     tiles = math.ceil(SIDE / textures.IMAGE_SIZE)
     num_classes = len(textures.CLASS_NAMES)
     members = textures.SPLIT_SIZES[kind] // num_classes
-    first = int(place * members)
+    first = int(position * members)
     index = [(first + tile) % members * num_classes + label - 1 for tile in range(tiles)]
     row = np.concatenate([textures.render(kind, i)[:, :, 0] for i in index], axis=1)
     plane: npt.NDArray[np.float64] = np.concatenate([row] * tiles)[:SIDE, :SIDE] / 255
@@ -125,39 +125,34 @@ def _filling(split: str, label: int, place: float) -> npt.NDArray[np.float64]:
 
 
 def write_scenes(folder: Path, splits: dict[str, int] | None = None) -> None:
-    """Write ``VOCdevkit/VOC2007`` and ``annotations/instances_SPLIT.json``, of the same images.
+    """Write ``VOCdevkit/VOC2007`` and ``annotations/instances_SPLIT.json`` for the same images.
 
     Args:
-        folder: Made if missing; files in it are overwritten.
-        splits: How many scenes of each split; by default `SPLITS`.
+        folder: Created if missing; its files are overwritten.
+        splits: Number of scenes of each split; None: `SPLITS`.
     """
     root = folder / "VOCdevkit" / "VOC2007"
-    for name in ("JPEGImages", "Annotations", "SegmentationClass"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    for name in ("Main", "Segmentation"):
-        (root / "ImageSets" / name).mkdir(parents=True, exist_ok=True)
+    lists = [root / "ImageSets" / name for name in ("Main", "Segmentation")]
+    parts = [root / name for name in ("JPEGImages", "Annotations", "SegmentationClass")]
+    for part in (*parts, *lists):
+        part.mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
+    categories = [
+        {"id": label, "name": name, "keypoints": list(KEYPOINTS)}
+        for label, name in enumerate(CLASSES, start=1)
+    ]
     for split, count in (splits or SPLITS).items():
         ids = [f"{_SPLIT_CODES[split]}{index:05d}" for index in range(count)]
-        content: dict[str, Any] = {"images": [], "annotations": [], "categories": _categories()}
+        content: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
         for index, image_id in enumerate(ids):
             pixels, objects = draw_scene(split, index)
             Image.fromarray(pixels).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
             _write_xml(root / "Annotations" / f"{image_id}.xml", objects)
             _write_class_map(root / "SegmentationClass" / f"{image_id}.png", objects)
             _add_to_coco(content, image_id, objects)
-        for name in ("Main", "Segmentation"):
-            lines = "".join(f"{image_id}\n" for image_id in ids)
-            (root / "ImageSets" / name / f"{split}.txt").write_text(lines)
-        path = folder / "annotations" / f"instances_{split}.json"
-        path.write_text(json.dumps(content))
-
-
-def _categories() -> list[dict[str, Any]]:
-    return [
-        {"id": label, "name": name, "keypoints": list(KEYPOINTS)}
-        for label, name in enumerate(CLASSES, start=1)
-    ]
+        for part in lists:
+            (part / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
 
 
 def _write_xml(path: Path, objects: Sequence[Object]) -> None:
@@ -207,20 +202,20 @@ def _add_to_coco(content: dict[str, Any], image_id: str, objects: Sequence[Objec
 
 
 def run_lengths(mask: Mask) -> list[int]:
-    """COCO's uncompressed run lengths: column by column, zeros first."""
+    """Uncompressed run lengths in COCO's format: column by column, zeros first."""
     flat = np.concatenate([[False], mask.T.reshape(-1)])
     edges = np.flatnonzero(np.diff(flat.astype(np.int8)))
     return [int(length) for length in np.diff([0, *edges, mask.size])]
 
 
 def main() -> None:
-    """Write the scenes into the folder that the command line names."""
+    """Write the scenes to the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     write_scenes(folder)
     counts = ", ".join(f"{count} {split}" for split, count in SPLITS.items())
-    print(f"{folder}: {counts} scenes, as VOCdevkit/ and annotations/")  # noqa: T201
+    print(f"{folder}: {counts} scenes, in VOCdevkit/ and annotations/")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Semantic segmentation by a fully convolutional network (FCN-16s of arXiv:1911.05722, appendix).
 
-conv5 at conv4's resolution by dilation, two 3 x 3 convolutions of 256 channels (for a width of 64)
-with dilation 6, batch norm and ReLU, and a 1 x 1 convolution to the classes.
+conv5 is dilated and keeps conv4's resolution. The head has two 3 x 3 convolutions of 256 channels
+(for a width of 64) with dilation 6, batch norm and ReLU, and a 1 x 1 convolution to the classes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from fastmoco.ranks import Ranks
 
 
 class Segmenter(nn.Module):
-    """A ResNet and a head that gives each pixel a class."""
+    """A ResNet and a head that predicts the class of each pixel."""
 
     mean: Tensor
     std: Tensor
@@ -33,15 +33,15 @@ class Segmenter(nn.Module):
         std: Sequence[float],
         ranks: Ranks,
     ) -> None:
-        """Build it, new layers initialized from torch's global generator.
+        """Build it; new layers are initialized from torch's global generator.
 
         Args:
-            resnet: The backbone; taken apart.
+            resnet: The backbone; its layers are reused and changed in place.
             cfg: Batch norm and the head's dilation.
-            num_classes: With the background.
+            num_classes: Number of classes, background included.
             mean: Channel mean in 0..1.
             std: Channel standard deviation in 0..1.
-            ranks: Whose images batch norm is over.
+            ranks: Ranks that share batch norm's statistics.
         """
         super().__init__()
         set_batch_norm(resnet, cfg.batch_norm, ranks)
@@ -57,14 +57,14 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def logits(self, images: Tensor) -> Tensor:
-        """Of images ``(N, 3, H, W)`` in 0..1: ``(N, num_classes, H, W)``."""
+        """Logits ``(N, num_classes, H, W)`` of images ``(N, 3, H, W)`` in 0..1."""
         coarse = self.head(self.body((images - self.mean) / self.std))
         return F.interpolate(coarse, images.shape[-2:], mode="bilinear", align_corners=False)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The loss of a batch of equal crops: mean cross-entropy over pixels of known class.
+        """Mean cross-entropy over the pixels of known class in a batch of equally large crops.
 
-        A batch without any such pixel has loss 0.
+        A batch without such pixels has loss 0.
         """
         classes = torch.stack([target["classes"] for target in targets])
         logits = self.logits(torch.stack(images))
@@ -73,11 +73,11 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def predict(self, image: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """The class of each pixel of one image.
+        """Predict the class of each pixel of one image.
 
         Args:
             image: ``(3, h, w)`` float in 0..1.
-            size: Its height and width: images are tested as they are.
+            size: Height and width of the image; images are tested at their original size.
 
         Returns:
             ``classes`` ``(h, w)`` int64.

@@ -1,7 +1,7 @@
 """Settings of `fastmoco detect`; a string under a field is its help text.
 
 Defaults are the published VOC protocol (arXiv:1911.05722, section 4.2 and appendix), on R50-C4.
-Importing this imports no torch, so that commands which need none start at once.
+This module does not import torch, so commands that do not need torch start at once.
 """
 
 from collections.abc import Mapping
@@ -12,27 +12,27 @@ from typing import Any, ClassVar
 
 
 class AnnotationFormat(StrEnum):
-    """How annotations lie on the disk."""
+    """Format of annotations on disk."""
 
     voc = "voc"
-    """VOCdevkit as it unpacks: a folder with VOC2007, VOC2012, ... in it."""
+    """VOCdevkit as unpacked: a folder that contains VOC2007, VOC2012, ..."""
     coco = "coco"
     """A COCO annotation file and a folder of images."""
 
 
 class Arch(StrEnum):
-    """Which stages of the ResNet make the feature map, and what the box head is."""
+    """Stages of the ResNet that compute the feature map, and kind of the box head."""
 
     c4 = "c4"
-    """Ends with conv4; conv5 with an extra batch norm is the box head."""
+    """The map is conv4's; conv5 with an extra batch norm is the box head."""
     dc5 = "dc5"
-    """Ends with conv5, dilated; two linear layers are the box head."""
+    """The map is that of dilated conv5; two linear layers are the box head."""
     fpn = "fpn"
     """Feature pyramid (arXiv:1612.03144); two linear layers are the box head."""
 
 
 class DetectionTask(StrEnum):
-    """What is learned and measured."""
+    """Task to learn and to measure."""
 
     boxes = "boxes"
     """Faster R-CNN, box AP."""
@@ -45,14 +45,14 @@ class DetectionTask(StrEnum):
 
 
 class DetectionInit(StrEnum):
-    """Where the backbone's weights come from."""
+    """Source of the backbone's weights."""
 
     pretrained = "pretrained"
-    """The run."""
+    """The weights of the run."""
     random = "random"
-    """Nowhere: a random encoder of the run's architecture."""
+    """Random weights, in the run's architecture."""
     file = "file"
-    """`weights`."""
+    """The file `weights`."""
 
 
 class DetectionNorm(StrEnum):
@@ -61,7 +61,7 @@ class DetectionNorm(StrEnum):
     synchronized = "synchronized"
     """Trained, with the statistics of all devices' images."""
     frozen = "frozen"
-    """The backbone's statistics and scales stay as they are; none after it."""
+    """The backbone's statistics and scales are kept; the new layers have no batch norm."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -71,33 +71,33 @@ class DetectionDataConfig:
     train: Path | None = None
     """voc: the folder VOCdevkit; coco: the annotation file (instances_train2017.json)."""
     test: Path | None = None
-    """Likewise; none = data.train, of other images (voc only)."""
+    """Test set, in the same form as data.train; default for voc: data.train."""
     train_images: Path | None = None
-    """coco: folder of the images; none = the folder train2017 beside annotations."""
+    """coco: folder of training images; default: that of the file name, such as train2017."""
     test_images: Path | None = None
-    """coco: likewise."""
+    """coco: folder of test images; default: that of the file name, such as val2017."""
     train_years: str = "07+12"
-    """voc: years to learn from, such as 07 or 07+12."""
+    """voc: years of the training images, such as 07 or 07+12."""
     test_years: str = "07"
-    """voc: years to test on."""
+    """voc: years of the test images."""
     train_split: str = "trainval"
-    """voc: list in ImageSets/Main (segment: in ImageSets/Segmentation)."""
+    """voc: list of training images in ImageSets/Main (segment: ImageSets/Segmentation)."""
     test_split: str = "test"
-    """voc: likewise."""
+    """voc: list of test images, in the same folder."""
     classes: list[str] = field(default_factory=list)
-    """voc: names of the classes; empty = VOC's 20."""
+    """voc: class names; default: VOC's 20."""
     train_difficult: bool = False
-    """voc: learn from objects marked difficult too; evaluation ignores them always."""
+    """voc: learn also from objects marked difficult; evaluation always ignores them."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DetectorConfig:
-    """The detector; numbers of channels after the backbone follow its width."""
+    """The detector; the channels after the backbone are in proportion to its width."""
 
     anchor_sizes: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
-    """Sides of the anchors, pixels; fpn: one a level."""
+    """Sides of the anchors in pixels; fpn: one per level."""
     roi_size: int = 0
-    """Side of the features cut out per region; 0 = 14 for c4 (conv5 halves it), 7 for others."""
+    """Side of the features of a region; 0: 14 for c4 (conv5 halves it), 7 for dc5 and fpn."""
     rpn_samples: int = 256
     """Anchors per image that the proposal network learns from."""
     roi_samples: int = 512
@@ -105,16 +105,16 @@ class DetectorConfig:
     proposals: int = 2000
     """Regions per image that the proposal network keeps in training."""
     test_proposals: int = 1000
-    """Likewise in testing."""
+    """Regions per image that the proposal network keeps in testing."""
     keypoint_sigma: float = 0.05
-    """keypoints: tolerance of each in OKS, where they are not COCO's 17 (whose own are used)."""
+    """keypoints: tolerance of each keypoint in OKS; COCO's 17 keypoints have their own values."""
     dilation: int = 6
-    """segment: of the head's two 3 x 3 convolutions."""
+    """segment: dilation of the head's two 3 x 3 convolutions."""
 
 
 @dataclass(kw_only=True, slots=True)
 class DetectConfig:
-    """Everything that `fastmoco detect` reads."""
+    """All settings of `fastmoco detect`."""
 
     PRESET: ClassVar[str] = "detect"
     GROUPS: ClassVar[Mapping[str, Any]] = {"recipe": None}
@@ -125,16 +125,16 @@ class DetectConfig:
     task: DetectionTask = DetectionTask.boxes
     """boxes, masks, keypoints (both layout=coco) or segment (layout=voc)."""
     arch: Arch = Arch.c4
-    """c4, dc5 or fpn; segment has its own."""
+    """c4, dc5 or fpn; segment ignores it."""
     init: DetectionInit = DetectionInit.pretrained
-    """pretrained (the run), random, or file (weights=FILE)."""
+    """pretrained (weights of the run), random, or file (weights=FILE)."""
     weights: Path | None = None
-    """init=file: a torchvision ResNet's state dict, .pth or .safetensors."""
+    """init=file: state dict of a torchvision ResNet, .pth or .safetensors."""
     batch_norm: DetectionNorm = DetectionNorm.synchronized
     """synchronized (trained) or frozen."""
     model: DetectorConfig = field(default_factory=DetectorConfig)
     steps: int = 24000
-    """Iterations of training."""
+    """Training steps."""
     global_batch_size: int = 16
     """Images per step, over all devices."""
     learning_rate: float = 0.02
@@ -142,34 +142,34 @@ class DetectConfig:
     sgd_momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-4
-    """On all weights but batch norm's."""
+    """Weight decay, on all parameters except those of batch norm."""
     warmup_steps: int = 100
-    """Linear warm-up from a thousandth."""
+    """Steps of linear warm-up, from a thousandth of the peak."""
     milestones: list[int] = field(default_factory=lambda: [18000, 22000])
     """Steps at which the learning rate is multiplied by 0.1."""
     train_sizes: list[int] = field(default_factory=lambda: list(range(480, 801, 32)))
-    """Short sides of training images, one drawn per image."""
+    """Short sides of training images in pixels; one is drawn per image."""
     test_size: int = 800
-    """Short side of test images; segment tests on images as they are."""
+    """Short side of test images in pixels; segment tests at the original size."""
     max_size: int = 1333
-    """Bound of the long side."""
+    """Upper bound of the long side in pixels."""
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
-    """segment: bounds of the scale of training images, drawn uniformly."""
+    """segment: bounds of the scale of training images, which is drawn uniformly."""
     crop_size: int = 513
-    """segment: side of the training crops."""
+    """segment: side of the training crops in pixels."""
     precise_norm_steps: int = 200
-    """Steps that batch norm's statistics are averaged over before testing; 0 = running ones."""
+    """Steps to average batch norm's statistics over before testing; 0: keep running ones."""
     trials: int = 1
-    """Runs with the seeds seed, seed + 1, ...; the result is their mean."""
+    """Number of trials, with seeds seed, seed + 1, ...; the result is their mean."""
     seed: int = 0
-    """Of all draws and of new weights."""
+    """Seed for data order, augmentation, region sampling and new weights."""
     run_dir: Path | None = None
-    """Folder of the trials; none = RUN/detect/TASK-ARCH-INIT."""
+    """Folder of the trials; default: RUN/detect/TASK-ARCH-INIT."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     num_threads: int = 0
-    """Threads that read images; 0 = one per core."""
+    """Threads that read images; 0: one per core."""
     log_every_steps: int = 20
-    """Steps per line of metrics.jsonl."""
+    """Steps per row of metrics.jsonl."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints; the last step is always saved."""

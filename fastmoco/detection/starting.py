@@ -1,5 +1,6 @@
-"""Where a detector starts: the data, and the backbone from a run, a file or nowhere."""
+"""Open what a detector starts from: the data and a pretrained or random backbone."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,10 +23,10 @@ from fastmoco.moco.resnet import ResNet
 
 
 def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
-    """The sets to learn from and to test on.
+    """Open the training set and the test set.
 
     Raises:
-        UsageError: If one is not given or cannot serve.
+        UsageError: If one is not given or cannot be used.
         AnnotationError: If an annotation or an image is missing or broken.
     """
     data, segment = cfg.data, cfg.task is DetectionTask.segment
@@ -34,24 +35,12 @@ def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
             "data.train is not set; give data.train=VOCdevkit, or layout=coco data.train=FILE.json"
         )
     if cfg.layout is AnnotationFormat.voc:
-        names = tuple(data.classes)
-        train = read_voc(
-            data.train,
-            years=data.train_years,
-            split=data.train_split,
-            classes=names,
-            segment=segment,
-        )
-        test = read_voc(
-            data.test or data.train,
-            years=data.test_years,
-            split=data.test_split,
-            classes=names,
-            segment=segment,
-        )
+        read = partial(read_voc, classes=tuple(data.classes), segment=segment)
+        train = read(data.train, years=data.train_years, split=data.train_split)
+        test = read(data.test or data.train, years=data.test_years, split=data.test_split)
     else:
         if data.test is None:
-            raise UsageError("data.test is not set; give the annotation file to test on")
+            raise UsageError("data.test is not set; give an annotation file, data.test=FILE.json")
         train = read_coco(data.train, images=data.train_images, option="data.train_images")
         test = read_coco(data.test, images=data.test_images, option="data.test_images")
     check_same_classes(train, test)
@@ -63,17 +52,17 @@ def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
 
 
 def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
-    """The backbone to fine-tune, and the run's encoder for its normalization.
+    """Open the backbone to fine-tune, and the run's encoder for its normalization.
 
     Args:
-        run: Run folder or checkpoint: architecture, normalization, and weights with
-            ``init=pretrained``.
-        cfg: Where the weights come from, and the seed of random ones.
+        run: Run folder or checkpoint. It gives architecture, normalization, and with
+            ``init=pretrained`` the weights.
+        cfg: Source of the weights, and seed of random ones.
 
     Raises:
-        UsageError: If the encoder is no ResNet, or the file's weights do not fit it.
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If there is no sound checkpoint.
+        UsageError: If the encoder is not a ResNet, or the file's weights do not fit it.
+        FileNotFoundError: If the file of weights does not exist.
+        CheckpointError: If the run's checkpoint is missing or damaged.
     """
     encoder = load_encoder(run)
     resnet = check_resnet(encoder.backbone)
@@ -88,7 +77,7 @@ def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
 
 
 def initialize(resnet: ResNet) -> None:
-    """Forget what was learned, in place: He initialization (fan out) and new batch norm."""
+    """Reset all weights in place: He initialization (fan out) and new batch norm."""
     for module in resnet.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,9 +1,11 @@
-"""One trial: build a detector, train it to the last step, measure it."""
+"""One trial: build a detector, train it to the last step and measure it."""
 
 import logging
 import os
 import time
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,48 +33,39 @@ from fastmoco.runs.stop_signals import StopRequest
 def build_fitting(
     run: Path, cfg: DetectConfig, train: SceneSet, device: torch.device, ranks: Ranks
 ) -> Fitting:
-    """Model and optimizer at their start, new weights from the seed.
+    """Build model and optimizer for the first step; new weights come from the seed.
 
     Raises:
         UsageError: If the settings or the encoder do not fit.
-        CheckpointError: If there is no sound checkpoint of the encoder.
+        CheckpointError: If the encoder's checkpoint is missing or damaged.
     """
     resnet, encoder = open_backbone(run, cfg)
     start = fingerprint_of(resnet)
     torch.manual_seed(cfg.seed)
+    build: Callable[..., nn.Module] = Segmenter
+    if cfg.task is not DetectionTask.segment:
+        build = partial(build_detector, num_keypoints=len(train.keypoint_names))
     normalization = {"mean": encoder.mean.tolist(), "std": encoder.std.tolist()}
-    model: nn.Module
-    if cfg.task is DetectionTask.segment:
-        model = Segmenter(resnet, cfg, num_classes=train.num_classes, **normalization, ranks=ranks)
-    else:
-        model = build_detector(
-            resnet,
-            cfg,
-            num_classes=train.num_classes,
-            num_keypoints=len(train.keypoint_names),
-            **normalization,
-            ranks=ranks,
-        )
+    model = build(resnet, cfg, num_classes=train.num_classes, **normalization, ranks=ranks)
     model.to(device)
     return Fitting(cfg, model, build_sgd(model, cfg), device, train.fingerprint, start, ranks)
 
 
 def fit(
-    fitting: Fitting, train: SceneSet, place: RunFolder, logger: logging.Logger, stop: StopRequest
+    fitting: Fitting, train: SceneSet, folder: RunFolder, logger: logging.Logger, stop: StopRequest
 ) -> None:
-    """Train to the last step; log and save on the way.
+    """Train to the last step, with logs and checkpoints.
 
     Raises:
-        Interrupted: After a stop was asked for, with the state saved.
+        Interrupted: After a stop request, with the state saved.
     """
-    cfg, ranks = fitting.cfg, fitting.ranks
+    cfg, ranks, start = fitting.cfg, fitting.ranks, fitting.steps_done
     threads = loader_threads(cfg.num_threads) or len(os.sched_getaffinity(0))
     last = cfg.steps + cfg.precise_norm_steps
-    batches = training_batches(
-        train, cfg, start=fitting.steps_done, stop=last, num_threads=threads, ranks=ranks
-    )
+    batches = training_batches(train, cfg, start=start, stop=last, num_threads=threads, ranks=ranks)
     clock = time.perf_counter()
-    with closing(batches), _metrics_file(place, fitting) as metrics:
+    metrics = MetricsFile(folder.metrics, resume_step=start) if ranks.is_first else None
+    with closing(batches), closing(metrics) if metrics else nullcontext():
         while not fitting.is_finished():
             rate = fitting.take(next(batches))
             signal_number = largest(stop.signal_number, ranks)
@@ -88,53 +81,42 @@ def fit(
             due = fitting.steps_done % cfg.checkpoint_every_steps == 0
             if metrics and (due or fitting.is_finished() or signal_number):
                 metrics.sync()
-                save_checkpoint(place.checkpoints, fitting.checkpoint(), keep=2)
+                save_checkpoint(folder.checkpoints, fitting.checkpoint(), keep=2)
             if signal_number:
                 raise Interrupted(
                     signal_number,
-                    f"stopped after step {fitting.steps_done}, saved; the same command goes on",
+                    f"stopped after step {fitting.steps_done}, saved; the same command resumes",
                 )
 
 
-def _metrics_file(place: RunFolder, fitting: Fitting) -> AbstractContextManager[MetricsFile | None]:
-    """Of the first rank, cut to the step that it goes on from; None elsewhere."""
-    if not fitting.ranks.is_first:
-        return nullcontext()
-    return closing(MetricsFile(place.metrics, resume_step=fitting.steps_done))
-
-
-def measure(
-    model: nn.Module, cfg: DetectConfig, test: SceneSet, device: torch.device, stop: StopRequest
-) -> dict[str, Any]:
-    """Figures of a trained model on a test set, image by image; boxes on the original images.
+def measure(fitting: Fitting, test: SceneSet, stop: StopRequest) -> dict[str, Any]:
+    """Measure a trained model on a test set, image by image; boxes are those of original images.
 
     Raises:
-        Interrupted: After a stop was asked for; the trained model is saved already.
+        Interrupted: After a stop request; the trained model is saved already.
     """
+    cfg, model = fitting.cfg, fitting.model.eval()
     measurement = Measurement(test, cfg)
-    model.eval()
     for scene in test.scenes:
         if stop.signal_number:
-            raise Interrupted(
-                stop.signal_number, "stopped while testing; the same command tests anew"
-            )
-        original = (scene.height, scene.width)
-        size = original
+            text = "stopped while testing; the same command repeats the test"
+            raise Interrupted(stop.signal_number, text)
+        original = size = (scene.height, scene.width)
         if cfg.task is not DetectionTask.segment:
             size = short_side_size(*original, short=cfg.test_size, longest=cfg.max_size)
-        image = resized(read_image(scene), size).to(device).float() / 255
+        image = resized(read_image(scene), size).to(fitting.device).float() / 255
         prediction = model.predict(image, original)  # type: ignore[operator]
         measurement.add(scene, {name: value.cpu() for name, value in prediction.items()})
     return measurement.result()
 
 
 def log_header(
-    logger: logging.Logger, fitting: Fitting, place: RunFolder, train: SceneSet, test: SceneSet
+    logger: logging.Logger, fitting: Fitting, folder: RunFolder, train: SceneSet, test: SceneSet
 ) -> None:
-    """Say what is trained, on what, from what."""
+    """Log folder, device, data, model and steps."""
     cfg = fitting.cfg
     parameters = sum(p.numel() for p in fitting.model.parameters() if p.requires_grad)
-    logger.info("trial     %s, seed %d", place.path, cfg.seed)
+    logger.info("trial     %s, seed %d", folder.path, cfg.seed)
     logger.info("device    %s", describe_device(fitting.device))
     for which, data in (("train", train), ("test", test)):
         logger.info("%-9s %s, %d images", which, data.name, len(data.scenes))

@@ -1,7 +1,7 @@
-"""Pascal VOC as it unpacks: ``VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets,...}``.
+"""Read Pascal VOC as unpacked: ``VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets,...}``.
 
-Annotations count pixels from 1 and include both ends; ours are half open from 0, so 1 is taken off
-the upper left corner alone.
+VOC counts pixels from 1 and includes both ends. Boxes here are half open from 0, so 1 is subtracted
+from the upper left corner only.
 """
 
 from pathlib import Path
@@ -32,11 +32,11 @@ def read_voc(
     """Read the annotations of a split of one or more years.
 
     Args:
-        root: The folder VOCdevkit, or one year's folder in it.
-        years: Such as ``07``, ``2012`` or ``07+12``.
-        split: A list in ``ImageSets/Main``, or in ``ImageSets/Segmentation``.
-        classes: Names in the order of their labels; empty for VOC's 20.
-        segment: Take maps of classes instead of boxes.
+        root: The folder VOCdevkit, or the folder of one year in it.
+        years: Years such as ``07``, ``2012`` or ``07+12``.
+        split: A list in ``ImageSets/Main``, with `segment` in ``ImageSets/Segmentation``.
+        classes: Names in the order of their labels; empty: VOC's 20.
+        segment: Read class maps instead of boxes.
 
     Raises:
         UsageError: If a folder or a list is missing.
@@ -47,8 +47,9 @@ def read_voc(
     for year in years.split("+"):
         folder = _year_folder(root, year)
         for image_id in _image_ids(folder, split, "Segmentation" if segment else "Main"):
-            read = _map_scene if segment else _box_scene
-            scenes.append(read(folder, image_id, names))
+            scenes.append(
+                _map_scene(folder, image_id) if segment else _box_scene(folder, image_id, names)
+            )
     found = SceneSet(name=f"{root} ({years} {split})", classes=names, scenes=scenes)
     check_images(found.scenes, "data.train_split or data.test_split to a list without it")
     return found
@@ -60,8 +61,8 @@ def _year_folder(root: Path, year: str) -> Path:
         if folder.name == f"VOC{full}" and (folder / "ImageSets").is_dir():
             return folder
     raise UsageError(
-        f"{root / f'VOC{full}'} is missing or is no year of VOC; give the folder VOCdevkit as "
-        "data.train and data.test, and its years as data.train_years=07+12 data.test_years=07"
+        f"{root / f'VOC{full}'} is missing or has no ImageSets; set data.train and data.test to "
+        "the folder VOCdevkit, and data.train_years and data.test_years to years in it, such as 07"
     )
 
 
@@ -70,16 +71,14 @@ def _image_ids(folder: Path, split: str, kind: str) -> list[str]:
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise UsageError(f"{path} is missing{nearest_name(split, known)}")
-    ids = [
-        line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.split()
-    ]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    ids = [words[0] for line in lines if (words := line.split())]
     if not ids:
         raise UsageError(f"{path} lists no image")
     return ids
 
 
-def _map_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
-    del names
+def _map_scene(folder: Path, image_id: str) -> Scene:
     path = folder / "SegmentationClass" / f"{image_id}.png"
     image = folder / "JPEGImages" / f"{image_id}.jpg"
     width, height = _image_size(image, folder / "ImageSets" / "Segmentation")
@@ -93,7 +92,7 @@ def _image_size(image: Path, source: Path) -> tuple[int, int]:
     except FileNotFoundError as error:
         raise AnnotationError(f"{image} is missing, but {source} lists it") from error
     except OSError as error:
-        raise AnnotationError(f"{image} is no image that can be read") from error
+        raise AnnotationError(f"{image} is not a readable image") from error
 
 
 def _box_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
@@ -104,7 +103,7 @@ def _box_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
     except FileNotFoundError as error:
         raise AnnotationError(f"{path} is missing, but ImageSets lists {image_id}") from error
     except ElementTree.ParseError as error:
-        raise AnnotationError(f"{path} is no XML that can be read ({error})") from error
+        raise AnnotationError(f"{path} is not valid XML ({error})") from error
     width, height = int(_number(root, "size/width", path)), int(_number(root, "size/height", path))
     scene = Scene(image=image, height=height, width=width, source=str(path))
     for item in root.iterfind("object"):
@@ -119,22 +118,20 @@ def _instance(
     if name not in names:
         raise AnnotationError(
             f"{path}: class {name!r} is none of the {len(names)} known"
-            f"{nearest_name(name, list(names))} (data.classes=[...] sets others)"
+            f"{nearest_name(name, list(names))} (set data.classes=[...] for other classes)"
         )
     x1, y1, x2, y2 = (
         _number(item, f"bndbox/{edge}", path) for edge in ("xmin", "ymin", "xmax", "ymax")
     )
-    box = checked_box(
-        (x1 - 1, y1 - 1, x2, y2), height=scene.height, width=scene.width, source=str(path)
-    )
+    box = checked_box((x1 - 1, y1 - 1, x2, y2), scene, str(path))
     difficult = (item.findtext("difficult") or "0").strip() == "1"
     return Instance(box=box, label=names.index(name) + 1, ignored=difficult)
 
 
-def _number(item: ElementTree.Element, place: str, path: Path) -> float:
-    text = item.findtext(place)
+def _number(item: ElementTree.Element, tags: str, path: Path) -> float:
+    text = item.findtext(tags)
     try:
         return float(text or "")
     except ValueError as error:
-        what = "is missing" if text is None else f"is {text!r}, which is no number"
-        raise AnnotationError(f"{path}: <{place.replace('/', '><')}> {what}") from error
+        problem = "is missing" if text is None else f"is {text!r}, which is not a number"
+        raise AnnotationError(f"{path}: <{tags.replace('/', '><')}> {problem}") from error

@@ -1,9 +1,9 @@
 """Average precision as the VOC 2007 devkit computes it, at any overlap.
 
-Published VOC figures (AP, AP50, AP75 on test2007) are of this rule, averaged over overlaps 0.5 to
-0.95 as detectron2 does; COCO's rule gives other numbers for the same detections. The devkit gives a
-detection the object that it overlaps most, and none besides; COCO's gives it the best one that is
-still free. Here precision is averaged over 11 recalls, there over 101.
+Published VOC figures (AP, AP50, AP75 on test2007) follow this rule, averaged over overlaps 0.5 to
+0.95 as in detectron2; COCO's rule gives other numbers for the same detections. The devkit matches a
+detection only with the object that it overlaps most; COCO's rule matches it with the best object
+that is still free. The devkit averages precision over 11 recalls, COCO over 101.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Found:
 
 
 def overlaps(box: Floats, others: Floats) -> Floats:
-    """Intersection over union of one box ``(4,)`` with others ``(n, 4)``, all half open."""
+    """Intersection over union of one box ``(4,)`` with others ``(n, 4)``; all are half open."""
     size = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     shared = np.clip(size, 0, None).prod(axis=1)
     areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
@@ -52,12 +52,12 @@ def average_precision(
     """11-point average precision of one class, in 0..1.
 
     Args:
-        truth: By image; images without an object may be left out.
-        found: Image and its detections.
-        overlap: From which on a detection counts.
+        truth: Objects by image; images without an object may be left out.
+        found: Pairs of image and detections.
+        overlap: Least overlap at which a detection counts as a match.
 
     Returns:
-        None where there is no object that is not difficult.
+        The average precision; None if all objects are difficult, or there are none.
     """
     num_objects = sum(int((~one.difficult).sum()) for one in truth.values())
     if not num_objects:
@@ -80,7 +80,7 @@ def average_precision(
 def _outcome(
     truth: Truth | None, taken: npt.NDArray[np.bool_] | None, box: Floats, overlap: float
 ) -> bool | None:
-    """Whether a detection is right; None where it does not count. Marks its object as taken."""
+    """Whether a detection is right; None if it does not count. Marks its object as taken."""
     if truth is None or taken is None or not len(truth.boxes):
         return False
     shared = overlaps(box, truth.boxes)
@@ -97,11 +97,11 @@ def _outcome(
 def voc_average_precision(
     truth: Sequence[Mapping[int, Truth]], found: Sequence[Mapping[int, Found]]
 ) -> dict[str, float]:
-    """AP, AP50 and AP75 in percent, means over classes that have an object.
+    """AP, AP50 and AP75 in percent, as means over classes that have an object.
 
     Args:
-        truth: For each image, by class.
-        found: Likewise.
+        truth: Objects by class, for each image.
+        found: Detections by class, for each image.
     """
     classes = sorted({label for image in truth for label in image})
     table = []

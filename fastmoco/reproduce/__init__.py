@@ -1,1 +1,1 @@
-"""Published tables and figures, made again: sweeps of runs, and tables from their folders."""
+"""Reproduce published tables and figures: sweeps of runs, and tables from their folders."""

@@ -1,4 +1,4 @@
-"""Child processes that end with the process that started them, however it ends."""
+"""Child processes that end with the process that started them, even after SIGKILL."""
 
 import ctypes
 import os
@@ -13,12 +13,12 @@ PR_SET_PDEATHSIG = 1
 def start_child(
     command: Sequence[str], *, environment: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[Any]:
-    """Start a process in a session of its own: Ctrl-C reaches the parent alone.
+    """Start a process in a new session: Ctrl-C reaches only the parent.
 
     Args:
         command: Program and arguments.
-        environment: More variables than this process has.
-        options: Of `subprocess.Popen`.
+        environment: Variables to add to those of this process.
+        options: Options of `subprocess.Popen`.
     """
     return subprocess.Popen(
         command,
@@ -30,12 +30,12 @@ def start_child(
 
 
 def _ends_with_parent() -> Callable[[], None]:
-    """Asks Linux to send SIGTERM when the parent dies, be it by SIGKILL."""
+    """A function for the child: it asks Linux to send SIGTERM when the parent dies."""
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
 
     def ask() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died meanwhile
+        if os.getppid() != parent:  # it has died in the meantime
             os.kill(os.getpid(), signal.SIGTERM)
 
     return ask

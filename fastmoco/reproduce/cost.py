@@ -1,4 +1,4 @@
-"""Speed and memory of a run, measured in a process that does nothing else.
+"""Measure speed and memory of a run in a separate process.
 
 ``python -m fastmoco.reproduce.cost`` reads a configuration as JSON and prints a JSON object.
 """
@@ -9,37 +9,36 @@ import sys
 from typing import Any
 
 from fastmoco.configuration import config_from_dict, config_to_dict
+from fastmoco.device import resolve_device
 from fastmoco.reproduce.children import start_child
+from fastmoco.train.dry_run import measure_cost
 from fastmoco.train.settings import TrainConfig
 
 
 def cost_of(cfg: TrainConfig) -> dict[str, Any]:
-    """What `fastmoco.train.dry_run.DryRun` holds, of a child process.
+    """The fields of `fastmoco.train.dry_run.DryRun`, measured in a child process.
 
     Raises:
-        ValueError: If the child fails, with the last line that it said.
+        ValueError: If the child fails; contains the last line that it printed.
     """
     command = [sys.executable, "-m", "fastmoco.reproduce.cost"]
     pipe = subprocess.PIPE
     child = start_child(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
-        answer, said = child.communicate(json.dumps(config_to_dict(cfg)))
+        answer, errors = child.communicate(json.dumps(config_to_dict(cfg)))
     finally:
         child.kill()
-    sys.stderr.write(said)
+    sys.stderr.write(errors)
     if child.returncode:
-        lines = said.strip().splitlines() or [f"exit code {child.returncode}"]
+        lines = errors.strip().splitlines() or [f"exit code {child.returncode}"]
         raise ValueError(f"the dry run failed: {lines[-1]}")
     found: dict[str, Any] = json.loads(answer.splitlines()[-1])
     return found
 
 
 def main() -> None:
-    """Of the child."""
+    """Run in the child process: read a configuration, print the cost."""
     cfg = config_from_dict(TrainConfig, json.load(sys.stdin))
-    from fastmoco.device import resolve_device
-    from fastmoco.train.dry_run import measure_cost
-
     print(json.dumps(measure_cost(cfg, resolve_device(cfg.device)).to_json()))  # noqa: T201
 
 

@@ -1,7 +1,7 @@
-"""``configs/sweep/NAME.yaml``: which runs make one published table, and what it says.
+"""``configs/sweep/NAME.yaml``: the runs of one published table, and its published figures.
 
-A file is plain YAML with the fields of `Definition`. Every value in it is read as text, so points
-and published figures stay as they are written (``0.9990`` is not ``0.999``).
+A file is plain YAML with the fields of `Definition`. Every value is read as text, so points and
+published figures stay as they are written (``0.9990`` does not become ``0.999``).
 """
 
 import dataclasses
@@ -21,19 +21,19 @@ from fastmoco.reproduce.settings import Scale
 
 
 class Measure(StrEnum):
-    """What is measured of a run, besides what its ``metrics.jsonl`` holds."""
+    """Measurement of a run, in addition to its ``metrics.jsonl``."""
 
     knn = "knn"
     linear = "linear"
     dry_run = "dry_run"
-    """Speed and memory, in a process of its own. Alone: nothing is trained."""
+    """Speed and memory, in a separate process. If it is the only measure, nothing is trained."""
 
 
 class PlotKind(StrEnum):
-    """How a plot shows the runs."""
+    """Kind of a plot."""
 
     line = "line"
-    """A line over the points of an axis, or over a measure."""
+    """A line over the points of an axis or over a measure."""
     bar = "bar"
     """A bar for each point."""
     curve = "curve"
@@ -41,10 +41,10 @@ class PlotKind(StrEnum):
 
 
 class XScale(StrEnum):
-    """How the x axis is divided."""
+    """Scale of the x axis."""
 
     category = "category"
-    """Points side by side, in their order."""
+    """Equal distances, in the order of the points."""
     linear = "linear"
     log = "log"
 
@@ -55,12 +55,12 @@ class Plot:
 
     y: str
     """A measure: ``knn_top1``, ``linear_top1``, ``loss``, ``accuracy_top1``, ``peak_gb``, ...;
-    kind=curve: a key of ``metrics.jsonl``, or, of the linear classifier's ``curves.jsonl``,
+    kind=curve: a key of ``metrics.jsonl``, or one of the linear classifier's ``curves.jsonl``:
     ``linear.loss_train``, ``linear.top1``, ``linear.top5``."""
     x: str = ""
-    """An axis, or a measure such as ``parameters``; none = the runs. kind=curve: ``epoch``."""
+    """An axis, or a measure such as ``parameters``; empty: the runs. kind=curve: ``epoch``."""
     lines: str = ""
-    """Axis with a line (or a group of bars) for each of its points."""
+    """Axis with one line (or one color of bars) per point."""
     kind: PlotKind = PlotKind.line
     x_scale: XScale = XScale.category
     title: str = ""
@@ -68,39 +68,39 @@ class Plot:
 
 @dataclass(kw_only=True, slots=True)
 class Combined:
-    """Overrides of some combinations."""
+    """Overrides for some combinations of points."""
 
     points: dict[str, str]
-    """Which: those that have all of these, ``{axis: point, ...}``."""
+    """The combinations that have all of these points, ``{axis: point, ...}``."""
     settings: list[str] = field(default_factory=list)
-    """They win over those of the points."""
+    """Overrides; they take precedence over those of the points."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Published:
-    """What the source reports."""
+    """Published figures and claims."""
 
     about: str = ""
-    """Of the values: data, encoder, epochs, unit."""
+    """Data, encoder, epochs and unit of the values."""
     values: dict[str, str] = field(default_factory=dict)
-    """By run name: the points, joined by commas."""
+    """Figure by run name; a run name is its points, joined by commas."""
     orderings: list[str] = field(default_factory=list)
-    """Claims ``A > B`` (or ``A > B > C``) between run names; before it, with a colon, the measure,
-    where it is not linear or kNN top-1."""
+    """Claims ``A > B`` (or ``A > B > C``) between run names, with a prefix ``MEASURE:`` unless the
+    measure is linear or kNN top-1."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Small:
-    """What scale=small changes."""
+    """Changes for scale=small."""
 
     experiment: str = ""
-    """Another preset."""
+    """Another preset than at scale=full."""
     settings: list[str] = field(default_factory=list)
-    """More overrides, which win over those of both scales."""
+    """More overrides; they take precedence over those for both scales."""
     points: dict[str, list[str]] = field(default_factory=dict)
-    """Of an axis, by name: only these points."""
+    """Points to keep, by axis."""
     axes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """Axes that have other points, by name."""
+    """Axes that have other points, by name of the axis."""
     combined: list[Combined] | None = None
     skip: list[dict[str, str]] | None = None
     measure: list[Measure] | None = None
@@ -108,7 +108,7 @@ class Small:
     linear: list[str] | None = None
     plot: list[Plot] | None = None
     orderings: list[str] | None = None
-    """Of points that are other ones at this scale."""
+    """Claims between the points of this scale."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,37 +118,37 @@ class Definition:
     about: str
     """Title."""
     source: str = ""
-    """Of the published figures."""
+    """Source of the published figures."""
     experiment: str = ""
-    """Preset of every run at scale=full."""
+    """Preset of all runs at scale=full."""
     settings: list[str] = field(default_factory=list)
-    """Overrides of every run, at both scales."""
+    """Overrides of all runs, at both scales."""
     small: Small = field(default_factory=Small)
     axes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """By axis, its points; a point is a list of overrides. Runs are the cross product."""
+    """Points by axis; a point is a list of overrides. Runs are the cross product."""
     combined: list[Combined] = field(default_factory=list)
-    """More overrides, for combinations of points."""
+    """More overrides for combinations of points."""
     skip: list[dict[str, str]] = field(default_factory=list)
-    """Combinations left out, as ``{axis: point, ...}``."""
+    """Combinations to leave out, as ``{axis: point, ...}``."""
     measure: list[Measure] = field(default_factory=lambda: [Measure.knn])
-    """knn, linear, dry_run."""
+    """Measurements: knn, linear, dry_run."""
     knn: list[str] = field(default_factory=list)
     """Overrides of ``fastmoco knn``."""
     linear: list[str] = field(default_factory=list)
     """Overrides of ``fastmoco linear``."""
     plot: list[Plot] = field(default_factory=list)
-    """One or several."""
+    """One or several plots."""
     published: Published = field(default_factory=Published)
     notes: list[str] = field(default_factory=list)
-    """Lines under the table."""
+    """Lines below the table."""
 
     @property
     def trains(self) -> bool:
-        """Whether runs are trained; else only their cost is measured."""
+        """Whether runs are trained; otherwise only their cost is measured."""
         return list(self.measure) != [Measure.dry_run]
 
     def at(self, scale: Scale) -> "Definition":
-        """The same for one scale, with nothing left in `small`."""
+        """The definition at one scale, with `small` applied and emptied."""
         if scale is Scale.full:
             return dataclasses.replace(self, small=Small())
         small, axes = self.small, {**self.axes, **self.small.axes}
@@ -174,7 +174,7 @@ class Definition:
 
 
 def sweep_names() -> list[str]:
-    """All sweeps that come with fastmoco."""
+    """Names of the sweeps that come with fastmoco."""
     return sorted(path.stem for path in (CONFIG_FOLDER / "sweep").glob("*.yaml"))
 
 
@@ -182,10 +182,10 @@ def load_definition(name: str) -> Definition:
     """Read and check a definition.
 
     Args:
-        name: Of a file in ``configs/sweep``, or the path of one's own, ``.yaml``.
+        name: Name of a file in ``configs/sweep``, or path of another ``.yaml`` file.
 
     Raises:
-        UsageError: If there is none, or it holds what `Definition` does not know; one line.
+        UsageError: If the file is missing or does not fit `Definition`; one line.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -198,7 +198,7 @@ def load_definition(name: str) -> Definition:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{path}: is no list of `key: value` lines, such as `about: ...`")
+        raise UsageError(f"{path} must be a list of `key: value` lines, such as `about: ...`")
     for part in (values, values.get("small")):
         if isinstance(part, dict) and isinstance(part.get("plot"), dict):
             part["plot"] = [part["plot"]]
@@ -219,10 +219,10 @@ def _typed(path: Path, values: dict[Any, Any]) -> Definition:
 
 
 def _check(path: Path, definition: Definition) -> None:
-    """What types do not say.
+    """Check what types do not express.
 
     Raises:
-        UsageError: On the first that does not fit.
+        UsageError: If something does not fit; names the first.
     """
     if not definition.axes or not all(definition.axes.values()):
         raise UsageError(f"{path}: axes must name at least one axis with points")
@@ -230,10 +230,10 @@ def _check(path: Path, definition: Definition) -> None:
     known = {**definition.axes, **small.axes}
     for axis, points in known.items():
         for point in points:
-            if not point.strip() == point or not re.fullmatch(r"[^/,>\n]+", point):
+            if point.strip() != point or not re.fullmatch(r"[^/,>\n]+", point):
                 raise UsageError(
-                    f"{path}: point {point!r} of axis {axis} is part of a folder's name and of "
-                    "claims: it must hold no / , > and no space at its ends"
+                    f"{path}: point {point!r} of axis {axis} must not have / , > or outer spaces; "
+                    "folder names and claims contain it"
                 )
     for axis, names in small.points.items():
         for point in names:

@@ -1,6 +1,5 @@
-"""The figures of a sweep's runs, read from their folders alone."""
+"""Figures of a sweep's runs, read from their folders."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,16 +10,17 @@ from typing import Any
 from fastmoco.reproduce.definition import Definition
 from fastmoco.reproduce.plan import combinations, run_label, run_name
 from fastmoco.reproduce.record import RunRecord, Status, read_record
+from fastmoco.runs.metrics_file import read_metrics
 
 SETTINGS = ("parameters", "global_batch_size", "epochs")
-"""Facts of a run that a table has columns for where they differ."""
+"""Facts of a run that a table has columns for if they differ."""
 COLLAPSED_BELOW = 0.1
-"""Feature deviation: about 1 where features are spread over the sphere, 0 where they are one."""
+"""Feature deviation: about 1 if features are spread over the sphere, 0 if all are equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """How a measure stands in a table."""
+    """Title and number format of a measure in tables and plots."""
 
     title: str
     digits: int = 2
@@ -52,14 +52,14 @@ class RunFigures:
 
     record: RunRecord
     values: dict[str, float]
-    """By measure; the names of `LABELS`."""
+    """Figure by measure; the names are those of `LABELS`."""
     rows: list[dict[str, Any]]
-    """Of ``metrics.jsonl``."""
+    """Rows of ``metrics.jsonl``."""
     linear_rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of the linear classifier's ``curves.jsonl``."""
+    """Rows of the linear classifier's ``curves.jsonl``."""
 
     def curve(self, y: str) -> tuple[list[float], list[float]]:
-        """Epochs and values of a plot's y: a key of ``metrics.jsonl``, or ``linear.KEY``."""
+        """Epochs and finite values of `y`: a key of ``metrics.jsonl``, or ``linear.KEY``."""
         source, _, key = y.rpartition(".")
         rows = self.linear_rows if source == "linear" else self.rows
         pairs = [(row["epoch"], row[key]) for row in rows if _is_finite(row.get(key))]
@@ -68,19 +68,19 @@ class RunFigures:
 
 @dataclass(slots=True)
 class Group:
-    """Runs that differ by their seed alone."""
+    """Runs that differ only in their seed."""
 
     name: str
     points: dict[str, str]
-    """By axis."""
+    """Point by axis."""
     runs: list[RunFigures] = field(default_factory=list)
-    """That ended, well or not."""
+    """The runs that ended: finished, failed or diverged."""
     missing: list[int] = field(default_factory=list)
     """Seeds without a run that ended."""
 
     @property
     def finished(self) -> list[RunFigures]:
-        """The runs that ended well."""
+        """The runs that finished."""
         return [run for run in self.runs if run.record.status is Status.finished]
 
     @property
@@ -89,16 +89,16 @@ class Group:
         return [run for run in self.runs if run.record.status is not Status.finished]
 
     def values(self, measure: str) -> list[float]:
-        """Of the finished runs."""
+        """Values of the finished runs."""
         return [run.values[measure] for run in self.finished if measure in run.values]
 
     def mean(self, measure: str) -> float | None:
-        """Over the finished runs."""
+        """Mean over the finished runs; None without any."""
         values = self.values(measure)
         return statistics.fmean(values) if values else None
 
     def deviation(self, measure: str) -> float | None:
-        """Of the sample of finished runs; none of fewer than two."""
+        """Sample deviation over the finished runs; None for fewer than two."""
         values = self.values(measure)
         return statistics.stdev(values) if len(values) > 1 else None
 
@@ -107,9 +107,9 @@ def collect(definition: Definition, folder: Path, seeds: Sequence[int]) -> list[
     """All groups of a sweep, in the order of its axes.
 
     Args:
-        definition: At its scale.
-        folder: Of the sweep.
-        seeds: That were asked for.
+        definition: Definition at its scale.
+        folder: Folder of the sweep.
+        seeds: Seeds of the sweep.
     """
     groups = []
     for points in combinations(definition):
@@ -126,7 +126,7 @@ def collect(definition: Definition, folder: Path, seeds: Sequence[int]) -> list[
 
 
 def _figures_of(path: Path, record: RunRecord) -> RunFigures:
-    rows = read_rows(path / "metrics.jsonl")
+    rows = _rows_of(path / "metrics.jsonl")
     values = _training_values(rows) if rows else {}
     for name in SETTINGS:
         if name in record.facts:
@@ -138,42 +138,23 @@ def _figures_of(path: Path, record: RunRecord) -> RunFigures:
         values["images_per_second"] = found["images_per_second"]
         values["peak_gb"] = found["peak_bytes"] / 1e9
         values["hours"] = found["total_seconds"] / 3600
-    return RunFigures(record, values, rows, _linear_rows(path, record))
+    linear_rows = []
+    if linear := record.measures.get("linear"):
+        folder = path / "evaluation" / f"linear-{linear['protocol']}"
+        linear_rows = _rows_of(folder / "curves.jsonl")
+    return RunFigures(record, values, rows, linear_rows)
 
 
-def _linear_rows(path: Path, record: RunRecord) -> list[dict[str, Any]]:
-    if "linear" not in record.measures:
-        return []
-    name = f"linear-{record.measures['linear']['protocol']}"
-    return read_rows(path / "evaluation" / name / "curves.jsonl")
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    return read_metrics(path) if path.exists() else []
 
 
 def _is_finite(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``metrics.jsonl`` or ``curves.jsonl``, none where there is none; without torch.
-
-    Raises:
-        ValueError: If a line but the last is no JSON object; one line with its place.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):  # being written
-            continue
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: line {number} is damaged ({error})") from error
-    return rows
-
-
 def _training_values(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Of the last row, and the time that all steps took."""
+    """Measures of the last row, speed, and the time of all steps."""
     last = rows[-1]
     names = {
         "loss": "loss",
@@ -197,5 +178,5 @@ def _training_values(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def is_collapsed(run: RunFigures) -> bool:
-    """Whether all images have nearly the same feature at the end."""
+    """Whether all images have nearly the same feature at the end of training."""
     return run.values.get("feature_deviation", 1.0) < COLLAPSED_BELOW

@@ -1,4 +1,4 @@
-"""One run of a sweep, in this process: train, measure, write down how it ended."""
+"""One run of a sweep, in this process: train, measure, and record how it ended."""
 
 import contextlib
 import dataclasses
@@ -30,23 +30,23 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path) -> RunRecord:
-    """Train and measure a run, or go on where it stopped.
+    """Train and measure a run, or resume where it stopped.
 
     Args:
-        run: What to do.
-        cfg: Its configuration, from `run_config`.
-        definition: At its scale.
-        log: Its log file, which this process holds a lock on meanwhile.
+        run: The run.
+        cfg: Configuration of the run, from `run_config`.
+        definition: Definition of the sweep, at its scale.
+        log: Log file of the run; this process holds a lock on it during the run.
 
     Returns:
-        Its record, also written into its folder: finished, or diverged.
+        Record of the run, finished or diverged; also written to its folder.
 
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
         UsageError: If another process does the same run.
-        Exception: What else made it fail; that is in the record.
+        Exception: Any other error; its reason is in the record.
     """
-    with locked(log, in_use=f"run {run.label} is being done by another process"):
+    with locked(log, in_use=f"another process is doing run {run.label}; wait for it"):
         record = _taken_up(run, cfg)
         try:
             record.facts = _facts(cfg)
@@ -55,7 +55,9 @@ def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path)
                 record.facts["parameters"] = _parameters(run.folder)
             record.write(run.folder)
             _measure(record, run, cfg, definition)
-            shutil.rmtree(run.folder / "features", ignore_errors=True)  # large, and found again
+            shutil.rmtree(
+                run.folder / "features", ignore_errors=True
+            )  # large, and computed again at need
             record.status = Status.finished
         except (Interrupted, KeyboardInterrupt):
             raise
@@ -63,7 +65,7 @@ def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path)
             record.status, record.reason = Status.diverged, str(error)
         except Exception as error:
             record.status, record.reason = Status.failed, reason_of(error)
-            with contextlib.suppress(OSError):  # the first error is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 record.write(run.folder)
             raise
         record.write(run.folder)
@@ -71,33 +73,33 @@ def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path)
 
 
 def _taken_up(run: PlannedRun, cfg: TrainConfig) -> RunRecord:
-    """The run's record with what was measured before, to be finished."""
+    """The run's record with earlier measurements, set to started."""
     record = read_record(run.folder) or RunRecord(points=run.points, seed=run.seed)
     record.status, record.reason = Status.started, ""
     record.overrides, record.command = run.overrides, command_of(run, cfg)
     if (run.folder / "config.yaml").exists():
         record.write(run.folder)
-    else:  # training wants an empty folder
+    else:  # training needs an empty folder
         (run.folder / FILE_NAME).unlink(missing_ok=True)
     return record
 
 
 def command_of(run: PlannedRun, cfg: TrainConfig) -> str:
-    """The command line that trains this run alone."""
+    """The command line that trains only this run."""
     options = [*run.overrides, f"seed={run.seed}", f"run_dir={run.folder}"]
     options += [f"data.train={cfg.data.train}", f"data.test={cfg.data.test}"]
     return shlex.join(["fastmoco", "train", *options])
 
 
 def reason_of(error: BaseException) -> str:
-    """One line."""
+    """The first line of an error, with its type unless it is made for users."""
     line = (str(error).strip().splitlines() or [""])[0]
     known = isinstance(error, ValueError | OSError)
     return line if known and line else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
 def _facts(cfg: TrainConfig) -> dict[str, Any]:
-    """What a table's header says."""
+    """Facts for the header of a table."""
     device = resolve_device(cfg.device)
     facts: dict[str, Any] = {
         "device": describe_device(device),
@@ -120,7 +122,7 @@ def _facts(cfg: TrainConfig) -> dict[str, Any]:
 
 
 def _parameters(folder: Path) -> int:
-    """Of the query encoder without its head."""
+    """Number of parameters of the query encoder without its head."""
     prefix = "model.query_encoder.backbone."
     return sum(
         tensor.numel()
@@ -130,7 +132,7 @@ def _parameters(folder: Path) -> int:
 
 
 def _measure(record: RunRecord, run: PlannedRun, cfg: TrainConfig, definition: Definition) -> None:
-    """Measure what is not measured yet; each is written at once."""
+    """Do the measurements that are missing, and record each at once."""
     for measure in definition.measure:
         if measure.value in record.measures:
             continue
@@ -149,7 +151,7 @@ def _measured(
     if measure is Measure.knn:
         neighbors = load_config(KnnConfig, definition.knn)
         found = knn(run.folder, dataclasses.replace(neighbors, data=data, device=device)).to_json()
-        # The confusion matrix and the classes stand in no table.
+        # No table shows the confusion matrix and the classes.
         return {name: value for name, value in found.items() if not isinstance(value, list | dict)}
     classifier = load_config(LinearConfig, definition.linear)
     return linear(run.folder, dataclasses.replace(classifier, data=data, device=device)).to_json()

@@ -1,4 +1,4 @@
-"""Published claims ``A > B``, and whether runs show them."""
+"""Published claims ``A > B``, and whether the runs show them."""
 
 import itertools
 import math
@@ -13,11 +13,11 @@ from fastmoco.reproduce.figures import LABELS, Group
 from fastmoco.reproduce.plan import combinations, run_name
 
 STANDARD_ERRORS = 2.0
-"""How far two accuracies must lie apart, in standard errors of their test set."""
+"""Least difference of two accuracies, in standard errors of the test set."""
 
 
 class Verdict(StrEnum):
-    """What runs say on a claim."""
+    """Verdict of the runs on a claim."""
 
     shows = "shows"
     opposite = "does not show"
@@ -27,7 +27,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One claim and what came of it."""
+    """One claim with its verdict."""
 
     claim: str
     verdict: Verdict
@@ -35,59 +35,55 @@ class Finding:
 
 
 def claims_of(ordering: str, default_measure: str) -> list[tuple[str, str, str]]:
-    """``(measure, better, worse)`` of each step of ``[MEASURE:] A > B > C``.
+    """``(measure, better, worse)`` for each step of ``[MEASURE:] A > B > C``.
 
     Raises:
-        UsageError: If it is no such claim.
+        UsageError: If the claim has another form.
     """
     prefix = re.match(r"(\w+): ", ordering)
     measure = prefix[1] if prefix else default_measure
     names = [name.strip() for name in ordering[prefix.end() if prefix else 0 :].split(">")]
     if len(names) < 2 or not all(names):
-        raise UsageError(f"ordering {ordering!r} is no claim such as `A > B`")
+        raise UsageError(f"ordering {ordering!r} must have the form `A > B`")
     return [(measure, *pair) for pair in itertools.pairwise(names)]
 
 
 def check_orderings(orderings: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse claims about runs that the sweep does not have.
+    """Check that each claim names runs of the sweep.
 
     Raises:
-        UsageError: On the first.
+        UsageError: If not; names the first wrong claim.
     """
     for ordering in orderings:
         for _, *pair in claims_of(ordering, ""):
             for name in pair:
                 if name not in names:
-                    raise UsageError(
-                        f"ordering {ordering!r} names the run {name}"
-                        f"{nearest_name(name, list(names))}"
-                    )
+                    near = nearest_name(name, list(names))
+                    raise UsageError(f"ordering {ordering!r} names an unknown run {name}{near}")
 
 
 def check_plots(definition: Definition) -> None:
-    """Refuse plots of axes and measures that are none.
+    """Check that each plot names axes and measures that exist.
 
     Raises:
-        UsageError: On the first.
+        UsageError: If not; names the first wrong plot.
     """
     for plot in definition.plot:
         curve = plot.kind is PlotKind.curve
         for key in filter(None, [plot.lines, "" if curve else plot.x]):
             if key not in definition.axes and (key == plot.lines or key not in LABELS):
                 axes = ", ".join(definition.axes)
-                raise UsageError(f"a plot of {plot.y} names {key}; the axes are {axes}")
+                raise UsageError(f"a plot of {plot.y} names the axis {key}; the axes are {axes}")
         if plot.kind is PlotKind.bar and plot.x and plot.x not in definition.axes:
-            raise UsageError(f"a plot of bars has {plot.x} as x, which is no axis; leave x out")
-        if plot.x_scale is not XScale.category and plot.x in definition.axes:
-            for point in definition.axes[plot.x]:
+            raise UsageError(f"a plot of bars has {plot.x} as x, which is not an axis; leave x out")
+        if plot.x_scale is not XScale.category:
+            for point in definition.axes.get(plot.x, ()):
                 if not _is_number(point):
-                    raise UsageError(
-                        f"a plot has x_scale {plot.x_scale}, but point {point} of axis {plot.x} is "
-                        "no number"
-                    )
+                    problem = f"point {point} of axis {plot.x} is not a number"
+                    raise UsageError(f"a plot has x_scale {plot.x_scale}, but {problem}")
         if not curve and plot.y not in LABELS:
             near = nearest_name(plot.y, list(LABELS))
-            raise UsageError(f"a plot names the measure {plot.y}{near}")
+            raise UsageError(f"a plot names the unknown measure {plot.y}{near}")
 
 
 def _is_number(text: str) -> bool:
@@ -98,13 +94,13 @@ def _is_number(text: str) -> bool:
 
 
 def check_claims(definition: Definition) -> None:
-    """Refuse claims and plots of what the sweep does not have.
+    """Check that claims and plots name runs, axes and measures of the sweep.
 
     Args:
-        definition: At its scale.
+        definition: Definition at its scale.
 
     Raises:
-        UsageError: On the first.
+        UsageError: If not; names the first wrong one.
     """
     names = [run_name(points) for points in combinations(definition)]
     check_orderings(definition.published.orderings, names)
@@ -114,18 +110,18 @@ def check_claims(definition: Definition) -> None:
 def judge(
     orderings: Sequence[str], groups: Mapping[str, Group], default_measure: str, tested: int
 ) -> list[Finding]:
-    """What the runs say on each claim.
+    """The verdict of the runs on each claim.
 
-    A claim shows (or its opposite does) where every seed of one run is above every seed of the
-    other, and the means of two accuracies differ by at least `STANDARD_ERRORS` standard errors of a
-    test set of this size, as if the two were tested on different images. A run that diverged or
-    failed is below any that did not.
+    The runs show a claim (or its opposite) if every seed of one run is above every seed of the
+    other, and if the means of two accuracies differ by at least `STANDARD_ERRORS` standard errors
+    for a test set of this size, as if the two were tested on different images. A run that diverged
+    or failed is below any that did not.
 
     Args:
-        orderings: ``[MEASURE:] A > B``.
-        groups: By run name.
-        default_measure: Where a claim names none.
-        tested: Images of the test set; 0 = unknown.
+        orderings: Claims ``[MEASURE:] A > B``.
+        groups: Groups by run name.
+        default_measure: Measure of a claim that names none.
+        tested: Images in the test set; 0: unknown.
     """
     return [
         _judged(measure, groups[better], groups[worse], tested)
@@ -154,7 +150,7 @@ def _judged(measure: str, better: Group, worse: Group, tested: int) -> Finding:
 
 
 def _standard_error(percents: tuple[float, float], tested: int) -> float:
-    """Of the difference of two accuracies, in points."""
+    """Standard error of the difference of two accuracies, in percentage points."""
     if not tested:
         return 0.0
     return math.sqrt(sum(percent * (100 - percent) / tested for percent in percents))

@@ -1,4 +1,4 @@
-"""The runs of a sweep: their names, folders and overrides, all checked before the first starts."""
+"""The runs of a sweep: names, folders and overrides, all checked before the first run starts."""
 
 import itertools
 from collections.abc import Sequence
@@ -18,20 +18,20 @@ class PlannedRun:
     """One run of a sweep."""
 
     points: dict[str, str]
-    """By axis."""
+    """Point by axis."""
     seed: int
     folder: Path
     overrides: list[str]
-    """Of ``fastmoco train``, without seed, data and folder."""
+    """Overrides of ``fastmoco train``, without seed, data and folder."""
 
     @property
     def name(self) -> str:
-        """Of all runs that differ by their seed alone."""
+        """Name of all runs that differ only in their seed."""
         return run_name(self.points)
 
     @property
     def label(self) -> str:
-        """Of this one: the name of its folder."""
+        """Name of this run and of its folder."""
         return run_label(self.name, self.seed)
 
 
@@ -46,24 +46,21 @@ def run_label(name: str, seed: int) -> str:
 
 
 def key_of(override: str) -> str:
-    """What an override sets."""
+    """The key that an override sets."""
     return override.partition("=")[0].lstrip("+")
 
 
 def last_of_each(*groups: Sequence[str]) -> list[str]:
-    """The overrides of all groups; of a key that several set, the last."""
+    """The overrides of all groups; for a key that several set, the last one."""
     found = {key_of(override): override for group in groups for override in group}
     return list(found.values())
 
 
 def combinations(definition: Definition) -> list[dict[str, str]]:
-    """The points of each run, in the order of the axes, without those skipped."""
-    axes = definition.axes
-    products = itertools.product(*axes.values())
-    every = [dict(zip(axes, points, strict=True)) for points in products]
-    return [
-        points for points in every if not any(_has(points, skipped) for skipped in definition.skip)
-    ]
+    """The points of each run, in the order of the axes, without skipped combinations."""
+    products = itertools.product(*definition.axes.values())
+    every = [dict(zip(definition.axes, points, strict=True)) for points in products]
+    return [one for one in every if not any(_has(one, skipped) for skipped in definition.skip)]
 
 
 def _has(points: dict[str, str], wanted: dict[str, str]) -> bool:
@@ -76,13 +73,13 @@ def plan_runs(
     """All runs: every combination with the first seed, then with the next.
 
     Args:
-        definition: At its scale.
-        folder: Of the sweep.
-        seeds: One run of each combination for each.
-        overrides: The user's, of ``fastmoco train``.
+        definition: Definition at its scale.
+        folder: Folder of the sweep.
+        seeds: Seeds; each combination has one run per seed.
+        overrides: Overrides of ``fastmoco train`` from the command line.
 
     Raises:
-        UsageError: If a user's option is one that an axis varies or the sweep itself sets.
+        UsageError: If an override is one that an axis varies or that the sweep sets.
     """
     _check_overrides(definition, overrides)
     preset = [f"experiment={definition.experiment}"] if definition.experiment else []
@@ -115,16 +112,16 @@ def _check_overrides(definition: Definition, overrides: Sequence[str]) -> None:
         varied |= dict.fromkeys(map(key_of, one.settings), " and ".join(one.points))
     for key in map(key_of, overrides):
         if key in varied:
-            raise UsageError(f"{key} is what axis {varied[key]} of this sweep sets; leave it out")
+            raise UsageError(f"{key} is set by axis {varied[key]} of this sweep; leave it out")
         if key in ("seed", "run_dir", "name"):
             raise UsageError(f"{key} is set by the sweep; give seeds=[0,1] or folder=DIR instead")
 
 
 def check_names(overrides: Sequence[str], own: Sequence[str]) -> None:
-    """Refuse options that neither the sweep nor ``fastmoco train`` has.
+    """Check that each option is one of the sweep or of ``fastmoco train``.
 
     Raises:
-        UsageError: With the nearest known name.
+        UsageError: If one is unknown; suggests the nearest known name.
     """
     known = [key for key, _, _ in describe(TrainConfig)]
     known += [*preset_groups(TrainConfig), *own]
@@ -134,10 +131,10 @@ def check_names(overrides: Sequence[str], own: Sequence[str]) -> None:
 
 
 def run_config(run: PlannedRun, data: DataConfig) -> TrainConfig:
-    """The configuration that a run trains with.
+    """The training configuration of a run.
 
     Raises:
-        UsageError: If an override is none of `TrainConfig`, naming the run.
+        UsageError: If `TrainConfig` refuses an override; names the run.
     """
     try:
         cfg = load_config(TrainConfig, run.overrides)
@@ -147,15 +144,15 @@ def run_config(run: PlannedRun, data: DataConfig) -> TrainConfig:
 
 
 def check_measures(definition: Definition) -> None:
-    """Refuse overrides that the evaluating commands do not know.
+    """Check the overrides of ``fastmoco knn`` and ``fastmoco linear``.
 
     Raises:
-        UsageError: On the first.
+        UsageError: If one is wrong; names the first.
     """
     load_config(KnnConfig, definition.knn)
     load_config(LinearConfig, definition.linear)
 
 
 def needs_labels(definition: Definition) -> bool:
-    """Whether a test set is needed."""
+    """Whether a labeled test set is needed."""
     return any(measure is not Measure.dry_run for measure in definition.measure)

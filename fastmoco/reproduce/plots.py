@@ -1,4 +1,4 @@
-"""A sweep's plots as SVG files that are equal byte for byte where the figures are."""
+"""Plots of a sweep as SVG files; equal figures give equal bytes."""
 
 import re
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from fastmoco.reproduce.figures import LABELS, Group
 
 
 def draw_plots(out: Path, definition: Definition, groups: Sequence[Group]) -> dict[str, str]:
-    """Draw each plot of a definition; plots of which no run has a figure are left out.
+    """Draw each plot of a definition; a plot without any figure is left out.
 
     Returns:
-        Titles by the names of the files written.
+        Title of each plot, by the name of the file written.
     """
     names: dict[str, str] = {}
     for number, plot in enumerate(definition.plot):
@@ -33,19 +33,17 @@ def draw_plots(out: Path, definition: Definition, groups: Sequence[Group]) -> di
 
 
 def title_of(name: str) -> str:
-    """A measure as it stands on an axis."""
-    if name in LABELS:
-        return LABELS[name].title
-    return name.replace("_", " ").replace(".", " ")
+    """Axis label of a measure."""
+    return LABELS[name].title if name in LABELS else name.replace("_", " ").replace(".", " ")
 
 
 def factor_of(name: str) -> float:
-    """From what is kept to what is shown."""
+    """Factor from the stored to the shown value of a measure."""
     return LABELS[name].factor if name in LABELS else 1.0
 
 
 def save_svg(path: Path, figure: Figure) -> None:
-    """Write a figure without date and without random names; letters stay text."""
+    """Write a figure without date and random names; text stays text."""
     FigureCanvasSVG(figure)
     settings: Any = {"svg.hashsalt": "fastmoco", "svg.fonttype": "none"}
     with atomic_path(path) as temporary, matplotlib.rc_context(settings):
@@ -53,7 +51,7 @@ def save_svg(path: Path, figure: Figure) -> None:
 
 
 def _draw(axes: Axes, plot: Plot, definition: Definition, groups: Sequence[Group]) -> bool:
-    """Draw one plot; whether there was anything to draw."""
+    """Draw one plot; return whether there was anything to draw."""
     draw = {PlotKind.curve: _curves, PlotKind.bar: _bars, PlotKind.line: _lines}[plot.kind]
     if not draw(axes, plot, groups):
         return False
@@ -66,7 +64,7 @@ def _draw(axes: Axes, plot: Plot, definition: Definition, groups: Sequence[Group
 
 
 def _curves(axes: Axes, plot: Plot, groups: Sequence[Group]) -> bool:
-    """A line a run over its epochs; runs of one group have one color, failed ones too."""
+    """A line per run over its epochs, failed runs included; one color per group."""
     drawn = False
     for number, group in enumerate(groups):
         for count, run in enumerate(group.runs):
@@ -87,7 +85,7 @@ def _curves(axes: Axes, plot: Plot, groups: Sequence[Group]) -> bool:
 
 
 def _by_line(plot: Plot, groups: Sequence[Group]) -> dict[str, list[Group]]:
-    """The groups of each line, by its label."""
+    """The groups of each line, by label."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         found.setdefault(group.points[plot.lines] if plot.lines else "", []).append(group)
@@ -95,7 +93,7 @@ def _by_line(plot: Plot, groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def _points_of(group: Group, plot: Plot) -> str:
-    """A group's place on an axis of categories."""
+    """The category of a group on the x axis."""
     if plot.x:
         return group.points[plot.x]
     return ",".join(point for axis, point in group.points.items() if axis != plot.lines)
@@ -109,76 +107,61 @@ def _lines(axes: Axes, plot: Plot, groups: Sequence[Group]) -> bool:
     """Means with their deviations over an axis or a measure."""
     by_measure = plot.x in LABELS
     numeric = by_measure or plot.x_scale is not XScale.category
-    places = {} if by_measure else {name: i for i, name in enumerate(_categories(plot, groups))}
+    names = [] if by_measure else _categories(plot, groups)
     drawn = False
     for label, members in _by_line(plot, groups).items():
         found = [group for group in members if group.mean(plot.y) is not None]
         if by_measure:
             found = sorted(found, key=lambda group: group.mean(plot.x) or 0.0)
-            xs = [(group.mean(plot.x) or 0.0) * factor_of(plot.x) for group in found]
+            xs = _shown_means(found, plot.x)
         elif numeric:
             xs = [float(_points_of(group, plot)) for group in found]
         else:
-            xs = [float(places[_points_of(group, plot)]) for group in found]
+            xs = [float(names.index(_points_of(group, plot))) for group in found]
         drawn = drawn or bool(found)
-        _errorbar(axes, xs, found, plot.y, label)
+        means = _shown_means(found, plot.y)
+        style = _spread(found, plot.y)
+        axes.errorbar(xs, means, marker="o", markersize=4, label=label or None, **style)
         if by_measure:
-            for x, group in zip(xs, found, strict=True):
-                _name_point(axes, x, group, plot)
+            offset: Any = {"xytext": (4, 4), "textcoords": "offset points"}
+            for group, x, y in zip(found, xs, means, strict=True):
+                axes.annotate(group.name, (x, y), fontsize=7, **offset)
     if numeric and plot.x_scale is XScale.log:
         axes.set_xscale("log")
     if not numeric:
-        axes.set_xticks(list(places.values()), list(places))
-        _slant(axes, list(places))
+        _name_ticks(axes, names)
     axes.set_xlabel(title_of(plot.x) if plot.x else "")
     return drawn
 
 
-def _errorbar(
-    axes: Axes, xs: Sequence[float], groups: Sequence[Group], measure: str, label: str
-) -> None:
-    factor = factor_of(measure)
-    means = [(group.mean(measure) or 0.0) * factor for group in groups]
-    style = _spread(groups, measure)
-    axes.errorbar(xs, means, marker="o", markersize=4, label=label or None, **style)
+def _shown_means(groups: Sequence[Group], measure: str) -> list[float]:
+    return [(group.mean(measure) or 0.0) * factor_of(measure) for group in groups]
 
 
 def _spread(groups: Sequence[Group], measure: str) -> dict[str, Any]:
-    """Error bars, where there are several seeds."""
+    """Options for error bars, if there are several seeds."""
     spread = [(group.deviation(measure) or 0.0) * factor_of(measure) for group in groups]
     return {"yerr": spread, "capsize": 3} if any(spread) else {}
 
 
-def _name_point(axes: Axes, x: float, group: Group, plot: Plot) -> None:
-    y = (group.mean(plot.y) or 0.0) * factor_of(plot.y)
-    axes.annotate(group.name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7)
-
-
 def _bars(axes: Axes, plot: Plot, groups: Sequence[Group]) -> bool:
-    """A bar a group; bars of one category side by side, one color a line."""
-    places = _categories(plot, groups)
-    lines = _by_line(plot, groups)
-    width, drawn, factor = 0.8 / len(lines), False, factor_of(plot.y)
+    """A bar per group; bars of one category are side by side, with one color per line."""
+    names, lines = _categories(plot, groups), _by_line(plot, groups)
+    width, drawn = 0.8 / len(lines), False
     for number, (label, members) in enumerate(lines.items()):
         found = [group for group in members if group.mean(plot.y) is not None]
         drawn = drawn or bool(found)
-        xs = [
-            places.index(_points_of(group, plot)) - 0.4 + (number + 0.5) * width for group in found
-        ]
-        axes.bar(
-            xs,
-            [(group.mean(plot.y) or 0.0) * factor for group in found],
-            width,
-            label=label or None,
-            **_spread(found, plot.y),
-        )
-    axes.set_xticks(range(len(places)), places)
-    _slant(axes, places)
+        offset = (number + 0.5) * width
+        xs = [names.index(_points_of(group, plot)) - 0.4 + offset for group in found]
+        means, style = _shown_means(found, plot.y), _spread(found, plot.y)
+        axes.bar(xs, means, width, label=label or None, **style)
+    _name_ticks(axes, names)
     return drawn
 
 
-def _slant(axes: Axes, names: Sequence[str]) -> None:
-    """Long names of points stand slanted."""
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    """Put the names of points below the x axis, slanted if they are long."""
+    axes.set_xticks(range(len(names)), names)
     if sum(map(len, names)) > 60:
         axes.tick_params(axis="x", labelrotation=30)
         for label in axes.get_xticklabels():

@@ -1,4 +1,4 @@
-"""``sweep.json`` in a run folder: what a run of a sweep was, how it ended, what was measured."""
+"""``sweep.json`` in a run folder: settings, end and measurements of one run of a sweep."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -9,25 +9,25 @@ from typing import Any
 from fastmoco.files import atomic_write_text
 
 FILE_NAME = "sweep.json"
-"""In a run folder."""
+"""Name of the record in a run folder."""
 STATE_NAME = "sweep.json"
-"""In the folder of all runs: what they have in common."""
-MEND_STATE = "remove it, and the sweep's next call writes it anew: fastmoco sweep"
+"""Name of the file in the folder of all runs, with what they have in common."""
+MEND_STATE = "remove it; the next call of the sweep writes it again: fastmoco sweep"
 
 
 class Status(StrEnum):
-    """How far a run is."""
+    """State of a run."""
 
     started = "started"
-    """Trained, or to be trained; not all is measured."""
+    """Not all is trained and measured yet."""
     finished = "finished"
     diverged = "diverged"
-    """Its loss left the finite numbers: a result."""
+    """The loss was not finite; this is a result too."""
     failed = "failed"
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more is done, unless asked for."""
+        """Whether the run has ended; it is repeated only on request."""
         return self is not Status.started
 
 
@@ -36,30 +36,30 @@ class RunRecord:
     """One run of a sweep."""
 
     points: dict[str, str]
-    """By axis."""
+    """Point by axis."""
     seed: int
     status: Status = Status.started
     reason: str = ""
-    """Why it failed or diverged, one line."""
+    """Reason why it failed or diverged, one line."""
     overrides: list[str] = field(default_factory=list)
-    """Of ``fastmoco train``, without seed, data and folder."""
+    """Overrides of ``fastmoco train``, without seed, data and folder."""
     command: str = ""
-    """The command line of its training alone."""
+    """The command line that trains only this run."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Data, sizes, encoder, device."""
     measures: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By `Measure`: what was found, JSON values."""
+    """Results by `Measure`, JSON values."""
 
     def write(self, folder: Path) -> None:
-        """Write it, whole."""
+        """Write the record atomically."""
         atomic_write_text(folder / FILE_NAME, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """The record of a run folder; none where there is none.
+    """The record of a run folder; None if it has none.
 
     Raises:
-        ValueError: If it is damaged.
+        ValueError: If the record is damaged.
     """
     path = folder / FILE_NAME
     if not path.exists():
@@ -68,4 +68,4 @@ def read_record(folder: Path) -> RunRecord | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         return RunRecord(**{**values, "status": Status(values["status"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged; remove it, and the sweep measures again") from error
+        raise ValueError(f"{path} is damaged; remove it, the sweep then measures again") from error

@@ -1,4 +1,4 @@
-"""Runs the children of a sweep: one at a time on each device, until all are done."""
+"""Start the runs of a sweep as child processes, one at a time on each device."""
 
 import os
 import signal
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastmoco.errors import Interrupted, UsageError
 from fastmoco.files import locked
 from fastmoco.reproduce.children import start_child
@@ -22,27 +24,27 @@ from fastmoco.runs.stop_signals import StopRequest, stop_signals
 
 POLL_SECONDS = 0.1
 SAVE_SECONDS = 60.0
-"""What a child has to save in, where the sweep itself fails."""
+"""Time for a child to save its state if the sweep itself fails."""
 THREADS_KEY = "pipeline.num_threads"
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 
 
 @dataclass(slots=True)
 class Child:
-    """A run that is being done."""
+    """A run in a child process."""
 
     run: PlannedRun
     process: subprocess.Popen[Any]
     slot: dict[str, str]
-    """Variables of its environment: device and threads."""
+    """Environment variables of the run: device and threads."""
     start: float
 
 
 def do_all(job: SweepJob) -> None:
-    """Do what is not done yet; say how each run ended, and at the end of all.
+    """Do the runs that are not done yet; print how each ended, and a summary.
 
     Raises:
-        Interrupted: After SIGINT or SIGTERM, passed on to the children, which saved.
+        Interrupted: After SIGINT or SIGTERM; the children got SIGTERM and saved their state.
         ValueError: If runs failed.
     """
     waiting = deque(run for run in job.runs if not _is_done(job, run))
@@ -50,10 +52,10 @@ def do_all(job: SweepJob) -> None:
     free = deque(slots(job))
     _say(
         f"{job.folder}: {len(job.runs)} runs, {done} of them done before, "
-        f"{len(free)} at a time; each one's log is in {job.folder / 'logs'}"
+        f"{len(free)} at a time; their logs are in {job.folder / 'logs'}"
     )
     running: list[Child] = []
-    told = False
+    terminated = False
     with stop_signals() as stop, _none_left(running):
         while running or (waiting and not stop.signal_number):
             while waiting and free and not stop.signal_number:
@@ -63,10 +65,10 @@ def do_all(job: SweepJob) -> None:
                 free.append(child.slot)
                 done += 1
                 _say(f"[{done}/{len(job.runs)}] {_conclusion(job, child)}")
-            if stop.signal_number and not told:
-                told = True
+            if stop.signal_number and not terminated:
+                terminated = True
                 for child in running:
-                    child.process.terminate()  # it saves, and ends
+                    child.process.terminate()  # it saves its state and ends
             time.sleep(POLL_SECONDS)
     _summarize(job, stop)
 
@@ -79,32 +81,25 @@ def _is_done(job: SweepJob, run: PlannedRun) -> bool:
     record = read_record(run.folder)
     if record is None or not record.status.is_final:
         return False
-    again = job.cfg.retry and record.status is Status.failed
-    # A definition may measure more than it did.
-    missing = record.status is Status.finished and any(
-        measure.value not in record.measures for measure in job.definition.measure
-    )
-    return not (again or missing)
+    if record.status is Status.finished:  # the definition may have more measures since then
+        return all(measure.value in record.measures for measure in job.definition.measure)
+    return not (job.cfg.retry and record.status is Status.failed)
 
 
 def slots(job: SweepJob) -> list[dict[str, str]]:
-    """For each run at the same time, its device and its share of the cores, as variables."""
-    import torch
-
+    """Environment variables (device, number of threads) of each run that may run at once."""
     device, count = job.configs[0].device, 0
     if device in ("auto", "cuda"):
         count = torch.cuda.device_count()
     jobs = job.cfg.jobs or max(count, 1)
     cores = len(os.sched_getaffinity(0))
-    found = []
-    for number in range(jobs):
-        slot = {}
+    found: list[dict[str, str]] = [{} for _ in range(jobs)]
+    for number, slot in enumerate(found):
         if count > 1:
             named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
             slot["CUDA_VISIBLE_DEVICES"] = named.split(",")[number % count]
         if jobs > 1:
             slot["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(cores // jobs, 1)))
-        found.append(slot)
     return found
 
 
@@ -116,19 +111,14 @@ def _start(job: SweepJob, run: PlannedRun, slot: dict[str, str]) -> Child:
     if "OMP_NUM_THREADS" in slot and not own:
         command.append(f"{THREADS_KEY}={slot['OMP_NUM_THREADS']}")
     with log.open("ab") as file:
-        process = start_child(
-            command,
-            environment=slot,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": subprocess.STDOUT}
+        process = start_child(command, environment=slot, **streams)
     return Child(run, process, slot, time.monotonic())
 
 
 @contextmanager
 def _none_left(running: list[Child]) -> Iterator[None]:
-    """No child outlives the block; each may save first."""
+    """End all children after the block; each may save its state first."""
     try:
         yield
     finally:
@@ -142,7 +132,7 @@ def _none_left(running: list[Child]) -> Iterator[None]:
 
 
 def _conclusion(job: SweepJob, child: Child) -> str:
-    """How a run ended; what it could not write down itself is written here."""
+    """How a run ended; writes the record of a run that ended without one."""
     run, code = child.run, child.process.returncode
     record = read_record(run.folder)
     if code in STOPPED:
@@ -151,12 +141,12 @@ def _conclusion(job: SweepJob, child: Child) -> str:
         record = record or RunRecord(points=run.points, seed=run.seed, overrides=run.overrides)
         record.status, record.reason = Status.failed, _last_words(code, job.log(run))
         try:
-            with locked(job.log(run), in_use=f"run {run.label} is being done by another process"):
+            with locked(job.log(run), in_use=f"another process is doing run {run.label}"):
                 record.write(run.folder)
         except UsageError as error:
             return str(error)
-        except OSError as error:  # a full disk: the other runs go on
-            return f"{run.label} failed: {record.reason} (not written down: {error.strerror})"
+        except OSError as error:  # a full disk: the other runs continue
+            return f"{run.label} failed: {record.reason} (not recorded: {error.strerror})"
     assert record is not None
     if record.status is Status.finished:
         return f"{run.label} {_figures(record)}, {time.monotonic() - child.start:.0f} s"
@@ -164,7 +154,7 @@ def _conclusion(job: SweepJob, child: Child) -> str:
 
 
 def _last_words(code: int, log: Path) -> str:
-    """Why a child ended that wrote nothing."""
+    """Why a child ended that wrote no record."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -172,38 +162,32 @@ def _last_words(code: int, log: Path) -> str:
 
 
 def _figures(record: RunRecord) -> str:
-    parts = [
-        f"{name} top-1 {found['top1']:.2f}"
-        for name, found in record.measures.items()
-        if "top1" in found
-    ]
-    return ", ".join(parts) or "measured"
+    found = {name: values["top1"] for name, values in record.measures.items() if "top1" in values}
+    return ", ".join(f"{name} top-1 {top1:.2f}" for name, top1 in found.items()) or "measured"
 
 
 def _summarize(job: SweepJob, stop: StopRequest) -> None:
-    """How many ended how, and what to do next.
+    """Print how many runs ended in which state, and what to do next.
 
     Raises:
         Interrupted: If there was a signal and runs are left.
         ValueError: If runs failed.
     """
     records = [read_record(run.folder) for run in job.runs]
-    counts = {
-        status: sum(1 for record in records if record and record.status is status)
-        for status in Status
-    }
+    states = [record.status for record in records if record]
+    counts = {status: states.count(status) for status in Status}
     left = sum(1 for record in records if not record or not record.status.is_final)
     text = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
     if left and stop.signal_number:
         raise Interrupted(
-            stop.signal_number, f"{left} runs are left; the same command goes on with them"
+            stop.signal_number, f"{left} runs are left; the same command resumes them"
         )
     scale = job.cfg.scale.value
     _say(f"{text or 'nothing done'}; its table: fastmoco table {job.name} scale={scale}")
     if left:
-        raise ValueError(f"{left} runs were stopped; the same command goes on with them")
+        raise ValueError(f"{left} runs were stopped; the same command resumes them")
     if failed := counts[Status.failed]:
         raise ValueError(
             f"{failed} of {len(records)} runs failed (logs in {job.folder / 'logs'}); "
-            "retry=true tries them again"
+            "set retry=true to repeat them"
         )

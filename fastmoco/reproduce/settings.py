@@ -1,6 +1,6 @@
-"""What `fastmoco sweep` and `fastmoco table` read; strings under fields are help texts.
+"""Settings of `fastmoco sweep` and `fastmoco table`; a string under a field is its help text.
 
-Importing this imports no torch, so that commands which need none start at once.
+This module does not import torch, so commands that do not need torch start at once.
 """
 
 from dataclasses import dataclass, field
@@ -9,48 +9,48 @@ from pathlib import Path
 
 
 class Scale(StrEnum):
-    """How large the runs of a sweep are."""
+    """Size of the runs of a sweep."""
 
     small = "small"
     """For a CPU, in minutes."""
     full = "full"
-    """As published."""
+    """The published size."""
 
 
 @dataclass(kw_only=True, slots=True)
 class SweepConfig:
-    """What `fastmoco sweep` reads besides the options of `fastmoco train`."""
+    """Options of `fastmoco sweep`, in addition to those of `fastmoco train`."""
 
     scale: Scale = Scale.small
     """small (for a CPU, in minutes) or full (as published)."""
     seeds: list[int] = field(default_factory=lambda: [0])
-    """Of the runs: each point is trained once with each."""
+    """Seeds; each combination of points is trained once per seed."""
     jobs: int = 0
-    """Runs at the same time; 0 = one for each GPU, or one on a CPU. They share the cores."""
+    """Runs at the same time, which share the cores; 0: one per GPU, or one on a CPU."""
     folder: Path | None = None
-    """Folder of the run folders; none = runs/sweeps/NAME-SCALE."""
+    """Folder of the run folders; default: runs/sweeps/NAME-SCALE."""
     run: str = ""
-    """Do this one run alone, in this process: its name, as print=true gives it."""
+    """Do only this run, in this process; a name that print=true prints."""
     print: bool = False
-    """Print a command line for each run, one a line, such as for a Slurm array; start nothing."""
+    """Print one command line per run, such as for a Slurm array, and start nothing."""
     retry: bool = False
-    """Try the runs again that failed; without, they stay failed and the rest is done."""
+    """Repeat failed runs; otherwise they stay failed and only the rest is done."""
 
 
 @dataclass(kw_only=True, slots=True)
 class SweepTableConfig:
-    """Everything that `fastmoco table` reads."""
+    """Options of `fastmoco table`."""
 
     scale: Scale = Scale.small
-    """Of the sweep: small or full."""
+    """Scale of the sweep: small or full."""
     folder: Path | None = None
-    """Folder of the run folders; none = runs/sweeps/NAME-SCALE."""
+    """Folder of the run folders; default: runs/sweeps/NAME-SCALE."""
     out: Path | None = None
-    """Folder for table.md, table.csv and the plots; none = beside the runs."""
+    """Folder for table.md, table.csv and the plots; default: the folder of the run folders."""
     runs: list[str] = field(default_factory=list)
-    """table voc: run folders, or others with results of fastmoco detect in them; none = runs."""
+    """table voc: folders to search for results of fastmoco detect; default: runs."""
 
 
 def sweep_folder(name: str, cfg: SweepConfig | SweepTableConfig) -> Path:
-    """Where a sweep's run folders lie."""
+    """Folder of a sweep's run folders."""
     return cfg.folder or Path("runs") / "sweeps" / f"{Path(name).stem}-{cfg.scale}"

@@ -1,4 +1,4 @@
-"""Everything that one call of `fastmoco sweep` is about."""
+"""One call of `fastmoco sweep`, checked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,42 +11,40 @@ from fastmoco.reproduce.settings import SweepConfig
 from fastmoco.train.settings import FREE_KEYS, TrainConfig
 
 OWN_KEYS = tuple(SweepConfig.__slots__)
-
-
 DATA_KEYS = ("data.train", "data.test")
 
 
 @dataclass(slots=True)
 class SweepJob:
-    """Everything that one call of the command is about."""
+    """One call of `fastmoco sweep`: its definition, options, data and runs."""
 
     name: str
     definition: Definition
-    """At its scale."""
+    """Definition at its scale."""
     cfg: SweepConfig
     folder: Path
     data: DataConfig
     runs: list[PlannedRun]
     configs: list[TrainConfig]
-    """Of the runs, checked."""
+    """Checked configurations of the runs."""
     arguments: list[str]
-    """Of the command, after its name, but for `run`, `jobs`, `print` and `retry`."""
+    """Arguments of the command after NAME, without `run`, `jobs`, `print` and `retry`."""
 
     def command(self, run: PlannedRun) -> list[str]:
-        """The command line that does one run alone."""
+        """The command line that does only one run."""
         return ["fastmoco", "sweep", self.name, f"run={run.label}", *self.arguments]
 
     @property
     def settings(self) -> list[str]:
-        """Of them, the options of `fastmoco train` that change what all runs learn."""
+        """Options of `fastmoco train` among the arguments that change what all runs learn."""
         others = (*OWN_KEYS, *DATA_KEYS)
         return sorted(learned([i for i in self.arguments if key_of(i) not in others]))
 
     def log(self, run: PlannedRun) -> Path:
-        """What a run printed."""
+        """File with the output of a run."""
         return self.folder / "logs" / f"{run.label}.log"
 
 
 def learned(overrides: Sequence[str]) -> list[str]:
-    """Those that change what a run learns."""
+    """The overrides that change what a run learns."""
     return [item for item in overrides if key_of(item) not in FREE_KEYS]

@@ -1,4 +1,4 @@
-"""`fastmoco table`: a sweep's Markdown, CSV and plots, from its run folders alone."""
+"""`fastmoco table`: a sweep's Markdown, CSV and plots, from its run folders."""
 
 import csv
 import io
@@ -9,18 +9,12 @@ from typing import Any
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.reproduce.definition import Definition, Measure, load_definition
-from fastmoco.reproduce.figures import (
-    LABELS,
-    SETTINGS,
-    Group,
-    RunFigures,
-    collect,
-    is_collapsed,
-)
+from fastmoco.reproduce.figures import LABELS, SETTINGS, Group, RunFigures, collect, is_collapsed
 from fastmoco.reproduce.orderings import STANDARD_ERRORS, Finding, check_claims, judge
 from fastmoco.reproduce.plots import draw_plots
 from fastmoco.reproduce.record import MEND_STATE, STATE_NAME
 from fastmoco.reproduce.settings import SweepTableConfig, sweep_folder
+from fastmoco.reproduce.voc import write_voc_table
 
 VOC = "voc"
 
@@ -29,18 +23,16 @@ def write_table(name: str, cfg: SweepTableConfig) -> str:
     """Write ``table.md``, ``table.csv`` and the plots of a sweep.
 
     Args:
-        name: Of the sweep; ``voc`` for results of `fastmoco detect`.
-        cfg: Where runs lie and files go.
+        name: Name of the sweep; ``voc``: results of `fastmoco detect`.
+        cfg: Scale and folders.
 
     Returns:
         The Markdown.
 
     Raises:
-        UsageError: If there is no such sweep, or no run of it.
+        UsageError: If there is no such sweep, or if no run of it has ended.
     """
     if name == VOC:
-        from fastmoco.reproduce.voc import write_voc_table
-
         return write_voc_table(cfg)
     definition = load_definition(name).at(cfg.scale)
     folder = sweep_folder(name, cfg)
@@ -58,14 +50,13 @@ def write_table(name: str, cfg: SweepTableConfig) -> str:
 
 
 def read_state(folder: Path, name: str) -> dict[str, Any]:
-    """What `fastmoco sweep` kept of a sweep.
+    """Read the ``sweep.json`` of a sweep.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If it is missing.
         ValueError: If it is damaged.
     """
-    path = folder / STATE_NAME
-    if not path.exists():
+    if not (path := folder / STATE_NAME).exists():
         raise UsageError(f"{folder} holds no sweep; start: fastmoco sweep {name}")
     return read_json_object(path, ("name", "scale", "seeds"), mend=f"{MEND_STATE} {name}")
 
@@ -83,14 +74,12 @@ def shown_measures(definition: Definition, groups: Sequence[Group]) -> list[str]
         wanted += ["images_per_second", "peak_gb", "hours"]
     if definition.trains:
         wanted.append("seconds")
-    differing = [
-        name for name in SETTINGS if len({v for group in groups for v in group.values(name)}) > 1
-    ]
-    return wanted + differing
+    settings = {name: {v for group in groups for v in group.values(name)} for name in SETTINGS}
+    return wanted + [name for name, values in settings.items() if len(values) > 1]
 
 
 def default_measure(definition: Definition) -> str:
-    """What claims are about that name no measure."""
+    """The measure of claims that name none."""
     return "linear_top1" if Measure.linear in definition.measure else "knn_top1"
 
 
@@ -112,7 +101,7 @@ def markdown(
     state: dict[str, Any],
     plots: Mapping[str, str],
 ) -> str:
-    """The whole page."""
+    """The complete page."""
     runs = [run for group in groups for run in group.runs]
     lines = [f"# {definition.about}", ""]
     lines += [f"- {line}" for line in _header(definition, runs, state)]
@@ -129,7 +118,7 @@ def markdown(
 
 
 def _header(definition: Definition, runs: Sequence[RunFigures], state: dict[str, Any]) -> list[str]:
-    """What was run, on what."""
+    """Command, data, encoder, device and protocols of the runs."""
     facts = [run.record.facts for run in runs if run.record.facts]
 
     def all_of(key: str, form: str = "{}") -> str:
@@ -146,19 +135,18 @@ def _header(definition: Definition, runs: Sequence[RunFigures], state: dict[str,
     if tested := all_of("test_images"):
         data += f"; tested on {all_of('test_data')}, {tested}"
     lines.append(f"Data: {data}")
-    lines.append(
+    lines += [
         f"Encoder: {all_of('encoder')}, width {all_of('width')}, {all_of('stem')} stem, views of "
         f"{all_of('view_size')} pixels; {all_of('epochs')} epochs, batch "
-        f"{all_of('global_batch_size')}"
-    )
-    lines.append(
-        f"Device: {all_of('device')}, {all_of('precision')}, torch {all_of('torch')}; seeds {seeds}"
-    )
+        f"{all_of('global_batch_size')}",
+        f"Device: {all_of('device')}, {all_of('precision')}, torch {all_of('torch')}; "
+        f"seeds {seeds}",
+    ]
     return lines + _protocols(runs)
 
 
 def _protocols(runs: Sequence[RunFigures]) -> list[str]:
-    """How accuracies were measured."""
+    """Protocols of the accuracies."""
     lines = []
     found = [run.record.measures for run in runs]
     if knn := next((one["knn"] for one in found if "knn" in one), None):
@@ -172,7 +160,7 @@ def _protocols(runs: Sequence[RunFigures]) -> list[str]:
 
 
 def _table_lines(definition: Definition, groups: Sequence[Group]) -> list[str]:
-    """The table: a row a group, with what was published in the last column."""
+    """The table: a row per group, with the published figure in the last column."""
     measures, published = shown_measures(definition, groups), definition.published
     titles = [" x ".join(definition.axes), "n", *(LABELS[measure].title for measure in measures)]
     rows = [[group.name, _count(group), *_cells(group, measures)] for group in groups]
@@ -189,22 +177,20 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _count(group: Group) -> str:
-    """How many runs finished, of how many."""
-    finished, whole = len(group.finished), len(group.runs) + len(group.missing)
-    return str(finished) if finished == whole else f"{finished} of {whole}"
+    """Number of finished runs, and of all runs if not all finished."""
+    finished, total = len(group.finished), len(group.runs) + len(group.missing)
+    return str(finished) if finished == total else f"{finished} of {total}"
 
 
 def _cells(group: Group, measures: Sequence[str]) -> list[str]:
     if group.finished:
         return [cell(group, measure) for measure in measures]
-    first = "not run"
-    if group.ended_badly:
-        first = f"failed: {group.ended_badly[0].record.reason}"
-    return [first, *[""] * (len(measures) - 1)]
+    failed = [f"failed: {run.record.reason}" for run in group.ended_badly]
+    return [*failed, "not run"][:1] + [""] * (len(measures) - 1)
 
 
 def _endings(groups: Sequence[Group]) -> list[str]:
-    """What went otherwise than it should: missing, failed, diverged, collapsed."""
+    """Lines on runs that are missing, failed, diverged or collapsed."""
     lines = []
     for group in groups:
         if group.missing:
@@ -237,7 +223,7 @@ def _ordering_lines(found: Sequence[Finding]) -> list[str]:
 
 
 def csv_text(definition: Definition, groups: Sequence[Group]) -> str:
-    """A row a group: axes, counts, mean and deviation of every measure, the published value."""
+    """A row per group: axes, counts, mean and deviation of each measure, published value."""
     measures = [m for m in LABELS if any(group.values(m) for group in groups)]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -1,6 +1,7 @@
-"""`fastmoco table voc`: detectors on VOC beside each other and beside the published ones.
+"""`fastmoco table voc`: compare detectors on VOC with each other and with published ones.
 
-Means of trials, with the gaps to the supervised and to the random backbone of the same detector.
+The table has means over trials, and the gaps to the supervised and to the random backbone of the
+same detector.
 """
 
 import csv
@@ -15,6 +16,7 @@ from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.reproduce.settings import SweepTableConfig
 
 FIGURES = ("ap50", "ap", "ap75")
+ROLES = ("supervised", "random")
 RULES = {"voc07_": "VOC 2007 devkit", "": "COCO"}
 BACKBONES = {"pretrained": "MoCo", "random": "random", "file": "weights of a file"}
 V1, V2 = "arXiv:1911.05722", "arXiv:2003.04297"
@@ -30,17 +32,17 @@ class Row:
     figures: tuple[float, ...]
     """AP50, AP and AP75, percent."""
     spread: tuple[float, ...] = ()
-    """Their deviations over trials."""
+    """Deviations of the figures over trials."""
     trials: int = 0
     source: str = ""
-    """Of a published row."""
+    """Source of a published row."""
     protocol: str = ""
-    """Of one of ours: what must be equal for a gap to mean anything."""
+    """Protocol of one of our rows; gaps are taken only between rows with the same protocol."""
     role: str = ""
-    """supervised or random: what gaps are measured from."""
+    """supervised or random for a row that gaps refer to, else empty."""
 
 
-# Means of 5 trials on trainval07+12, tested on test2007.
+# Means of 5 trials, trained on trainval07+12, tested on test2007.
 PUBLISHED = (
     Row("dc5", "random", (64.4, 37.9, 38.6), source=V1, role="random"),
     Row("dc5", "supervised, ImageNet", (81.4, 54.0, 59.1), source=V1, role="supervised"),
@@ -66,21 +68,21 @@ def write_voc_table(cfg: SweepTableConfig) -> str:
     """Write ``table.md`` and ``table.csv`` of all detectors found.
 
     Args:
-        cfg: `runs`: where results of `fastmoco detect` are looked for.
+        cfg: Options of `fastmoco table`; `runs` are the folders to search.
 
     Returns:
         The Markdown.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no result.
     """
-    places = [Path(place) for place in cfg.runs] or [Path("runs")]
-    if absent := [place for place in places if not place.exists()]:
-        raise UsageError(f"{absent[0]} does not exist; give runs=[RUN,RUN], folders of runs")
-    ours = [row for place in places for row in find_rows(place)]
+    folders = [Path(folder) for folder in cfg.runs] or [Path("runs")]
+    if missing := [folder for folder in folders if not folder.exists()]:
+        raise UsageError(f"{missing[0]} does not exist; set runs=[DIR,DIR] to folders of runs")
+    ours = [row for folder in folders for row in find_rows(folder)]
     if not ours:
         raise UsageError(
-            f"no results of fastmoco detect in {', '.join(map(str, places))}; start: "
+            f"no results of fastmoco detect in {', '.join(map(str, folders))}; start: "
             "fastmoco detect RUN recipe=voc data.train=VOCdevkit trials=5"
         )
     out = cfg.out or cfg.folder or Path("runs") / "tables" / "voc"
@@ -90,22 +92,21 @@ def write_voc_table(cfg: SweepTableConfig) -> str:
     return text
 
 
-def find_rows(place: Path) -> Iterator[Row]:
-    """A row for each set of trials of a box detector at or below a folder.
+def find_rows(folder: Path) -> Iterator[Row]:
+    """A row for each set of trials of a box detector in a folder or below.
 
     Raises:
-        ValueError: If a result is damaged; one line with its file.
+        ValueError: If a result is damaged; one line that names its file.
     """
-    for path in sorted(place.rglob("result.json")):
+    for path in sorted(folder.rglob("result.json")):
         mend = "remove it, and fastmoco detect writes it again"
         protocol = (values := read_json_object(path, (), mend=mend)).get("protocol")
         if not isinstance(protocol, dict) or protocol.get("task") != "boxes":
-            continue  # of another command, or of one trial
+            continue  # a result of another command, or of one trial
         try:
-            row = _row(values["summary"], protocol)
+            yield _row(values["summary"], protocol)
         except (LookupError, TypeError) as error:
             raise ValueError(f"{path} is damaged (no {error}); {mend}") from error
-        yield row
 
 
 def _row(summary: dict[str, dict[str, float]], protocol: dict[str, Any]) -> Row:
@@ -132,7 +133,7 @@ def _row(summary: dict[str, dict[str, float]], protocol: dict[str, Any]) -> Row:
 def gaps(row: Row, rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
     """Points above the supervised and the random backbone of the same detector and protocol."""
     found: dict[str, tuple[float, ...]] = {}
-    for role in ("supervised", "random"):
+    for role in ROLES:
         for other in rows:
             alike = (other.arch, other.protocol) == (row.arch, row.protocol)
             if other.role == role and alike and other is not row:
@@ -141,7 +142,7 @@ def gaps(row: Row, rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
 
 
 def voc_markdown(ours: Sequence[Row]) -> str:
-    """A table of ours for each detector and protocol, with the published rows below."""
+    """A table of our rows for each detector and protocol, with the published rows below."""
     lines = [
         "# Detection on VOC",
         "",
@@ -155,8 +156,7 @@ def voc_markdown(ours: Sequence[Row]) -> str:
         lines += ["", f"## {arch}", "", protocol, ""]
         lines += ["| backbone | n | AP50 / AP / AP75 | to supervised | to random | from |"]
         lines += ["|---|---:|---:|---:|---:|---|"]
-        lines += [_markdown_row(row, rows) for row in rows]
-        lines += [_markdown_row(row, published) for row in published]
+        lines += [_markdown_row(row, table) for table in (rows, published) for row in table]
     return "\n".join(lines) + "\n"
 
 
@@ -166,20 +166,17 @@ def _markdown_row(row: Row, rows: Sequence[Row]) -> str:
         pairs = zip(figures, row.spread, strict=True)
         figures = [f"{text} ± {spread:.1f}" for text, spread in pairs]
     found = gaps(row, rows)
-    shown = [
-        " / ".join(f"{gap:+.1f}" for gap in found.get(role, ()))
-        for role in ("supervised", "random")
-    ]
-    trials = str(row.trials) if row.trials else "5"
+    shown = [" / ".join(f"{gap:+.1f}" for gap in found.get(role, ())) for role in ROLES]
+    trials = str(row.trials or 5)
     cells = [row.backbone, trials, " / ".join(figures), *shown, row.source or "here"]
     return f"| {' | '.join(cells)} |"
 
 
 def voc_csv(ours: Sequence[Row]) -> str:
-    """The same rows, with each figure in a column of its own."""
+    """The same rows as CSV, with a column per figure."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    of_gaps = [f"{figure}_to_{role}" for role in ("supervised", "random") for figure in FIGURES]
+    of_gaps = [f"{figure}_to_{role}" for role in ROLES for figure in FIGURES]
     spreads = [f"{figure}_sd" for figure in FIGURES]
     writer.writerow(
         ["arch", "backbone", "trials", *FIGURES, *spreads, *of_gaps, "source", "protocol"]
@@ -190,8 +187,8 @@ def voc_csv(ours: Sequence[Row]) -> str:
             found = gaps(row, rows)
             cells = [f"{value:.2f}" for value in row.figures]
             cells += [f"{value:.2f}" for value in row.spread] or [""] * len(FIGURES)
-            for role in ("supervised", "random"):
+            for role in ROLES:
                 cells += [f"{gap:.2f}" for gap in found.get(role, ())] or [""] * len(FIGURES)
-            place = row.source or "here"
-            writer.writerow([row.arch, row.backbone, row.trials or 5, *cells, place, row.protocol])
+            source = row.source or "here"
+            writer.writerow([row.arch, row.backbone, row.trials or 5, *cells, source, row.protocol])
     return buffer.getvalue()

@@ -33,6 +33,20 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows of a ``metrics.jsonl``, without a last line that a kill cut short."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """All rows of a ``metrics.jsonl``, or of another file with one JSON object per line.
+
+    A last line without a line break is left out: it is being written, or a kill cut it short.
+
+    Raises:
+        OSError: If the file is missing or cannot be read.
+        ValueError: If another line is not a JSON object, naming the file and the line.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith("\n"):
+            try:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{path}: line {number} is damaged ({error})") from error
+    return rows

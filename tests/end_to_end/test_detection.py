@@ -187,12 +187,12 @@ def test_every_task_is_trained_and_measured(scenes, run, options, figures, capsy
     ("options", "words"),
     [
         (["data.train=null"], ["data.train is not set"]),
-        (["task=masks"], ["task=masks is read from layout=coco alone"]),
-        (["layout=coco", "task=segment"], ["layout=voc alone"]),
+        (["task=masks"], ["task=masks needs layout=coco"]),
+        (["layout=coco", "task=segment"], ["task=segment needs layout=voc"]),
         (["layout=coco"], ["data.test is not set"]),
         (["data.train_years=12"], ["VOC2012 is missing"]),
         (["data.classes=[]"], ["1100000.xml: class", "none of the 20", "data.classes"]),
-        (["steps=0"], ["steps=0 must be 1 or more"]),
+        (["steps=0"], ["steps must be 1 or more, got 0"]),
         (["init=random", "batch_norm=frozen"], ["batch_norm=frozen", "set batch_norm"]),
         (["init=file"], ["init=file needs weights=FILE"]),
         (["arch=fpn"], ["model.anchor_sizes has 3 sizes"]),
@@ -242,7 +242,7 @@ def test_folders_of_something_else_are_refused(scenes, run, whole, tmp_path, cap
     fails(capsys, other, ["learning_rate: 0.02 there, 0.01 now", "another run_dir"])
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0/thesis.txt").write_text("precious")
-    fails(capsys, [*arguments, f"run_dir={tmp_path}"], ["is no trial's folder"])
+    fails(capsys, [*arguments, f"run_dir={tmp_path}"], ["seed-0 exists and is no run folder"])
     fails(capsys, ["detect", str(tmp_path / "none"), *arguments[2:]], ["does not exist"])
 
 

@@ -173,6 +173,6 @@ def test_cost_is_measured_without_training(arguments, folder, capsys):
     assert cost["images_per_second"] > 0
     assert 50e6 < cost["peak_bytes"] < 20e9
     assert cli.main(["sweep", *own, "run=good,seed=0", "moco.dim=16"]) == 2
-    assert "holds a run of other options" in capsys.readouterr().err
+    assert "holds a run with other options" in capsys.readouterr().err
     assert cli.main(["table", str(path), "scale=full", f"folder={place}"]) == 0
     assert "| good | 1 |" in capsys.readouterr().out

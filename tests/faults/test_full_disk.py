@@ -228,7 +228,7 @@ def test_a_sweep_goes_on_where_a_failure_cannot_be_written_down(arguments, monke
 
     monkeypatch.setattr(RunRecord, "write", fail)
     said = schedule._conclusion(job, schedule.Child(run, process, {}, 0.0))
-    assert "failed: step-1.safetensors: no space left on device (not written down: No sp" in said
+    assert "failed: step-1.safetensors: no space left on device (not recorded: No sp" in said
     assert read_record(run.folder) is None  # so that the same command tries it again
 
 

@@ -137,7 +137,7 @@ def break_voc(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("cut", ["Annotations", FIRST, "is no XML"]),
+        ("cut", ["Annotations", FIRST, "is not valid XML"]),
         ("no image", ["JPEGImages", FIRST, "is missing"]),
         ("no annotation", ["Annotations", FIRST, "is missing"]),
         ("class", [FIRST, "'stripe' is none of the 6", "did you mean stripes", "data.classes"]),
@@ -160,7 +160,7 @@ def test_broken_voc_is_one_line_that_names_the_file(tmp_path, scenes, how, words
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.pop("images"), ["not as COCO's", "KeyError: 'images'"]),
+        (lambda c: c.pop("images"), ["not in COCO's", "KeyError: 'images'"]),
         (
             lambda c: c["annotations"][0].update(bbox=[150, 0, 20, 5]),
             ["annotation 1", "not inside"],
@@ -168,7 +168,7 @@ def test_broken_voc_is_one_line_that_names_the_file(tmp_path, scenes, how, words
         (lambda c: c["annotations"][0].update(category_id=9), ["annotation 1", "category_id 9"]),
         (lambda c: c["annotations"][0].update(image_id=9), ["annotation 1", "image_id 9"]),
         (lambda c: c["annotations"][0].update(keypoints=[1, 2]), ["annotation 1", "3 x 3"]),
-        (lambda c: c["annotations"][0].pop("bbox"), ["not as COCO's", "KeyError: 'bbox'"]),
+        (lambda c: c["annotations"][0].pop("bbox"), ["not in COCO's", "KeyError: 'bbox'"]),
         (lambda c: c["images"][0].update(file_name="no.jpg"), ["no.jpg is missing"]),
         (lambda c: c.update(images=[], annotations=[]), ["lists no image"]),
     ],
@@ -188,12 +188,12 @@ def test_other_files_than_coco_are_refused(tmp_path, scenes):
     cut = tmp_path / "annotations" / "cut_train.json"
     cut.parent.mkdir()
     cut.write_text('{"images": [')
-    with pytest.raises(AnnotationError, match=r"cut_train\.json is no JSON"):
+    with pytest.raises(AnnotationError, match=r"cut_train\.json is not valid JSON"):
         read_coco(cut, images=None, option="data.train_images")
     with pytest.raises(UsageError, match="is a folder; with layout=coco give the annotation file"):
         read_coco(tmp_path, images=None, option="data.train_images")
     cut.write_text((scenes / "annotations/instances_test.json").read_text())
-    with pytest.raises(UsageError, match=r"train is no folder; set data\.train_images"):
+    with pytest.raises(UsageError, match=r"train is not a folder; set data\.train_images"):
         read_coco(cut, images=None, option="data.train_images")
 
 

@@ -62,3 +62,11 @@ def test_resuming_cuts_later_rows_and_a_torn_line(tmp_path):
     file.write({"step": 3, "again": True})
     file.close()
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "lo', "[1]", "\udcff"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n', errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged"):
+        read_metrics(path)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmoco.configuration import load_config
+from fastmoco.configuration import load_config, quote_values
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
 from fastmoco.reproduce.definition import load_definition, sweep_names
@@ -85,14 +85,18 @@ def test_the_small_scale_replaces_what_it_names(tmp_path):
         ("> 0.90,linear >", "> 0.9,linear >", "did you mean 0.90,linear?"),
         ("[knn, linear]", "[knn, liner]", "liner"),
         ("lines: head,", "lines: heat,", "the axes are momentum, head"),
-        ("y: linear_top1", "y: linear_top", "names the measure linear_top; did"),
+        ("y: linear_top1", "y: linear_top", "names the unknown measure linear_top; did"),
         ("axes:", "axes: {}\nother:", "other"),
         (
             "lines: head, x: momentum}",
             "x: parameters}",
-            "a plot of bars has parameters as x, which is no axis",
+            "a plot of bars has parameters as x, which is not an axis",
         ),
-        ("x: momentum, lines: head", "x: head, x_scale: log", "point linear of axis head is no nu"),
+        (
+            "x: momentum, lines: head",
+            "x: head, x_scale: log",
+            "point linear of axis head is not a nu",
+        ),
     ],
 )
 def test_a_wrong_definition_gets_one_line(tmp_path, old, new, message):
@@ -118,7 +122,7 @@ def test_an_unknown_sweep_gets_the_nearest_name():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("moco.head=mlp", "moco.head is what axis head of this sweep sets"),
+        ("moco.head=mlp", "moco.head is set by axis head of this sweep"),
         ("seed=3", "seed is set by the sweep"),
         ("run_dir=x", "run_dir is set by the sweep"),
     ],
@@ -130,7 +134,8 @@ def test_options_that_the_sweep_sets_are_refused(tmp_path, option, message):
 
 
 def test_names_of_runs_and_bare_lists_of_seeds_are_read():
-    cfg = load_config(SweepConfig, quote_run(["run=0.07,mlp,seed=1", "seeds=0,1"]))
+    given = quote_run(["run=0.07,mlp,seed=1", "seeds=0,1"])
+    cfg = load_config(SweepConfig, quote_values(SweepConfig, given))
     assert (cfg.run, cfg.seeds) == ("0.07,mlp,seed=1", [0, 1])
     assert load_config(SweepConfig, quote_run(["seeds=[2]"])).seeds == [2]
     assert not set(SweepConfig.__slots__) & set(TrainConfig.__slots__)
