@@ -1,7 +1,7 @@
-"""From presets (``configs/``) and ``key=value`` overrides to the schema's dataclasses.
+"""Compose presets (``configs/``) and ``key=value`` overrides into the schema's dataclasses.
 
-`load_config` is the one door: it composes by Hydra and returns plain dataclasses; a ``DictConfig``
-never passes it.
+All configurations come through `load_config`: it composes with Hydra and returns plain
+dataclasses, never a ``DictConfig``.
 """
 
 import ast
@@ -25,19 +25,18 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.errors import UsageError, nearest_name
-from fastmoco.preset_files import take_preset_files
+from fastmoco.preset_files import Groups, full_key, take_preset_files
 
 T = TypeVar("T")
-Groups = Mapping[str, Mapping[str, Any] | None]
 
 HELP_WIDTH, HELP_INDENT = 100, 36  # columns
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 
 def preset_groups(schema: type) -> Groups:
-    """The groups of presets that a schema is chosen from, by ``GROUP=NAME``.
+    """Groups of presets that a schema accepts as ``GROUP=NAME``.
 
-    A schema names them in its class variable ``GROUPS``: the presets by name, or None where they
+    A schema lists them in its class variable ``GROUPS``: a group's presets by name, or None if they
     are the files of ``configs/GROUP``.
     """
     groups: Groups = getattr(schema, "GROUPS", {})
@@ -45,10 +44,10 @@ def preset_groups(schema: type) -> Groups:
 
 
 def register_schema(schema: type) -> str:
-    """Tell Hydra a schema and the presets that Python defines; gives the name to compose.
+    """Register a schema and its presets from Python with Hydra; return the name to compose.
 
-    A schema names in its class variable ``PRESET`` the file of ``configs/`` that its defaults list
-    is in; without one it is composed as it is.
+    A schema may name a file of ``configs/`` in its class variable ``PRESET``; that file holds its
+    defaults list. Without one, only the schema is composed.
     """
     store = ConfigStore.instance()
     for group, presets in preset_groups(schema).items():
@@ -60,7 +59,7 @@ def register_schema(schema: type) -> str:
 
 
 def preset_names(group: str, presets: Mapping[str, Any] | None = None) -> list[str]:
-    """Names that ``GROUP=NAME`` may take: those of given presets, or of ``configs/GROUP``."""
+    """Names that ``GROUP=NAME`` accepts: those of `presets`, or the files of ``configs/GROUP``."""
     if presets is not None:
         return sorted(presets)
     return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
@@ -71,13 +70,13 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
 
     Args:
         schema: A dataclass; see `preset_groups` and `register_schema`.
-        overrides: ``key=value`` in Hydra's grammar, later ones win.
+        overrides: ``key=value`` in Hydra's grammar; later ones win.
 
     Returns:
-        The schema's dataclass, filled.
+        An instance of the schema.
 
     Raises:
-        UsageError: If a key, a preset or a value is not one that the schema knows; one line.
+        UsageError: If the schema does not know a key, a preset or a value; one line.
     """
     overrides = take_preset_files(preset_groups(schema), overrides)
     check_overrides(schema, overrides)
@@ -91,10 +90,10 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
 
 
 def config_from_dict(schema: type[T], values: dict[str, Any]) -> T:
-    """The schema's dataclass from a plain dict, as a checkpoint holds it.
+    """Build the schema's dataclass from a plain dict, such as a checkpoint's.
 
     Raises:
-        UsageError: If a key or value is not one that the schema knows.
+        UsageError: If the schema does not know a key or a value.
     """
     try:
         return to_dataclass(schema, OmegaConf.create(values))
@@ -103,7 +102,7 @@ def config_from_dict(schema: type[T], values: dict[str, Any]) -> T:
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON values."""
+    """Convert a configuration to plain JSON values."""
     container = OmegaConf.to_container(OmegaConf.structured(config))
     plain: dict[str, Any] = json.loads(json.dumps(container, default=_plain))
     return plain
@@ -114,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_dataclass(schema: type[T], composed: DictConfig) -> T:
-    """What Hydra composed, as the schema's own dataclass.
+    """Convert what Hydra composed to the schema's dataclass.
 
     Raises:
         UsageError: If a value is out of range.
@@ -125,17 +124,17 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException:
         raise
-    except ValueError as error:  # of a dataclass's own check
+    except ValueError as error:  # from a dataclass's own check
         raise UsageError(str(error)) from error
     assert isinstance(config, schema)
     return config
 
 
 def check_overrides(schema: type, overrides: Sequence[str]) -> list[Override]:
-    """Refuse unknown keys and presets with the nearest known name; give what Hydra parsed.
+    """Refuse unknown keys and presets, naming the nearest known name; return Hydra's parse.
 
     Raises:
-        UsageError: On the first that is unknown.
+        UsageError: At the first unknown key or preset.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -154,7 +153,7 @@ def check_overrides(schema: type, overrides: Sequence[str]) -> list[Override]:
 
 
 def _choices(override: Override) -> list[str]:
-    """The presets that an override names: one, those of a sweep, or none where it is a pattern."""
+    """Presets that an override names: one, those of a sweep, or none for a glob or range."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         return [str(choice) for choice in value.list]
@@ -163,27 +162,25 @@ def _choices(override: Override) -> list[str]:
 
 def _check_choice(group: str, choice: str, allowed: list[str]) -> None:
     registered = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
-    if choice not in [*allowed, *registered, "null", "None"]:  # registered: also files
+    if choice not in [*allowed, *registered, "null", "None"]:  # registered also holds preset files
         raise UsageError(f"unknown {group}={choice}{nearest_name(choice, allowed)}")
 
 
 def _one_line(error: BaseException) -> str:
     if str(error).startswith("Error merging override") and error.__cause__:
-        error = error.__cause__  # OmegaConf's own words: the value, the type and the key
+        error = error.__cause__  # OmegaConf's message names value, type and key
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    key = next(
-        (line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), None
-    )
+    key = full_key(lines)
     return f"{key}: {lines[0]}" if key and key not in lines[0] else lines[0]
 
 
 def quote_values(schema: type, overrides: Sequence[str], *, lists: bool = True) -> list[str]:
-    """Put values as a shell gives them into Hydra's grammar.
+    """Quote values from a shell for Hydra's grammar.
 
     Args:
-        schema: A dataclass: tells which options are paths and which are lists.
-        overrides: ``key=value``; paths may hold spaces and the like.
-        lists: Also put a list such as ``3,17`` into brackets: to Hydra it would be a sweep.
+        schema: A dataclass; its types tell which options are paths and which are lists.
+        overrides: ``key=value``; paths may hold spaces and other special characters.
+        lists: Also put a list such as ``3,17`` into brackets; Hydra would read it as a sweep.
 
     Raises:
         UsageError: If a preset's file is missing or holds no preset.
@@ -201,16 +198,16 @@ def _quoted(override: str, kinds: Mapping[str, str], lists: bool) -> str:
     if not separator or value in ("", "null") or value[0] in ("'", '"', "["):
         return override
     if kind == "path":
-        # Hydra reads a backslash as one but before a quote, where each backslash is doubled.
+        # Hydra keeps a backslash as it is, except before a quote, where each must be doubled.
         escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
         return f'{key}="{escaped}"'
     return f"{key}=[{value}]" if lists and kind.startswith("list") else override
 
 
 def describe(schema: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield ``(key, kind, help)`` of every option of a schema, nested keys joined by dots.
+    """Yield ``(key, kind, help)`` for every option of a schema; dots join nested keys.
 
-    The help is the string literal under the field, and the kind the type as a user would say it.
+    The help is the string literal under the field. The kind is the type in a user's words.
     """
     hints, docs = get_type_hints(schema), _field_docs(schema)
     for item in fields(schema):
@@ -233,9 +230,9 @@ def _kind(hint: Any) -> str:
 
 @cache
 def _field_docs(schema: type) -> dict[str, str]:
-    """The string literals under a dataclass's fields, from its source: Python drops them.
+    """Read the string literals under a dataclass's fields from its source: Python drops them.
 
-    Those of the dataclasses that it extends are its own.
+    Literals of inherited dataclasses are included.
     """
     docs: dict[str, str] = {}
     for owner in filter(is_dataclass, reversed(schema.__mro__)):
@@ -250,7 +247,7 @@ def _field_docs(schema: type) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    """A default as one would write it on the command line."""
+    """Format a default as on the command line."""
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, bool):
@@ -263,7 +260,7 @@ def _shown(value: Any) -> str:
 
 
 def help_lines(schema: type) -> list[str]:
-    """Each option with its default, its type and its meaning; then the groups of presets."""
+    """List each option with default, type and meaning, then the groups of presets."""
     defaults = OmegaConf.structured(schema)
     lines = ["options (key=DEFAULT, type, meaning):"]
     for key, kind, text in describe(schema):
@@ -284,8 +281,8 @@ def help_lines(schema: type) -> list[str]:
         notes = [f"{group}=NAME: {', '.join(preset_names(group, presets))}"]
         if presets is not None:
             notes.append(
-                f"{group}=FILE.yaml: your own, `key: value` lines of the keys above without "
-                f"{group}.; `base: NAME` takes the rest from that one"
+                f"{group}=FILE.yaml: a preset of your own, with `key: value` lines (the keys above "
+                f"without the prefix {group}.); `base: NAME` takes all other values from a preset"
             )
         for note in notes:
             lines += textwrap.wrap(note, HELP_WIDTH, subsequent_indent="    ")

@@ -1,4 +1,4 @@
-"""Which device a run uses."""
+"""The device of a run."""
 
 import os
 
@@ -8,10 +8,10 @@ from fastmoco.errors import UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is a device, else the CPU.
+    """Return the device of a name; ``auto`` is CUDA if there is a GPU, else the CPU.
 
     Raises:
-        UsageError: If the name is no device, or the device is not there.
+        UsageError: If the name is unknown, or the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,19 +25,20 @@ def resolve_device(name: str) -> torch.device:
         raise UsageError(f"device={name} is not supported; set device to auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"device={name} is not there (torch sees {torch.cuda.device_count()}); set device=cpu"
+            f"device={name} does not exist; torch sees {torch.cuda.device_count()} CUDA devices; "
+            "set device=cpu"
         )
     return device
 
 
 def describe_device(device: torch.device) -> str:
-    """One line for the run's header."""
+    """Describe a device in one line, for the run's header."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads)"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all that was queued; a CPU queues nothing."""
+    """Wait until a device has finished all queued work; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,6 @@
-"""What a user can fix, as exceptions, and the nearest known name for a misspelled one.
+"""Errors that a user can fix, and the nearest known name for a misspelled one.
 
-Imports no torch: the command line turns each into one line and an exit code.
+Imports no torch: the command line turns each error into one line and an exit code.
 """
 
 import difflib
@@ -11,18 +11,17 @@ class UsageError(ValueError):
 
 
 class DivergedError(ValueError):
-    """Training left the finite numbers."""
+    """A loss or weight became infinite or NaN during training."""
 
 
 class Interrupted(RuntimeError):
-    """The run was asked to stop, and saved its state.
+    """A signal asked the run to stop; the run saved its state.
 
     Attributes:
-        signal_number: SIGINT or SIGTERM.
+        signal_number: SIGINT or SIGTERM; decides the exit code.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
-        """Keep the signal for the exit code."""
         super().__init__(message)
         self.signal_number = signal_number
 
@@ -45,10 +44,9 @@ def check_least(settings: object, section: str, **least: int) -> None:
 
 
 def nearest_name(name: str, known: list[str]) -> str:
-    """``; did you mean ...?`` for a misspelled name, or the list of those that are known.
+    """Return ``; did you mean NAME?`` for a misspelled name, or else ``; known: NAMES``.
 
-    The same last part under another section is the likelier slip than a similar spelling of the
-    whole.
+    A known name with the same last part in another section comes before one of similar spelling.
     """
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     near = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1] or near

@@ -1,6 +1,6 @@
-"""Files that are whole or not there at all, locks, and checksums.
+"""Atomic writes of files and folders, locks, and checksums.
 
-A file is written as a temporary file, synced, renamed, and its folder synced.
+A file is written under a temporary name, synced and renamed; then its folder is synced.
 """
 
 import errno
@@ -20,13 +20,14 @@ from fastmoco.errors import UsageError
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside `target` that replaces it when the block ends well.
+    """Yield a temporary path beside `target`, which replaces `target` if the block succeeds.
 
-    An exception or a kill leaves the old file as it was. The temporary name is fixed, so the
-    leftover of a kill is overwritten by the next try.
+    An exception or a kill leaves the old file unchanged. The temporary name is fixed, so the next
+    attempt overwrites what a killed process left.
 
     Raises:
-        OSError: If the file cannot be written; it names the target, as that of a write does not.
+        OSError: If the file cannot be written; its ``filename`` is then set, which a failed write
+            does not do itself.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
@@ -44,7 +45,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's entries (a rename) to the disk."""
+    """Sync a folder's entries, such as a rename, to the disk."""
     _sync(folder, os.O_RDONLY)
 
 
@@ -57,22 +58,22 @@ def _sync(path: Path, mode: int) -> None:
 
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a file system answers that has no locks, as some network ones."""
+"""Error numbers of file systems without locks, such as some network file systems."""
 
 
 @contextmanager
 def locked(path: Path, *, in_use: str | None = None) -> Iterator[None]:
-    """Hold an exclusive lock on a file within the block; Linux frees it however the process ends.
+    """Hold an exclusive lock on a file within the block; Linux frees it when the process ends.
 
-    Where the file system has no locks, that is said in a warning and the block runs without.
+    On a file system without locks, the block runs unlocked, with a warning.
 
     Args:
-        path: The lock file; made, with its folder, if missing, and left there.
-        in_use: What to say where another process holds the lock; None waits for it instead.
+        path: The lock file; created if missing, like its folder, and not removed.
+        in_use: Message of the error if another process holds the lock; None waits for the lock.
 
     Raises:
         UsageError: With `in_use`, if another process holds the lock.
-        OSError: If the file cannot be made.
+        OSError: If the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -90,9 +91,9 @@ def lock_descriptor(descriptor: int, path: Path, *, wait: bool) -> None:
     """Lock an open file until it is closed.
 
     Args:
-        descriptor: The file.
-        path: Its name, for the warning where the file system has no locks.
-        wait: Wait for another process that holds the lock.
+        descriptor: The open file.
+        path: Its path, for the warning on a file system without locks.
+        wait: Wait if another process holds the lock.
 
     Raises:
         BlockingIOError: Without `wait`, if another process holds the lock.
@@ -105,8 +106,8 @@ def lock_descriptor(descriptor: int, path: Path, *, wait: bool) -> None:
         if error.errno not in NO_LOCKS:
             raise
         warnings.warn(
-            f"{path}: this file system has no locks ({error.strerror}); make sure that no other "
-            "process writes there",
+            f"{path}: cannot be locked, because its file system has no locks ({error.strerror}); "
+            "make sure that no other process writes to this folder",
             stacklevel=2,
         )
 
@@ -115,29 +116,29 @@ def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def atomic_write_text(target: Path, text: str) -> None:
-    """Write a small text file, whole or not at all."""
+    """Write a small text file atomically, as UTF-8."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_json_object(path: Path, keys: Iterable[str], *, mend: str) -> dict[str, Any]:
-    """What a JSON file holds.
+    """Read a JSON file that holds one object.
 
     Args:
-        path: Of the file.
-        keys: That it must have.
-        mend: What to do where it is damaged, for people.
+        path: The file.
+        keys: Keys that the object must have.
+        mend: What the user should do if the file is damaged; the end of the error message.
 
     Raises:
-        ValueError: If it is no JSON object with these keys; one line with its name.
-        OSError: If it cannot be read.
+        ValueError: If the file holds no JSON object with these keys; one line that names the file.
+        OSError: If the file cannot be read.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -152,10 +153,10 @@ def read_json_object(path: Path, keys: Iterable[str], *, mend: str) -> dict[str,
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Give a new folder beside `target` that becomes it when the block ends well.
+    """Yield a new folder beside `target`, which replaces `target` if the block succeeds.
 
-    `target` must be missing or empty. An exception or a kill leaves it so; the leftover of a kill
-    is removed by the next try.
+    `target` must be missing or empty; an exception or a kill leaves it so. The next attempt removes
+    what a killed process left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")

@@ -1,14 +1,14 @@
 """``GROUP=FILE.yaml``: a preset of the user's own, such as ``policy=mine.yaml``.
 
-The file holds fields of the group's dataclass, and may name the preset whose other values it
-takes::
+The file sets fields of the group's dataclass. It may name a preset as the base of all other
+fields::
 
     base: moco_v2
     crop_scale: [0.3, 1.0]
     blur_probability: 0.0
 
-Its values go into the run folder's ``config.yaml`` like those of any other preset, so a run resumes
-only with equal values, wherever they come from.
+The run folder's ``config.yaml`` stores the values, as for any other preset. So a run resumes only
+with equal values, wherever they come from.
 """
 
 import re
@@ -26,18 +26,18 @@ from fastmoco.errors import UsageError, nearest_name
 
 SUFFIXES = (".yaml", ".yml")
 
+Groups = Mapping[str, Mapping[str, Any] | None]
 
-def take_preset_files(
-    groups: Mapping[str, Mapping[str, Any] | None], overrides: Sequence[str]
-) -> list[str]:
-    """Register the preset files that overrides name, and name them as Hydra will know them.
+
+def take_preset_files(groups: Groups, overrides: Sequence[str]) -> list[str]:
+    """Register the preset files in overrides with Hydra, and replace their paths by Hydra's names.
 
     Args:
-        groups: Presets by group and name; files are taken where Python defines the presets.
-        overrides: ``key=value``; a path may hold spaces, and a sweep several, parted by commas.
+        groups: Presets by group and name; files are accepted for groups that Python defines.
+        overrides: ``key=value``; a path may hold spaces, a sweep holds several, joined by commas.
 
     Returns:
-        The overrides, ``policy=a b/c.yaml`` become ``policy=a_b_c_yaml``.
+        The overrides; ``policy=a b/c.yaml`` becomes ``policy=a_b_c_yaml``.
 
     Raises:
         UsageError: If a file is missing or holds no preset; one line.
@@ -45,7 +45,7 @@ def take_preset_files(
     return [_taken(groups, override) for override in overrides]
 
 
-def _taken(groups: Mapping[str, Mapping[str, Any] | None], override: str) -> str:
+def _taken(groups: Groups, override: str) -> str:
     key, _, value = override.partition("=")
     value, presets = _unquoted(value), groups.get(key)
     choices = [value] if Path(value).exists() else value.split(",")
@@ -68,15 +68,15 @@ def _registered(group: str, path: Path, presets: Mapping[str, Any]) -> str:
 
 
 def read_preset(group: str, path: Path, presets: Mapping[str, Any]) -> Any:
-    """Read a preset's file.
+    """Read a preset from a file.
 
     Args:
-        group: Of the preset.
+        group: The preset's group, for messages.
         path: The file.
-        presets: Those that ``base`` may name, all of one dataclass.
+        presets: Presets that ``base`` may name, all of one dataclass.
 
     Returns:
-        That dataclass, filled.
+        An instance of that dataclass.
 
     Raises:
         UsageError: If the file is missing, is no yaml, or holds a key or value that the dataclass
@@ -96,12 +96,14 @@ def read_preset(group: str, path: Path, presets: Mapping[str, Any]) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(typed, values))
     except (OmegaConfBaseException, ValueError) as error:
         lines = str(error.__cause__ or error).strip().splitlines()
-        raise UsageError(f"{path}: {lines[0]}{_at(lines)}") from error
+        key = full_key(lines)
+        raise UsageError(f"{path}: {lines[0]}{f' (key {key})' if key else ''}") from error
 
 
-def _at(lines: list[str]) -> str:
-    keys = [line.split("full_key:")[1].strip() for line in lines if "full_key:" in line]
-    return f" (key {keys[0]})" if keys and keys[0] else ""
+def full_key(lines: Sequence[str]) -> str:
+    """Key that the lines of an OmegaConf error name, or ``""``."""
+    keys = (line.partition("full_key:")[2].strip() for line in lines if "full_key:" in line)
+    return next(keys, "")
 
 
 def _read_mapping(group: str, path: Path, names: Sequence[str]) -> dict[Any, Any]:
@@ -109,7 +111,7 @@ def _read_mapping(group: str, path: Path, names: Sequence[str]) -> dict[Any, Any
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(
-            f"{group}={path}: no such file; presets without a file: {', '.join(names)}"
+            f"{group}={path}: no such file; built-in presets: {', '.join(names)}"
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error

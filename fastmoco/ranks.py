@@ -1,4 +1,4 @@
-"""Which of how many processes this one is: one process a device, numbered by torchrun.
+"""Rank and world size of this process; torchrun starts one process for each device.
 
 Imports no torch, so that the command line can ask before anything is loaded.
 """
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those of a run."""
+    """Rank of this process, and the number of processes of the run."""
 
     rank: int = 0
     """0 to `world_size` - 1, over all machines."""
     world_size: int = 1
-    """Processes of the run."""
+    """Number of processes of the run."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes the run folder and prints."""
+        """Whether this process writes the run folder and prints."""
         return self.rank == 0
 
     @property
     def several(self) -> bool:
-        """Whether there are others."""
+        """Whether the run has more than one process."""
         return self.world_size > 1
 
 
@@ -31,13 +31,13 @@ ALONE = Ranks()
 
 
 def environment_ranks() -> Ranks:
-    """As torchrun's ``RANK`` and ``WORLD_SIZE`` say; alone where there is no ``WORLD_SIZE``."""
+    """Read torchrun's ``RANK`` and ``WORLD_SIZE``; `ALONE` without ``WORLD_SIZE``."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     return Ranks(int(os.environ.get("RANK", "0")), world_size) if world_size > 1 else ALONE
 
 
 def local_ranks() -> Ranks:
-    """As `environment_ranks`, among the processes on this machine alone."""
+    """Rank and number of the processes on this machine only; see `environment_ranks`."""
     if not environment_ranks().several:
         return ALONE
     return Ranks(

@@ -1,1 +1,1 @@
-"""What a dataset is: sources of images, and the checked .beton file that training reads."""
+"""Datasets: sources of images, and the checked .beton file that training reads."""

@@ -4,15 +4,15 @@ Layout, little-endian, in the order of the file::
 
     header            24 bytes: version, number of fields, page size, number of samples, table
     descriptors       2 x 1,041 bytes, `image` (type 2) and `label` (type 1): type, name, arguments
-    metadata          24 bytes a sample: mode, width, height, blob's place; label
+    metadata          24 bytes per sample: mode, width, height, offset of the blob; label
     pages             from a multiple of the page size on; no blob straddles two pages
     section           (ours) ends of the names u64, CRC-32 of the blobs u32, names, class names,
                       facts (JSON: channel statistics and counts)
-    allocation table  24 bytes a sample, to the end of the file: sample, place, size
+    allocation table  24 bytes per sample, to the end of the file: sample, offset, size
 
-FFCV never reads the image field's arguments, so they lead to the section and hold the SHA-256 of
-all but the pages. A blob's CRC-32 covers the blob and then its sample id, so that swapped blobs are
-noticed. Names and class names are UTF-8 (odd bytes of file names survive as surrogates).
+FFCV never reads the image field's arguments, so they point to the section and hold the SHA-256 of
+everything but the pages. A blob's CRC-32 covers the blob and then its sample id, which detects
+swapped blobs. Names and class names are UTF-8 (undecodable bytes of file names become surrogates).
 """
 
 import hashlib
@@ -77,7 +77,7 @@ _DIGEST = slice(ARGUMENTS_OFFSET + 40, ARGUMENTS_OFFSET + 72)
 
 
 class BetonError(ValueError):
-    """A .beton file is damaged, cut, foreign or absurd; one line says where and what to do."""
+    """A .beton file is damaged, cut, or of another format; one line says where and what to do."""
 
 
 def index_digest(head: bytes, parts: Iterable[bytes]) -> bytes:
@@ -96,32 +96,32 @@ def bind_checksum(sample_id: int, crc32: int) -> int:
 
 
 def is_page_size(page_bytes: int) -> bool:
-    """Whether pages of a file may have this size: a power of two from 2 MiB to 2 GiB."""
+    """Whether a page size is allowed: a power of two from 2 MiB to 2 GiB."""
     return not page_bytes & (page_bytes - 1) and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX
 
 
 def align(offset: int, page_bytes: int) -> int:
-    """The first multiple of ``page_bytes`` at or after ``offset``."""
+    """First multiple of ``page_bytes`` at or after ``offset``."""
     return -(-offset // page_bytes) * page_bytes
 
 
 def encode_text(text: str) -> bytes:
-    """UTF-8 that keeps the undecodable bytes of file names."""
+    """Encode as UTF-8, keeping the undecodable bytes of file names."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def decode_text(raw: bytes) -> str:
-    """The inverse of `encode_text`."""
+    """Inverse of `encode_text`."""
     return raw.decode("utf-8", "surrogateescape")
 
 
 def printable(name: str) -> str:
-    """A file's name as valid UTF-8, for tables: bytes that are none become U+FFFD."""
+    """A file's name as valid UTF-8, for tables; undecodable bytes become U+FFFD."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def sidecar_path(path: Path) -> Path:
-    """Where the facts of a file lie: ``train.beton`` -> ``train.beton.json``."""
+    """Path of the JSON file of facts: ``train.beton`` -> ``train.beton.json``."""
     return path.with_name(path.name + ".json")
 
 
@@ -129,8 +129,8 @@ def sidecar_path(path: Path) -> Path:
 class Handle:
     """An open file, read by `pread`, whose errors name file and byte.
 
-    No memory map: a file that shrinks or a disk that fails then raises where a map would kill the
-    process, and copying 100 KB costs little beside decoding them.
+    Not a memory map: a file that shrinks or a disk that fails raises an error here, but would kill
+    a process that maps it. Copying 100 KB costs little beside decoding them.
     """
 
     path: Path
@@ -138,19 +138,19 @@ class Handle:
     num_bytes: int
 
     def close(self) -> None:
-        """Closes the file; later reads raise BetonError."""
+        """Close the file; later reads raise BetonError."""
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes from ``offset``.
+        """Read exactly ``size`` bytes from ``offset``.
 
         Raises:
-            BetonError: If the file ends before, is closed or cannot be read.
+            BetonError: If the file is too short, is closed or cannot be read.
         """
         if self.descriptor < 0:
-            raise BetonError(f"{self.path}: was closed; open it again")
+            raise BetonError(f"{self.path}: is closed; open it again")
         try:
             parts = [os.pread(self.descriptor, size, offset)]
             done = len(parts[0])
@@ -164,17 +164,17 @@ class Handle:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def chunks(self, *ranges: tuple[int, int], chunk_bytes: int = 1 << 20) -> Iterator[bytes]:
-        """The bytes of some ranges (start, end), in order and in chunks.
+        """Yield the bytes of some ranges (start, end), in order and in chunks.
 
         Raises:
             BetonError: As `read`.
         """
         for start, end in ranges:
-            for place in range(start, end, chunk_bytes):
-                yield self.read(place, min(chunk_bytes, end - place))
+            for offset in range(start, end, chunk_bytes):
+                yield self.read(offset, min(chunk_bytes, end - offset))
 
     def problem(self, what: str, byte: int, sample: str = "") -> BetonError:
-        """The error for something wrong at ``byte``, within ``sample`` where one is meant."""
+        """Error for a fault at ``byte``, and in ``sample`` if one is given."""
         where = f"{sample}, byte {byte}" if sample else f"byte {byte}"
-        remedy = "restore a good copy, or make it again with `fastmoco convert`"
+        remedy = "restore a good copy, or make the file again with `fastmoco convert`"
         return BetonError(f"{self.path}: {where}: {what}; {remedy}")

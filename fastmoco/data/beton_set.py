@@ -1,9 +1,8 @@
-"""The shards of a dataset, read as if they were one file."""
+"""Shards of a dataset, read like one file."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -16,26 +15,19 @@ from fastmoco.data.shards import find_shards, set_fingerprint
 
 
 class BetonSet:
-    """Checked, open .beton files, one behind the other; what `BetonFile` offers to readers.
+    """Checked, open .beton files, concatenated; a `Dataset`, like `BetonFile`.
 
-    Any number of threads may read from it at once.
+    Any number of threads may read from it at once. It has the attributes of `Dataset`, and these:
 
     Attributes:
-        path: The pattern that matched the files.
         files: The files, in order.
-        labels: Class of each sample, ``(n,)`` int64; -1 where unlabeled.
-        widths: Width of each image in pixels, ``(n,)`` int32.
-        heights: Height of each image in pixels, ``(n,)`` int32.
-        modes: How each image is stored, ``(n,)`` uint8.
-        sizes: Length of each stored image in bytes, ``(n,)`` int64.
-        has_checksums: False if one of them is a file that FFCV wrote.
+        has_checksums: False if FFCV wrote one of them.
         fingerprint: Hex SHA-256 of the files' fingerprints.
-        classes: Class names, ``[]`` if unknown.
-        facts: As of `merged_facts`; ``{}`` if no file has any.
+        facts: `merged_facts` of the files; ``{}`` if no file has any.
     """
 
     def __init__(self, path: Path, files: Sequence[BetonFile]) -> None:
-        """Takes open files; use `BetonSet.open`.
+        """Combine open files; use `BetonSet.open`.
 
         Raises:
             BetonError: If their classes differ.
@@ -61,12 +53,12 @@ class BetonSet:
 
     @classmethod
     def open(cls, pattern: Path) -> Self:
-        """Opens the shards that a pattern such as ``train-*.beton`` matches.
+        """Open the shards that match a pattern such as ``train-*.beton``.
 
         Raises:
             BetonError: As `BetonFile.open`, or if the shards do not belong together.
             ValueError: If shards are missing.
-            OSError: If there is no such file, or it may not be read.
+            OSError: If no file matches, or one cannot be read.
         """
         with ExitStack() as opened:
             files = [opened.enter_context(BetonFile.open(shard)) for shard in find_shards(pattern)]
@@ -75,44 +67,38 @@ class BetonSet:
         return dataset
 
     def __len__(self) -> int:
-        """The number of samples."""
         return len(self.labels)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Closes the files; later reads raise BetonError."""
+        """Close the files; later reads raise BetonError."""
         for file in self.files:
             file.close()
 
     def name(self, sample_id: int) -> str:
-        """As `BetonFile.name`."""
-        file, place = self._find(sample_id)
-        return file.name(place)
+        """See `BetonFile.name`."""
+        file, position = self._find(sample_id)
+        return file.name(position)
 
     def blob(self, sample_id: int) -> memoryview:
-        """As `BetonFile.blob`."""
-        file, place = self._find(sample_id)
-        return file.blob(place)
+        """See `BetonFile.blob`."""
+        file, position = self._find(sample_id)
+        return file.blob(position)
 
     def decode(self, sample_id: int) -> NDArray[np.uint8]:
-        """As `BetonFile.decode`."""
-        file, place = self._find(sample_id)
-        return file.decode(place)
+        """See `BetonFile.decode`."""
+        file, position = self._find(sample_id)
+        return file.decode(position)
 
     def _find(self, sample_id: int) -> tuple[BetonFile, int]:
-        """The file of a sample, and its id in there."""
+        """The file of a sample, and the sample's id in that file."""
         if not 0 <= sample_id < len(self):
-            raise IndexError(f"{self.path}: there is no sample {sample_id} among {len(self)}")
+            raise IndexError(f"{self.path}: no sample {sample_id}; ids are 0 to {len(self) - 1}")
         number = int(np.searchsorted(self._ends, sample_id, side="right"))
         file = self.files[number]
         return file, int(sample_id) - int(self._ends[number]) + len(file)

@@ -1,7 +1,8 @@
-"""Writes .beton files, streaming and atomically (`beton_format` has the layout).
+"""Streaming, atomic writer of .beton files (`beton_format` has the layout).
 
-Memory holds about a page, and 60 bytes and the name of each sample. All goes into ``NAME.partial``
-beside the target, which takes the target's place, in one step, only when it is whole and on disk.
+Memory holds about a page, plus 60 bytes and the name for each sample. Everything is written to
+``NAME.partial`` beside the target, which replaces the target in one step once it is complete and
+on disk.
 """
 
 import ctypes
@@ -10,7 +11,6 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -38,32 +38,29 @@ SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 class BetonWriter:
-    """A context in which a .beton file comes to be; without `commit` the target stays as it was.
+    """A context that writes a .beton file; without `commit` the target stays unchanged.
 
     Attributes:
-        path: The target.
-        page_bytes: Page size.
         num_samples: Samples added so far.
-        keep_partial: Leave the unfinished file when the context ends without `commit`, so that
-            another writer can `recall` what it holds. False at first.
+        keep_partial: Whether to keep the unfinished file if the context ends without `commit`, so
+            that another writer can `recall` its samples. False at first.
 
     Args:
-        path: The target; a file that stands there stays as it is until `commit`.
-        capacity: The most samples that `add` will be called for; room for their metadata precedes
-            the pages.
+        path: The target; an existing file stays unchanged until `commit`.
+        capacity: Upper bound of the calls of `add`; space for their metadata precedes the pages.
         page_bytes: Page size, a power of two from 2 MiB to 2 GiB; the longest possible blob.
-        resume: Keep what an earlier writer left, for `recall`.
+        resume: Keep the unfinished file of an earlier writer, for `recall`.
 
     Raises:
-        ValueError: If ``page_bytes`` is no such number.
-        OSError: If the temporary file cannot be made, or another process is writing it.
+        ValueError: If ``page_bytes`` is not allowed.
+        OSError: If the temporary file cannot be created, or another process is writing it.
     """
 
     def __init__(
         self, path: Path, *, capacity: int, page_bytes: int = 1 << 23, resume: bool = False
     ) -> None:
         if not is_page_size(page_bytes):
-            raise ValueError(f"page_bytes={page_bytes} is no power of two from 2 MiB to 2 GiB")
+            raise ValueError(f"page_bytes={page_bytes} is not a power of two, 2 MiB to 2 GiB")
         self.path = path
         self.page_bytes = page_bytes
         self.num_samples = 0
@@ -85,12 +82,7 @@ class BetonWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._descriptor >= 0:
             if not self.keep_partial:
                 self._temporary.unlink(missing_ok=True)
@@ -99,63 +91,57 @@ class BetonWriter:
 
     @property
     def metadata(self) -> NDArray[np.void]:
-        """What is stored of each sample so far, a view of dtype METADATA."""
+        """Metadata of the samples so far, a view of dtype METADATA."""
         return self._metadata[: self.num_samples]
 
     def add(
         self, blob: bytes, *, mode: int, width: int, height: int, label: int, name: str, crc32: int
     ) -> None:
-        """Appends a sample.
+        """Append a sample.
 
         Args:
             blob: The image as stored, of 1 to ``page_bytes`` bytes.
             mode: MODE_JPEG or MODE_RAW.
             width: In pixels.
             height: In pixels.
-            label: Class, or -1.
+            label: Class, or -1 for unlabeled.
             name: The image's relative name in its source.
             crc32: CRC-32 of ``blob``.
 
         Raises:
-            ValueError: If the blob fits no page.
+            ValueError: If the blob does not fit a page.
             OSError: If it cannot be written.
         """
         if not 0 < len(blob) <= self.page_bytes:
             raise ValueError(f"{name}: {len(blob)} bytes do not fit page_bytes={self.page_bytes}")
-        pointer = self._place(len(blob))
+        pointer = self._next_offset(len(blob))
         gap = pointer - self._pending_start - self._pending_bytes
         self._pending += [bytes(gap), blob] if gap else [blob]
         self._pending_bytes += gap + len(blob)
         if self._pending_bytes > self.page_bytes or len(self._pending) >= MAX_BUFFERS:
             self.flush()
-        self._register(pointer, len(blob), mode, width, height, label, name, crc32)
+        self._register((mode, width, height, pointer, label), len(blob), name, crc32)
 
     def recall(
         self, size: int, *, mode: int, width: int, height: int, label: int, name: str, crc32: int
     ) -> bool:
-        """Takes up the next sample from the unfinished file, as if it were added now.
+        """Take the next sample from the unfinished file, as if it were added now.
 
-        Args:
-            size: Length of the blob in bytes.
-            mode: As of `add`.
-            width: As of `add`.
-            height: As of `add`.
-            label: As of `add`.
-            name: As of `add`.
-            crc32: Of the blob; the bytes in the file are read and must agree.
+        The arguments are those of `add`, with the blob's ``size`` in bytes instead of the blob. Its
+        bytes are read from the file and must match ``crc32``.
 
         Returns:
-            Whether the file holds this blob at its place; if not, nothing has changed.
+            Whether the file holds this blob at the expected offset; if not, nothing has changed.
         """
-        pointer = self._place(size)
+        pointer = self._next_offset(size)
         if zlib.crc32(os.pread(self._descriptor, size, pointer)) != crc32:
             return False
         self._pending_start = pointer + size
-        self._register(pointer, size, mode, width, height, label, name, crc32)
+        self._register((mode, width, height, pointer, label), size, name, crc32)
         return True
 
     def rewind(self, num_samples: int) -> None:
-        """Takes back all but the first ``num_samples`` of what was recalled."""
+        """Drop all recalled samples but the first ``num_samples``."""
         self.num_samples = num_samples
         last = num_samples - 1
         self._pending_start = self._pages_start
@@ -164,7 +150,7 @@ class BetonWriter:
         del self._names[int(self._name_ends[last]) if num_samples else 0 :]
 
     def flush(self) -> None:
-        """Hands all samples so far to the operating system; they outlive a killed process.
+        """Pass all samples so far to the operating system; they survive a kill of the process.
 
         Raises:
             OSError: If they cannot be written.
@@ -179,7 +165,7 @@ class BetonWriter:
         self._pending_bytes = 0
 
     def finish(self, classes: Sequence[str], facts: Mapping[str, Any] | None = None) -> str:
-        """Writes the index around the pages and brings all to the disk.
+        """Write the index around the pages and sync everything to the disk.
 
         Args:
             classes: Class names.
@@ -195,15 +181,8 @@ class BetonWriter:
         count, pages_end = self.num_samples, align(self._pending_start, self.page_bytes)
         class_names = encode_text("\0".join(classes))
         facts_text = json.dumps(facts).encode() if facts else b""
-        section = b"".join(
-            [
-                self._name_ends[:count].tobytes(),
-                self._checksums[:count].tobytes(),
-                bytes(self._names),
-                class_names,
-                facts_text,
-            ]
-        )
+        ends, checksums = self._name_ends[:count].tobytes(), self._checksums[:count].tobytes()
+        section = b"".join([ends, checksums, self._names, class_names, facts_text])
         head = np.zeros((), HEAD)
         head["header"] = (FORMAT_VERSION, 2, self.page_bytes, count, pages_end + len(section))
         head["image"]["type"], head["image"]["name"] = IMAGE_TYPE, b"image"
@@ -217,7 +196,7 @@ class BetonWriter:
         metadata, table = self._metadata[:count].tobytes(), self._table[:count].tobytes()
         digest = index_digest(head.tobytes(), (metadata, section, table))
         arguments["sha256"] = np.void(digest)
-        # What an interrupted run left beyond the last sample goes; the gap reads as zeros.
+        # Cut what an interrupted run left beyond the last sample; the gap reads as zeros.
         os.ftruncate(self._descriptor, self._pending_start)
         self._write(section + table, pages_end)
         self._write(head.tobytes() + metadata, 0)
@@ -225,10 +204,10 @@ class BetonWriter:
         return digest.hex()
 
     def commit(self) -> None:
-        """Puts the finished file in the target's place.
+        """Replace the target by the finished file.
 
         Raises:
-            OSError: If that fails; the old file then stands.
+            OSError: If that fails; the old file then stays.
         """
         os.replace(self._temporary, self.path)
         os.close(self._descriptor)
@@ -236,28 +215,18 @@ class BetonWriter:
         sync_folder(self.path.parent)
 
     def restart(self) -> None:
-        """Empties the unfinished file, before anything is added or recalled."""
+        """Empty the unfinished file, before anything is added or recalled."""
         os.ftruncate(self._descriptor, 0)
 
-    def _place(self, size: int) -> int:
-        """Where a blob of this size goes next: behind the last, or on the next page."""
+    def _next_offset(self, size: int) -> int:
+        """Offset of the next blob, of this size: after the last, or on the next page."""
         end = self._pending_start + self._pending_bytes
         within = end % self.page_bytes + size <= self.page_bytes
         return end if within else align(end, self.page_bytes)
 
-    def _register(
-        self,
-        pointer: int,
-        size: int,
-        mode: int,
-        width: int,
-        height: int,
-        label: int,
-        name: str,
-        crc32: int,
-    ) -> None:
+    def _register(self, metadata: tuple[int, ...], size: int, name: str, crc32: int) -> None:
         sample = self.num_samples
-        self._metadata[sample] = (mode, width, height, pointer, label)
+        _, _, _, pointer, _ = self._metadata[sample] = metadata
         self._table[sample] = (sample, pointer, size)
         self._checksums[sample] = bind_checksum(sample, crc32)
         self._names += encode_text(name)
@@ -271,10 +240,10 @@ class BetonWriter:
 
 
 def _start_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Lets the disk begin with these bytes, so that the fsync at the end finds little left to do.
+    """Start writing these bytes to the disk, so that little is left for the final fsync.
 
     Copying 1,500 photographs after a check of their headers: 2,900 images/s without it, 3,300 to
-    5,300 with it (2 cores). It only hints, so its failure does not matter.
+    5,300 with it (2 cores). It is only a hint, so its failure does not matter.
     """
     if size:
         start, length = ctypes.c_int64(offset), ctypes.c_int64(size)
@@ -282,16 +251,16 @@ def _start_writeback(descriptor: int, offset: int, size: int) -> None:
 
 
 def _open_alone(path: Path) -> int:
-    """Opens the temporary file, unless another process holds it; its contents stay."""
+    """Open the temporary file unless another process holds it; its contents stay."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         lock_descriptor(descriptor, path, wait=False)
-        # The other one may have put the file in place between the two calls above.
+        # The other process may have renamed the file between the two calls above.
         if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
             raise BlockingIOError
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError | FileNotFoundError):
-            raise OSError(f"{path}: another process is writing it; wait for its end") from error
+            raise OSError(f"{path}: another process is writing it; wait until it ends") from error
         raise
     return descriptor

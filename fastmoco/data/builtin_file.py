@@ -9,7 +9,7 @@ SOURCE = "builtin:textures"
 
 
 def builtin_file(path: Path, split: str) -> Path:
-    """The dataset file of a split, train or test; made where it is missing or damaged."""
+    """Return the dataset file of a split (train or test); make it if missing or damaged."""
     try:
         BetonFile.open(path).close()
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Makes .beton files of a source's images: options, shards and what came of it.
+"""Conversion of a source's images to .beton files: options, shards and a summary.
 
 `conversion` makes each file.
 """
@@ -36,53 +36,50 @@ __all__ = [
     "convert",
 ]
 
-MEASURED_SAMPLES = 50_000  # up to here channel statistics are exact
-CHOSEN_SAMPLES = 10_000  # beyond, they come from this many
-# Where only headers are checked: a sixteenth, but as many as give a mean within 0.01 or so.
+MEASURED_SAMPLES = 50_000  # channel statistics of up to this many images are exact
+CHOSEN_SAMPLES = 10_000  # those of more images come from this many
+# With check=header: a sixteenth of the images, but enough for a mean within 0.01 or so.
 HEADER_SHARE, HEADER_SAMPLES = 16, 128
 
 
 @dataclass(kw_only=True, slots=True)
 class ConvertSummary:
-    """What `convert` did.
-
-    Attributes:
-        path: The file; of several shards the pattern that matches them.
-        num_samples: Images in it.
-        num_resumed: Images, good or bad, that an interrupted run had dealt with already.
-        num_quarantined: Images left out, listed in ``quarantine_path``.
-        quarantine_path: Path and reason of each image left out; of several lists the pattern that
-            matches them; None if there is none.
-        num_ignored: Files of the source that are hidden or of no image's extension.
-        classes: Class names; ``[]`` if unlabeled.
-        num_duplicates: Images whose stored bytes another one has, too; over all shards made.
-        num_bytes: Size of the file.
-        source_bytes: What was read of the source.
-        seconds: Time taken.
-        images_per_second: Images read, good or bad, per second.
-        fingerprint: Hex SHA-256 of the file's index; of several shards, of theirs.
-    """
+    """Summary of `convert`."""
 
     path: Path
+    """The file; with several shards, the pattern that matches them."""
     num_samples: int
+    """Images in it."""
     num_resumed: int
+    """Images, good or bad, that an interrupted run had already processed."""
     num_quarantined: int
+    """Images that were skipped, listed in ``quarantine_path``."""
     quarantine_path: Path | None
+    """Path and reason of each skipped image; with several lists, the pattern that matches them;
+    None if there is none."""
     num_ignored: int
+    """Files of the source that are hidden or have no image extension."""
     classes: list[str]
+    """Class names; ``[]`` if unlabeled."""
     num_duplicates: int
+    """Images with the same stored bytes as another one, over all shards made."""
     num_bytes: int
+    """Size of the file in bytes."""
     source_bytes: int
+    """Bytes read from the source."""
     seconds: float
+    """Duration."""
     images_per_second: float
+    """Images read, good or bad, per second."""
     fingerprint: str
+    """Hex SHA-256 of the file's index; with several shards, of their fingerprints."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
         return plain_values(asdict(self))
 
     def to_text(self) -> str:
-        """A table for people; what is zero is left out."""
+        """Format as a table, without counts that are zero."""
         read = f"{self.source_bytes / 1e6 / self.seconds:,.1f} MB/s read"
         rows = {
             "file": self.path,
@@ -93,35 +90,37 @@ class ConvertSummary:
             "rate": f"{self.images_per_second:,.0f} images/s, {read}",
         }
         remarks = {
-            "taken up": (self.num_resumed, "done by the run that was interrupted"),
+            "resumed": (self.num_resumed, "done by the interrupted run"),
             "duplicates": (self.num_duplicates, "with the same bytes as another"),
-            "passed over": (self.num_ignored, "files that are hidden or no images"),
-            "left out": (self.num_quarantined, f"bad images, listed in {self.quarantine_path}"),
+            "ignored": (self.num_ignored, "files that are hidden or not images"),
+            "skipped": (self.num_quarantined, f"bad images, listed in {self.quarantine_path}"),
         }
         rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
         return description_text(rows)
 
 
 def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummary:
-    """Makes ``destination`` and, beside it, ``NAME.beton.json`` of the images of ``source``.
+    """Convert the images of ``source`` to ``destination``, with facts in ``NAME.beton.json``.
 
-    A file that stands at ``destination`` is replaced in one step at the end, or not at all. After
-    a kill or a full disk, the same call goes on where it was, as long as the source is unchanged.
+    An existing file at ``destination`` is replaced atomically at the end. After a kill or a full
+    disk, the same call resumes, as long as the source is unchanged.
 
     Args:
-        source: What `open_source` takes, such as a folder.
-        destination: The file to make, ending in ``.beton``; missing folders are made.
+        source: A folder, or whatever else `open_source` accepts.
+        destination: Path of the file, ending in ``.beton``; missing folders are created.
         cfg: Options.
 
     Raises:
         ValueError: If the source holds no usable image, or an option or a name is wrong; with
             ``on_error=fail``, at the first bad image.
         OSError: If the source cannot be listed or a file cannot be written.
-        KeyboardInterrupt: If interrupted; the text says what the same call will do.
+        KeyboardInterrupt: If interrupted; the message says that the same command resumes.
     """
     start = time.monotonic()
     if destination.suffix != ".beton" or destination.is_dir():
-        raise UsageError(f"{destination}: name the file to make, one that ends in .beton")
+        raise UsageError(
+            f"{destination}: is a folder or does not end in .beton; name a file such as train.beton"
+        )
     options = SourceOptions(
         split=cfg.split,
         labels=str(cfg.labels or ""),
@@ -133,7 +132,7 @@ def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummar
     jobs = _jobs(source, destination, samples, cfg)
     made = [_make(job, source) for job in jobs]
     for job in jobs:
-        with suppress(OSError):  # all is done; one that stays tells the next run just that
+        with suppress(OSError):  # harmless if it stays: it says that the file is complete
             forget(job.target)
     return _summary(jobs, made, destination, samples, time.monotonic() - start)
 
@@ -144,8 +143,8 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"{folder}: cannot be made a folder ({error.strerror}); name a file in a folder that "
-            "you may write to",
+            f"{folder}: cannot be created ({error.strerror}); name a file in a folder that you may "
+            "write to",
         ) from error
 
 
@@ -179,7 +178,7 @@ def _jobs(
 
 
 def _measured(count: int, cfg: ConvertConfig) -> NDArray[np.bool_]:
-    """Which samples channel statistics come from; some are chosen by a hash of the place."""
+    """Which samples the channel statistics use; a hash of the index chooses them."""
     chosen = {Statistics.exact: count, Statistics.sample: CHOSEN_SAMPLES, Statistics.none: 0}
     if cfg.statistics is not Statistics.auto:
         wanted = chosen[cfg.statistics]
@@ -193,12 +192,12 @@ def _measured(count: int, cfg: ConvertConfig) -> NDArray[np.bool_]:
 
 
 def _recipe(samples: SampleSet, cfg: ConvertConfig) -> str:
-    """Hex digest of all that decides the file's bytes: an interrupted run of it may go on."""
+    """Hex digest of everything that determines the file's bytes; equal digests may resume."""
     packages = {name: version(name) for name in ("pillow", "simplejpeg", "torch")}
     versions = {"fastmoco": __version__, "records": RECORD_VERSION, **packages}
     choices = {**versions, **cfg.choices()}
     digest = hashlib.sha256(json.dumps([choices, samples.classes]).encode())
-    encode_text("".join(samples.classes))  # fails now, not when the file is finished
+    encode_text("".join(samples.classes))  # fails here rather than at the end
     for name in samples.names:
         digest.update(encode_text(name) + b"\0")
     digest.update(samples.labels.tobytes())
@@ -208,17 +207,16 @@ def _recipe(samples: SampleSet, cfg: ConvertConfig) -> str:
 
 def _subset(samples: SampleSet, chosen: NDArray[np.int64]) -> SampleSet:
     """Some of the samples, in their order."""
-    places = chosen.tolist()
     return replace(
         samples,
-        names=[samples.names[place] for place in places],
+        names=[samples.names[index] for index in chosen.tolist()],
         labels=samples.labels[chosen],
-        keys=[samples.keys[place] for place in places],
+        keys=[samples.keys[index] for index in chosen.tolist()],
     )
 
 
 def _make(job: ConversionJob, source: str) -> Made:
-    """`make_file`, whose errors say what they are about and what stands now."""
+    """Call `make_file`; errors name their file and say what to do."""
     try:
         return make_file(job)
     except ValueError as error:
@@ -228,13 +226,11 @@ def _make(job: ConversionJob, source: str) -> Made:
             raise
         raise OSError(
             error.errno,
-            f"{job.target}: cannot be written ({error.strerror}); what stood there is untouched, "
-            "and once that is mended the same command goes on where this one was",
+            f"{job.target}: cannot be written ({error.strerror}); an existing file is unchanged; "
+            "fix the cause, then the same command resumes",
         ) from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{job.target}: interrupted; the same command goes on where this one was"
-        ) from None
+        raise KeyboardInterrupt(f"{job.target}: interrupted; the same command resumes") from None
 
 
 def _summary(

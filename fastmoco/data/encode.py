@@ -1,4 +1,4 @@
-"""One source image to one stored blob; a JPEG keeps its own bytes where it may."""
+"""Encoding of one source image as one stored blob; a JPEG is copied if possible."""
 
 import errno
 import zlib
@@ -22,31 +22,20 @@ from fastmoco.data.images import (
     resize,
 )
 from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
+from fastmoco.data.settings import Check, ConvertConfig, Encoding
 from fastmoco.data.sources import Loaded
 
-MEASURED_PIXELS = 1 << 16  # small images are measured together, a larger one while it is in cache
+MEASURED_PIXELS = 1 << 16  # small images are measured together, a larger one while it is cached
 NO_FAULT_OF_THE_IMAGE = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV, errno.ESTALE}
     | {errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
 )
-MAX_COPIED_SCANS = 32  # a common progressive file has ten; each costs a pass at every read
-
-
-@dataclass(kw_only=True, slots=True)
-class EncodeOptions:
-    """How images are stored; `ConvertConfig` has the same fields and their meaning."""
-
-    max_size: int
-    quality: int
-    raw: bool
-    lossless: bool
-    prove: bool
-    page_bytes: int
+MAX_COPIED_SCANS = 32  # a common progressive file has ten; each costs a pass per decode
 
 
 @dataclass(kw_only=True, slots=True)
 class Encoded:
-    """A stored image; blobs of equal ``digest`` are equal, but for chance."""
+    """A stored image; equal ``digest`` means equal blobs, except by chance."""
 
     blob: bytes
     mode: int
@@ -58,21 +47,18 @@ class Encoded:
 
 @dataclass(kw_only=True, slots=True)
 class EncodedBatch:
-    """The images of a batch, in order.
-
-    Attributes:
-        images: Each stored image, or the reason why there is none.
-        moments: `channel_moments` of the measured ones together: integers, so that sums over
-            batches are exact in any order.
-        source_bytes: What was read.
-    """
+    """Images of a batch, in order."""
 
     images: list[Encoded | str] = field(default_factory=list)
+    """Each stored image, or the reason why it is bad."""
     moments: NDArray[np.int64] = field(default_factory=no_moments)
+    """`channel_moments` over the measured images; integers, so that sums over batches are exact in
+    any order."""
     source_bytes: int = 0
+    """Bytes read from the source."""
 
     def measure(self, pixels: list[NDArray[np.uint8]]) -> None:
-        """Adds the moments of images, ``(n, 3)`` each, and empties the list."""
+        """Add the moments of images, ``(n, 3)`` each, and empty the list."""
         if pixels:
             together = pixels[0] if len(pixels) == 1 else np.concatenate(pixels)
             self.moments += channel_moments(together)
@@ -80,22 +66,19 @@ class EncodedBatch:
 
 
 def encode_batch(
-    load: Callable[[Any], Loaded],
-    keys: Sequence[Any],
-    measured: Sequence[bool],
-    options: EncodeOptions,
+    load: Callable[[Any], Loaded], keys: Sequence[Any], measured: Sequence[bool], cfg: ConvertConfig
 ) -> EncodedBatch:
-    """Loads and encodes some samples; a bad one becomes its reason.
+    """Load and encode some samples; a bad image becomes its reason.
 
     Args:
-        load: As of `SampleSet`.
-        keys: The samples, as ``load`` takes them.
-        measured: Whether each one's pixels count in the moments.
-        options: How they are stored.
+        load: `SampleSet.load`.
+        keys: Keys of the samples.
+        measured: Whether each sample's pixels count in the moments.
+        cfg: Options of the conversion.
 
     Raises:
-        OSError: If an image could not be read through no fault of its own, such as when a network
-            disk is gone: leaving out all that follows would be no answer.
+        OSError: If reading fails for a reason outside the image, such as a lost network disk:
+            otherwise all further images would be skipped.
     """
     batch = EncodedBatch()
     pixels_to_measure: list[NDArray[np.uint8]] = []
@@ -103,14 +86,14 @@ def encode_batch(
         try:
             loaded = load(key)
             batch.source_bytes += len(loaded) if isinstance(loaded, bytes) else loaded.nbytes
-            image, pixels = encode_image(loaded, options, want_pixels=measure)
+            image, pixels = encode_image(loaded, cfg, want_pixels=measure)
         except ImageError as error:
             batch.images.append(str(error))
         except OSError as error:
             if error.errno in NO_FAULT_OF_THE_IMAGE:
                 raise OSError(
-                    f"{error.filename or 'the source'}: cannot be read ({error.strerror}); once "
-                    "that is mended, the same command goes on where this one was"
+                    f"{error.filename or 'the source'}: cannot be read ({error.strerror}); fix the "
+                    "cause, then the same command resumes"
                 ) from error
             batch.images.append(error.strerror or str(error))
         else:
@@ -124,64 +107,65 @@ def encode_batch(
 
 
 def encode_image(
-    loaded: Loaded, options: EncodeOptions, *, want_pixels: bool
+    loaded: Loaded, cfg: ConvertConfig, *, want_pixels: bool
 ) -> tuple[Encoded, NDArray[np.uint8] | None]:
-    """Stores one image.
+    """Encode one image.
 
     Args:
         loaded: An encoded image's bytes, or ``(H, W, 3)`` uint8 RGB.
-        options: How it is stored.
+        cfg: Options of the conversion.
         want_pixels: Also return the pixels as a reader will decode them.
 
     Raises:
-        ImageError: If it is damaged, of no supported format, or too large.
+        ImageError: If the image is damaged, of an unsupported format, or too large.
     """
-    if isinstance(loaded, bytes) and not options.raw and is_jpeg(loaded):
+    raw = cfg.encoding is Encoding.raw
+    if isinstance(loaded, bytes) and not raw and is_jpeg(loaded):
         info = inspect_jpeg(loaded)
         check_size(info.width, info.height)
-        if may_copy(info, options):
-            return _copy(loaded[: info.end], info, options, want_pixels=want_pixels)
+        if may_copy(info, cfg):
+            return _copy(loaded[: info.end], info, cfg, want_pixels=want_pixels)
     if isinstance(loaded, bytes):
-        pixels = load_image(loaded, options.max_size)
-        raw = options.raw or (options.lossless and is_lossless(loaded))
+        pixels = load_image(loaded, cfg.max_size)
+        raw = raw or (cfg.lossless and is_lossless(loaded))
     else:
         check_size(loaded.shape[1], loaded.shape[0])
-        pixels = resize(loaded, options.max_size)
-        raw = options.raw or options.lossless
+        pixels = resize(loaded, cfg.max_size)
+        raw = raw or cfg.lossless
     if raw:
-        return _stored(pixels.tobytes(), MODE_RAW, pixels.shape, options), pixels
-    blob = encode_jpeg(pixels, options.quality)
-    stored = _stored(blob, MODE_JPEG, pixels.shape, options)
+        return _stored(pixels.tobytes(), MODE_RAW, pixels.shape, cfg), pixels
+    blob = encode_jpeg(pixels, cfg.quality)
+    stored = _stored(blob, MODE_JPEG, pixels.shape, cfg)
     return stored, decode_jpeg(blob) if want_pixels else None
 
 
-def may_copy(info: JpegInfo, options: EncodeOptions) -> bool:
-    """Whether every reader decodes these bytes to the same upright pixels, and soon.
+def may_copy(info: JpegInfo, cfg: ConvertConfig) -> bool:
+    """Whether every reader decodes these bytes to the same upright pixels, and fast enough.
 
-    Bytes beyond those of the raw pixels are a thumbnail or a stowaway: such a file is encoded anew.
+    A file longer than its raw pixels holds a thumbnail or foreign data; it is encoded anew.
     """
     raw_bytes = 3 * info.width * info.height
     return (
         not info.obstacle
         and info.scans <= MAX_COPIED_SCANS
-        and max(info.width, info.height) <= options.max_size
-        and info.end <= min(raw_bytes + (1 << 16), options.page_bytes)
+        and max(info.width, info.height) <= cfg.max_size
+        and info.end <= min(raw_bytes + (1 << 16), cfg.page_bytes)
     )
 
 
 def _copy(
-    blob: bytes, info: JpegInfo, options: EncodeOptions, *, want_pixels: bool
+    blob: bytes, info: JpegInfo, cfg: ConvertConfig, *, want_pixels: bool
 ) -> tuple[Encoded, NDArray[np.uint8] | None]:
-    """The JPEG as it is, proved by a decode at full scale, at 1/8, or not at all."""
+    """Copy the JPEG, checked by a decode at full scale, at 1/8 scale, or not at all."""
     pixels = decode_jpeg(blob) if want_pixels else None
-    if options.prove and pixels is None:
+    if cfg.check is Check.decode and pixels is None:
         prove_jpeg(blob, info)
-    return _stored(blob, MODE_JPEG, (info.height, info.width), options), pixels
+    return _stored(blob, MODE_JPEG, (info.height, info.width), cfg), pixels
 
 
-def _stored(blob: bytes, mode: int, shape: tuple[int, ...], options: EncodeOptions) -> Encoded:
-    if len(blob) > options.page_bytes:
-        raise ImageError(f"its {len(blob)} bytes exceed page_bytes={options.page_bytes}")
+def _stored(blob: bytes, mode: int, shape: tuple[int, ...], cfg: ConvertConfig) -> Encoded:
+    if len(blob) > cfg.page_bytes:
+        raise ImageError(f"its {len(blob)} bytes exceed page_bytes={cfg.page_bytes}")
     crc32 = zlib.crc32(blob)
     return Encoded(
         blob=blob,
@@ -189,5 +173,5 @@ def _stored(blob: bytes, mode: int, shape: tuple[int, ...], options: EncodeOptio
         width=shape[1],
         height=shape[0],
         crc32=crc32,
-        digest=crc32 << 32 | zlib.adler32(blob),  # a SHA-256 would take twice the time of all else
+        digest=crc32 << 32 | zlib.adler32(blob),  # SHA-256 would take twice the time of the rest
     )

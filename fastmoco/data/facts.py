@@ -1,4 +1,4 @@
-"""What a dataset file holds, as plain JSON values."""
+"""Facts about a dataset file, as plain JSON values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ def describe_contents(
     heights: NDArray[np.integer[Any]],
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Counts and sizes.
+    """Count samples and classes, and find the range of sizes.
 
     Args:
         labels: Class of each sample, ``(n,)``, -1 where unlabeled; n > 0.
-        widths: In pixels, ``(n,)``.
-        heights: In pixels, ``(n,)``.
-        classes: Class names; labels beyond them count under their number.
+        widths: Widths in pixels, ``(n,)``.
+        heights: Heights in pixels, ``(n,)``.
+        classes: Class names; larger labels count under their number.
     """
     values, counts = np.unique(labels, return_counts=True)
     by_label = dict(zip(values.tolist(), counts.tolist(), strict=True))
@@ -49,16 +49,16 @@ def no_moments() -> NDArray[np.int64]:
 
 
 def channel_moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Number of pixels, sum of their levels, and sum of the levels' squares, exactly.
+    """Number of pixels, sum of their levels, and sum of the levels' squares, exact.
 
-    Sums run down columns of `_ROW_PIXELS` pixels, where NumPy adds whole vectors: 0.26 ms for 500 x
-    375 pixels, where Pillow's histogram takes 1.38 and the decode 1.0 (one thread, CPU time).
+    Sums run over columns of `_ROW_PIXELS` pixels, where NumPy adds complete vectors: 0.26 ms for
+    500 x 375 pixels; Pillow's histogram takes 1.38 ms and the decode 1.0 ms (one thread, CPU time).
 
     Args:
         pixels: ``(n, 3)`` uint8, contiguous.
 
     Returns:
-        ``(3, 3)`` int64: these three, for each channel.
+        ``(3, 3)`` int64: number, sum and sum of squares, each for three channels.
     """
     moments = no_moments()
     moments[0] = len(pixels)
@@ -67,9 +67,9 @@ def channel_moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
         for start in range(0, len(rows), _MAX_ROWS):
             levels = rows[start : start + _MAX_ROWS]
             squares = np.multiply(levels, levels, dtype=np.uint16)
-            for place, values in ((1, levels), (2, squares)):
+            for power, values in ((1, levels), (2, squares)):
                 sums = values.sum(0, dtype=np.uint32)
-                moments[place] += sums.reshape(-1, 3).sum(0, dtype=np.int64)
+                moments[power] += sums.reshape(-1, 3).sum(0, dtype=np.int64)
     return moments
 
 
@@ -77,12 +77,12 @@ def channel_statistics(moments: NDArray[np.int64]) -> dict[str, Any]:
     """Mean and standard deviation over all pixels, RGB, levels 0..255 scaled to 0..1.
 
     Args:
-        moments: As of `channel_moments`. Zeros where no image was measured: then there are none.
+        moments: From `channel_moments`. If no pixel was measured, the result is ``{}``.
     """
     (num_pixels, *_), sums, squares = moments.tolist()
     if not num_pixels:
         return {}
-    # In whole numbers to the end: rounded, the variance of a set of one tone may be negative.
+    # Integers until the division: with rounding, the variance of one tone could be negative.
     variances = [
         (num_pixels * b - a * a) / num_pixels**2 for a, b in zip(sums, squares, strict=True)
     ]
@@ -94,12 +94,12 @@ def channel_statistics(moments: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def merged_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of several files together: channel statistics, and how many bad images were left out.
+    """Merge the facts of several files: channel statistics, and the number of skipped bad images.
 
-    Duplicates are not among them: how many lie in different files is unknown.
+    Duplicates are not included: the number across files is unknown.
 
     Args:
-        facts: Of each file.
+        facts: Facts of each file.
     """
     merged = _merged_statistics(facts)
     if all("num_quarantined" in fact for fact in facts):
@@ -108,7 +108,7 @@ def merged_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of levels and of their squares, by pixels; ``{}`` where no file has any."""
+    """Mean and deviation over all measured pixels; ``{}`` if no file has any."""
     measured = [fact for fact in facts if fact.get("num_measured_pixels")]
     if not measured:
         return {}
@@ -125,12 +125,12 @@ def _merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with each path as text, ready for JSON."""
+    """Copy a mapping for JSON, with each path as text."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
 
 
 def description_text(facts: Mapping[str, Any]) -> str:
-    """Facts as lines of a name and a value, for people; an empty value is left out."""
+    """Format facts as lines of name and value; empty mappings are skipped."""
     width = max(len(key) for key in facts)
     return "\n".join(
         f"{key:<{width}}  {_value_text(value)}" for key, value in facts.items() if value != {}

@@ -1,8 +1,8 @@
-"""Image bytes to upright RGB pixels, and back.
+"""Conversion between image bytes and upright RGB pixels.
 
-JPEG goes through libjpeg-turbo (simplejpeg; it releases the GIL), where a warning of the decoder is
-an error: half a picture is no picture. Everything else goes through Pillow. Left out: color
-profiles (pixels are taken as sRGB) and all frames but the first.
+JPEG goes through libjpeg-turbo (simplejpeg; it releases the GIL). A warning of that decoder counts
+as an error, because it means missing pixels. All other formats go through Pillow. Not supported:
+color profiles (pixels are taken as sRGB) and all frames but the first.
 """
 
 import io
@@ -17,10 +17,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
 
 MAX_SIDE = 32_768
-MAX_PIXELS = 1 << 27  # 134 megapixels, 0.4 GB decoded; camera files end at 102
+MAX_PIXELS = 1 << 27  # 134 megapixels, 0.4 GB decoded; the largest camera files have 102
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-# From EXIF orientation (TIFF 6.0, tag 274) to what turns the picture upright.
+# From EXIF orientation (TIFF 6.0, tag 274) to the operation that turns the image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,10 +33,10 @@ _UPRIGHT = {
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuses decompression bombs and sizes that no picture has.
+    """Refuse decompression bombs and impossible sizes.
 
     Raises:
-        ImageError: If a side is not in 1..MAX_SIDE, or there are over MAX_PIXELS pixels.
+        ImageError: If a side is not in 1..MAX_SIDE, or there are more than MAX_PIXELS pixels.
     """
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
         raise ImageError(
@@ -46,7 +46,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def jpeg_shape(blob: bytes | memoryview) -> tuple[int, int]:
-    """Height and width that a JPEG's header declares.
+    """Height and width in a JPEG's header.
 
     Raises:
         ImageError: If there is no such header.
@@ -54,25 +54,25 @@ def jpeg_shape(blob: bytes | memoryview) -> tuple[int, int]:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(blob)
     except ValueError as error:
-        raise ImageError(f"is no readable JPEG ({error})") from error
+        raise ImageError(f"is not a readable JPEG ({error})") from error
     return int(height), int(width)
 
 
 def decode_jpeg(
     blob: bytes | memoryview, *, at_least: tuple[int, int] = (0, 0)
 ) -> NDArray[np.uint8]:
-    """Decodes a gray, YCbCr or RGB JPEG as stored, warnings being errors.
+    """Decode a gray, YCbCr or RGB JPEG as stored; warnings count as errors.
 
     Args:
-        blob: The JPEG. Its size is for the caller to check first.
-        at_least: Height and width that suffice: decodes at the smallest of the scales 1/8 to 8/8
-            that has them. (0, 0) decodes at full scale.
+        blob: The JPEG; the caller must check its size first.
+        at_least: Required height and width: the scale is the smallest of 1/8 to 8/8 that reaches
+            them. (0, 0) decodes at full scale.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB, contiguous.
 
     Raises:
-        ImageError: If the decoder fails or only warns.
+        ImageError: If the decoder fails or warns.
     """
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
@@ -84,12 +84,12 @@ def decode_jpeg(
 
 
 def prove_jpeg(blob: bytes | memoryview, info: JpegInfo) -> None:
-    """Decodes all of a JPEG's codes, at 1/8 scale and mostly in gray, warnings as errors.
+    """Check a JPEG by decoding all its codes at 1/8 scale, mostly in gray; warnings are errors.
 
-    0.70 ms for 110 KB, where full scale takes 1.24.
+    0.70 ms for 110 KB; full scale takes 1.24 ms.
 
     Raises:
-        ImageError: If the decoder fails or only warns.
+        ImageError: If the decoder fails or warns.
     """
     try:
         color = "CMYK" if info.color == "cmyk" else "GRAY"
@@ -99,10 +99,11 @@ def prove_jpeg(blob: bytes | memoryview, info: JpegInfo) -> None:
 
 
 def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """Encodes ``(H, W, 3)`` uint8 RGB as a baseline JPEG.
+    """Encode ``(H, W, 3)`` uint8 RGB as a baseline JPEG.
 
-    Photographs get half the color resolution (4:2:0), as cameras and FFCV do: a third fewer bytes
-    to read and decode. Below 128 pixels it stays full (4:4:4), for little would be left of it.
+    Photographs get half the color resolution (4:2:0), like those of cameras and FFCV: a third fewer
+    bytes to read and decode. Images below 128 pixels keep full color resolution (4:4:4), because
+    little would be left of it.
     """
     sampling = "420" if max(pixels.shape[:2]) >= 128 else "444"
     pixels = np.ascontiguousarray(pixels)
@@ -110,19 +111,19 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
-    """Decodes an image file of any supported format, upright, its long side at most ``max_size``.
+    """Decode an image file of a supported format, upright, its long side at most ``max_size``.
 
-    Alpha is laid over white; palette, gray, CMYK and 16-bit become 8-bit RGB.
+    Alpha is composited over white; palette, gray, CMYK and 16-bit become 8-bit RGB.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB, contiguous.
 
     Raises:
-        ImageError: If the file is damaged, of no supported format, or absurdly large.
+        ImageError: If the file is damaged, of an unsupported format, or too large.
     """
     info = inspect_jpeg(blob) if is_jpeg(blob) else None
     if info is not None and info.bits != 8:
-        raise ImageError(f"JPEG of {info.bits} bits a channel; only 8 are supported")
+        raise ImageError(f"JPEG has {info.bits} bits per channel; only 8 are supported")
     try:
         if info is not None and info.turbo_decodes:
             pixels = _decode_upright(blob, info, max_size)
@@ -131,28 +132,28 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError("is refused: its header claims far too many pixels") from error
+        raise ImageError("is refused: its header declares far too many pixels") from error
     except UnidentifiedImageError as error:
-        raise ImageError("is no image of a known format, or its header is damaged") from error
-    except Exception as error:  # Pillow's decoders let out whatever a damaged file provokes
+        raise ImageError("is not an image of a known format, or its header is damaged") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise ImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
     return resize(pixels, max_size)
 
 
 def is_jpeg(blob: bytes) -> bool:
-    """Whether the bytes start as a JPEG does, whatever the file is called."""
+    """Whether the bytes start like a JPEG, whatever the file's extension."""
     return blob[:3] == b"\xff\xd8\xff"
 
 
 def is_lossless(blob: bytes) -> bool:
-    """Whether the file is of a format that keeps pixels as they are: PNG, BMP, GIF, PPM."""
+    """Whether the file is of a lossless format: PNG, BMP, GIF, PPM."""
     return blob.startswith((b"\x89PNG", b"BM", b"GIF8", b"P5", b"P6"))
 
 
 def resize(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
-    """Shrinks so that the long side is ``max_size`` (bicubic, antialiased); smaller ones stay.
+    """Shrink so that the long side is ``max_size`` (bicubic, antialiased); smaller images stay.
 
-    torch's kernel for uint8 is within a level of Pillow's and takes 0.33 ms where Pillow takes 2.0
+    torch's kernel for uint8 is within one level of Pillow's; it takes 0.33 ms and Pillow 2.0 ms
     (500 x 375 to 400 x 300, one thread). torch is imported at the first image that needs it.
     """
     width, height = fitted_size(pixels.shape[1], pixels.shape[0], max_size)
@@ -162,8 +163,8 @@ def resize(pixels: NDArray[np.uint8], max_size: int) -> NDArray[np.uint8]:
 
     source = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
     small = torch.empty(height, width, 3, dtype=torch.uint8)
-    # What `torch.nn.functional.interpolate` calls; that cannot write in this order of memory, and
-    # turning its result around takes as long as the resize.
+    # `torch.nn.functional.interpolate` calls this too, but cannot write in this memory order;
+    # reordering its result takes as long as the resize.
     upsample: Any = torch._C._nn._upsample_bicubic2d_aa
     upsample(
         source.permute(2, 0, 1)[None], (height, width), False, None, None,
@@ -180,7 +181,7 @@ def fitted_size(width: int, height: int, max_size: int) -> tuple[int, int]:
 
 
 def _decode_upright(blob: bytes, info: JpegInfo, max_size: int) -> NDArray[np.uint8]:
-    """By libjpeg-turbo; far too large ones at the smallest scale of at least twice the size."""
+    """Decode by libjpeg-turbo; a very large image at the smallest scale of twice the size."""
     check_size(info.width, info.height)
     at_least = (0, 0)
     if max(info.width, info.height) >= 4 * max_size:
@@ -192,7 +193,7 @@ def _decode_upright(blob: bytes, info: JpegInfo, max_size: int) -> NDArray[np.ui
 
 
 def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Image.Image:
-    """By Pillow; a JPEG is proved first, because Pillow passes over most damage."""
+    """Decode by Pillow; check a JPEG first, because Pillow ignores most damage."""
     if info is not None:
         check_size(info.width, info.height)
         if info.color == "cmyk":
@@ -206,7 +207,7 @@ def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow as 8-bit RGB."""
+    """Convert any mode of Pillow to 8-bit RGB."""
     if image.mode == "F":
         raise ImageError("has floating-point pixels, whose range is unknown")
     if image.mode in _SIXTEEN_BIT:

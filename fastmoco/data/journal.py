@@ -1,8 +1,8 @@
-"""What a conversion has done so far, so that the same command goes on after a kill.
+"""Journal of a conversion, from which the same command resumes after a kill.
 
-A text file beside the target: a line for each record, its CRC-32 in hex and the record as JSON. The
-first one names the recipe: what is converted, and how. A line that is torn, as by a full disk, ends
-the journal; so does the first record that its reader does not accept.
+A text file beside the target. Each line holds a record: its CRC-32 in hex, and the record as JSON.
+The first record names the recipe: what is converted, and how. A torn line, as from a full disk,
+ends the journal; so does the first record that its reader refuses.
 """
 
 import json
@@ -10,39 +10,37 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 Record = dict[str, Any]
 
 
 def journal_path(target: Path) -> Path:
-    """``train.beton`` -> ``train.beton.journal``."""
+    """Path of a target's journal: ``train.beton`` -> ``train.beton.journal``."""
     return target.with_name(target.name + ".journal")
 
 
 class Journal:
-    """An open journal; the owner holds the lock of the file that it tells of.
+    """An open journal; the owner holds the lock of the unfinished file.
 
     Attributes:
-        path: The journal.
-        is_foreign: It was of another recipe, and has been emptied.
-        num_records: Records that are in it, besides the recipe; those of `replay` count after it.
+        is_foreign: Whether it belonged to another recipe, and has been emptied.
+        num_records: Records without the recipe; those of `replay` count once it has run.
         last: The last record before `replay`, ``{}`` if there is none.
 
     Args:
-        path: The journal; it is made where it is missing.
-        recipe: Hex digest of all that decides the target's bytes.
+        path: The journal; created if missing.
+        recipe: Hex digest of everything that determines the target's bytes.
 
     Raises:
-        OSError: If it cannot be read or made.
+        OSError: If it cannot be read or created.
     """
 
     def __init__(self, path: Path, recipe: str) -> None:
         self.path = path
         self.num_records = 0
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._lines = _whole_lines(path)
+        self._lines = _valid_lines(path)
         first = json.loads(self._lines[0][9:]) if self._lines else {}
         self.is_foreign = bool(self._lines) and first != {"recipe": recipe}
         self._end = 0
@@ -57,18 +55,13 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
     def replay(self, accept: Callable[[Record], bool]) -> None:
-        """Gives each record to ``accept``, in order, up to the first that it refuses.
+        """Pass each record to ``accept``, in order, up to the first that it refuses.
 
-        That one and all behind it are forgotten.
+        That record and all later ones are removed.
         """
         for line in self._lines:
             if not accept(json.loads(line[9:])):
@@ -79,7 +72,7 @@ class Journal:
         os.ftruncate(self._file, self._end)
 
     def append(self, record: Record) -> None:
-        """Writes a record behind the others.
+        """Append a record.
 
         Raises:
             OSError: If it cannot be written; it then does not count.
@@ -96,8 +89,8 @@ class Journal:
         self._end += len(line)
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """All lines up to the first that is torn or damaged."""
+def _valid_lines(path: Path) -> list[bytes]:
+    """All lines before the first that is torn or damaged."""
     lines = []
     for line in path.read_bytes().splitlines(keepends=True):
         crc32, _, text = line.partition(b" ")

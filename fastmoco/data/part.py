@@ -1,4 +1,4 @@
-"""A dataset file made of samples of another one: stored bytes stay as they are, labels may not."""
+"""A dataset file with some samples of another one: stored bytes are copied, labels may change."""
 
 import json
 import zlib
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmoco.data.beton_format import PAGE_BYTES_MIN, sidecar_path
+from fastmoco.data.beton_format import sidecar_path
 from fastmoco.data.beton_writer import BetonWriter
 from fastmoco.data.dataset import Dataset
 from fastmoco.data.facts import describe_contents
@@ -18,7 +18,7 @@ from fastmoco.files import atomic_path
 
 DEFAULT_PAGE_BYTES = 1 << 23
 COUNTS = ("num_duplicates", "num_quarantined")
-"""Facts of a whole dataset that a part of it does not have."""
+"""Facts of a complete dataset that a part does not have."""
 
 
 def write_part(
@@ -32,35 +32,35 @@ def write_part(
 ) -> str:
     """Write samples of a dataset, in the order of `ids`, as ``NAME.beton`` and ``NAME.beton.json``.
 
-    Each image's bytes are copied, their checksum proved on the way, and nothing is decoded. Channel
-    statistics are those of the whole dataset: what learns from a part is normalized alike.
+    Each image's bytes are copied after verifying their checksum; nothing is decoded. Channel
+    statistics are those of the complete dataset, so that a part is normalized like it.
 
     Args:
-        target: The file; one that stands there stays as it is until the new one is whole.
-        dataset: Open.
-        ids: ``(n,)``, n > 0.
-        labels: Of these samples, ``(n,)``, -1 where unlabeled.
+        target: The file; an existing one stays unchanged until the new one is complete.
+        dataset: An open dataset.
+        ids: Samples to write, ``(n,)``, n > 0.
+        labels: Labels of these samples, ``(n,)``, -1 where unlabeled.
         classes: Class names.
-        origin: Facts for people, into the JSON file.
+        origin: Further facts for the JSON file.
 
     Returns:
         The file's fingerprint.
 
     Raises:
         BetonError: If an image is damaged.
-        OSError: If a file cannot be written; what stood there stays, but the facts for people may
-            be the old ones where only their rename failed.
+        OSError: If a file cannot be written; existing files stay, but the JSON file may be the old
+            one if only its rename failed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     page_bytes = _page_bytes(dataset, ids)
-    whole = len(ids) == len(dataset)
-    facts = {k: v for k, v in dataset.facts.items() if whole or k not in COUNTS}
+    is_complete = len(ids) == len(dataset)
+    facts = {k: v for k, v in dataset.facts.items() if is_complete or k not in COUNTS}
     contents = describe_contents(labels, dataset.widths[ids], dataset.heights[ids], classes)
     with BetonWriter(target, capacity=len(ids), page_bytes=page_bytes) as writer:
         _copy(writer, dataset, ids, labels)
         fingerprint = writer.finish(classes, facts)
         described = {"fingerprint": fingerprint, **contents, **facts, **origin}
-        # Written first: on a full disk both old files stay.
+        # The JSON file is written first, so that both old files stay on a full disk.
         with atomic_path(sidecar_path(target)) as temporary:
             temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
             writer.commit()
@@ -70,7 +70,7 @@ def write_part(
 def _copy(
     writer: BetonWriter, dataset: Dataset, ids: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> None:
-    """Add samples with other labels."""
+    """Copy samples, with new labels."""
     with show_progress(len(ids)) as advance:
         for sample, label in zip(ids.tolist(), labels.tolist(), strict=True):
             blob = bytes(dataset.blob(sample))
@@ -87,6 +87,6 @@ def _copy(
 
 
 def _page_bytes(dataset: Dataset, ids: NDArray[np.int64]) -> int:
-    """The usual page size, or the smallest larger one that holds the largest image."""
+    """The usual page size, or the smallest larger one that fits the largest image."""
     largest = int(dataset.sizes[ids].max())
-    return max(DEFAULT_PAGE_BYTES, PAGE_BYTES_MIN, 1 << (largest - 1).bit_length())
+    return max(DEFAULT_PAGE_BYTES, 1 << (largest - 1).bit_length())

@@ -1,4 +1,4 @@
-"""How far a long run over images is, on stderr."""
+"""Progress of a long run over images, on stderr."""
 
 import sys
 import time
@@ -14,14 +14,14 @@ LINE_SECONDS = 30.0
 
 @contextmanager
 def show_progress(total: int, done: int = 0) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with rates and ETA; where that is no terminal, a line now and then.
+    """Show a bar on stderr with rates and ETA; without a terminal, a line every 30 seconds.
 
     Args:
         total: Number of images.
-        done: How many of them an earlier run has dealt with.
+        done: Images that an earlier run has processed.
 
     Yields:
-        A function to call with the number of images done and of bytes read since the last call.
+        A function to call with the numbers of images and of bytes processed since the last call.
     """
     columns = (
         BarColumn(),

@@ -1,4 +1,4 @@
-"""The options of `convert`."""
+"""Options of `convert`, and the datasets of a run."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -11,28 +11,28 @@ from fastmoco.data.shards import MAX_SHARDS
 
 
 class Encoding(StrEnum):
-    """How images are stored."""
+    """Storage format of images."""
 
     jpeg = "jpeg"
     raw = "raw"
 
 
 class Check(StrEnum):
-    """How a JPEG that is copied is checked."""
+    """Check of a JPEG that is copied."""
 
     decode = "decode"
     header = "header"
 
 
 class OnError(StrEnum):
-    """What a bad image leads to."""
+    """Reaction to a bad image."""
 
     quarantine = "quarantine"
     fail = "fail"
 
 
 class Statistics(StrEnum):
-    """Which images the channels' mean and standard deviation come from."""
+    """Images that the channels' mean and standard deviation are computed from."""
 
     auto = "auto"
     exact = "exact"
@@ -45,10 +45,10 @@ class DataConfig:
     """Dataset files."""
 
     train: Path | None = None
-    """Dataset file to learn from (fastmoco convert makes one); train also takes JPEGs as they lie
-    in a folder or in tar shards."""
+    """Dataset file to train on, made by fastmoco convert. The train command also accepts a folder
+    or tar shards of unconverted JPEGs."""
     test: Path | None = None
-    """Dataset file to evaluate on; needed by evaluation and by the monitor."""
+    """Dataset file for testing; needed by evaluation and by the monitor."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,58 +56,41 @@ class ConvertConfig:
     """Options of `convert`."""
 
     split: str = ""
-    """Which part of a source that has splits; train where none is named."""
-
+    """Split to convert, for sources with splits; empty means train."""
     labels: Path | None = None
-    """Labels of numbered images: a text file of one a line, .npy or .pt; or FILE.csv:COLUMN."""
-
+    """Labels by image number: a text file with one per line, .npy or .pt; or by path:
+    FILE.csv:COLUMN."""
     root: Path | None = None
-    """Folder in which torchvision's sets lie; by default data/ in the current one."""
-
+    """Folder of torchvision's datasets; null means data/ in the current folder."""
     download: bool = False
-    """Get what is missing of torchvision's sets from the internet, into that folder."""
-
+    """Download missing files of torchvision's datasets into that folder."""
     max_size: int = 512
     """Longest side in pixels; larger images are shrunk to it, antialiased."""
-
     quality: int = 90
-    """JPEG quality, 1 to 100, of images that are not copied as they are."""
-
+    """JPEG quality, 1 to 100, of images that are not copied unchanged."""
     encoding: Encoding = Encoding.jpeg
-    """jpeg, or raw: pixels as they are, faster to read and larger; for images up to about 64."""
-
+    """jpeg, or raw: plain pixels, faster to read but larger; for images up to about 64 pixels."""
     lossless: bool = False
-    """Keep the pixels of PNG, BMP, GIF and PPM sources, and of arrays, by storing those raw."""
-
+    """Keep the pixels of PNG, BMP, GIF and PPM files, and of arrays, by storing them raw."""
     workers: int = 0
-    """Threads; 0 means one for each usable CPU. The file's bytes do not depend on it."""
-
+    """Number of threads; 0 means one per usable CPU. The file's bytes do not depend on it."""
     check: Check = Check.decode
-    """decode: a copied JPEG is decoded once; header: only its markers are read, which is faster."""
-
+    """Check of copied JPEGs. decode: decode each once; header: read only its markers, faster."""
     statistics: Statistics = Statistics.auto
-    """Channel mean and deviation: exact from all images, sample from 10,000, none, or auto: exact
-    up to 50,000 images, but from a sixteenth of them (128 to 10,000) with check=header. Measured
-    JPEGs are decoded in full, which takes twice the time of a decode at 1/8 scale."""
-
+    """Images for channel mean and deviation. exact: all; sample: 10,000; none; auto: all of up to
+    50,000 images and 10,000 of more, but with check=header a sixteenth (128 to 10,000). A measured
+    JPEG is decoded at full scale, which takes twice the time of a decode at 1/8 scale."""
     on_error: OnError = OnError.quarantine
-    """quarantine: leave a bad image out and list it in NAME.quarantine.csv; fail: stop at it."""
-
+    """quarantine: skip a bad image and list it in NAME.quarantine.csv; fail: stop at it."""
     shards: int = 1
-    """Number of files, NAME-00000-of-00004.beton and so on, which a loader takes together."""
-
+    """Number of files, NAME-00000-of-00004.beton and so on; a loader reads them as one."""
     shard: str = ""
-    """I/N (I from 0): make only this one of N files, as when N machines make one each."""
-
+    """I/N (I from 0): make only this one of N files, so that N machines can make one each."""
     page_bytes: int = 1 << 23
-    """Page size of the file, a power of two from 2 MiB to 2 GiB; no stored image can be larger."""
+    """Page size of the file, a power of two from 2 MiB to 2 GiB; no image can be larger."""
 
     def __post_init__(self) -> None:
-        """Refuses values out of range.
-
-        Raises:
-            ValueError: If a number is out of its range.
-        """
+        """Refuse values out of range, with a ValueError."""
         limits = {
             "max_size": (1, 32_768),
             "quality": (1, 100),
@@ -119,34 +102,34 @@ class ConvertConfig:
                 raise ValueError(f"{name}={getattr(self, name)} is not in {low}..{high}")
         if not is_page_size(self.page_bytes):
             raise ValueError(
-                f"page_bytes={self.page_bytes} is no power of two from 2 MiB to 2 GiB, such as "
-                "8388608"
+                f"page_bytes={self.page_bytes} is not a power of two from 2 MiB to 2 GiB; set for "
+                "example page_bytes=8388608"
             )
         if self.shard:
             self.shards_to_make()
 
     def shards_to_make(self) -> tuple[list[int], int]:
-        """Numbers of the shards to make, and of how many.
+        """Numbers of the shards to make, and the number of all shards.
 
         Raises:
-            ValueError: If ``shard`` is not such as 0/4, or disagrees with ``shards``.
+            ValueError: If ``shard`` is malformed, or disagrees with ``shards``.
         """
         if not self.shard:
             return list(range(self.shards)), self.shards
         number, _, count = self.shard.partition("/")
         if not (number.isdecimal() and count.isdecimal() and 0 <= int(number) < int(count)):
-            raise ValueError(f"shard={self.shard} is not such as 0/4 (the first of four) or 3/4")
+            raise ValueError(f"shard={self.shard} is not I/N with I < N, such as 0/4 for the first")
         if int(count) > MAX_SHARDS or self.shards not in (1, int(count)):
             raise ValueError(f"shard={self.shard} disagrees with shards={self.shards}")
         return [int(number)], int(count)
 
     def choices(self) -> dict[str, Any]:
-        """All that decides the bytes of a file of given samples, as JSON values."""
+        """Options that determine the bytes of a file of given samples, as JSON values."""
         left_out = ("on_error", "root", "download", "labels")
         return {name: value for name, value in self.told().items() if name not in left_out}
 
     def told(self) -> dict[str, Any]:
-        """What people should know of how a file came to be, as JSON values."""
+        """Options to record in the JSON file, as JSON values."""
         left_out = ("workers", "shards", "shard")
-        told = {name: value for name, value in asdict(self).items() if name not in left_out}
-        return plain_values(told)
+        values = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return plain_values(values)

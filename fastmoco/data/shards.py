@@ -1,4 +1,4 @@
-"""Which file of a sharded dataset holds which sample, and what the files are called."""
+"""Assignment of samples to the files of a sharded dataset, and the files' names."""
 
 import hashlib
 import re
@@ -15,29 +15,31 @@ MAX_SHARDS = 99_999
 
 
 def shard_samples(count: int, shard: int, shards: int) -> NDArray[np.int64]:
-    """The samples of one shard, ascending; sizes differ by one at most.
+    """Samples of one shard, ascending; sizes of shards differ by at most one.
 
-    Neighbors of the source go to different shards by a hash, so that a source sorted by class does
-    not become shards of a class each.
+    A hash sends neighbors of the source to different shards, so that a source sorted by class does
+    not give shards of one class each.
     """
     return np.sort(hashed_order(count)[shard::shards])
 
 
 def shard_path(target: Path, shard: int, shards: int) -> Path:
-    """``train.beton`` -> ``train-00002-of-00008.beton``."""
+    """Path of one shard: ``train.beton`` -> ``train-00002-of-00008.beton``."""
     return target.with_name(f"{target.stem}-{shard:05d}-of-{shards:05d}.beton")
 
 
 def find_shards(pattern: Path) -> list[Path]:
-    """The files of a pattern such as ``data/train-*.beton``, complete and in order.
+    """Files that match a pattern such as ``data/train-*.beton``, complete and in order.
 
     Raises:
         FileNotFoundError: If no file matches.
-        ValueError: If files are missing, or they are no shards or of several sets.
+        ValueError: If files are missing, are not shards, or belong to several sets.
     """
     paths = sorted(pattern.parent.glob(pattern.name))
     if not paths:
-        raise FileNotFoundError(f"{pattern}: no such files; `fastmoco convert` with shards=N")
+        raise FileNotFoundError(
+            f"{pattern}: no such files; make them with `fastmoco convert SRC DST.beton shards=N`"
+        )
     found = [_SHARD_NAME.fullmatch(path.name) for path in paths]
     sets = {(match[1], int(match[3])) for match in found if match}
     if None in found or len(sets) != 1:
@@ -55,7 +57,7 @@ def find_shards(pattern: Path) -> list[Path]:
 
 
 def set_fingerprint(fingerprints: Sequence[str]) -> str:
-    """Of files taken together: their own if it is one, else the SHA-256 of all, in order."""
+    """Fingerprint of files together: of one file its own, else the SHA-256 of all, in order."""
     if len(fingerprints) == 1:
         return fingerprints[0]
     return hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()

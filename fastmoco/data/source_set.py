@@ -1,10 +1,10 @@
-"""JPEGs of a folder or of tar shards, read where they lie: for data that nobody converts.
+"""Unconverted JPEGs of a folder or of tar shards, as a dataset.
 
-Trade-off: every header is read at the start (some 10,000 a second and core once they are in the
-page cache), and nothing has a checksum; in return there is no second copy. Only JPEGs that a
-dataset file would hold as they are: others are left out, and that is said.
+Trade-off: opening reads every header (some 10,000 per second and core once they are in the page
+cache), and nothing has a checksum; in return there is no second copy. Only JPEGs that `convert`
+would copy unchanged are used; a warning counts the others.
 
-Left out: channel statistics (`convert` measures them), manifests, arrays, other formats.
+Not supported: channel statistics (`convert` measures them), manifests, arrays, other formats.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -25,11 +24,11 @@ from fastmoco.data.jpeg_markers import ImageError, inspect_jpeg_header
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 
 HEADER_BYTES = 1 << 14
-"""Read first of each file; all of it where its header is longer."""
+"""Bytes read first of each file; a file with a longer header is read completely."""
 
 
 class Place(NamedTuple):
-    """Where an image's bytes lie."""
+    """Location of an image's bytes."""
 
     path: str
     offset: int
@@ -37,31 +36,27 @@ class Place(NamedTuple):
 
 
 class SourceSet:
-    """Images that lie in a folder or in tar shards; what `BetonFile` offers to loaders.
+    """Images in a folder or in tar shards; a `Dataset`, like `BetonFile`.
+
+    It has the attributes of `Dataset`; these differ:
 
     Attributes:
-        path: The folder, or the pattern of the shards.
-        labels: Class of each image, ``(n,)`` int64; -1 where unlabeled.
-        widths: Of each image in pixels, ``(n,)`` int32.
-        heights: Of each image in pixels, ``(n,)`` int32.
         modes: All MODE_JPEG, ``(n,)`` uint8.
-        sizes: Of each file in bytes, ``(n,)`` int64.
         has_checksums: False.
         fingerprint: Hex SHA-256 of names, labels, and sizes in bytes and pixels.
-        classes: Class names, ``[]`` if unlabeled.
         facts: ``{}``: nothing was measured.
     """
 
     def __init__(
         self, path: Path, samples: SampleSet, places: Sequence[Place], shapes: NDArray[np.int32]
     ) -> None:
-        """Takes what is known of all samples, and leaves out those without a shape.
+        """Store the samples that have a shape.
 
         Args:
             path: What was opened.
             samples: Its samples.
-            places: Where each of them lies.
-            shapes: Height and width of each, ``(n, 2)``; 0 of those that are left out.
+            places: Location of each sample.
+            shapes: Height and width of each, ``(n, 2)``; 0 for samples to skip.
         """
         kept = np.flatnonzero(shapes[:, 0]).tolist()
         self.path = path
@@ -81,10 +76,10 @@ class SourceSet:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Lists a folder or tar shards and reads all headers.
+        """List a folder or tar shards and read all headers.
 
         Raises:
-            ValueError: If there is no JPEG that can be read as it is.
+            ValueError: If there is no JPEG that can be read unconverted.
             OSError: If something cannot be read.
         """
         samples = open_source(str(path), SourceOptions())
@@ -96,31 +91,25 @@ class SourceSet:
         if bad:
             name, reason = bad[0]
             message = (
-                f"{path}: {len(bad)} of {len(found)} images cannot be read as they are "
-                f"(first {name}: {reason}); `fastmoco convert {path} train.beton` takes more"
+                f"{path}: {len(bad)} of {len(found)} images cannot be read unconverted "
+                f"(first {name}: {reason}); `fastmoco convert {path} train.beton` reads more"
             )
             if len(bad) == len(found):
                 raise ValueError(message)
-            warnings.warn(f"{message}; they are left out", stacklevel=2)
+            warnings.warn(f"{message}; they are skipped", stacklevel=2)
         return cls(path, samples, places, shapes)
 
     def __len__(self) -> int:
-        """The number of images."""
         return len(self._names)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no file is kept open."""
 
     def name(self, sample_id: int) -> str:
         """The image's relative name."""
@@ -143,7 +132,7 @@ class SourceSet:
         """The pixels of one image, ``(H, W, 3)`` uint8 RGB, contiguous.
 
         Raises:
-            ImageError: If it is damaged, or not what it was when the set was opened.
+            ImageError: If it is damaged, or has changed since the set was opened.
             OSError: If it cannot be read.
         """
         blob = self.blob(sample_id)
@@ -157,7 +146,7 @@ class SourceSet:
 
 
 def _places(path: Path, samples: SampleSet) -> list[Place]:
-    """Of a tar's members as its index says; else of files below the folder."""
+    """Locations of images: tar members by the index, files below the folder by name and size."""
     if isinstance(samples.keys[0], tuple):
         return [Place(*key) for key in samples.keys]
     sizes = samples.stamps[:, 0].tolist()
@@ -166,7 +155,7 @@ def _places(path: Path, samples: SampleSet) -> list[Place]:
 
 
 def _read(place: Place, count: int) -> bytes:
-    """The first bytes of an image; fewer where the file ends."""
+    """First bytes of an image; fewer if the file ends."""
     descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.pread(descriptor, count, place.offset)
@@ -175,17 +164,17 @@ def _read(place: Place, count: int) -> bytes:
 
 
 def _shape(place: Place) -> tuple[int, int] | str:
-    """Height and width of a JPEG that can be read as it is, or why it cannot."""
+    """Height and width of a JPEG that can be read unconverted, or why it cannot."""
     header = _read(place, min(HEADER_BYTES, place.size))
     if not is_jpeg(header):
-        return "is no JPEG"
+        return "is not a JPEG"
     try:
         info = inspect_jpeg_header(header)
-    except ImageError:  # it may be longer
+    except ImageError:  # the header may be longer
         try:
             info = inspect_jpeg_header(_read(place, place.size))
         except ImageError as error:
-            return f"has no header that can be read ({error})"
+            return f"has no readable header ({error})"
     try:
         check_size(info.width, info.height)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""What a conversion gathers besides the file itself, so that it can be recorded and taken up."""
+"""Results that a conversion gathers besides the file itself, so that it can be resumed."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -10,35 +10,32 @@ from numpy.typing import NDArray
 from fastmoco.data.encode import Encoded
 from fastmoco.data.facts import no_moments
 
-RECORD_VERSION = 2  # of `Tally.to_record`; unfinished conversions with other records start anew
-# Of each stored image: its place in the source, mode, width, height, bytes, CRC-32 and digest.
+RECORD_VERSION = 2  # of `Tally.to_record`; conversions with other records cannot be resumed
+# A stored image: index in the source, mode, width, height, bytes, CRC-32 and digest.
 Row = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True)
 class Tally:
-    """Gathered over some consecutive samples of the source.
-
-    Attributes:
-        stored: A row for each image that was stored.
-        quarantined: Name and reason of each that was not.
-        moments: `channel_moments` of the measured ones.
-        source_bytes: What was read of the source.
-    """
+    """Results for some consecutive samples of the source."""
 
     stored: list[Row] = field(default_factory=list)
+    """A row for each stored image."""
     quarantined: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of each skipped image."""
     moments: NDArray[np.int64] = field(default_factory=no_moments)
+    """`channel_moments` of the measured images."""
     source_bytes: int = 0
+    """Bytes read from the source."""
 
-    def store(self, place: int, image: Encoded) -> None:
-        """Counts an image that was stored."""
+    def store(self, index: int, image: Encoded) -> None:
+        """Count a stored image."""
         size = len(image.blob)
-        row = (place, image.mode, image.width, image.height, size, image.crc32, image.digest)
+        row = (index, image.mode, image.width, image.height, size, image.crc32, image.digest)
         self.stored.append(row)
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values."""
+        """Convert to JSON values."""
         return {
             "stored": self.stored,
             "quarantined": self.quarantined,
@@ -48,7 +45,7 @@ class Tally:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Tally":
-        """The inverse of `to_record`."""
+        """Inverse of `to_record`."""
         return cls(
             stored=[(a, b, c, d, e, f, g) for a, b, c, d, e, f, g in record["stored"]],
             quarantined=[(name, reason) for name, reason in record["quarantined"]],
@@ -59,19 +56,16 @@ class Tally:
 
 @dataclass(slots=True)
 class Totals:
-    """Gathered over a whole file, or several; small, however many samples there are.
-
-    Attributes:
-        digests: Of each stored image, as of `Encoded`.
-        quarantined: As of `Tally`.
-        moments: As of `Tally`.
-        source_bytes: As of `Tally`.
-    """
+    """Results for one or several complete files; small, however many samples there are."""
 
     digests: "array[int]" = field(default_factory=lambda: array("Q"))
+    """`Encoded.digest` of each stored image."""
     quarantined: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of each skipped image."""
     moments: NDArray[np.int64] = field(default_factory=no_moments)
+    """`channel_moments` of the measured images."""
     source_bytes: int = 0
+    """Bytes read from the source."""
 
     @property
     def num_stored(self) -> int:
@@ -80,16 +74,16 @@ class Totals:
 
     @property
     def num_done(self) -> int:
-        """Samples of the source that are dealt with."""
+        """Processed samples of the source."""
         return len(self.digests) + len(self.quarantined)
 
     @property
     def num_duplicates(self) -> int:
-        """Images whose stored bytes another one has, too."""
+        """Images with the same stored bytes as another one."""
         return len(self.digests) - len(np.unique(np.frombuffer(self.digests, np.uint64)))
 
     def duplicates(self, limit: int) -> list[list[int]]:
-        """The stored images of equal bytes by their numbers, at most ``limit`` groups of them."""
+        """Numbers of the stored images with equal bytes, at most ``limit`` groups."""
         digests = np.frombuffer(self.digests, np.uint64)
         _, group, sizes = np.unique(digests, return_inverse=True, return_counts=True)
         members: dict[int, list[int]] = {}
@@ -98,14 +92,14 @@ class Totals:
         return list(members.values())[:limit]
 
     def add(self, tally: Tally) -> None:
-        """Adds what was gathered over the samples that follow."""
+        """Add the results for the samples that follow."""
         self.digests.extend(row[-1] for row in tally.stored)
         self.quarantined += tally.quarantined
         self.moments += tally.moments
         self.source_bytes += tally.source_bytes
 
     def merge(self, other: "Totals") -> None:
-        """Adds another file's."""
+        """Add the results of another file."""
         self.digests.extend(other.digests)
         self.quarantined += other.quarantined
         self.moments += other.moments

@@ -1,4 +1,4 @@
-"""Reads a whole .beton file and proves every byte; describes one."""
+"""Verification of every byte of a .beton file, and its description."""
 
 import os
 import time
@@ -24,48 +24,45 @@ __all__ = ["VerifyReport", "describe", "description_text", "verify"]
 
 @dataclass(kw_only=True, slots=True)
 class VerifyReport:
-    """What `verify` proved.
-
-    Attributes:
-        path: The file.
-        num_samples: Images, all of them decoded.
-        num_bytes: Size of the file, all of it read.
-        has_checksums: False for a file of FFCV: a changed label or a flipped pixel would not show.
-        seconds: Time taken.
-        images_per_second: Of reading and decoding.
-    """
+    """Result of `verify`."""
 
     path: Path
+    """The file."""
     num_samples: int
+    """Images, all of them decoded."""
     num_bytes: int
+    """Size of the file in bytes, all of them read."""
     has_checksums: bool
+    """False for a file of FFCV: changed labels and pixels would go unnoticed."""
     seconds: float
+    """Duration."""
     images_per_second: float
+    """Images read and decoded per second."""
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
         return plain_values(asdict(self))
 
     def to_text(self) -> str:
-        """A line for people."""
-        proved = "checksums and pixels" if self.has_checksums else "pixels (it has no checksums)"
+        """Format as a line."""
+        checked = "checksums and pixels" if self.has_checksums else "pixels (it has no checksums)"
         return (
-            f"{self.path}: sound; {proved} of {self.num_samples:,} images, "
+            f"{self.path}: sound; checked {checked} of {self.num_samples:,} images, "
             f"{self.num_bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s "
             f"({self.images_per_second:,.0f} images/s)"
         )
 
 
 def verify(path: str | Path) -> VerifyReport:
-    """Reads all of a file: index, every checksum, every image decoded, zeros between them.
+    """Read a complete file: check the index, all checksums, all images, and the zeros between them.
 
     Args:
-        path: A file, or the pattern of shards, each of which is verified.
+        path: A file, or the pattern of shards, which are all verified.
 
     Raises:
-        BetonError: If anything is wrong; it names the first bad sample and counts the rest.
+        BetonError: If anything is wrong; it names the first bad sample and counts the others.
         ValueError: If shards are missing.
-        OSError: If there is no such file, or it may not be read.
+        OSError: If the file does not exist or cannot be read.
     """
     start = time.monotonic()
     with open_dataset(path) as dataset:
@@ -83,12 +80,12 @@ def verify(path: str | Path) -> VerifyReport:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a file holds, or the shards of a pattern, as JSON values, by its own index.
+    """Describe a file, or the shards of a pattern, as JSON values, from the index alone.
 
     Raises:
         BetonError: If the index is wrong; images are not read.
         ValueError: If shards are missing.
-        OSError: If there is no such file, or it may not be read.
+        OSError: If the file does not exist or cannot be read.
     """
     with open_dataset(path) as dataset:
         raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
@@ -114,7 +111,7 @@ def _files(dataset: Dataset) -> tuple[BetonFile, ...]:
     if isinstance(dataset, BetonSet):
         return dataset.files
     raise UsageError(
-        f"{dataset.path} is no dataset file; make one: fastmoco convert {dataset.path} train.beton"
+        f"{dataset.path} is not a dataset file; run fastmoco convert {dataset.path} train.beton"
     )
 
 
@@ -127,17 +124,17 @@ def _verify_file(beton: BetonFile) -> None:
     if problems:
         more = f"; {len(problems) - 1} more bad samples" if len(problems) > 1 else ""
         raise BetonError(f"{problems[0]}{more}")
-    for place, gap in beton.gaps():
+    for offset, gap in beton.gaps():
         if gap.count(0) != len(gap):
-            byte = place + len(gap) - len(gap.lstrip(b"\0"))
+            byte = offset + len(gap) - len(gap.lstrip(b"\0"))
             raise BetonError(
-                f"{beton.path}: byte {byte}: is not zero though it belongs to no sample; the "
-                "images are sound, but something has written into this file"
+                f"{beton.path}: byte {byte}: is not zero, but belongs to no sample; the images are "
+                "sound, but something has written to this file"
             )
 
 
 def _decode_all(beton: BetonFile) -> Iterator[tuple[range, list[BetonError | None]]]:
-    """Samples and each one's problem or None, in order; on as many threads as there are CPUs."""
+    """Yield samples and each one's problem or None, in order; uses one thread per CPU."""
 
     def problems(sample_ids: range) -> list[BetonError | None]:
         return [_problem(beton, sample_id) for sample_id in sample_ids]

@@ -1,4 +1,4 @@
-"""Draws on the device, in torch: bit-equal to those of `host`.
+"""Random draws on the device, in torch, bit-equal to those of `host`.
 
 Torch has no shifts of uint64 on the CPU, so words are int64 with masked shifts here.
 """
@@ -14,8 +14,12 @@ def _signed(word: int) -> int:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift of an int64 tensor: torch's own would drag the sign in."""
+    """Logical right shift of int64; torch's own shift would copy the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _unit_interval(word: Tensor) -> Tensor:
+    return _shift_right(word, 40).to(torch.float32) * 2.0**-24
 
 
 def _absorb_tensor(state: Tensor, word: int) -> Tensor:
@@ -28,61 +32,57 @@ def _mix_tensor(z: Tensor) -> Tensor:
     return z ^ _shift_right(z, 31)
 
 
-def _of_view(draw_key: Tensor, view: int) -> Tensor:
-    return draw_key if draw_key.ndim == 1 else draw_key[:, view]
-
-
 def uniform(draw_key: Tensor, what: Draw, view: int) -> Tensor:
     """Uniform draws in [0, 1) on the device, bit-equal to the host's.
 
     Args:
-        draw_key: ``(N,)`` int64, any device; ``(N, V)`` where each view is of an image of its own.
-        what: What the draw is for.
+        draw_key: ``(N,)`` int64, any device; ``(N, V)`` if the views are of different images.
+        what: Purpose of the draw.
         view: 0 for the query's view, 1 for the key's.
 
     Returns:
         ``(N,)`` float32, multiples of 2^-24.
     """
-    bits = _shift_right(fork(draw_key, what, view), 40)
-    return bits.to(torch.float32) * 2.0**-24
+    return _unit_interval(fork(draw_key, what, view))
 
 
 def fork(draw_key: Tensor, what: Draw, view: int) -> Tensor:
-    """The key of a stream of its own, for what needs more than one draw: see `stream_uniforms`.
+    """Key of a separate stream, for a purpose that needs several draws; see `stream_uniforms`.
 
     Args:
-        draw_key: As of `uniform`; likewise the others.
-        what: What the stream is for.
-        view: Of which view.
+        draw_key: ``(N,)`` or ``(N, V)`` int64, as in `uniform`.
+        what: Purpose of the stream.
+        view: 0 for the query's view, 1 for the key's.
 
     Returns:
         ``(N,)`` int64.
     """
-    return _absorb_tensor(_of_view(draw_key, view), (int(what) << 32) | (view << 16))
+    key = draw_key if draw_key.ndim == 1 else draw_key[:, view]
+    return _absorb_tensor(key, (int(what) << 32) | (view << 16))
 
 
 def stream_uniforms(stream: Tensor, part: int, count: int) -> Tensor:
-    """The first draws of one part of a stream: asking for fewer gives a prefix.
+    """First ``count`` draws of one part of a stream; a smaller count gives a prefix.
 
     Args:
         stream: ``(N,)`` int64, from `fork`.
         part: 0 or more; parts are independent.
-        count: Draws of each.
+        count: Draws per stream.
 
     Returns:
         ``(N, count)`` float32 in [0, 1), multiples of 2^-24.
     """
-    return _shift_right(_stream(stream, part, count), 40).to(torch.float32) * 2.0**-24
+    return _unit_interval(_stream(stream, part, count))
 
 
 def stream_integers(stream: Tensor, part: int, count: int, below: int) -> Tensor:
-    """As `stream_uniforms`, integers.
+    """First ``count`` draws of one part of a stream as integers.
 
     Args:
         stream: ``(N,)`` int64, from `fork`.
         part: 0 or more; parts are independent.
-        count: Draws of each.
-        below: 1 or more; the remainder of 63 bits favors none by more than ``below / 2^63``.
+        count: Draws per stream.
+        below: 1 or more; the remainder of 63 bits favors no value by more than ``below / 2^63``.
 
     Returns:
         ``(N, count)`` int64 in [0, below).
@@ -91,12 +91,12 @@ def stream_integers(stream: Tensor, part: int, count: int, below: int) -> Tensor
 
 
 def _stream(stream: Tensor, part: int, count: int) -> Tensor:
-    place = torch.arange(1, count + 1, device=stream.device) * _signed(GOLDEN)
-    return _mix_tensor(_absorb_tensor(stream, part)[:, None] + place)
+    counter = torch.arange(1, count + 1, device=stream.device) * _signed(GOLDEN)
+    return _mix_tensor(_absorb_tensor(stream, part)[:, None] + counter)
 
 
 def permutation(draw_key: Tensor) -> Tensor:
-    """The order in which the key encoder sees its batch under shuffled batch norm.
+    """Order in which the key encoder sees its batch under shuffled batch norm.
 
     Returns:
         ``(N,)`` int64, on the device.

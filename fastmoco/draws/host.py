@@ -1,4 +1,4 @@
-"""Draws on the host, in Numba and NumPy: keys, the order of an epoch, crop boxes."""
+"""Random draws on the host, in Numba and NumPy: keys, the order of an epoch, crop boxes."""
 
 import math
 
@@ -8,9 +8,12 @@ import numpy.typing as npt
 
 from fastmoco.draws.streams import GOLDEN, INT64, MIX_1, MIX_2, Draw
 
+INT32 = npt.NDArray[np.int32]
+Bounds = tuple[float, float]
+
 CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop
 
-# Typed constants: in Numba an int64 operand would turn uint64 arithmetic into float64.
+# Typed constants: with an int64 operand, Numba would turn uint64 arithmetic into float64.
 _U_GOLDEN, _U_MIX_1, _U_MIX_2 = np.uint64(GOLDEN), np.uint64(MIX_1), np.uint64(MIX_2)
 _U27, _U30, _U31, _U40 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(40)
 _CROP_AREA, _CROP_RATIO = int(Draw.CROP_AREA), int(Draw.CROP_RATIO)
@@ -52,19 +55,13 @@ def _hash_order(seed: int, epoch: int, out: npt.NDArray[np.uint64]) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def _crop_box(
-    key: np.uint64,
-    view: int,
-    height: int,
-    width: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    box: npt.NDArray[np.int32],
+    key: np.uint64, view: int, height: int, width: int, scale: Bounds, ratio: Bounds, box: INT32
 ) -> None:
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(CROP_ATTEMPTS):
-        area_share = scale[0] + (scale[1] - scale[0]) * _uniform(key, _CROP_AREA, view, attempt)
+        area_fraction = scale[0] + (scale[1] - scale[0]) * _uniform(key, _CROP_AREA, view, attempt)
         log_ratio = log_low + (log_high - log_low) * _uniform(key, _CROP_RATIO, view, attempt)
-        area, aspect = height * width * area_share, math.exp(log_ratio)
+        area, aspect = height * width * area_fraction, math.exp(log_ratio)
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             box[0] = int(_uniform(key, _CROP_TOP, view, attempt) * (height - h + 1))
@@ -82,12 +79,7 @@ def _crop_box(
 
 @numba.njit(nogil=True, cache=True)
 def _crop_boxes(
-    draw_keys: INT64,
-    heights: INT64,
-    widths: INT64,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    boxes: npt.NDArray[np.int32],
+    draw_keys: INT64, heights: INT64, widths: INT64, scale: Bounds, ratio: Bounds, boxes: INT32
 ) -> None:
     for i in range(draw_keys.size):
         for view in range(boxes.shape[1]):
@@ -104,7 +96,7 @@ def draw_keys(seed: int, epoch: int, sample_ids: INT64) -> INT64:
         sample_ids: ``(N,)`` int64.
 
     Returns:
-        ``(N,)`` int64: all that a device needs to know to draw for a sample.
+        ``(N,)`` int64; a device needs nothing else to draw for a sample.
     """
     out = np.empty(sample_ids.size, np.int64)
     _hash_samples(seed, epoch, np.ascontiguousarray(sample_ids, np.int64), out)
@@ -112,7 +104,7 @@ def draw_keys(seed: int, epoch: int, sample_ids: INT64) -> INT64:
 
 
 def epoch_order(seed: int, epoch: int, num_samples: int) -> INT64:
-    """The permutation in which an epoch visits its samples (0.2 s for 1.28 million).
+    """Permutation in which an epoch visits its samples (0.2 s for 1.28 million).
 
     Returns:
         ``(num_samples,)`` int64.
@@ -123,21 +115,15 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> INT64:
 
 
 def random_resized_crop_boxes(
-    keys: INT64,
-    heights: INT64,
-    widths: INT64,
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    num_views: int,
-) -> npt.NDArray[np.int32]:
-    """Crop boxes as torchvision's ``RandomResizedCrop``: 10 attempts, then a central crop.
+    keys: INT64, heights: INT64, widths: INT64, *, scale: Bounds, ratio: Bounds, num_views: int
+) -> INT32:
+    """Draw crop boxes like torchvision's ``RandomResizedCrop``: 10 attempts, then a central crop.
 
     Args:
         keys: ``(N,)`` int64, from `draw_keys`.
-        heights: ``(N,)`` of the images, pixels.
-        widths: ``(N,)`` of the images, pixels.
-        scale: Bounds of the crop's share of the area, in (0, 1].
+        heights: Heights of the images in pixels, ``(N,)``.
+        widths: Widths of the images in pixels, ``(N,)``.
+        scale: Bounds of the crop's fraction of the area, in (0, 1].
         ratio: Bounds of width / height, drawn uniformly in the logarithm.
         num_views: V, independent boxes per image.
 

@@ -1,4 +1,4 @@
-"""What draws are for, and the constants of the hash; imports neither torch nor Numba."""
+"""Purposes of random draws, and constants of the hash; imports neither torch nor Numba."""
 
 from enum import IntEnum
 
@@ -13,7 +13,7 @@ MIX_2 = 0x94D049BB133111EB
 
 
 class Draw(IntEnum):
-    """What a draw is for. Values are part of the random stream: append, never renumber."""
+    """Purpose of a draw. Values are part of the random stream: append, never renumber."""
 
     ORDER = 0
     CROP_AREA = 1
@@ -36,30 +36,30 @@ class Draw(IntEnum):
 
 
 class Stream(IntEnum):
-    """Draws that belong to no epoch: the value stands in the place of the epoch in a draw's key.
+    """Purposes that belong to no epoch; in a draw's key, the value replaces the epoch.
 
-    Far from any epoch, so that no stream repeats what training draws. Values are part of the random
-    stream: append, never renumber.
+    The values are far from any epoch, so that no stream repeats training's draws. They are part of
+    the random stream: append, never renumber.
     """
 
     LABELED_PART = 2**30
-    """The images whose labels a classifier learns from."""
+    """Choice of the images whose labels a classifier learns from."""
     HELD_OUT = 2**30 + 1
-    """The images that choose among settings."""
+    """Choice of the images that select among settings."""
     WRONG_LABEL = 2**30 + 2
     """Whether a label is replaced by a wrong one."""
     WRONG_CLASS = 2**30 + 3
-    """By which class."""
+    """Class that replaces the right one."""
     SCORE_NEGATIVES = 2**30 + 16
-    """The images whose keys a request's candidates are compared with."""
+    """Images whose keys a request's candidates are compared with."""
     RANDOM_REQUEST = 2**30 + 32
-    """The order of a random request."""
+    """Order of a random request."""
     SAMPLE = 2**30 + 64
-    """The first random sample of a request by runs; sample n adds n. Keep last."""
+    """First random sample of a request by runs; sample n adds n. Keep last."""
 
 
 def hashed_order(count: int) -> INT64:
-    """A fixed order of ``0..count - 1`` that follows no class and no folder, ``(count,)``."""
-    keys = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ (keys >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    """Fixed pseudo-random order of ``0..count - 1``, unrelated to class or folder, ``(count,)``."""
+    keys = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
+    keys = (keys ^ (keys >> np.uint64(31))) * np.uint64(MIX_1)
     return np.argsort(keys, kind="stable")

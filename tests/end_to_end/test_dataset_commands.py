@@ -53,7 +53,7 @@ def test_tables_and_json(capsys, source: Path, tmp_path: Path) -> None:
     assert "class_0 20, class_1 21" in run(capsys, "info", target)
     report = json.loads(run(capsys, "verify", target, "--json"))
     assert (report["num_samples"], report["has_checksums"]) == (41, True)
-    assert "sound; checksums and pixels of 41 images" in run(capsys, "verify", target)
+    assert "sound; checked checksums and pixels of 41 images" in run(capsys, "verify", target)
 
 
 def test_shards_are_listed_together(capsys, source: Path, tmp_path: Path) -> None:
@@ -70,18 +70,18 @@ def test_wrong_words_exit_2(capsys, source: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.beton"
     (tmp_path / "list.csv").write_text("path,split\na.png,train\n")
     for arguments, words in (
-        ([source, tmp_path / "x.bin"], "name the file to make, one that ends in .beton"),
+        ([source, tmp_path / "x.bin"], "does not end in .beton; name a file"),
         ([source, target, "quality=0"], "quality=0 is not in 1..100"),
-        ([source, target, "page_bytes=3"], "page_bytes=3 is no power of two"),
+        ([source, target, "page_bytes=3"], "page_bytes=3 is not a power of two"),
         ([source, target, "check=all"], "expected one of [decode, header]"),
         ([source, target, "shards=100"], "shards=100 is more than the 42 images"),
-        ([source, target, "shard=4/4"], "shard=4/4 is not such as 0/4"),
+        ([source, target, "shard=4/4"], "shard=4/4 is not I/N with I < N, such as 0/4"),
         ([source, target, "root=data"], "takes no root=data"),
         ([source, target, "download=true"], "takes no download=true"),
         (["torchvision:cifar10", target], "did you mean CIFAR10?"),
-        (["torchvision:CIFAR10", target, "split=val"], "it has train, test"),
+        (["torchvision:CIFAR10", target, "split=val"], "its splits are train, test"),
         (["torchvision:CIFAR10", target, f"root={tmp_path}"], "cifar-10-python.tar.gz"),
-        (["builtin:texture", target], "there is builtin:textures"),
+        (["builtin:texture", target], "use builtin:textures"),
         ([tmp_path / "list.csv", target, "split=val"], "its splits are train"),
         ([tmp_path / "none*.tar", target], "no such shard"),
     ):
@@ -113,7 +113,7 @@ def test_an_interrupted_conversion_says_so(
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "encoded_batches", interrupt)
         arguments = ["convert", source, target, "encoding=raw"]
-        fails(capsys, arguments, code, f"{target}: interrupted; the same command goes on")
+        fails(capsys, arguments, code, f"{target}: interrupted; the same command resumes")
     assert target.read_bytes() == before
     run(capsys, *arguments)
     assert target.read_bytes() != before

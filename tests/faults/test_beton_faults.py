@@ -206,11 +206,11 @@ def put(offset: int, value: int, size: int, region: str = "metadata", sample: in
     ("change", "message"),
     [
         (put(0, 7, 1), "sample 3, byte 2178: its storage mode is unknown"),
-        (put(1, 0, 2), "sample 3, byte 2179: its width and height are absurd"),
-        (put(1, 65535, 2), "sample 3, byte 2179: its width and height are absurd"),
-        (put(5, 0, 8), "metadata and allocation table disagree"),
+        (put(1, 0, 2), "sample 3, byte 2179: its width or height is not in the allowed range"),
+        (put(1, 65535, 2), "sample 3, byte 2179: its width or height is not in the allowed range"),
+        (put(5, 0, 8), "metadata and table disagree on its offset"),
         (put(5, 1 << 63, 8), "sample 3, byte 2183: its image lies beyond the pages"),
-        (put(8, 5, 8, "table"), "metadata and allocation table disagree"),
+        (put(8, 5, 8, "table"), "metadata and table disagree on its offset"),
         (put(16, 0, 8, "table"), "the size of its image is impossible"),
         (put(16, (1 << 64) - 1, 8, "table"), "the size of its image is impossible"),
         (put(16, 1 << 20, 8, "table"), "sample 3, byte 2183: its image overlaps the next"),
@@ -218,12 +218,12 @@ def put(offset: int, value: int, size: int, region: str = "metadata", sample: in
         (put(16, PAGE_BYTES, 8, "table", 11), "lies outside of the pages"),
         (put(0, 5, 8, "table"), "sample 3, byte .*exactly once"),
         (put(0, 1 << 40, 8, "section"), None),
-        (put(8, 1 << 62, 8, "header"), "is cut, unfinished or foreign"),
+        (put(8, 1 << 62, 8, "header"), "is cut, unfinished or no .beton file"),
         (put(8, 0, 8, "header"), "holds no samples"),
-        (put(16, 0, 8, "header"), "is cut, unfinished or foreign"),
-        (put(4, 3 << 20, 4, "header"), "page size 3145728 is no power of two"),
+        (put(16, 0, 8, "header"), "is cut, unfinished or no .beton file"),
+        (put(4, 3 << 20, 4, "header"), "page size 3145728 is not a power of two"),
         (put(2, 3, 2, "header"), "3 fields, not the two"),
-        (put(0, 1, 2, "header"), "no .beton file of version 2"),
+        (put(0, 1, 2, "header"), "not a .beton file of version 2"),
         (put(0, 5, 1, "fields"), "expected field `image` of type 2, found `image` of type 5"),
         (put(33, 1, 8, "fields"), "its image lies beyond the pages"),
         (put(33, 1 << 50, 8, "fields"), "its pages do not end where a page ends"),
@@ -303,7 +303,7 @@ def test_foreign_files_get_one_clear_line(data: bytes, tmp_path: Path) -> None:
 
 
 def test_folders_and_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(BetonError, match="no regular file"):
+    with pytest.raises(BetonError, match="not a regular file"):
         BetonFile.open(tmp_path)
     with pytest.raises(FileNotFoundError):
         BetonFile.open(tmp_path / "x.beton")

@@ -274,10 +274,10 @@ def _all_bad(root: Path) -> str:
     ("source", "message"),
     [
         (_missing, "no such folder"),
-        (_empty, r"holds no images; looked in it .*\.jpg .*1 other file"),
+        (_empty, r"holds no images; searched it .*\.jpg .*1 other file"),
         (_splits, "holds the splits train"),
-        (_all_bad, r"none of its 1 images can be used; the first, x\.jpg"),
-        (lambda _: "builtin:other", "there is builtin:textures"),
+        (_all_bad, r"none of its 1 images is usable; the first is x\.jpg"),
+        (lambda _: "builtin:other", "use builtin:textures"),
     ],
 )
 def test_bad_sources_get_one_line(
@@ -298,7 +298,7 @@ def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
 
 
 def test_names_of_other_files_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"ends in \.beton"):
+    with pytest.raises(ValueError, match=r"does not end in \.beton"):
         convert(str(folder), tmp_path / "x.bin", ConvertConfig())
 
 

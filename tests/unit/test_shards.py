@@ -98,7 +98,7 @@ def test_shards_that_are_done_are_not_made_again(
         real(self)
 
     monkeypatch.setattr(conversion._Conversion, "_encode_rest", fail_in_the_second)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         convert(str(folder), target, ConvertConfig(shards=SHARDS))
     summary = convert(str(folder), target, ConvertConfig(shards=SHARDS))
     first, second, third = (shard_path(target, i, SHARDS).name for i in range(SHARDS))

@@ -84,7 +84,7 @@ def test_what_a_file_would_not_hold_as_it_is_is_left_out(folder: Path) -> None:
     (folder / "class0" / "d.jpg").write_bytes(b"\xff\xd8\xff" + bytes(500))
     (folder / "class0" / "e.jpg").write_bytes(b"")
     with pytest.warns(
-        UserWarning, match=r"5 of 17 .*first class0/a\.png: is no JPEG.*fastmoco convert"
+        UserWarning, match=r"5 of 17 .*first class0/a\.png: is not a JPEG.*fastmoco convert"
     ):
         dataset = open_dataset(folder)
     assert len(dataset) == NUM_SAMPLES

@@ -77,9 +77,13 @@ def test_numbered_images_take_class_names(tmp_path: Path) -> None:
     ("names", "text", "message"),
     [
         (("1.png", "2.png"), "0\n1\n2\n", r"labels\.txt: 3 labels for 2 images"),
-        (("1.png", "x_001.png"), "0\n1\n", r"x_001\.png: has the number of 1\.png"),
+        (("1.png", "x_001.png"), "0\n1\n", r"x_001\.png: has the same number as 1\.png"),
         (("1.png", "x.png"), "0\n1\n", r"x\.png: has no number .*labels=FILE\.csv"),
-        (("1.png", "2.png"), "0\ncat\n", r"mixed: line 1 has 0, line 2 has cat"),
+        (
+            ("1.png", "2.png"),
+            "0\ncat\n",
+            r"mix numbers and names: line 1 has 0, line 2 has cat",
+        ),
         (("1.png", "2.png"), "0\n-2\n", r"label -2 is not in -1\.\."),
         (("1.png", "2.png"), "0\n99999999999999999999\n", r"label 9+ is not in -1\.\."),
         (("1.png", "2.png"), None, r"labels=.*labels\.txt: no such file"),
@@ -193,16 +197,19 @@ def test_missing_file_of_a_manifest_is_a_bad_image(tmp_path: Path) -> None:
         ("", "is empty; its first line must name the columns"),
         ("path\n", "lists no images"),
         ("path,label\na.png,1\n,2\n", "line 3 has no path"),
-        ("path,label\na.png,1\nb.png,cat\n", "mixed: line 2 has 1, line 3 has cat"),
-        ("path,label\na.png,c\0at\n", r"(holds a zero byte; take it out|line contains NUL)"),
-        ('path,label\n"a.png,1\n', r"line 2 is no CSV \(unexpected end of data\)"),
+        (
+            "path,label\na.png,1\nb.png,cat\n",
+            "mix numbers and names: line 2 has 1, line 3 has cat",
+        ),
+        ("path,label\na.png,c\0at\n", r"(holds a zero byte; remove it|line contains NUL)"),
+        ('path,label\n"a.png,1\n', r"line 2 is not CSV \(unexpected end of data\)"),
     ],
 )
 def test_bad_manifests_name_the_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(text)
     refused(tmp_path / "list.csv", rf"list\.csv: .*{message}")
     (tmp_path / "list.parquet").write_text("no parquet")
-    refused(tmp_path / "list.parquet", r"list\.parquet: is no Parquet file")
+    refused(tmp_path / "list.parquet", r"list\.parquet: is not a Parquet file")
 
 
 @pytest.mark.parametrize(
@@ -211,17 +218,17 @@ def test_bad_manifests_name_the_line(tmp_path: Path, text: str, message: str) ->
         ("gone", r"gone: no such folder or file; name a folder.*\.csv.*torchvision:NAME"),
         ("torchvison:CIFAR10", r"no such folder or file; did you mean torchvision:CIFAR10\?"),
         ("cifar100", r"did you mean torchvision:CIFAR100\?"),
-        ("builtin:texture", "there is builtin:textures"),
-        ("torchvision:cifar10", r"unknown; there are CIFAR10, .*; did you mean CIFAR10\?"),
-        ("torchvision:CIFAR10 split=val", "no split=val; it has train, test"),
-        ("builtin:textures split=val", "no split=val; it has train, test"),
-        ("{dir} split=val", "takes no split=val; name the split's own files"),
-        ("{dir}/x-{{0..3}}.tar split=val", "takes no split=val"),
+        ("builtin:texture", "use builtin:textures"),
+        ("torchvision:cifar10", r"unknown; known: CIFAR10, .*; did you mean CIFAR10\?"),
+        ("torchvision:CIFAR10 split=val", "no split=val; its splits are train, test"),
+        ("builtin:textures split=val", "no split=val; its splits are train, test"),
+        ("{dir} split=val", "has no split=val; name the files of that split"),
+        ("{dir}/x-{{0..3}}.tar split=val", "has no split=val"),
         ("{dir}/list.csv split=val", "has no column split; its columns are path"),
-        ("builtin:textures root=x", "takes no root=x; that is for torchvision:NAME"),
+        ("builtin:textures root=x", "takes no root=x; only torchvision:NAME does"),
         ("builtin:textures download=true", "takes no download=true"),
-        ("{dir}/x.docx", "of no known kind; name a folder"),
-        ("{dir}/list.csv labels=x.txt", "takes no labels=x.txt; that is for folders"),
+        ("{dir}/x.docx", "of an unknown kind; name a folder"),
+        ("{dir}/list.csv labels=x.txt", "takes no labels=x.txt; only folders"),
         ("{dir}/x-{{0..3}}.tar", "x-0.tar: no such shard"),
         ("{dir}/x-{{0..999999}}.tar", "more than 100,000 shards"),
         ("{dir}/*.docx", "x.docx, which is no .tar file"),

@@ -108,7 +108,7 @@ def test_shards_named_by_wordnet_ids_are_classes(tmp_path: Path) -> None:
     assert labels_by_name(samples) == expected
     assert np.array_equal(pixels_of(samples)[1], picture(0))
     write_shard(tmp_path / "all.tar", ("n00000001.tar", b"x"), ("n00000002.tar", b"x"))
-    refused(tmp_path / "all.tar", "tar files within a tar file must be unpacked first")
+    refused(tmp_path / "all.tar", "unpack tar files within a tar file first")
 
 
 def test_damaged_shards_are_refused(shards: Path) -> None:
@@ -124,7 +124,7 @@ def test_damaged_shards_are_refused(shards: Path) -> None:
     path.write_bytes(data[: ends[2]] + b"\xff" * 512 + data[ends[2] + 512 :])
     refused(shards, f"cut or damaged at byte {ends[2]}")
     path.write_bytes(b"no tar" * 1000)
-    refused(shards, r"train-0010\.tar: is no tar file")
+    refused(shards, r"train-0010\.tar: is cut or not a tar file")
     path.write_bytes(gzip.compress(data))
     refused(shards, r"is compressed; unpack it first: gunzip .*train-0010\.tar")
     packed = path.rename(shards / "x.tar.gz")
@@ -134,7 +134,7 @@ def test_damaged_shards_are_refused(shards: Path) -> None:
     write_shard(path, ("a.json", b"{"), ("a.png", png(1)))
     refused(path, r"a\.json is damaged")
     write_shard(path, ("a.txt", b""))
-    refused(path, "no images in 1 shards; looked for KEY.EXTENSION")
+    refused(path, "no images in 1 shards; searched for KEY.EXTENSION")
 
 
 def test_bad_images_of_a_shard_are_bad_images(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_bad_images_of_a_shard_are_bad_images(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="0 bytes are refused"):
         samples.load(samples.keys[0])
     path.write_bytes(path.read_bytes()[:1600])
-    with pytest.raises(ImageError, match=r"x\.tar ends within it"):
+    with pytest.raises(ImageError, match=r"x\.tar ends within the image"):
         samples.load(samples.keys[1])
 
 
@@ -205,17 +205,25 @@ def test_gray_arrays_become_rgb(tmp_path: Path, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("name", "arrays", "message"),
     [
-        ("x.npy", IMAGES / np.float32(255), r"images are float32; give uint8 levels"),
-        ("x.pt", torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16), "give uint8 levels"),
-        ("x.npy", IMAGES[0], r"of shape \(8, 9, 3\); give \(N, H, W, 3\)"),
+        (
+            "x.npy",
+            IMAGES / np.float32(255),
+            r"are float32, not uint8; convert them to levels",
+        ),
+        ("x.pt", torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16), "images are float32, not uint8"),
+        ("x.npy", IMAGES[0], r"of shape \(8, 9, 3\); save \(N, H, W, 3\)"),
         ("x.npy", IMAGES[:0], r"of shape \(0, 8, 9, 3\)"),
         ("x.npy", IMAGES[..., [0, 1, 2, 0]], r"of shape \(12, 8, 9, 4\)"),
-        ("x.npy", np.array([{}]), "no file of arrays"),
+        ("x.npy", np.array([{}]), "not an array file"),
         ("x.npz", {"x": IMAGES, "y": LABELS[:5]}, "5 labels for 12 images; give one for each"),
         ("x.npz", {"x": IMAGES, "y": np.eye(12)}, r"labels are float64 of shape \(12, 12\)"),
-        ("x.npz", {"x_test": IMAGES}, r"holds x_test; name the images images, x, data"),
-        ("x.pt", {"images": Path("x")}, r"no file of arrays \(Weights only load failed"),
-        ("x.pt", {"images": 3}, "holds a int; give tensors"),
+        (
+            "x.npz",
+            {"x_test": IMAGES},
+            r"x_test; name the array of images images or x or data",
+        ),
+        ("x.pt", {"images": Path("x")}, r"not an array file \(Weights only load failed"),
+        ("x.pt", {"images": 3}, "holds a int; save tensors"),
         ("x.pt", (torch.zeros(1), torch.zeros(1), torch.zeros(1)), "holds 3 tensors"),
     ],
 )

@@ -73,7 +73,7 @@ def test_imagenet_devkits_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "val", r"ground_truth\.txt: has no label for ILSVRC2012_val_00000003\.JPEG")
     data = tmp_path / "ILSVRC2012_devkit_t12" / "data"
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n3\n4\n")
-    refused(tmp_path / "val", r"4 is no class of meta\.mat")
+    refused(tmp_path / "val", r"4 is not a class of meta\.mat")
     (data / "meta.mat").write_bytes(b"no mat file" * 99)
     refused(tmp_path / "val", r"is not the devkit's meta\.mat")
 
@@ -86,13 +86,13 @@ def test_imagenet_without_scipy_says_what_to_install(
     truth.parent.mkdir(parents=True)
     truth.write_text("1\n2\n3\n")
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    refused(tmp_path / "val", r"needs scipy \(pip install scipy\)")
+    refused(tmp_path / "val", r"cannot be read without scipy; run pip install scipy")
 
 
 def test_imagenet_from_kaggle(tmp_path: Path) -> None:
     folder = tmp_path / "ILSVRC" / "Data" / "CLS-LOC" / "val"
     write_images(folder, *VALIDATION)
-    refused(folder, r"lack their labels; unpack ILSVRC2012_devkit_t12\.tar\.gz in .*CLS-LOC")
+    refused(folder, r"found no labels of .*; unpack ILSVRC2012_devkit_t12\.tar\.gz in .*CLS-LOC")
     (tmp_path / "LOC_val_solution.csv").write_text(
         "ImageId,PredictionString\n"
         "ILSVRC2012_val_00000003,n01 85 1 499 272\n"
@@ -182,7 +182,7 @@ def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: 
     refused(f"torchvision:{name}", r"/q: is damaged, its md5 is not", root=str(tmp_path))
     (folder / "t").unlink()
     remedy = rf"unpack {kind.filename} \(md5 {kind.tgz_md5}\) in {tmp_path}"
-    message = rf"/t: is missing; {remedy}, or set root=, or set download=true"
+    message = rf"/t: is missing; {remedy}, or set root=FOLDER or download=true"
     refused(f"torchvision:{name}", message, root=str(tmp_path))
 
 

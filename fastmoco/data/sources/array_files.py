@@ -1,4 +1,4 @@
-"""Files of arrays: ``.npy``, ``.npz``, and torch's tensors; nothing is unpickled."""
+"""Readers of array files: ``.npy``, ``.npz``, and torch's tensors; nothing is unpickled."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,25 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 _IMAGES = ("images", "x", "data")
-
-
 _LABELS = ("labels", "y", "targets", "label")
 
 
 def read_array(path: Path) -> NDArray[Any]:
-    """The array of a ``.npy`` file, mapped, or the tensor of a ``.pt`` file.
+    """Read the array of a ``.npy`` file (memory-mapped) or the tensor of a ``.pt`` file.
 
     Raises:
-        ValueError: If it is none, or holds several.
+        ValueError: If the file holds no array, or images and labels.
     """
     array, labels = read_pair(path, "")
     if labels is not None:
-        raise ValueError(f"{path}: holds images and labels; name a file with labels alone")
+        raise ValueError(f"{path}: holds images and labels; name a file with only labels")
     return array
 
 
 def read_pair(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Images, and labels if there are any."""
+    """Read images, and labels if there are any; array names may contain the split."""
     if path.suffix.lower() in (".pt", ".pth"):
         return _read_torch(path, split)
     if path.suffix.lower() == ".npy":
@@ -46,7 +44,7 @@ def read_pair(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None
 
 
 def _read_torch(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Of a tensor, ``(images, labels)``, or a dict; never unpickles anything else."""
+    """Read a tensor, ``(images, labels)``, or a dict; never unpickle anything else."""
     import torch
 
     with _explained(path):
@@ -59,7 +57,7 @@ def _read_torch(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | No
     else:
         chosen = [found]
     if len(chosen) > 2:
-        raise ValueError(f"{path}: holds {len(chosen)} tensors; give images, or images and labels")
+        raise ValueError(f"{path}: holds {len(chosen)} tensors; save images, or images and labels")
     arrays = [_as_array(one, path) for one in chosen]
     return arrays[0], arrays[1] if len(arrays) == 2 else None
 
@@ -68,13 +66,13 @@ def _as_array(found: Any, where: object) -> NDArray[Any]:
     import torch
 
     if isinstance(found, torch.Tensor):
-        # NumPy has no bfloat16; its float32 is refused as well, and by name.
+        # NumPy has no bfloat16; float32 is refused later, by a message that names the type.
         found = found.float() if found.dtype is torch.bfloat16 else found
         array: NDArray[Any] = found.numpy(force=True)
         return array
     if isinstance(found, list):
         return np.asarray(found)
-    raise ValueError(f"{where}: holds a {type(found).__name__}; give tensors of images and labels")
+    raise ValueError(f"{where}: holds a {type(found).__name__}; save tensors of images and labels")
 
 
 def _choose(names: Iterable[str], split: str, where: object) -> tuple[str, str | None]:
@@ -83,14 +81,14 @@ def _choose(names: Iterable[str], split: str, where: object) -> tuple[str, str |
     images, labels = _pick(spelling, _IMAGES, split), _pick(spelling, _LABELS, split)
     if images is None:
         raise ValueError(
-            f"{where}: holds {', '.join(sorted(spelling)) or 'nothing'}; name the images "
-            f"{', '.join(_IMAGES)} or, by their split, images_{split}, and the labels likewise"
+            f"{where}: holds {', '.join(sorted(spelling)) or 'nothing'}; name the array of images "
+            f"{' or '.join(_IMAGES)}, or with its split images_{split}, and that of labels labels"
         )
     return images, labels
 
 
 def _pick(spelling: Mapping[str, str], names: Iterable[str], split: str) -> str | None:
-    """The array of a name, or of that and the split: ``x``, ``x_train``, ``train_x``."""
+    """The array of a name, with or without the split: ``x_train``, ``train_x``, ``x``."""
     for name in names:
         for candidate in (f"{name}_{split}", f"{split}_{name}", name):
             if candidate in spelling:
@@ -100,9 +98,9 @@ def _pick(spelling: Mapping[str, str], names: Iterable[str], split: str) -> str 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Makes one line of what NumPy and torch raise on a damaged file or one of objects."""
+    """Shorten errors of NumPy and torch on damaged files or object arrays to one line."""
     try:
         yield
     except (RuntimeError, ValueError, EOFError, BadZipFile, UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: is damaged, or no file of arrays ({reason})") from error
+        raise ValueError(f"{path}: is damaged, or not an array file ({reason})") from error

@@ -1,7 +1,7 @@
 """Images in one array: ``.npy``, ``.npz`` and ``.pt``.
 
-A sample's key is its pixels: only a batch's travel to a worker, and no worker opens the file,
-checks it, or holds a copy of it. The price is one copy of each image through a pipe.
+A sample's key is its pixels. So only a batch's pixels travel to a worker, and no worker opens,
+checks or copies the file. The price is one copy of each image through a pipe.
 """
 
 from pathlib import Path
@@ -16,10 +16,10 @@ from fastmoco.data.sources.samples import SampleSet, SourceOptions, stamps_of
 
 
 def open_arrays(path: Path, options: SourceOptions) -> SampleSet:
-    """The images of an array file, with its labels or those of ``options.labels``.
+    """Open the images of an array file, with its labels or those of ``options.labels``.
 
     Raises:
-        ValueError: If it holds no uint8 images, or labels do not fit.
+        ValueError: If the file holds no uint8 images, or labels do not match.
         FileNotFoundError: If the file of labels is missing.
     """
     images, label_array = read_pair(path, options.split or "train")
@@ -41,7 +41,7 @@ def open_arrays(path: Path, options: SourceOptions) -> SampleSet:
 def array_samples(
     names: list[str], pixels: NDArray[np.uint8], labels: Labels, stamps: NDArray[np.int64]
 ) -> SampleSet:
-    """Samples whose keys are rows of ``pixels``, as of `as_hwc`."""
+    """Samples whose keys are rows of ``pixels``, which come from `as_hwc`."""
     return SampleSet(
         names=names,
         labels=labels[0],
@@ -53,25 +53,25 @@ def array_samples(
 
 
 def as_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A copy of ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)``, as ``(H, W, 3)``."""
+    """Copy ``(H, W)``, ``(H, W, 1)`` or ``(H, W, 3)`` to ``(H, W, 3)``."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), order="C")
 
 
 def as_hwc(images: NDArray[Any], where: object) -> NDArray[np.uint8]:
-    """A view of images with channels last, or without any.
+    """View images with channels last, or without channels.
 
     Args:
         images: ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` uint8; C is 1 or 3.
         where: File, for messages.
 
     Raises:
-        ValueError: If type or shape is another.
+        ValueError: If type or shape is not one of these.
     """
     if images.dtype != np.uint8:
         raise ValueError(
-            f"{where}: images are {images.dtype}; give uint8 levels 0..255, such as "
-            "(255 * x).round().astype('uint8') of floats 0..1"
+            f"{where}: images are {images.dtype}, not uint8; convert them to levels 0..255, from "
+            "floats 0..1 by (255 * x).round().astype('uint8')"
         )
     shape = images.shape
     is_last = len(shape) == 4 and shape[3] in (1, 3)
@@ -79,6 +79,6 @@ def as_hwc(images: NDArray[Any], where: object) -> NDArray[np.uint8]:
     is_gray = len(shape) == 3 and shape[2] not in (1, 3)
     if not (is_last or is_first or is_gray) or 0 in shape:
         raise ValueError(
-            f"{where}: images are of shape {shape}; give (N, H, W, 3), (N, 3, H, W) or (N, H, W)"
+            f"{where}: images are of shape {shape}; save (N, H, W, 3), (N, 3, H, W) or (N, H, W)"
         )
     return np.moveaxis(images, 1, 3) if is_first else np.asarray(images)

@@ -1,4 +1,4 @@
-"""A folder of images: class folders, a flat one, or one of the layouts that are known."""
+"""A folder of images: class folders, a flat folder, or a known layout."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ import numpy as np
 from fastmoco.data.sources.imagenet import imagenet_labels
 from fastmoco.data.sources.labels import (
     Labels,
+    labels_by_class,
     relabel_by_number,
     relabel_by_path,
     split_table_name,
@@ -21,10 +22,10 @@ _SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "
 
 
 def open_folder(root: Path, options: SourceOptions) -> SampleSet:
-    """The images of a folder, labeled by ``options.labels``, by their layout, or not at all.
+    """Open the images of a folder, labeled by ``options.labels``, by their layout, or not at all.
 
     Raises:
-        ValueError: If it holds no images, only splits, or images that the labels do not fit.
+        ValueError: If the folder holds no images or only splits, or the labels do not match.
     """
     listing = list_images(root)
     if not options.labels:
@@ -39,14 +40,13 @@ def open_folder(root: Path, options: SourceOptions) -> SampleSet:
 
 
 def _class_folder_labels(listing: Listing) -> Labels | None:
-    """The names of the first level, where every image lies below it."""
+    """Labels by the names of the first level, if every image is below it."""
     if not all("/" in name for name in listing.names):
         return None
     firsts = [name.partition("/")[0] for name in listing.names]
     classes = sorted(set(firsts))
     _refuse_splits(listing.root, classes)
-    number = {name: label for label, name in enumerate(classes)}
-    return np.array([number[first] for first in firsts], np.int64), classes
+    return labels_by_class(firsts, classes), classes
 
 
 def _unlabeled(listing: Listing) -> Labels:
@@ -62,7 +62,7 @@ _LAYOUTS: tuple[Callable[[Listing], Labels | None], ...] = (
 
 
 def _labels_by_layout(listing: Listing) -> Labels:
-    """Those of the first layout that the folder has."""
+    """Labels by the first layout that the folder has."""
     found = (layout(listing) for layout in _LAYOUTS)
     return next(labels for labels in found if labels is not None)
 
@@ -79,9 +79,9 @@ def _samples(listing: Listing, labels: Labels) -> SampleSet:
 
 
 def _refuse_splits(root: Path, classes: list[str]) -> None:
-    """Splits are no classes; taking them for such would teach which split an image is of."""
+    """Refuse splits as classes: a model would learn the split of an image."""
     if _SPLIT_FOLDERS.issuperset(classes):
         raise ValueError(
-            f"{root}: holds the splits {', '.join(classes)}, not classes; convert each by itself, "
+            f"{root}: holds the splits {', '.join(classes)}, not classes; convert each of them, "
             f"such as {root / classes[0]}"
         )

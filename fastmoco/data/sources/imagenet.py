@@ -1,7 +1,7 @@
-"""ImageNet's validation images as they unpack: one flat folder, labels in the devkit.
+"""ImageNet's validation images as unpacked: one flat folder, with labels in the devkit.
 
-Classes are all WordNet ids, sorted, and so are those of the class folders of the training images.
-The devkit counts otherwise: its ILSVRC2012_ID goes through ``meta.mat``.
+The classes are all WordNet ids, sorted, as for the class folders of the training images. The
+devkit numbers classes differently: ``meta.mat`` maps its ILSVRC2012_ID to WordNet ids.
 """
 
 import re
@@ -9,22 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmoco.data.sources.labels import Labels
+from fastmoco.data.sources.labels import Labels, labels_by_class
 from fastmoco.data.sources.listing import Listing
 from fastmoco.data.sources.tables import read_table
 
 _NAME = re.compile(r"(ILSVRC2012_val_([0-9]{8}))\.JPEG")
 _TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = "LOC_val_solution.csv"
-_LEVELS = 4  # Kaggle's images lie in ILSVRC/Data/CLS-LOC/val, its table at the top
+_LEVELS = 4  # Kaggle's images are in ILSVRC/Data/CLS-LOC/val, its table at the top
 
 
 def imagenet_labels(listing: Listing) -> Labels | None:
-    """Labels by devkit or by Kaggle's table, in the folder or above; None for other images.
+    """Labels from the devkit or Kaggle's table, in the folder or above it; None for other images.
 
     Raises:
-        ValueError: If one of them is damaged or lacks an image, or scipy is missing.
-        FileNotFoundError: If there is neither.
+        ValueError: If the table is damaged or lacks an image, or scipy is missing.
+        FileNotFoundError: If neither exists.
     """
     matches = [match for name in listing.names if (match := _NAME.fullmatch(name))]
     if len(matches) != len(listing.names):
@@ -39,17 +39,15 @@ def imagenet_labels(listing: Listing) -> Labels | None:
         wnid_of = _kaggle_wnids(table)
     else:
         raise FileNotFoundError(
-            f"{root}: ImageNet's validation images lack their labels; unpack "
-            f"ILSVRC2012_devkit_t12.tar.gz in {root.parent}, or put {_KAGGLE} there, or name a "
-            "file of 50,000 lines as labels=FILE"
+            f"{root}: found no labels of ImageNet's validation images; unpack "
+            f"ILSVRC2012_devkit_t12.tar.gz in {root.parent}, or put {_KAGGLE} there, or set "
+            "labels=FILE to a file of 50,000 lines"
         )
     classes = sorted(set(wnid_of.values()))
-    number = {wnid: label for label, wnid in enumerate(classes)}
     stems = [match[1] for match in matches]
-    missing = next((stem for stem in stems if stem not in wnid_of), None)
-    if missing:
+    if missing := next((stem for stem in stems if stem not in wnid_of), None):
         raise ValueError(f"{truth or table}: has no label for {missing}.JPEG")
-    return np.array([number[wnid_of[stem]] for stem in stems], np.int64), classes
+    return labels_by_class([wnid_of[stem] for stem in stems], classes), classes
 
 
 def _devkit_wnids(truth: Path) -> dict[str, str]:
@@ -61,19 +59,19 @@ def _devkit_wnids(truth: Path) -> dict[str, str]:
             f"ILSVRC2012_val_{number:08d}": wnid_by_id[id_] for number, id_ in enumerate(ids, 1)
         }
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{truth}: {error} is no class of meta.mat beside it") from error
+        raise ValueError(f"{truth}: {error} is not a class of meta.mat beside it") from error
 
 
 def _read_meta(path: Path) -> dict[int, str]:
-    """WordNet id of each ILSVRC2012_ID, of the synsets that are classes: those without children."""
+    """WordNet id of each ILSVRC2012_ID that is a class: a synset without children."""
     try:
         import scipy.io
     except ImportError as error:
         raise ValueError(
-            f"{path}: reading it needs scipy (pip install scipy); without, {_KAGGLE} will do"
+            f"{path}: cannot be read without scipy; run pip install scipy, or use {_KAGGLE}"
         ) from error
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the devkit holds it, unpack that whole")
+        raise FileNotFoundError(f"{path}: no such file; unpack all files of the devkit")
     try:
         synsets = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True)["synsets"])
         leaves = [row for row in synsets if row["num_children"] == 0]
@@ -83,7 +81,7 @@ def _read_meta(path: Path) -> dict[int, str]:
 
 
 def _kaggle_wnids(path: Path) -> dict[str, str]:
-    """The same of a table with rows such as ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``."""
+    """WordNet ids by rows such as ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``."""
     table = read_table(path, ["ImageId", "PredictionString"])
     predictions = table.column("PredictionString")
     return {

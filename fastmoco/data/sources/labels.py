@@ -1,4 +1,4 @@
-"""Labels: numbers or class names, from a list, an array, a file or a table."""
+"""Labels, as numbers or class names, from a list, an array, a file or a table."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from fastmoco.data.sources.array_files import read_array
 from fastmoco.data.sources.samples import SampleSet
 from fastmoco.data.sources.tables import read_table
 
-MAX_CLASSES = 1 << 20  # a larger number is no class but an id of something
+MAX_CLASSES = 1 << 20  # a larger number is probably an id, not a class
 
 Labels = tuple[NDArray[np.int64], list[str]]
 
@@ -21,52 +21,57 @@ _TABLE = re.compile(r"(.+\.(?:csv|tsv|parquet))(?::([^/]+))?")
 
 
 def labels_of_texts(texts: Sequence[str], where: object, place: Callable[[int], str]) -> Labels:
-    """Numbers stay; names count in sorted order; empty is -1, unlabeled.
+    """Convert texts to labels: numbers stay, names are numbered in sorted order, empty is -1.
 
     Args:
         texts: One for each sample; all numbers, or all names.
         where: File, for messages.
-        place: Where in it the text of an index stands, for messages.
+        place: Describes the position of an index in the file, for messages.
 
     Raises:
-        ValueError: If numbers and names are mixed, or a number is no class.
+        ValueError: If numbers and names are mixed, or a number is not a class.
     """
     stripped = [text.strip() for text in texts]
     is_number = [bool(_INTEGER.fullmatch(text)) for text in stripped]
     names = sorted({text for text, number in zip(stripped, is_number, strict=True) if not number})
     names = [name for name in names if name]
     if odd := next((name for name in names if "\0" in name), None):
-        raise ValueError(f"{where}: the class name {odd!r} holds a zero byte; take it out")
+        raise ValueError(f"{where}: the class name {odd!r} holds a zero byte; remove it")
     if any(is_number) and names:
         one = is_number.index(True)
         other = stripped.index(names[0])
         raise ValueError(
-            f"{where}: labels are numbers and names mixed: {place(one)} has {stripped[one]}, "
-            f"{place(other)} has {names[0]}; use one of them"
+            f"{where}: labels mix numbers and names: {place(one)} has {stripped[one]}, "
+            f"{place(other)} has {names[0]}; use only one kind"
         )
     if names:
-        number_of = {name: number for number, name in enumerate(names)} | {"": -1}
-        return np.array([number_of[text] for text in stripped], np.int64), names
-    # Digits beyond int64 would fail in NumPy: cut, they are too large all the same.
+        return labels_by_class(stripped, names), names
+    # Cut digits that int64 could not hold; the number is still too large and thus refused.
     numbers = [int(text[:12]) if text else -1 for text in stripped]
     return labels_of_array(np.array(numbers, np.int64), where)
 
 
+def labels_by_class(names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Index in ``classes`` of each name; -1 for an empty name."""
+    number_of = {name: number for number, name in enumerate(classes)} | {"": -1}
+    return np.array([number_of[name] for name in names], np.int64)
+
+
 def labels_of_array(array: NDArray[Any], where: object) -> Labels:
-    """Class numbers, or strings as of `labels_of_texts`.
+    """Convert an array to labels: class numbers, or strings as in `labels_of_texts`.
 
     Args:
         array: ``(n,)`` or ``(n, 1)``, integers or strings.
         where: File, for messages.
 
     Raises:
-        ValueError: If it is of another shape or type, or holds what is no class number.
+        ValueError: If shape or type differs, or a number is not a class.
     """
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or array.dtype.kind not in "iuU":
         raise ValueError(
-            f"{where}: labels are {array.dtype} of shape {array.shape}; give one integer or class "
+            f"{where}: labels are {array.dtype} of shape {array.shape}; save one integer or class "
             "name for each image"
         )
     if array.dtype.kind == "U":
@@ -74,18 +79,18 @@ def labels_of_array(array: NDArray[Any], where: object) -> Labels:
     bad = (array < -1) | (array >= MAX_CLASSES)
     if bad.any():
         raise ValueError(
-            f"{where}: label {array[bad][0]} is not in -1..{MAX_CLASSES - 1}; -1 is unlabeled, and "
-            "larger ones can be given as class names"
+            f"{where}: label {array[bad][0]} is not in -1..{MAX_CLASSES - 1} (-1: unlabeled); use "
+            "class names instead of larger numbers"
         )
     return array.astype(np.int64), [str(number) for number in range(int(array.max(initial=-1)) + 1)]
 
 
 def read_labels(path: Path) -> Labels:
-    """The labels of a file: ``.npy``, ``.pt``, or text with one on each line.
+    """Read the labels of a file: ``.npy``, ``.npz``, ``.pt``, or text with one per line.
 
     Raises:
-        ValueError: If it holds no labels.
-        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no labels.
+        FileNotFoundError: If the file does not exist.
     """
     _expect_file(path)
     if path.suffix.lower() in (".npy", ".npz", ".pt", ".pth"):
@@ -100,32 +105,32 @@ def _expect_file(path: Path) -> None:
 
 
 def expect_count(labels: NDArray[np.int64], count: int, where: object) -> None:
-    """Refuses labels that are not one for each image.
+    """Refuse labels whose number differs from that of the images.
 
     Raises:
-        ValueError: If their number differs.
+        ValueError: If the numbers differ.
     """
     if len(labels) != count:
         raise ValueError(f"{where}: {len(labels)} labels for {count} images; give one for each")
 
 
 def split_table_name(labels: str) -> tuple[Path, str] | None:
-    """``noisy.csv:COLUMN`` -> path and column, ``label`` where none is named; None if no table."""
+    """Split ``noisy.csv:COLUMN`` into path and column (default: ``label``); None if not a table."""
     match = _TABLE.fullmatch(labels)
     return (Path(match[1]).expanduser(), match[2] or "label") if match else None
 
 
 def number_of_image(name: str) -> int | None:
-    """``img_000123.jpg`` -> 123: the last digits of the file's name; None without any."""
+    """Last digits of a file's name, ``img_000123.jpg`` -> 123; None if it has none."""
     digits = re.findall(r"[0-9]+", name.rpartition("/")[2].rpartition(".")[0])
     return int(digits[-1]) if digits else None
 
 
 def relabel_by_number(samples: SampleSet, path: Path) -> None:
-    """Sorts images by number and gives them the labels of a file, in place.
+    """Sort images by number and assign the labels of a file, in place.
 
     Raises:
-        ValueError: If an image has no number or another's, or the labels are more or fewer.
+        ValueError: If an image has no number, two share one, or the number of labels differs.
         FileNotFoundError: If the file of labels is missing.
     """
     _expect_file(path)
@@ -134,16 +139,16 @@ def relabel_by_number(samples: SampleSet, path: Path) -> None:
         number = number_of_image(name)
         if number is None:
             raise ValueError(
-                f"{name}: has no number by which to find its label in {path}; name labels by path, "
-                "as labels=FILE.csv with the columns path and label"
+                f"{name}: has no number to find its label in {path}; set labels=FILE.csv to a "
+                "table with the columns path and label"
             )
         if seen.setdefault(number, name) != name:
             raise ValueError(
-                f"{name}: has the number of {seen[number]}; labels={path} needs one each"
+                f"{name}: has the same number as {seen[number]}; labels={path} needs unique numbers"
             )
     labels, classes = read_labels(path)
     expect_count(labels, len(seen), path)
-    order = {name: place for place, name in enumerate(samples.names)}
+    order = {name: index for index, name in enumerate(samples.names)}
     samples.names = [seen[number] for number in sorted(seen)]
     samples.keys = samples.names
     samples.stamps = samples.stamps[[order[name] for name in samples.names]]
@@ -151,14 +156,14 @@ def relabel_by_number(samples: SampleSet, path: Path) -> None:
 
 
 def relabel_by_path(samples: SampleSet, folder: Path, path: Path, column: str) -> None:
-    """Gives images the labels of a table with the column ``path``, in place.
+    """Assign the labels of a table with the column ``path``, in place.
 
-    Paths are relative to the folder or, as in Imagenette's ``noisy_imagenette.csv``, to the one
-    above it. Where all labels are names of the folder's classes, these keep their numbers.
+    Paths are relative to the folder or, as in Imagenette's ``noisy_imagenette.csv``, to its parent.
+    If all labels are names of the folder's classes, the classes keep their numbers.
 
     Raises:
         ValueError: If a column or an image is missing.
-        FileNotFoundError: If the table is.
+        FileNotFoundError: If the table is missing.
     """
     _expect_file(path)
     table = read_table(path, ["path", column])
@@ -168,12 +173,11 @@ def relabel_by_path(samples: SampleSet, folder: Path, path: Path, column: str) -
     for name in samples.names:
         row = rows.get(f"{folder.name}/{name}", rows.get(name))
         if row is None:
-            raise ValueError(f"{path}: has no row for {folder.name}/{name} nor for {name}")
+            raise ValueError(f"{path}: has no row for {folder.name}/{name} or for {name}")
         chosen.append(row)
     wanted = [texts[row].strip() for row in chosen]
-    number_of = {name: number for number, name in enumerate(samples.classes)} | {"": -1}
-    if number_of.keys() >= set(wanted):
-        samples.labels = np.array([number_of[text] for text in wanted], np.int64)
+    if {*samples.classes, ""}.issuperset(wanted):
+        samples.labels = labels_by_class(wanted, samples.classes)
     else:
         samples.labels, samples.classes = labels_of_texts(
             wanted, path, lambda index: table.place(chosen[index])

@@ -1,4 +1,4 @@
-"""The image files of a folder and of all below it."""
+"""Image files of a folder and its subfolders."""
 
 import os
 from collections.abc import Iterator
@@ -13,23 +13,20 @@ from fastmoco.data.sources.samples import EXTENSIONS
 
 @dataclass(kw_only=True, slots=True)
 class Listing:
-    """Image files of a folder, ordered by the parts of their paths, whatever the locale.
-
-    Attributes:
-        root: The folder.
-        names: Path of each below it, with ``/``.
-        stamps: Size in bytes and mtime in ns of each, ``(n, 2)`` int64.
-        num_ignored: Number of files that are hidden or of no image's extension.
-    """
+    """Image files of a folder, ordered by the parts of their paths, independent of the locale."""
 
     root: Path
+    """The folder."""
     names: list[str]
+    """Path of each file relative to it, with ``/``."""
     stamps: NDArray[np.int64]
+    """Size in bytes and mtime in ns of each, ``(n, 2)`` int64."""
     num_ignored: int
+    """Files that are hidden or have no image extension."""
 
 
 def list_images(root: Path) -> Listing:
-    """Finds the images of a folder.
+    """Find the images of a folder.
 
     Raises:
         ValueError: If there are none.
@@ -42,8 +39,8 @@ def list_images(root: Path) -> Listing:
             found.append((name, status.st_size, status.st_mtime_ns))
     if not found:
         raise ValueError(
-            f"{root}: holds no images; looked in it and below for {' '.join(sorted(EXTENSIONS))} "
-            f"({num_ignored} other files)"
+            f"{root}: holds no images; searched it and its subfolders for "
+            f"{' '.join(sorted(EXTENSIONS))} ({num_ignored} other files)"
         )
     return Listing(
         root=root,
@@ -56,10 +53,10 @@ def list_images(root: Path) -> Listing:
 def _walk(
     folder: Path, prefix: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, os.stat_result | None]]:
-    """Relative names of all files below, each with its status if it is an image by its extension.
+    """Yield relative names of all files, each with its status if it has an image extension.
 
-    In the order of their parts. Follows links, but not into a folder that it is in already. Hidden
-    folders are passed over.
+    Sorted by the parts of the names. Follows links, except to a folder that contains the link.
+    Skips hidden folders.
     """
     status = folder.stat()
     here = (status.st_dev, status.st_ino)

@@ -1,4 +1,4 @@
-"""A CSV, TSV or Parquet table of image files: ``path``, and if wanted ``label`` and ``split``."""
+"""CSV, TSV or Parquet tables of image files: ``path``, and optionally ``label`` and ``split``."""
 
 import os
 from functools import partial
@@ -11,13 +11,13 @@ from fastmoco.errors import UsageError
 
 
 def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
-    """The images of a table, in its order; paths are relative to its folder.
+    """Open the images of a table, in its order; paths are relative to its folder.
 
-    Classes are those of all its rows, so that they count alike in each of its splits. A file that
-    is missing is a bad image, found when it is loaded.
+    Classes come from all rows, so that their numbers agree between splits. A missing file is a bad
+    image, found when it is loaded.
 
     Raises:
-        UsageError: If it has no rows of the split.
+        UsageError: If the table has no rows of the split.
         ValueError: If it has no column ``path``, a path twice, or labels of two kinds.
     """
     table = read_table(path, ["path", "label", "split"])
@@ -37,7 +37,7 @@ def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
 
 
 def _rows_of_split(table: Table, split: str) -> list[int]:
-    """The rows to take: all where no split is named and there is no column ``split``."""
+    """Rows to use: all if no split is named and there is no column ``split``."""
     count = len(table.column("path"))
     if not count:
         raise ValueError(f"{table.path}: lists no images")
@@ -52,7 +52,7 @@ def _rows_of_split(table: Table, split: str) -> list[int]:
 
 
 def _refuse_repeats(table: Table, rows: list[int], names: list[str]) -> None:
-    """An image that is listed twice would be trained on twice, and in two classes perhaps."""
+    """Refuse an image that is listed twice: training would see it twice, maybe in two classes."""
     seen: dict[str, int] = {}
     for row, name in zip(rows, names, strict=True):
         if not name:

@@ -1,4 +1,4 @@
-"""From a source's name to its samples: a prefix, a pattern, a folder, or a file by its suffix."""
+"""Choice of a source by its name: a prefix, a pattern, a folder, or a file by its suffix."""
 
 import glob
 import re
@@ -40,16 +40,16 @@ _KINDS = (
 
 
 def open_source(source: str, options: SourceOptions) -> SampleSet:
-    """Lists a source's samples.
+    """List a source's samples.
 
     Args:
         source: A folder, a manifest, tar shards, an array file, or ``PREFIX:NAME``.
-        options: What else is said of it.
+        options: Further options of the source.
 
     Raises:
-        UsageError: If it is of no known kind, or an option does not fit it.
-        ValueError: If it holds no images, or is damaged.
-        FileNotFoundError: If it, or a file that it needs, is missing.
+        UsageError: If the kind is unknown, or an option does not apply to it.
+        ValueError: If the source holds no images, or is damaged.
+        FileNotFoundError: If the source, or a file that it needs, is missing.
     """
     prefix, colon, name = source.partition(":")
     if colon and prefix in PREFIXES:
@@ -61,7 +61,7 @@ def open_source(source: str, options: SourceOptions) -> SampleSet:
     if path.exists():
         kind = SUFFIXES.get(path.suffix.lower())
         if kind is None:
-            raise UsageError(f"{source}: is of no known kind; name {_KINDS}")
+            raise UsageError(f"{source}: is of an unknown kind; name {_KINDS}")
         _refuse_unused(source, options, kind)
         return kind(path, options)
     if re.search(r"[*?\[{]", source):
@@ -71,26 +71,27 @@ def open_source(source: str, options: SourceOptions) -> SampleSet:
 
 
 def expand_pattern(pattern: str) -> list[Path]:
-    """The files of ``train-{0000..0009}.tar``, ``{a,b}.tar`` or ``*.tar``, in this order.
+    """List the files of ``train-{0000..0009}.tar``, ``{a,b}.tar`` or ``*.tar``, in this order.
 
     Raises:
-        UsageError: If they are too many, or no tar files.
-        FileNotFoundError: If one that is named does not exist, or none fits.
+        UsageError: If there are too many, or not all are tar files.
+        FileNotFoundError: If a named file does not exist, or none matches.
     """
     found: dict[str, None] = {}
     for part in _expand_braces(pattern):
         fitting = sorted(glob.glob(part)) if re.search(r"[*?\[]", part) else [part]
         if not fitting or not Path(fitting[0]).exists():
             raise FileNotFoundError(f"{part}: no such shard (of {pattern})")
-        other = next((name for name in fitting if not name.lower().endswith(_TAR_SUFFIXES)), None)
-        if other:
-            raise UsageError(f"{pattern}: names {other}, which is no .tar file; give its folder")
+        if other := next(
+            (name for name in fitting if not name.lower().endswith(_TAR_SUFFIXES)), None
+        ):
+            raise UsageError(f"{pattern}: matches {other}, which is no .tar file; name its folder")
         found |= dict.fromkeys(fitting)
     return [Path(name) for name in found]
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """As a shell does: ``{08..10}`` keeps the width, ``{a,b}`` takes each."""
+    """Expand braces like a shell: ``{08..10}`` keeps the width, ``{a,b}`` takes each."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -110,7 +111,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _open_folder(folder: Path, options: SourceOptions) -> SampleSet:
-    """Its tar shards where there are some and neither images nor folders; else its images."""
+    """Open tar shards if a folder holds them and neither images nor folders; else its images."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     shards = [entry for entry in entries if entry.suffix == ".tar"]
     others = (entry for entry in entries if entry.suffix != ".tar")
@@ -123,19 +124,19 @@ def _open_folder(folder: Path, options: SourceOptions) -> SampleSet:
 
 def _refuse_unused(source: str, options: SourceOptions, kind: Callable[..., SampleSet]) -> None:
     if options.split and kind in (open_folder, open_shards):
-        raise UsageError(f"{source}: takes no split={options.split}; name the split's own files")
+        raise UsageError(f"{source}: has no split={options.split}; name the files of that split")
     if options.labels and kind not in _TAKES_LABELS:
         raise UsageError(
-            f"{source}: takes no labels={options.labels}; that is for folders and array files"
+            f"{source}: takes no labels={options.labels}; only folders and array files do"
         )
     if options.root and kind is not open_torchvision:
-        raise UsageError(f"{source}: takes no root={options.root}; that is for torchvision:NAME")
+        raise UsageError(f"{source}: takes no root={options.root}; only torchvision:NAME does")
     if options.download and kind is not open_torchvision:
-        raise UsageError(f"{source}: takes no download=true; that is for torchvision:NAME")
+        raise UsageError(f"{source}: takes no download=true; only torchvision:NAME does")
 
 
 def _guess(source: str) -> str:
-    """``; did you mean ...?`` where the source is nearly a known ``PREFIX:NAME`` or NAME."""
+    """``; did you mean ...?`` if the source is nearly a known ``PREFIX:NAME`` or NAME."""
     known = ["builtin:textures", *(f"torchvision:{name}" for name in SETS)]
     spelled = {name.lower(): name for name in known}
     spelled |= {name.partition(":")[2].lower(): name for name in known}

@@ -1,4 +1,4 @@
-"""What every kind of source gives: a list of samples, and a function that loads one of them."""
+"""The result of every source: a list of samples, and a function that loads one of them."""
 
 import errno
 import os
@@ -23,19 +23,16 @@ Loaded = bytes | NDArray[np.uint8]
 
 @dataclass(kw_only=True, slots=True)
 class SourceOptions:
-    """What can be said of a source beside its name."""
+    """Options of a source besides its name."""
 
     split: str = ""
-    """Which part of a source that has splits; empty means ``train``."""
-
+    """Split of a source that has splits; empty means ``train``."""
     labels: str = ""
-    """File of labels: one per line, .npy or .pt, for images by number; FILE.csv:COLUMN by path."""
-
+    """File of labels: by number one per line, .npy or .pt; by path FILE.csv:COLUMN."""
     root: str = ""
-    """Folder in which torchvision's sets lie; empty means ``data``."""
-
+    """Folder of torchvision's datasets; empty means ``data``."""
     download: bool = False
-    """Get what is missing of torchvision's sets from the internet."""
+    """Download missing files of torchvision's datasets."""
 
 
 def _no_stamps() -> NDArray[np.int64]:
@@ -44,43 +41,39 @@ def _no_stamps() -> NDArray[np.int64]:
 
 @dataclass(kw_only=True, slots=True)
 class SampleSet:
-    """The samples of a source, in the order in which they are written.
-
-    Attributes:
-        names: Relative name of each, unique.
-        labels: Class of each, ``(n,)`` int64; -1 where unlabeled.
-        classes: Class names; ``[]`` if unlabeled.
-        load: Takes a key, gives an encoded image's bytes or ``(H, W, 3)`` uint8 RGB; picklable.
-            It raises ImageError or OSError where there is nothing to be had.
-        keys: What ``load`` takes, one of each sample; the names where nothing else is given.
-        stamps: Size in bytes and mtime in ns, ``(n, 2)`` int64 of each sample's file (-1 where
-            it is missing) or ``(m, 2)`` of the files that hold them all; none for made images.
-        num_ignored: Files passed over because they are hidden or of no image's extension.
-    """
+    """Samples of a source, in the order of the file to write."""
 
     names: list[str]
+    """Relative name of each sample, unique."""
     labels: NDArray[np.int64]
+    """Class of each sample, ``(n,)`` int64; -1 where unlabeled."""
     classes: list[str]
+    """Class names; ``[]`` if unlabeled."""
     load: Callable[[Any], Loaded]
+    """Loads a sample by its key: an encoded image's bytes, or ``(H, W, 3)`` uint8 RGB; picklable.
+    Raises ImageError or OSError if that fails."""
     keys: Sequence[Any] = ()
+    """Argument of ``load`` for each sample; default: the names."""
     stamps: NDArray[np.int64] = field(default_factory=_no_stamps)
+    """Size in bytes and mtime in ns, ``(n, 2)`` int64 of each sample's file (-1 if it is missing),
+    or ``(m, 2)`` of the files that hold all samples; empty for generated images."""
     num_ignored: int = 0
+    """Files ignored because they are hidden or have no image extension."""
 
     def __post_init__(self) -> None:
-        """Makes the names the keys where no others are given."""
         if not self.keys:
             self.keys = self.names
 
 
 def read_image_file(root: str, name: str) -> bytes:
-    """The bytes of an image file.
+    """Read the bytes of an image file.
 
     Raises:
         ImageError: If it is empty, or too large to be an image.
-        OSError: If it cannot be read; ENODEV if nothing can, since the folder is gone.
+        OSError: If it cannot be read; ENODEV if no file can, because the folder is gone.
     """
-    # Not by pathlib or os.path, which take longer than all else that happens to a small image. A
-    # pipe that a manifest names must not be waited for.
+    # pathlib and os.path would take longer than all other work on a small image. O_NONBLOCK: do
+    # not wait for a pipe that a manifest names.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     path = name if name.startswith("/") else f"{root}/{name}"
     try:
@@ -100,30 +93,30 @@ def read_image_file(root: str, name: str) -> bytes:
 
 
 def _expect_folder(root: str) -> None:
-    """Tells a missing image from a disk that was unplugged, whose mount point is gone or empty."""
+    """Distinguish a missing image from an unplugged disk, whose mount point is gone or empty."""
     try:
         with os.scandir(root) as entries:
-            is_there = any(entries)
-    except PermissionError:  # it is there, but may not be listed
-        is_there = True
+            exists = any(entries)
+    except PermissionError:  # it exists, but may not be listed
+        exists = True
     except OSError:
-        is_there = False
-    if not is_there:
+        exists = False
+    if not exists:
         raise OSError(errno.ENODEV, "the folder is gone or empty", root)
 
 
 def check_file_bytes(size: int) -> None:
-    """Refuses what is empty or too large to be an image.
+    """Refuse a size that is zero or too large for an image.
 
     Raises:
-        ImageError: If it is.
+        ImageError: If it is refused.
     """
     if not 0 < size <= MAX_FILE_BYTES:
         raise ImageError(f"{size} bytes are refused (1 to {MAX_FILE_BYTES})")
 
 
 def stamps_of(paths: Iterable[str | Path]) -> NDArray[np.int64]:
-    """Size in bytes and mtime in ns of each file, ``(n, 2)`` int64; -1 where there is none."""
+    """Size in bytes and mtime in ns of each file, ``(n, 2)`` int64; -1 if it is missing."""
     rows = []
     for path in paths:
         try:

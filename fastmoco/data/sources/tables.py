@@ -1,4 +1,4 @@
-"""Columns of a CSV, TSV or Parquet file, as text."""
+"""Columns of CSV, TSV or Parquet files, as text."""
 
 import csv
 import os
@@ -10,22 +10,19 @@ from typing import Any
 
 @dataclass(kw_only=True, slots=True)
 class Table:
-    """Some columns of a file.
-
-    Attributes:
-        path: The file.
-        header: Names of all its columns.
-        columns: Cells of those that were asked for and exist; an empty cell is ``""``.
-        places: Line (CSV) or row (Parquet) of each row in the file, counted from 1.
-    """
+    """Some columns of a file."""
 
     path: Path
+    """The file."""
     header: list[str]
+    """Names of all its columns."""
     columns: dict[str, list[str]]
+    """Cells of the wanted columns that exist; an empty cell is ``""``."""
     places: Sequence[int]
+    """Line (CSV) or row (Parquet) of each row in the file, counted from 1."""
 
     def column(self, name: str) -> list[str]:
-        """A column's cells.
+        """Cells of a column.
 
         Raises:
             ValueError: If there is no such column.
@@ -37,20 +34,20 @@ class Table:
         return self.columns[name]
 
     def place(self, row: int) -> str:
-        """Where a row is, for messages."""
+        """Position of a row in the file, for messages."""
         return f"{'row' if _is_parquet(self.path) else 'line'} {self.places[row]}"
 
 
 def read_table(path: Path, wanted: Sequence[str]) -> Table:
-    """Reads some columns of a table.
+    """Read some columns of a table.
 
     Args:
         path: A ``.csv``, ``.tsv`` or ``.parquet`` file.
-        wanted: Names of columns; those that do not exist are left out.
+        wanted: Names of columns; missing ones are skipped.
 
     Raises:
-        ValueError: If it is empty or cannot be parsed.
-        OSError: If it cannot be read.
+        ValueError: If the file is empty or cannot be parsed.
+        OSError: If the file cannot be read.
     """
     return (_read_parquet if _is_parquet(path) else _read_csv)(path, wanted)
 
@@ -60,26 +57,26 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _read_csv(path: Path, wanted: Sequence[str]) -> Table:
-    """File names may hold any bytes, so these pass through as surrogates."""
+    """Read a CSV file; undecodable bytes of file names become surrogates."""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = [cell.strip() for cell in next(reader, [])]
-            places = {name: header.index(name) for name in wanted if name in header}
-            cells: list[list[str]] = [[] for _ in places]
+            indices = {name: header.index(name) for name in wanted if name in header}
+            cells: list[list[str]] = [[] for _ in indices]
             lines = []
             for row in reader:
                 if not row:
                     continue
                 lines.append(reader.line_num)
-                for column, place in zip(cells, places.values(), strict=True):
-                    column.append(row[place] if place < len(row) else "")
+                for column, index in zip(cells, indices.values(), strict=True):
+                    column.append(row[index] if index < len(row) else "")
         except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num} is no CSV ({error})") from error
+            raise ValueError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
     if not header:
         raise ValueError(f"{path}: is empty; its first line must name the columns")
-    columns = dict(zip(places, cells, strict=True))
+    columns = dict(zip(indices, cells, strict=True))
     return Table(path=path, header=header, columns=columns, places=lines)
 
 
@@ -93,7 +90,7 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
             table = file.read(columns=[name for name in wanted if name in header])
     except pyarrow.ArrowException as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: is no Parquet file ({reason})") from error
+        raise ValueError(f"{path}: is not a Parquet file ({reason})") from error
     columns = {
         name: [_text(cell) for cell in table.column(name).to_pylist()]
         for name in table.column_names
@@ -102,7 +99,7 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
 
 
 def _text(cell: Any) -> str:
-    """A cell as CSV would have it; pandas makes floats of whole numbers where some are missing."""
+    """Format a cell as in CSV; pandas turns a column of integers with gaps into floats."""
     if cell is None or cell != cell:
         return ""
     if isinstance(cell, float) and cell.is_integer():

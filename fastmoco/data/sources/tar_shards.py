@@ -1,7 +1,7 @@
 """Tar shards in WebDataset's layout: the files of one key are one sample.
 
-Shards are listed once, header by header, and an image is then read at its offset. Compressed ones
-are refused: nothing in them can be reached without unpacking all that stands before.
+Shards are listed once, header by header; an image is then read at its offset. Compressed shards
+are refused: reading one image would mean unpacking everything before it.
 """
 
 import json
@@ -14,12 +14,7 @@ from pathlib import Path
 
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.data.sources.labels import labels_of_texts
-from fastmoco.data.sources.samples import (
-    EXTENSIONS,
-    SampleSet,
-    check_file_bytes,
-    stamps_of,
-)
+from fastmoco.data.sources.samples import EXTENSIONS, SampleSet, check_file_bytes, stamps_of
 
 _UNPACK = {
     b"\x1f\x8b": "gunzip",
@@ -35,7 +30,7 @@ MemberKey = tuple[str, int, int]
 
 @dataclass(kw_only=True, slots=True)
 class _Sample:
-    """The files of one key: where its image is, its extension, and the label's text."""
+    """Files of one key: extension, offset and size of its image, and text of its label."""
 
     extension: str = ""
     offset: int = 0
@@ -45,14 +40,14 @@ class _Sample:
 
 
 def open_shards(shards: list[Path]) -> SampleSet:
-    """The images of plain tar files, in the order of shards and of the keys' first files.
+    """Open the images of plain tar files, in the order of shards and of the keys' first files.
 
-    The label is the text of ``KEY.cls``, else ``label`` in ``KEY.json``; else -1. Where all shards
-    are named by WordNet ids, as ILSVRC2012_img_train.tar unpacks, these are the labels.
+    The label is the text of ``KEY.cls``, else ``label`` in ``KEY.json``, else -1. If all shards are
+    named by WordNet ids, as ILSVRC2012_img_train.tar unpacks, these are the labels.
 
     Raises:
-        ValueError: If a shard is compressed, cut or no tar, or there are no images.
-        OSError: If one cannot be read.
+        ValueError: If a shard is compressed, cut or not a tar file, or there are no images.
+        OSError: If a shard cannot be read.
     """
     names: list[str] = []
     keys: list[MemberKey] = []
@@ -70,8 +65,8 @@ def open_shards(shards: list[Path]) -> SampleSet:
                 texts.append(sample.label or (shard.stem if by_shard else ""))
     if not names:
         raise ValueError(
-            f"{shards[0]}: no images in {len(shards)} shards; looked for KEY.EXTENSION with "
-            f"{' '.join(sorted(EXTENSIONS))}; tar files within a tar file must be unpacked first"
+            f"{shards[0]}: no images in {len(shards)} shards; searched for KEY.EXTENSION with "
+            f"{' '.join(sorted(EXTENSIONS))}; unpack tar files within a tar file first"
         )
     labels, classes = labels_of_texts(texts, shards[0].parent, names.__getitem__)
     return SampleSet(
@@ -86,13 +81,13 @@ def open_shards(shards: list[Path]) -> SampleSet:
 
 
 def read_member(key: MemberKey) -> bytes:
-    """The bytes of an image in a shard.
+    """Read the bytes of an image in a shard.
 
     Args:
-        key: Path of the shard, and offset and size in it in bytes.
+        key: Path of the shard; offset and size of the image in bytes.
 
     Raises:
-        ImageError: If it is empty, too large, or cut.
+        ImageError: If the image is empty, too large, or cut.
         OSError: If the shard cannot be read.
     """
     path, offset, size = key
@@ -100,12 +95,12 @@ def read_member(key: MemberKey) -> bytes:
     with open(path, "rb") as file:
         data = os.pread(file.fileno(), size, offset)
     if len(data) != size:
-        raise ImageError(f"{path} ends within it")
+        raise ImageError(f"{path} ends within the image")
     return data
 
 
 def _titles(shards: list[Path]) -> list[str]:
-    """Names of shards without ``.tar``; with their folders where two are named alike."""
+    """Names of shards without ``.tar``; with their folders if two have the same name."""
     stems = [shard.stem for shard in shards]
     if len(set(stems)) == len(stems):
         return stems
@@ -115,7 +110,7 @@ def _titles(shards: list[Path]) -> list[str]:
 
 
 def _read_index(shard: Path) -> dict[str, _Sample]:
-    """The samples of a shard by key: a file's path up to the first dot of its name."""
+    """Samples of a shard by key: a file's path up to the first dot of its name."""
     samples: dict[str, _Sample] = {}
     with shard.open("rb") as file:
         for name, offset, size in _members(shard):
@@ -138,7 +133,7 @@ def _read_index(shard: Path) -> dict[str, _Sample]:
 
 
 def _label(data: bytes, extension: str, where: str) -> str:
-    """The text of a ``.cls`` file, or what a ``.json`` file calls ``label``."""
+    """Text of a ``.cls`` file, or value of ``label`` in a ``.json`` file."""
     try:
         if extension == "cls":
             return data.decode().strip()
@@ -150,21 +145,21 @@ def _label(data: bytes, extension: str, where: str) -> str:
 
 
 def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, and offset and size of the data, of each regular file.
+    """Yield name, and offset and size of the data, of each regular file.
 
     Raises:
-        ValueError: If the shard is compressed, or no tar that ends with the mark of its end.
+        ValueError: If the shard is compressed, or not a tar file with its end mark.
     """
     _refuse_compressed(shard)
     try:
         with tarfile.open(shard, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # else they fill the memory
+                archive.members.clear()  # type: ignore[attr-defined]  # they would fill the memory
                 if member.isreg() and not member.issparse():
                     yield member.name.removeprefix("./"), member.offset_data, member.size
             end = archive.offset
     except tarfile.TarError as error:
-        raise ValueError(f"{shard}: is no tar file, or cut ({error}); get it again") from error
+        raise ValueError(f"{shard}: is cut or not a tar file ({error}); get it again") from error
     with shard.open("rb") as file:
         file.seek(end)
         if file.read(512) != bytes(512):

@@ -1,6 +1,6 @@
-"""Tiny ImageNet's validation and test images; its training images are class folders.
+"""Tiny ImageNet's validation and test images; its training images are in class folders.
 
-Their folder is ``images``, which is no class: labels stand in ``val_annotations.txt``.
+The folder ``images`` is not a class: the labels are in ``val_annotations.txt``.
 """
 
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmoco.data.sources.labels import Labels
+from fastmoco.data.sources.labels import Labels, labels_by_class
 from fastmoco.data.sources.listing import Listing
 
 _NAME = re.compile(r"(images/)?((val|test)_[0-9]+\.JPEG)")
@@ -16,7 +16,7 @@ _ANNOTATIONS = "val_annotations.txt"
 
 
 def tiny_imagenet_labels(listing: Listing) -> Labels | None:
-    """Labels of ``val/images`` by its annotations; none of ``test/images``; None for other folders.
+    """Labels of ``val/images`` by its annotations, -1 for ``test/images``; None for other folders.
 
     Classes are the WordNet ids of ``wnids.txt``, else of the annotations, sorted: those of train.
 
@@ -35,22 +35,17 @@ def tiny_imagenet_labels(listing: Listing) -> Labels | None:
             return _annotated([match[2] for match in matches], folder / _ANNOTATIONS)
     if not all(match[1] for match in matches):
         return None
-    raise FileNotFoundError(
-        f"{root / _ANNOTATIONS}: no such file; Tiny ImageNet's labels are in it"
-    )
+    raise FileNotFoundError(f"{root / _ANNOTATIONS}: no such file; it holds Tiny ImageNet's labels")
 
 
 def _annotated(files: list[str], annotations: Path) -> Labels:
-    """Labels by lines such as ``val_0.JPEG<TAB>n03444034<TAB>0<TAB>32<TAB>44<TAB>62``."""
+    """Labels from lines such as ``val_0.JPEG<TAB>n03444034<TAB>0<TAB>32<TAB>44<TAB>62``."""
     rows = [line.split("\t") for line in annotations.read_text().splitlines() if line.strip()]
     wnid_of = {row[0]: row[1].strip() for row in rows if len(row) > 1}
-    missing = next((file for file in files if file not in wnid_of), None)
-    if missing:
+    if missing := next((file for file in files if file not in wnid_of), None):
         raise ValueError(f"{annotations}: has no line for {missing}")
     listed = annotations.parent.parent / "wnids.txt"
     classes = sorted(set(listed.read_text().split() if listed.is_file() else wnid_of.values()))
-    number = {wnid: label for label, wnid in enumerate(classes)}
-    unknown = next((wnid_of[file] for file in files if wnid_of[file] not in number), None)
-    if unknown:
+    if unknown := next((wnid_of[file] for file in files if wnid_of[file] not in classes), None):
         raise ValueError(f"{annotations}: {unknown} is not in {listed}")
-    return np.array([number[wnid_of[file]] for file in files], np.int64), classes
+    return labels_by_class([wnid_of[file] for file in files], classes), classes

@@ -1,4 +1,4 @@
-"""The sets that torchvision reads, from files that lie there: nothing is downloaded unasked."""
+"""Datasets that torchvision reads, from existing files; downloads need ``download=true``."""
 
 import warnings
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ def _by_name(*splits: str) -> dict[str, dict[str, Any]]:
     return {split: {"split": split} for split in splits}
 
 
-# Of each set its splits, and of each split what torchvision's class is called with.
+# Splits of each dataset, and for each split the arguments of torchvision's class.
 SETS: dict[str, dict[str, dict[str, Any]]] = {
     "CIFAR10": _TRAIN_TEST,
     "CIFAR100": _TRAIN_TEST,
@@ -41,28 +41,28 @@ _IMAGENETTE_FOLDERS = {
 
 
 def open_torchvision(name: str, options: SourceOptions) -> SampleSet:
-    """A set by the name of torchvision's class, from below ``options.root``.
+    """Open a dataset by the name of torchvision's class, below ``options.root``.
 
     Raises:
-        UsageError: If there is no such set or split.
+        UsageError: If there is no such dataset or split.
         ValueError: If a file is damaged.
-        FileNotFoundError: If a file is missing, and cannot be or is not to be downloaded; the
-            message says which, and how to get it.
+        FileNotFoundError: If a file is missing, and is not or cannot be downloaded; the message
+            names the file and how to get it.
     """
     if name not in SETS:
         spelled = {known.lower(): known for known in SETS}
         near = get_close_matches(name.lower(), spelled, 1)
         guess = f"; did you mean {spelled[near[0]]}?" if near else ""
-        raise UsageError(f"torchvision:{name} is unknown; there are {', '.join(SETS)}{guess}")
+        raise UsageError(f"torchvision:{name} is unknown; known: {', '.join(SETS)}{guess}")
     split = options.split or "train"
     if split not in SETS[name]:
         known = ", ".join(SETS[name])
-        raise UsageError(f"torchvision:{name} has no split={split}; it has {known}")
+        raise UsageError(f"torchvision:{name} has no split={split}; its splits are {known}")
     root = Path(options.root or "data").expanduser()
     if name == "Imagenette":
         return _open_imagenette(root, split, options)
     if options.labels:
-        raise UsageError(f"torchvision:{name} has labels of its own; leave labels= away")
+        raise UsageError(f"torchvision:{name} has its own labels; remove labels={options.labels}")
     return _open_arrays(name, root, split, download=options.download)
 
 
@@ -87,16 +87,16 @@ def _open_arrays(name: str, root: Path, split: str, *, download: bool) -> Sample
 
 
 def _build(kind: Any, root: Path, arguments: dict[str, Any], files: list[_File]) -> Any:
-    """Torchvision's dataset, which checks the MD5 of most."""
+    """Torchvision's dataset, which checks the MD5 of most files."""
     from torchvision.datasets.utils import check_integrity
 
     try:
         with warnings.catch_warnings():
-            # NumPy 2.4.0 to 2.4.4 warn of how old pickles, CIFAR's too, spell a dtype (PR 31177).
+            # NumPy 2.4.0 to 2.4.4 warn about dtypes in old pickles, such as CIFAR's (PR 31177).
             warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
             return kind(root, download=False, **arguments)
     except ImportError as error:
-        raise ValueError(f"torchvision:{kind.__name__} needs scipy (pip install scipy)") from error
+        raise ValueError(f"torchvision:{kind.__name__} needs scipy; pip install scipy") from error
     except (RuntimeError, AssertionError, ValueError) as error:
         for file, md5 in files:
             if not check_integrity(root / file, md5):
@@ -110,7 +110,7 @@ def _build(kind: Any, root: Path, arguments: dict[str, Any], files: list[_File])
 
 
 def _labels(dataset: Any) -> Labels:
-    """Labels, and the class names where the set has them."""
+    """Labels, and class names if the dataset has them."""
     array: NDArray[Any] = np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None)))
     labels, numbers = labels_of_array(array.astype(np.int64), type(dataset).__name__)
     names = list(getattr(dataset, "classes", []))
@@ -118,7 +118,7 @@ def _labels(dataset: Any) -> Labels:
 
 
 def _files(kind: Any, arguments: dict[str, Any]) -> list[_File]:
-    """The files that torchvision's class asks for, below its root, with the MD5 it knows."""
+    """Files that torchvision's class needs, relative to its root, with their known MD5."""
     if hasattr(kind, "resources"):
         folder = f"{kind.__name__}/raw"
         return [(f"{folder}/{Path(file).stem}", None) for file, _ in kind.resources]
@@ -133,7 +133,7 @@ def _files(kind: Any, arguments: dict[str, Any]) -> list[_File]:
 
 
 def _remedy(kind: Any, root: Path, file: str, md5: str | None) -> str:
-    """What to put where."""
+    """How to get a missing file."""
     if hasattr(kind, "resources"):
         packed = dict(kind.resources)[f"{Path(file).name}.gz"]
         return f"gunzip {Path(file).name}.gz (md5 {packed}) to {root / file}"
@@ -143,15 +143,15 @@ def _remedy(kind: Any, root: Path, file: str, md5: str | None) -> str:
 
 
 def _missing(path: Path, remedy: str) -> FileNotFoundError:
-    return FileNotFoundError(f"{path}: is missing; {remedy}, or set root=, or set download=true")
+    return FileNotFoundError(f"{path}: is missing; {remedy}, or set root=FOLDER or download=true")
 
 
 def _download(kind: Any, root: Path, arguments: dict[str, Any], remedy: str) -> None:
-    """Gets and unpacks a set by torchvision, which shows a bar and checks each MD5."""
+    """Download and unpack a dataset by torchvision, which shows a bar and checks each MD5."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         kind(root, download=True, **arguments)
-    except ImportError:  # of scipy, once all is there; `_build` tells
+    except ImportError:  # scipy is missing, after the download; `_build` reports it
         return
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         reason = " ".join(str(error).split())
@@ -161,7 +161,7 @@ def _download(kind: Any, root: Path, arguments: dict[str, Any], remedy: str) -> 
 
 
 def _open_imagenette(root: Path, split: str, options: SourceOptions) -> SampleSet:
-    """The largest of its three sizes that lies there; classes by their first English name."""
+    """Open the largest of its three sizes that exists; class names are their first English name."""
     from torchvision.datasets import Imagenette
 
     folder = next((f for f in _IMAGENETTE_FOLDERS if (root / f / split).is_dir()), None)
