@@ -44,7 +44,7 @@ def test_tables_and_json(capsys, source: Path, tmp_path: Path) -> None:
     )
     assert rows["images"] == "41"
     assert rows["duplicates"] == "1 with the same bytes as another"
-    assert rows["left"] == f"out    1 bad images, listed in {tmp_path / 'x.quarantine.csv'}"
+    assert rows["skipped"] == f"1 bad images, listed in {tmp_path / 'x.quarantine.csv'}"
     made = json.loads(run(capsys, "convert", source, target, "--json"))
     assert (made["num_samples"], made["num_quarantined"], made["num_duplicates"]) == (41, 1, 1)
     facts = json.loads(run(capsys, "info", target, "--json"))

@@ -165,17 +165,17 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         "cut JPEG (its codes end at byte 636 without an end marker)",
     ),
     "cut_in_header.jpg": (JPEG[: _FRAME + 6], "cut or damaged JPEG (segment at byte 158 of 164)"),
-    "start_only.jpg": (JPEG[:2], "is no image of a known format, or its header is damaged"),
+    "start_only.jpg": (JPEG[:2], "is not an image of a known format, or its header is damaged"),
     "empty.jpg": (b"", "0 bytes are refused (1 to 536870912)"),
-    "one_byte.jpg": (b"\xff", "is no image of a known format, or its header is damaged"),
-    "zeros.jpg": (bytes(1000), "is no image of a known format, or its header is damaged"),
+    "one_byte.jpg": (b"\xff", "is not an image of a known format, or its header is damaged"),
+    "zeros.jpg": (bytes(1000), "is not an image of a known format, or its header is damaged"),
     "text.jpg": (
         b"GIT LFS pointer\nversion 1\n",
-        "is no image of a known format, or its header is damaged",
+        "is not an image of a known format, or its header is damaged",
     ),
     "html.jpg": (
         b"<!DOCTYPE html><title>404 Not Found</title>",
-        "is no image of a known format, or its header is damaged",
+        "is not an image of a known format, or its header is damaged",
     ),
     "wiped_codes.jpg": (
         JPEG[: _SCAN + 40] + bytes(60) + JPEG[_SCAN + 100 :],
@@ -265,7 +265,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         _frame(marker=0xC5),
         "cannot be decoded (broken data stream when reading image file)",
     ),
-    "twelve_bits.jpg": (_frame(bits=12), "JPEG of 12 bits a channel; only 8 are supported"),
+    "twelve_bits.jpg": (_frame(bits=12), "JPEG has 12 bits per channel; only 8 are supported"),
     "odd_sampling.jpg": (_frame(sampling=0x31), "encoded 56 x 40"),
     "no_sampling.jpg": (
         _frame(sampling=0x00),
@@ -292,7 +292,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     "jpeg_inside.png": (JPEG, "copied 56 x 40"),
     "svg_inside.png": (
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-        "is no image of a known format, or its header is damaged",
+        "is not an image of a known format, or its header is damaged",
     ),
     # PNG
     "plain.png": (PNG, "encoded 56 x 40"),
@@ -309,13 +309,13 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     ),
     "bomb.png": (
         _png(100_000, 100_000),
-        "is refused: its header claims far too many pixels",
+        "is refused: its header declares far too many pixels",
     ),
     "wide_line.png": (
         _png(65_535, 1),
         "65535 x 1 pixels are refused (sides 1 to 32768, at most 134 megapixels)",
     ),
-    "no_size.png": (_png(0, 0), "is no image of a known format, or its header is damaged"),
+    "no_size.png": (_png(0, 0), "is not an image of a known format, or its header is damaged"),
     "too_little_data.png": (
         _png(WIDTH, HEIGHT, data=bytes(100)),
         "cannot be decoded (image file is truncated (0 bytes not processed))",
@@ -326,7 +326,10 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     ),
     # Others
     "animated.gif": (_frames("GIF"), "encoded 56 x 40"),
-    "cut.gif": (_mode("P", "GIF")[:300], "is no image of a known format, or its header is damaged"),
+    "cut.gif": (
+        _mode("P", "GIF")[:300],
+        "is not an image of a known format, or its header is damaged",
+    ),
     "plain.webp": (_saved(Image.fromarray(PIXELS), "WEBP", quality=95), "encoded 56 x 40"),
     "animated.webp": (_frames("WEBP"), "encoded 56 x 40"),
     "cut.webp": (
@@ -340,7 +343,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     ),
     "bomb.bmp": (
         _bmp(1 << 30, 1 << 30),
-        "is refused: its header claims far too many pixels",
+        "is refused: its header declares far too many pixels",
     ),
     "plain.tif": (encoded(PIXELS, "TIFF"), "encoded 56 x 40"),
     "pages.tif": (_frames("TIFF"), "encoded 56 x 40"),
@@ -357,7 +360,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
     ),
     "bomb.ppm": (
         b"P6 99999 99999 255\n" + bytes(100),
-        "is refused: its header claims far too many pixels",
+        "is refused: its header declares far too many pixels",
     ),
     # Odd names of good files
     " leading space.jpg": (JPEG, "copied 56 x 40"),

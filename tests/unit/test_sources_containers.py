@@ -220,7 +220,7 @@ def test_gray_arrays_become_rgb(tmp_path: Path, shape: tuple[int, ...]) -> None:
         (
             "x.npz",
             {"x_test": IMAGES},
-            r"x_test; name the array of images images or x or data",
+            r"holds x_test; name the images images, x, data",
         ),
         ("x.pt", {"images": Path("x")}, r"not an array file \(Weights only load failed"),
         ("x.pt", {"images": 3}, "holds a int; save tensors"),

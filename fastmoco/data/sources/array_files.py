@@ -81,8 +81,8 @@ def _choose(names: Iterable[str], split: str, where: object) -> tuple[str, str |
     images, labels = _pick(spelling, _IMAGES, split), _pick(spelling, _LABELS, split)
     if images is None:
         raise ValueError(
-            f"{where}: holds {', '.join(sorted(spelling)) or 'nothing'}; name the array of images "
-            f"{' or '.join(_IMAGES)}, or with its split images_{split}, and that of labels labels"
+            f"{where}: holds {', '.join(sorted(spelling)) or 'nothing'}; name the images "
+            f"{', '.join(_IMAGES)} or images_{split}, and the labels labels or labels_{split}"
         )
     return images, labels
 
