@@ -1,15 +1,19 @@
-"""The photometric half of a view, for the whole batch at once, on the device.
+"""Photometric augmentation of a batch of crops on the device.
 
 crops (uint8) --flip, jitter, grayscale, blur, normalize--> views (training dtype, channels_last)
 
 Every image draws its own parameters, also its own order of the four jitter operations, and yet all
-shapes are fixed: what an image does not draw gets a neutral value (factor 1, shift 0, sigma 0), so
-nothing is read back to the host and ``torch.compile`` captures one graph. The price: every image
-pays for operations that only some draw (blur at p = 0.5 costs as much as at p = 1). A policy's
-pool is the exception: `pool`, which runs eagerly.
+shapes are fixed: an operation that an image does not draw gets a neutral value (factor 1, shift 0,
+sigma 0). So nothing is read back to the host and ``torch.compile`` captures one graph. The price:
+every image pays for operations that only some draw (blur at p = 0.5 costs as much as at p = 1). A
+policy's pool is the exception: `pool`, which runs eagerly.
 
-On a CPU, where branches are cheap and memory is dear, `host_views` does the same image by image.
-Colors are computed on three separate planes, for speed: `color`.
+On a CPU, where branches are cheap and memory is slow, `cpu_views` does the same image by image, for
+the parameters that it implements. Colors are computed on three separate planes, for speed: `color`.
+
+A new augmentation needs a field of `Policy`, a member of `Draw`, and here a field of
+`ViewParameters`, its draw in `draw_parameters` and its operation in `_augmented`. A CPU then runs
+policies that draw it by `plain_views`, until `cpu_views` implements it too.
 """
 
 import math
@@ -31,13 +35,13 @@ from fastmoco.pipelines.color import (
     jitter_places,
     per_image,
 )
-from fastmoco.pipelines.cpu_views import host_views
+from fastmoco.pipelines.cpu_views import cpu_views
 from fastmoco.pipelines.policies import Policy
 from fastmoco.pipelines.pool import apply_pool
 
 
 class ViewParameters(NamedTuple):
-    """What was drawn for N images, each tensor ``(N,)``; None where the policy never does it."""
+    """Parameters drawn for N images, tensors ``(N,)``; None where the policy never draws one."""
 
     flip: Tensor | None
     """bool."""
@@ -45,11 +49,11 @@ class ViewParameters(NamedTuple):
     grayscale: Tensor | None
     """bool."""
     grayscale_first: bool
-    """Before the jitter, not after it."""
+    """Grayscale comes before the jitter, not after it."""
     blur_sigma: Tensor | None
     """float32, pixels; 0 where not blurred."""
     blur_radius: int
-    """Of the kernel, pixels: 3 of the policy's largest sigma, beyond which lies 0.1% of it."""
+    """Radius of the kernel, pixels: 3 times the policy's largest sigma; 0.1% is beyond it."""
 
 
 def augment_views(
@@ -59,26 +63,27 @@ def augment_views(
 
     Args:
         crops: ``(N, V, H, W, 3)`` uint8, RGB.
-        draw_key: ``(N,)`` int64, from `draws.draw_keys`; ``(N, V)`` where each view is of an image
-            of its own.
-        policy: What to draw; a static value under ``torch.compile``, which a pool forbids.
-        mean: ``(3,)`` float32 of the 0..1 range, on the device.
-        std: ``(3,)`` float32, likewise.
-        dtype: Of the views; all color work is float32, also under autocast.
+        draw_key: ``(N,)`` int64, from `draws.draw_keys`; ``(N, V)`` if each view is of a different
+            image.
+        policy: Augmentations to draw; static under ``torch.compile``, which a pool forbids.
+        mean: Channel means in 0..1, ``(3,)`` float32, on the device.
+        std: Channel standard deviations in 0..1, ``(3,)`` float32, on the device.
+        dtype: Type of the views; all color work is float32, also under autocast.
 
     Returns:
         V tensors ``(N, 3, H, W)``, channels_last, normalized.
     """
-    views = plain_views
     if crops.device.type == "cpu" and not policy.pool:
-        views = _views_on_host
-    return torch.split(views(crops, draw_key, policy, mean, std).to(dtype), len(crops))
+        parameters = draw_parameters(draw_key, range(crops.shape[1]), policy)
+        if _loops_implement(parameters):
+            return torch.split(_loop_views(crops, parameters, mean, std).to(dtype), len(crops))
+    return torch.split(plain_views(crops, draw_key, policy, mean, std).to(dtype), len(crops))
 
 
 def plain_views(
     crops: Tensor, draw_key: Tensor, policy: Policy, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """The views by torch's and Kornia's operations; arguments as of `augment_views`.
+    """Make the views by torch's and Kornia's operations; arguments as in `augment_views`.
 
     Returns:
         ``(V * N, 3, H, W)`` float32, channels_last, one view after the other.
@@ -92,39 +97,47 @@ def plain_views(
         return _normalized(planes, mean, std)
 
 
-def _views_on_host(
-    crops: Tensor, draw_key: Tensor, policy: Policy, mean: Tensor, std: Tensor
-) -> Tensor:
-    """As `plain_views`, by `host_views`."""
-    parameters = draw_parameters(draw_key, range(crops.shape[1]), policy)
-    sequence, drawn = _packed(parameters, crops.shape[1] * len(draw_key))
+LOOP_PARAMETERS = ("flip", "jitter", "grayscale", "grayscale_first", "blur_sigma", "blur_radius")
+"""Fields of `ViewParameters` that the loops of `cpu_views` implement and `_packed` passes."""
+
+
+def _loops_implement(parameters: ViewParameters) -> bool:
+    """Whether the loops implement all that was drawn; static, as it depends only on the policy."""
+    pairs = zip(parameters._fields, parameters, strict=True)
+    return all(value is None or name in LOOP_PARAMETERS for name, value in pairs)
+
+
+def _loop_views(crops: Tensor, parameters: ViewParameters, mean: Tensor, std: Tensor) -> Tensor:
+    """Make the views by `cpu_views`; the result is that of `plain_views`."""
+    sequence, drawn = _packed(parameters, crops.shape[0] * crops.shape[1])
     radius = min(parameters.blur_radius, crops.shape[2] - 1, crops.shape[3] - 1)
     first = parameters.grayscale_first
-    views: Tensor = host_views(crops, sequence, drawn, first, radius, mean, std)
+    views: Tensor = cpu_views(crops, sequence, drawn, first, radius, mean, std)
     return views.permute(0, 3, 1, 2)
 
 
 def _packed(parameters: ViewParameters, count: int) -> tuple[Tensor, Tensor]:
-    """The jitter's order, ``(count, 4)``, and all else that was drawn, for `host_views`."""
-    flip, jitter, gray, _, sigma, _ = parameters
+    """Pack the jitter's order, ``(count, 4)``, and the other drawn values for `cpu_views`."""
     none, one = torch.zeros(count), torch.ones(count)
-    jitter = jitter or Jitter(one, one, one, none, none.to(torch.int64))
-    *places, before_hue = jitter_places(jitter.order)
-    # Hue comes before those of the other three whose place is not below `before_hue`.
-    ranks = [2 * place for place in places] + [2 * before_hue - 1]
+    jitter = parameters.jitter or Jitter(one, one, one, none, none.to(torch.int64))
+    brightness, contrast, saturation, hue, order = jitter
+    *positions, before_hue = jitter_places(order)
+    # Hue comes before those of the other three whose position is not below `before_hue`.
+    ranks = [2 * position for position in positions] + [2 * before_hue - 1]
     sequence = torch.argsort(torch.stack(ranks, 1), dim=1)
-    rest = (none if value is None else value.to(torch.float32) for value in (flip, gray, sigma))
-    return sequence, torch.stack([*jitter[:4], *rest], 1)
+    rest = parameters.flip, parameters.grayscale, parameters.blur_sigma
+    columns = [none if value is None else value.to(torch.float32) for value in rest]
+    return sequence, torch.stack([brightness, contrast, saturation, hue, *columns], 1)
 
 
 def normalized(crops: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(crops / 255 - mean) / std``: the view that evaluation sees.
+    """``(crops / 255 - mean) / std``: the views of evaluation.
 
     Args:
         crops: ``(N, 1, H, W, 3)`` uint8, RGB.
-        mean: ``(3,)`` float32 of the 0..1 range, on the device.
-        std: ``(3,)`` float32, likewise.
-        dtype: Of the result.
+        mean: Channel means in 0..1, ``(3,)`` float32, on the device.
+        std: Channel standard deviations in 0..1, ``(3,)`` float32, on the device.
+        dtype: Type of the result.
 
     Returns:
         ``(N, 3, H, W)``, channels_last.
@@ -133,11 +146,11 @@ def normalized(crops: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> 
 
 
 def apply_view(images: Tensor, parameters: ViewParameters) -> Tensor:
-    """One view with given parameters, not normalized.
+    """Make one view with given parameters, not normalized.
 
     Args:
         images: ``(N, 3, H, W)`` float32 in 0..1, RGB.
-        parameters: Of these N images.
+        parameters: Parameters of these N images.
 
     Returns:
         ``(N, 3, H, W)`` float32 in 0..1.
@@ -153,9 +166,9 @@ def draw_parameters(draw_key: Tensor, views: Sequence[int], policy: Policy) -> V
     """Draw parameters: a pure function, so that any view can be drawn again later.
 
     Args:
-        draw_key: ``(N,)`` int64, from `draws.draw_keys`; the parameters live on its device.
-        views: Which views: 0 is the query's, 1 the key's.
-        policy: What to draw.
+        draw_key: ``(N,)`` int64, from `draws.draw_keys`; the parameters are on its device.
+        views: Indices of the views: 0 for the query, 1 for the key.
+        policy: Augmentations to draw.
 
     Returns:
         Tensors ``(len(views) * N,)``, one view after the other.
@@ -197,33 +210,33 @@ def _draw_jitter(drawn: Callable[..., Tensor], jittered: Tensor, policy: Policy)
 
 
 def _planes(crops: Tensor) -> Planes:
-    """``(N, V, H, W, 3)`` uint8 to planes ``(V * N, H, W)``, one view after the other."""
+    """Convert ``(N, V, H, W, 3)`` uint8 to planes ``(V * N, H, W)``, view after view."""
     red, green, blue = crops.permute(4, 1, 0, 2, 3).flatten(1, 2).to(torch.float32) / 255
     return red, green, blue
 
 
 def _normalized(planes: Planes, mean: Tensor, std: Tensor) -> Tensor:
-    """Planes to ``(N, 3, H, W)`` channels_last: in memory, NHWC."""
+    """Normalize planes to ``(N, 3, H, W)`` channels_last: in memory, NHWC."""
     scaled = [(plane - mean[c]) / std[c] for c, plane in enumerate(planes)]
     return torch.stack(scaled, -1).permute(0, 3, 1, 2)
 
 
 def _augmented(planes: Planes, parameters: ViewParameters) -> Planes:
-    """Order as in the official code, but flip first: it commutes with all the others."""
-    flip, jitter, gray, gray_first, sigma, radius = parameters
+    """Apply in the official code's order, but flip first: it commutes with all the others."""
+    flip, gray, sigma = parameters.flip, parameters.grayscale, parameters.blur_sigma
     if flip is not None:
         planes = each(planes, lambda plane: torch.where(per_image(flip), plane.flip(-1), plane))
-    if gray is not None and gray_first:
+    if gray is not None and parameters.grayscale_first:
         planes = grayscale(planes, gray)
-    if jitter is not None:
-        planes = color_jitter(planes, jitter)
-    if gray is not None and not gray_first:
+    if parameters.jitter is not None:
+        planes = color_jitter(planes, parameters.jitter)
+    if gray is not None and not parameters.grayscale_first:
         planes = grayscale(planes, gray)
-    return planes if sigma is None else _blur(planes, sigma, radius)
+    return planes if sigma is None else _blur(planes, sigma, parameters.blur_radius)
 
 
 def _blur(planes: Planes, sigma: Tensor, radius: int) -> Planes:
-    """Gaussian blur with reflected borders; images of sigma 0 pass unchanged, also under TF32.
+    """Blur with reflected borders; images of sigma 0 pass unchanged, also under TF32.
 
     Kornia's group convolutions were the fastest of three forms on a CPU (one core of an AMD EPYC,
     torch 2.15, eager / compiled CPU time, 16 images of 224 x 224): 15 / 22 ms, 13 shifted and

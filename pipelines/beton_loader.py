@@ -1,4 +1,4 @@
-"""The default loader: one decode an image, both crops cut from it, on a pool of threads.
+"""The default loader: one decode per image, both crops cut from it, on a pool of threads.
 
 Trade-off: a full decode serves two views, so no view can use a cheaper, DCT-scaled decode of its
 own. Crops of up to 64 pixels are resized by loops that Numba compiles (`resize`), larger ones by
@@ -9,28 +9,31 @@ vectorized and runs on the calling thread alone, without the GIL (torch 2.15, 2 
 Left out: decoding on a GPU (dali_loader), small sets kept on the device (resident_loader).
 """
 
-import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from fastmoco.data.dataset import Dataset
-from fastmoco.pipelines.buffers import CudaUploader, empty_batch, first
-from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
+from fastmoco.pipelines.buffers import CudaUploader, batch_rows, empty_batch
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import batch_requests
-from fastmoco.pipelines.prefetch import Slot, Workshop
+from fastmoco.pipelines.prefetch import Prefetcher, Slot
 from fastmoco.pipelines.resize import crop_and_resize_views
 
-# What `torch.nn.functional.interpolate` calls, which cannot pass `out`.
+# The kernel of `torch.nn.functional.interpolate`, which has no argument `out`.
 _resize: Any = torch._C._nn._upsample_bilinear2d_aa
 NUMBA_SIZE = 64
 """Views up to this many pixels are faster by Numba; measured in `resize`."""
+
+Decode = Callable[[int], npt.NDArray[np.uint8]]
+"""Function from a sample id to the pixels of its image, ``(H, W, 3)``."""
 
 
 def crop_and_resize(
@@ -47,8 +50,7 @@ def crop_and_resize(
         crop_and_resize_views(image, boxes, out)
         return
     for (top, left, height, width), view in zip(boxes.tolist(), out, strict=True):
-        # The copy is what makes the kernel fast: rows of a wider image take it 3 to 60 times as
-        # long.
+        # Without the copy the kernel takes 3 to 60 times as long on rows of a wider image.
         crop = torch.from_numpy(image[None, top : top + height, left : left + width].copy())
         target = torch.from_numpy(view[None]).permute(0, 3, 1, 2)
         source = crop.permute(0, 3, 1, 2)
@@ -58,59 +60,46 @@ def crop_and_resize(
             _resize(source, target.shape[2:], False, None, None, out=target)
 
 
-class ImageSource(Protocol):
-    """What images are read from: a dataset, or one that is decoded already."""
-
-    def decode(self, sample_id: int) -> npt.NDArray[np.uint8]:
-        """The pixels of an image, ``(H, W, 3)``."""
-        ...
-
-    def name(self, sample_id: int) -> str:
-        """What to call it in an error."""
-        ...
-
-
-def _fill_row(source: ImageSource, slot: Slot, row: int) -> None:
-    """All views of one image, from one decode."""
+def _fill_row(dataset: Dataset, decode: Decode, slot: Slot, row: int) -> None:
+    """Make all views of one image from one decode."""
     sample_id = slot.sample_ids[row]
     try:
-        crop_and_resize(source.decode(sample_id), slot.boxes[row], slot.pixels[row])
+        crop_and_resize(decode(sample_id), slot.boxes[row], slot.pixels[row])
     except Exception as error:
-        error.add_note(f"while loading {source.name(sample_id)}")
+        error.add_note(f"while loading {dataset.name(sample_id)}")
         raise
 
 
-class BetonLoader:
-    """Batches made ahead by threads; see `contract.ViewLoader`."""
+class BetonLoader(ViewLoader):
+    """Loader whose batches are made ahead by threads."""
 
     decode_device = "cpu"
 
-    def __init__(self, workshop: Workshop, num_threads: int, uploader: CudaUploader | None) -> None:
+    def __init__(
+        self, prefetcher: Prefetcher, num_threads: int, uploader: CudaUploader | None
+    ) -> None:
         """Start the threads."""
-        self._workshop = workshop
+        self._prefetcher = prefetcher
         self._uploader = uploader
         self._handed_out: Slot | None = None
         threads = [
-            threading.Thread(target=workshop.work, name=f"fastmoco-loader-{i}", daemon=True)
+            threading.Thread(target=prefetcher.work, name=f"fastmoco-loader-{i}", daemon=True)
             for i in range(num_threads)
         ]
         # Runs once: at `close`, when the loader is collected, or before the interpreter ends.
-        self._finalizer = weakref.finalize(self, workshop.stop, threads)
+        self._finalizer = weakref.finalize(self, prefetcher.stop, threads)
         for thread in threads:
             thread.start()
 
-    def __iter__(self) -> Self:
-        """Return self: a loader is consumed once."""
-        return self
-
     def __next__(self) -> Batch:
-        """Return the next batch; the one before loses its validity."""
         if self._uploader is not None:
             self._uploader.wait()
         start = time.perf_counter()
-        self._release()
+        slot, self._handed_out = self._handed_out, None
+        if slot is not None:
+            self._prefetcher.release(slot)
         try:
-            slot = self._workshop.next_batch()
+            slot = self._prefetcher.next_batch()
         except Exception:
             self.close()
             raise
@@ -118,7 +107,8 @@ class BetonLoader:
             self.close()
             raise StopIteration
         self._handed_out = slot
-        batch = first(slot.host, len(slot.sample_ids), time.perf_counter() - start)
+        rows = slice(len(slot.sample_ids))
+        batch = batch_rows(slot.host, rows, time.perf_counter() - start)
         return batch if self._uploader is None else self._uploader.upload(batch)
 
     def close(self) -> None:
@@ -126,35 +116,29 @@ class BetonLoader:
         self._handed_out = None
         self._finalizer()
 
-    def _release(self) -> None:
-        slot, self._handed_out = self._handed_out, None
-        if slot is not None:
-            self._workshop.release(slot)
-
 
 def build(
     dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> BetonLoader:
-    """The loader of `build_loader`'s arguments."""
-    return build_threads(dataset, dataset, plan, spec, stop_epoch, device)
+    """Build the loader; the arguments are those of `build_loader`."""
+    return build_threads(dataset.decode, dataset, plan, spec, stop_epoch, device)
 
 
 def build_threads(
-    source: ImageSource,
+    decode: Decode,
     dataset: Dataset,
     plan: EpochPlan,
     spec: LoaderSpec,
     stop_epoch: int,
     device: torch.device,
 ) -> BetonLoader:
-    """The loader of a dataset whose pixels come from ``source``."""
+    """Build the loader of a dataset whose pixels come from ``decode``."""
     on_cuda = device.type == "cuda"
-    count = -(-min(plan.num_samples, plan.global_batch_size) // plan.world_size)
     slots = [
-        Slot(empty_batch(count, spec.num_views, spec.view_size, pinned=on_cuda))
+        Slot(empty_batch(plan.max_count, spec.num_views, spec.view_size, pinned=on_cuda))
         for _ in range(spec.prefetch_batches + 1)
     ]
     requests = batch_requests(dataset, plan, spec, stop_epoch)
     uploader = CudaUploader(slots[0].host, device) if on_cuda else None
-    num_threads = spec.num_threads or len(os.sched_getaffinity(0))
-    return BetonLoader(Workshop(partial(_fill_row, source), requests, slots), num_threads, uploader)
+    prefetcher = Prefetcher(partial(_fill_row, dataset, decode), requests, slots)
+    return BetonLoader(prefetcher, spec.threads, uploader)

@@ -1,16 +1,24 @@
 """Memory of batches: allocated once, filled again and again, on the host and on the device.
 
-Trade-off: a batch handed out is valid only until the next one is asked for; in return no batch
-costs an allocation, a page fault or the pinning of memory.
+Trade-off: a batch is valid only until the next one is asked for; in return no batch costs an
+allocation, a page fault or the pinning of memory.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastmoco.pipelines.contract import Batch
+from fastmoco.pipelines.crops import BatchRequest
 
 FACTS = ("boxes", "sample_id", "draw_key", "label")
-"""The tensors of a batch that are no pixels."""
+"""Tensors of a batch other than its pixels."""
+
+
+def request_facts(request: BatchRequest, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Convert the arrays of a request to the tensors `FACTS` of its batch, by name."""
+    return {name: torch.from_numpy(getattr(request, name)).to(device) for name in FACTS}
 
 
 def empty_batch(
@@ -21,7 +29,7 @@ def empty_batch(
     device: torch.device | None = None,
     pinned: bool = False,
 ) -> Batch:
-    """An unfilled batch of ``count`` images with ``num_views`` square views each."""
+    """Allocate an unfilled batch of ``count`` images with ``num_views`` square views each."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
@@ -36,24 +44,18 @@ def empty_batch(
     )
 
 
-def first(batch: Batch, count: int, data_wait_seconds: float = 0.0) -> Batch:
-    """The first ``count`` images of a batch, as views of its tensors."""
-    return Batch(
-        crops=batch.crops[:count],
-        boxes=batch.boxes[:count],
-        sample_id=batch.sample_id[:count],
-        draw_key=batch.draw_key[:count],
-        label=batch.label[:count],
-        data_wait_seconds=data_wait_seconds,
-    )
+def batch_rows(batch: Batch, rows: slice, data_wait_seconds: float = 0.0) -> Batch:
+    """Select images of a batch, as views of its tensors."""
+    facts = {name: getattr(batch, name)[rows] for name in FACTS}
+    return Batch(crops=batch.crops[rows], **facts, data_wait_seconds=data_wait_seconds)
 
 
 class CudaUploader:
     """Copies pinned batches to two alternating device buffers, on a stream of its own.
 
-    Batch k overwrites batch k - 2. So its copy waits for what the consumer had queued when it asked
-    for batch k - 1, and for no more: it overlaps with the step on batch k - 1. The consumer must
-    work on the stream that is current when it asks for a batch.
+    Batch k overwrites batch k - 2. So its copy waits only for the work that the consumer had queued
+    when it asked for batch k - 1, and overlaps with the step on batch k - 1. The consumer must work
+    on the stream that is current when it asks for a batch.
     """
 
     def __init__(self, like: Batch, device: torch.device) -> None:
@@ -62,7 +64,7 @@ class CudaUploader:
         self._buffers = [empty_batch(count, num_views, view_size, device=device) for _ in range(2)]
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # Blocking: whoever waits sleeps, for the cores belong to the decoders.
+        # Blocking: a waiting thread sleeps, because the decoders need the cores.
         self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._queued = torch.cuda.current_stream(device).record_event()
 
@@ -72,7 +74,7 @@ class CudaUploader:
         self._stream.wait_event(self._queued)
         self._queued = consumer.record_event()
         self._buffers.reverse()
-        target = first(self._buffers[0], len(host.crops), host.data_wait_seconds)
+        target = batch_rows(self._buffers[0], slice(len(host.crops)), host.data_wait_seconds)
         with torch.cuda.stream(self._stream):
             for field in ("crops", *FACTS):
                 getattr(target, field).copy_(getattr(host, field), non_blocking=True)
@@ -81,9 +83,9 @@ class CudaUploader:
         return target
 
     def wait(self) -> None:
-        """Wait until the last batch has left its pinned memory.
+        """Wait until the last batch has been copied from its pinned memory.
 
-        A host that runs ahead is held here until the device has begun the last step but one, so the
-        device never runs dry for it.
+        A host that runs ahead waits here until the device has begun the last step but one, so the
+        device never idles for it.
         """
         self._copied.synchronize()

@@ -1,4 +1,4 @@
-"""One door to every loader: a name, a dataset, a plan."""
+"""Construction of every loader, from a name, a dataset and a plan."""
 
 import importlib
 
@@ -15,9 +15,9 @@ LOADERS = {
     "resident": "fastmoco.pipelines.resident_loader",
     "torchvision": "fastmoco.pipelines.torchvision_loader",
 }
-"""Imported when chosen; each has ``build(dataset, plan, spec, stop_epoch, device)``."""
+"""Modules, imported when chosen; each has ``build(dataset, plan, spec, stop_epoch, device)``."""
 AUTO = "auto"
-"""Chosen by `choose.choose_loader`."""
+"""Name for the choice of `choose.choose_loader`."""
 
 
 def build_loader(
@@ -29,26 +29,26 @@ def build_loader(
     device: torch.device,
     name: str = AUTO,
 ) -> ViewLoader:
-    """A loader from the plan's epoch and start batch to the end of epoch ``stop_epoch - 1``.
+    """Build a loader from the plan's epoch and start batch to the end of ``stop_epoch - 1``.
 
     Args:
         dataset: An open file; it must stay open until the loader is closed.
         plan: Order, batch size, rank and starting point.
         spec: Views, threads, prefetching.
         stop_epoch: The first epoch that is not loaded.
-        device: Where batches are handed out.
+        device: Device of the batches.
         name: ``auto`` or a key of `LOADERS`.
 
     Raises:
         UsageError: If the name is unknown.
-        ValueError: If the plan asks for more samples than there are.
+        ValueError: If the plan has more samples than the dataset, or the loader cannot read it.
     """
     if name == AUTO:
         name, _ = resolve_loader(dataset, plan, spec=spec, device=device)
     check_loader(name)
     if plan.num_samples > len(dataset):
         raise ValueError(
-            f"the plan has {plan.num_samples} samples, {dataset.path} only {len(dataset)}"
+            f"the plan has {plan.num_samples} samples, but {dataset.path} only {len(dataset)}"
         )
     module = importlib.import_module(LOADERS[name])
     loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
@@ -63,15 +63,15 @@ def resolve_loader(
     device: torch.device,
     name: str = AUTO,
 ) -> tuple[str, str]:
-    """Which loader `build_loader` takes, and why.
+    """Choose the loader that `build_loader` opens.
 
     On a GPU the choice can take some seconds and differ from run to run: resolve once.
 
     Args:
-        dataset: As of `build_loader`; likewise the others.
-        plan: The order of a trial.
-        spec: Of the loader.
-        device: Of the batches.
+        dataset: See `build_loader`.
+        plan: Order of a trial.
+        spec: See `build_loader`.
+        device: See `build_loader`.
         name: ``auto`` or a key of `LOADERS`.
 
     Returns:
@@ -86,19 +86,17 @@ def resolve_loader(
     from fastmoco.pipelines.choose import choose_loader
 
     def open_loader(name: str) -> ViewLoader:
-        stop_epoch = plan.epoch + 1000  # of a small set; a trial ends by time
-        return build_loader(
-            dataset, plan, spec=spec, stop_epoch=stop_epoch, device=device, name=name
-        )
+        stop = plan.epoch + 1000  # enough for a small set: a trial ends by time
+        return build_loader(dataset, plan, spec=spec, stop_epoch=stop, device=device, name=name)
 
     return choose_loader(dataset, device, open_loader)
 
 
 def check_loader(name: str) -> None:
-    """Refuse a loader that is unknown.
+    """Refuse an unknown loader.
 
     Raises:
-        UsageError: Naming those that are known.
+        UsageError: If the name is unknown; lists the known ones.
     """
     if name not in (AUTO, *LOADERS):
         allowed = ", ".join((AUTO, *sorted(LOADERS)))

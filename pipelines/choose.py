@@ -1,11 +1,12 @@
-"""Which loader `pipeline.name=auto` takes, and why.
+"""Choice of the loader for `pipeline.name=auto`, and the reason for it.
 
-Small sets are kept decoded. Else a GPU may decode faster than the CPU, or not: it depends on both,
-on the size of the images and on the disk, so both loaders are tried for a moment.
+Small sets are kept decoded. For others, a GPU may or may not decode faster than the CPU: it depends
+on both, on the size of the images and on the disk. So both loaders are tried for a moment.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -15,18 +16,18 @@ import torch
 
 from fastmoco.data.beton_format import MODE_JPEG
 from fastmoco.data.dataset import Dataset
-from fastmoco.pipelines.contract import ViewLoader
+from fastmoco.pipelines.contract import Batch, ViewLoader
 from fastmoco.pipelines.resident_loader import free_bytes, resident_bytes
 
 SMALL_SIDE = 160
 """Longest side in pixels of images that are kept decoded."""
 RESIDENT_SHARE = 0.25
-"""How much of the free memory a set may take where nobody asked for it."""
+"""Largest fraction of the free memory that a set may take when auto chooses."""
 TRIAL_SECONDS = 1.5
 
 
 class Choice(NamedTuple):
-    """A loader and the reason for it, in a few words."""
+    """Name of a loader, and the reason for it in a few words."""
 
     name: str
     reason: str
@@ -38,9 +39,9 @@ def choose_loader(
     """Choose for a set and a device.
 
     Args:
-        dataset: What is read.
-        device: Where batches are handed out.
-        open_loader: Opens a loader by name, for a trial; it is closed again.
+        dataset: Images to load.
+        device: Device of the batches.
+        open_loader: Opens a loader by name for a trial, which closes it.
     """
     needed, free = resident_bytes(dataset), free_bytes(device)
     if max(dataset.heights.max(), dataset.widths.max()) <= SMALL_SIDE:
@@ -58,23 +59,28 @@ def choose_loader(
     if best != "dali" and rates["dali"]:
         from fastmoco.pipelines.dali_pipeline import free_pipelines
 
-        free_pipelines()  # one that is closed is kept for the next, and its device memory with it
+        free_pipelines()  # a closed loader keeps its pipeline, and so device memory, for the next
     tried = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     return Choice(best, f"tried, images/s: {tried}")
 
 
 def _try(open_loader: Callable[[str], ViewLoader], name: str) -> float:
-    """Images per second of a loader, its first batch left out; 0 where it cannot run here."""
+    """Images per second of a loader after its first batch; 0 where it cannot run here."""
     try:
         with closing(open_loader(name)) as loader:
             next(loader)
-            images, start = 0, time.perf_counter()
-            for batch in loader:
-                if batch.crops.is_cuda:
-                    torch.cuda.synchronize()
-                images += len(batch.crops)
-                if time.perf_counter() - start > TRIAL_SECONDS:
-                    break
-            return images / (time.perf_counter() - start)
+            return images_per_second(loader, TRIAL_SECONDS)
     except (ImportError, RuntimeError, StopIteration, TimeoutError):
         return 0.0
+
+
+def images_per_second(batches: Iterable[Batch], max_seconds: float = math.inf) -> float:
+    """Measure the rate of some batches, and stop after the first that ends past the limit."""
+    images, start = 0, time.perf_counter()
+    for batch in batches:
+        if batch.crops.is_cuda:
+            torch.cuda.synchronize()
+        images += len(batch.crops)
+        if time.perf_counter() - start > max_seconds:
+            break
+    return images / (time.perf_counter() - start)

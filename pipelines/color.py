@@ -1,10 +1,10 @@
 """Color operations on the three planes of N images, each image with its own parameters.
 
-Fixed shapes and no host reads: an image that does not draw an operation has its neutral value. Own
-operations, equal to Kornia's within 1e-5: hue needs no HSV image, and brightness, saturation and
-contrast are one blend. ColorJitter with an order per image, against the same schedule of Kornia's
-four functions on NCHW (its faster layout), one core of an AMD EPYC, torch 2.15, Kornia 0.9, CPU
-time, medians of 7 alternating rounds:
+Shapes are fixed and nothing is read to the host: an image that does not draw an operation has its
+neutral value. The operations are our own, equal to Kornia's within 1e-5: hue needs no HSV image,
+and brightness, saturation and contrast are one blend. ColorJitter with an order per image, against
+the same schedule of Kornia's four functions on NCHW (its faster layout), one core of an AMD EPYC,
+torch 2.15, Kornia 0.9, CPU time, medians of 7 alternating rounds:
 
     64 images of 32 x 32      compiled 0.78 against 3.9 ms (5.0 x), eager 4.8 against 8.4 ms (1.7 x)
     16 images of 224 x 224    compiled 14 against 58 ms (4.1 x), eager 98 against 152 ms (1.6 x)
@@ -24,34 +24,34 @@ class Jitter(NamedTuple):
     """ColorJitter of N images, each field ``(N,)``; neutral for an image that is not jittered."""
 
     brightness: Tensor
-    """Factor, neutral 1; likewise the next two."""
+    """Factor, neutral 1, as are contrast and saturation."""
     contrast: Tensor
     saturation: Tensor
     hue: Tensor
     """Shift in turns, -0.5..0.5, neutral 0."""
     order: Tensor
-    """int64 in 0..23, which permutation of the four: see `jitter_places`."""
+    """Index of a permutation of the four, int64 in 0..23: see `jitter_places`."""
 
 
 def per_image(values: Tensor) -> Tensor:
-    """``(N,)`` to ``(N, 1, 1)``."""
+    """Reshape ``(N,)`` to ``(N, 1, 1)``."""
     return values[:, None, None]
 
 
 def each(planes: Planes, operation: Callable[[Tensor], Tensor]) -> Planes:
-    """The operation on each plane."""
+    """Apply the operation to each plane."""
     red, green, blue = planes
     return operation(red), operation(green), operation(blue)
 
 
 def _gray(planes: Planes) -> Tensor:
-    """Luma of ITU-R BT.601, as Kornia and PIL; torchvision has 0.2989 for red."""
+    """Compute the luma of ITU-R BT.601, as Kornia and PIL; torchvision has 0.2989 for red."""
     red, green, blue = planes
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def grayscale(planes: Planes, chosen: Tensor) -> Planes:
-    """Gray where chosen, bool ``(N,)``; elsewhere unchanged."""
+    """Turn images gray where chosen, bool ``(N,)``; leave the others unchanged."""
     gray = _gray(planes)
     return each(planes, lambda plane: torch.where(per_image(chosen), gray, plane))
 
@@ -59,14 +59,14 @@ def grayscale(planes: Planes, chosen: Tensor) -> Planes:
 def jitter_places(order: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decode ``order = 12 s + 4 c + h`` into a permutation of the four jitter operations.
 
-    c is contrast's place and h is hue's; s = 1 puts saturation before brightness.
+    c is contrast's position and h is hue's; s = 1 puts saturation before brightness.
 
     Args:
         order: ``(N,)`` int64 in 0..23.
 
     Returns:
-        Places ``(N,)`` int64: of brightness, contrast and saturation among these three, 0..2; and
-        how many of the three come before hue, 0..3.
+        Four tensors ``(N,)`` int64: positions of brightness, contrast and saturation among these
+        three, 0..2, and how many of the three come before hue, 0..3.
     """
     saturation_first, contrast, before_hue = order // 12, order // 4 % 3, order % 4
     early, late = (contrast == 0).to(torch.int64), 2 - (contrast == 2).to(torch.int64)
@@ -75,12 +75,12 @@ def jitter_places(order: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def color_jitter(planes: Planes, jitter: Jitter) -> Planes:
-    """ColorJitter of torchvision, its four operations in each image's own order.
+    """Apply torchvision's ColorJitter, its four operations in each image's own order.
 
-    Hue and the mean that contrast needs are dear, blends are cheap. So hue has one slot, contrast
-    one before and one after it, and around each contrast are two slots where brightness or
-    saturation may stand: an image's operations take the slots that fit its order, and all other
-    slots are neutral.
+    Hue and the mean that contrast needs are expensive, blends are cheap. So hue has one slot,
+    contrast has one before and one after it, and two slots around each contrast are for brightness
+    or saturation. An image's operations take the slots that fit its order, and all other slots are
+    neutral.
     """
     before_hue, after_hue = _slots(jitter)
     planes = _shift_hue(_shade(planes, before_hue), jitter.hue)
@@ -88,21 +88,21 @@ def color_jitter(planes: Planes, jitter: Jitter) -> Planes:
 
 
 def _slots(jitter: Jitter) -> Tensor:
-    """What to multiply x and its gray with in the five slots before and the five after hue.
+    """Compute the factors of x and of its gray in the five slots before and the five after hue.
 
     Returns:
         ``(2, 5, 2, N)`` float32: one tensor, so that it is not computed again in every pixel.
     """
     brightness, contrast, saturation, num_before_hue = jitter_places(jitter.order)
 
-    def shade(place: int, active: Tensor) -> list[Tensor]:
-        gain = torch.where(active & (brightness == place), jitter.brightness, 1.0)
-        factor = torch.where(active & (saturation == place), jitter.saturation, 1.0)
+    def shade(position: int, active: Tensor) -> list[Tensor]:
+        gain = torch.where(active & (brightness == position), jitter.brightness, 1.0)
+        factor = torch.where(active & (saturation == position), jitter.saturation, 1.0)
         return [gain * factor, 1 - factor]
 
     rows = []
     for half in (0, 1):
-        first, second, third = ((place >= num_before_hue) == half for place in range(3))
+        first, second, third = ((i >= num_before_hue) == half for i in range(3))
         rows += shade(0, first) + shade(1, second & (contrast == 2))
         factor = torch.where((contrast >= num_before_hue) == half, jitter.contrast, 1.0)
         rows += [factor, 1 - factor]
@@ -126,7 +126,7 @@ def _blend(planes: Planes, factor: Tensor, other: Tensor) -> Planes:
 
 
 def _shift_hue(planes: Planes, turns: Tensor) -> Planes:
-    """Turn the hue, value and saturation kept: to HSV and back, without the HSV image.
+    """Shift the hue and keep value and saturation: to HSV and back, without the HSV image.
 
     With v the largest and v - d the smallest of a pixel's channels, and h its hue in sixths of a
     turn, channel n is v - d clamp(2 - |k - 2|, 0, 1), where k = (h + n) mod 6 and n = 5, 3, 1.
@@ -141,7 +141,7 @@ def _shift_hue(planes: Planes, turns: Tensor) -> Planes:
 
     def channel(n: int) -> Tensor:
         k = sixths + n
-        k = k - 6 * torch.floor(k / 6)  # compiled for a CPU, remainder() takes twice all this
+        k = k - 6 * torch.floor(k / 6)  # compiled for a CPU, remainder() takes twice as long
         return value - spread * (2 - (k - 2).abs()).clamp(0, 1)
 
     return channel(5), channel(3), channel(1)

@@ -1,8 +1,9 @@
-"""What every loader promises: the order of an epoch, the batch, the iterator.
+"""Interface of all loaders: the order of an epoch, the batch, the iterator.
 
 images --convert--> beton --loader--> crops (uint8) --augment--> views --step--> loss
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
@@ -19,14 +20,14 @@ from fastmoco.pipelines.settings import PipelineConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochPlan:
-    """The sample ids of each batch of one epoch, for one rank: a pure function of its fields.
+    """Sample ids of each batch of one epoch, for one rank: a pure function of its fields.
 
-    Training visits a permutation and drops the last partial batch; evaluation goes in file order
-    and keeps it. A rank takes a contiguous slice of each global batch, so W ranks together see what
-    one rank would.
+    Training visits a permutation and drops the last partial batch; evaluation visits the samples in
+    file order and keeps it. A rank takes a contiguous slice of each global batch, so W ranks
+    together see the same images as one rank.
 
     Raises:
-        ValueError: If sizes do not fit, naming the option to change.
+        ValueError: If sizes do not fit; names the option to change.
     """
 
     seed: int
@@ -38,14 +39,14 @@ class EpochPlan:
     start_batch: int = 0
     training: bool = True
     sample_ids: INT64 | None = field(default=None, compare=False)
-    """``(num_samples,)``: the part of a dataset that is visited; None: all of it."""
+    """``(num_samples,)``: the samples of a dataset that are visited; None: all of them."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a batch."""
         if self.global_batch_size < 1 or self.global_batch_size % self.world_size:
             raise ValueError(
-                f"global_batch_size={self.global_batch_size} is not a positive multiple of the "
-                f"{self.world_size} devices; set global_batch_size to one"
+                f"global_batch_size must be a positive multiple of the {self.world_size} devices, "
+                f"got {self.global_batch_size}"
             )
         if self.training and self.num_samples < self.global_batch_size:
             raise ValueError(
@@ -54,15 +55,20 @@ class EpochPlan:
             )
         if not 0 <= self.start_batch <= self.num_batches:
             raise ValueError(
-                f"start_batch={self.start_batch} lies outside the {self.num_batches} batches of an "
-                "epoch; does the checkpoint belong to another dataset or global_batch_size?"
+                f"start_batch must be in [0, {self.num_batches}], the batches of an epoch, got "
+                f"{self.start_batch}; resume with the checkpoint's dataset and global_batch_size"
             )
 
     @property
     def num_batches(self) -> int:
-        """Batches of a whole epoch, from batch 0."""
+        """Batches of a full epoch, from batch 0."""
         partial = 0 if self.training else self.global_batch_size - 1
         return (self.num_samples + partial) // self.global_batch_size
+
+    @property
+    def max_count(self) -> int:
+        """Samples of this rank's largest batch."""
+        return -(-min(self.num_samples, self.global_batch_size) // self.world_size)
 
     def order(self) -> INT64:
         """Sample ids in the order of visit, ``(num_samples,)`` int64."""
@@ -73,23 +79,27 @@ class EpochPlan:
         return order if self.sample_ids is None else self.sample_ids[order]
 
     def batches(self) -> Iterator[INT64]:
-        """This rank's sample ids, batch by batch from `start_batch`.
+        """Yield this rank's sample ids, batch by batch from `start_batch`.
 
         Yields:
-            ``(global_batch_size / world_size,)`` int64; of a last partial batch, fewer.
+            ``(global_batch_size / world_size,)`` int64; fewer for a last partial batch.
         """
         order = self.order()
         for batch in range(self.start_batch, self.num_batches):
             yield order[self._rows(batch)]
 
+    def remaining(self) -> INT64:
+        """This rank's sample ids from `start_batch` to the end of the epoch, in one array."""
+        return np.concatenate([*self.batches(), np.empty(0, np.int64)])
+
     def batch_sizes(self) -> Iterator[int]:
-        """How many samples each of `batches` has."""
+        """Yield the number of samples in each of `batches`."""
         for batch in range(self.start_batch, self.num_batches):
             rows = self._rows(batch)
             yield rows.stop - rows.start
 
     def _rows(self, batch: int) -> slice:
-        """This rank's part of a global batch, in places of the order."""
+        """This rank's part of a global batch, as positions in `order`."""
         start = batch * self.global_batch_size
         stop = min(start + self.global_batch_size, self.num_samples)
         per_rank = -(-(stop - start) // self.world_size)
@@ -100,10 +110,17 @@ class EpochPlan:
         """The plan of the following epoch, from its first batch."""
         return replace(self, epoch=self.epoch + 1, start_batch=0)
 
+    def epochs(self, stop_epoch: int) -> Iterator[Self]:
+        """Yield this plan and those that follow, up to epoch ``stop_epoch - 1``."""
+        plan = self
+        while plan.epoch < stop_epoch:
+            yield plan
+            plan = plan.next_epoch()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderSpec:
-    """What a loader needs to know besides the dataset and the plan.
+    """Settings of a loader besides the dataset and the plan.
 
     Raises:
         UsageError: If a value is out of range.
@@ -112,46 +129,39 @@ class LoaderSpec:
     view_size: int
     """Side of the square views, pixels."""
     policy: Policy | None
-    """Draws crops, by ``crop_scale`` and ``crop_ratio``; None: one central crop an image."""
+    """Draws crops, by ``crop_scale`` and ``crop_ratio``; None: one central crop per image."""
     policy_views: int = 2
-    """Crops of an image that a policy draws."""
+    """Crops that a policy draws per image."""
     center_crop: float = 0.875
-    """Evaluation: side of the central square as a share of the short side (0.875 = 224 / 256)."""
+    """Evaluation: side of the central square as a fraction of the short side (0.875 = 224/256)."""
     num_threads: int = 0
     """Threads that decode; 0: one for each core that this process may use."""
     prefetch_batches: int = 2
-    """Batches made ahead of the one handed out."""
+    """Batches made ahead of the one in use."""
     hw_decoder_load: float | None = None
-    """DALI on a GPU: share of the images that its JPEG unit decodes; None: by a short sweep."""
+    """DALI on a GPU: fraction of images that its JPEG unit decodes; None: from a short sweep."""
 
     def __post_init__(self) -> None:
         """Refuse values that no loader can serve."""
-        if self.view_size < 1:
-            raise UsageError(f"pipeline.view_size must be 1 or more, got {self.view_size}")
-        if not 0 < self.center_crop <= 1:
-            raise UsageError(
-                f"pipeline.center_crop must be above 0 and at most 1, got {self.center_crop}"
-            )
-        if self.num_threads < 0:
-            raise UsageError(
-                f"pipeline.num_threads must be 0 (one per core) or more, got {self.num_threads}"
-            )
-        if self.prefetch_batches < 1:
-            raise UsageError(
-                f"pipeline.prefetch_batches must be 1 or more, got {self.prefetch_batches}"
-            )
         load = self.hw_decoder_load
-        if load is not None and not 0 <= load <= 1:
-            raise UsageError(f"pipeline.hw_decoder_load must be in [0, 1], got {load}")
+        for name, fits, allowed in (
+            ("view_size", self.view_size >= 1, "1 or more"),
+            ("center_crop", 0 < self.center_crop <= 1, "in (0, 1]"),
+            ("num_threads", self.num_threads >= 0, "0 (one per core) or more"),
+            ("prefetch_batches", self.prefetch_batches >= 1, "1 or more"),
+            ("hw_decoder_load", load is None or 0 <= load <= 1, "null or in [0, 1]"),
+        ):
+            if not fits:
+                raise UsageError(f"pipeline.{name} must be {allowed}, got {getattr(self, name)}")
 
     @classmethod
     def of(cls, pipeline: PipelineConfig, policy: Policy | None, views: int = 2) -> Self:
-        """What a configuration asks for.
+        """Take the settings from a configuration.
 
         Args:
             pipeline: Sizes, threads, prefetching.
             policy: Draws crops of `view_size`; None: central crops of `eval_size`.
-            views: Crops of an image that a policy draws.
+            views: Crops that a policy draws per image.
         """
         return cls(
             view_size=pipeline.view_size if policy else pipeline.eval_size or pipeline.view_size,
@@ -165,8 +175,13 @@ class LoaderSpec:
 
     @property
     def num_views(self) -> int:
-        """V: 1 in evaluation, else 2, or as many as are asked for."""
+        """Views per image, V: 1 in evaluation, `policy_views` in training."""
         return 1 if self.policy is None else self.policy_views
+
+    @property
+    def threads(self) -> int:
+        """Number of threads that decode, 1 or more."""
+        return self.num_threads or len(os.sched_getaffinity(0))
 
 
 @dataclass(slots=True)
@@ -183,15 +198,15 @@ class Batch:
     sample_id: Tensor
     """int64 ``(N,)``."""
     draw_key: Tensor
-    """int64 ``(N,)``: `draws.draw_keys` of the sample, for draws on the device."""
+    """int64 ``(N,)``: from `draws.draw_keys`, for draws on the device."""
     label: Tensor
     """int64 ``(N,)``, -1 where unlabeled."""
     data_wait_seconds: float
-    """How long ``next()`` waited for this batch; near 0 where the loader keeps up."""
+    """Time that ``next()`` waited for this batch; near 0 if the loader is fast enough."""
 
 
 class ViewLoader(Protocol):
-    """Batches of one or more epochs, one after the other without a pause between epochs.
+    """Iterator over the batches of one or more epochs, without a pause between epochs.
 
     Iterates from the plan's epoch and start batch to the end of the last epoch asked for. A
     worker's exception is raised by ``next()``; ``close()`` ends all threads at once, also in the
@@ -199,14 +214,14 @@ class ViewLoader(Protocol):
     """
 
     decode_device: str
-    """Where JPEGs are decoded: ``cpu`` or ``gpu``, and what else is to be known of it."""
+    """Device that decodes JPEGs: ``cpu`` or ``gpu``, with details in parentheses."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Return self: a loader is consumed once."""
-        ...
+        return self
 
     def __next__(self) -> Batch:
-        """Return the next batch."""
+        """Return the next batch; the previous one becomes invalid."""
         ...
 
     def close(self) -> None:

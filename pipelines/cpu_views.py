@@ -1,19 +1,20 @@
-"""The photometric half of a view on a CPU: loops that Numba compiles, one image at a time.
+"""Photometric augmentation on a CPU: loops that Numba compiles, one image at a time.
 
-The twin of `augment.plain_views`, within 1e-5. What an image did not draw is not computed, its
+Equal to `augment.plain_views` within 1e-5. Operations that an image did not draw are skipped, its
 three planes stay in the core's cache from the first operation to the last, and a view's bits do not
 depend on its batch. Both views of an image against `plain_views`, both compiled, MoCo v2, one core
 of an AMD EPYC, torch 2.15, CPU time, medians of 7 to 9 rounds:
 
     16 images of 224 x 224    0.75 against 5.3 ms (7 x)
-    64 images of 224 x 224    0.86 against 7.9 ms (9 x), which leave the cache
+    64 images of 224 x 224    0.86 against 7.9 ms (9 x), which exceed the cache
     256 images of 32 x 32     0.033 against 0.12 ms (3.7 x)
 
-To `torch.compile` it is one operator, so that a step around it is still captured whole. Left out:
-pools, which `pool` draws.
+For `torch.compile` it is one operator, so a step around it is still captured as one graph. Left
+out: pools, which `pool` draws, and parameters that are not in `augment.LOOP_PARAMETERS`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numba
 import numpy as np
@@ -24,16 +25,15 @@ from torch import Tensor
 FLOAT32 = npt.NDArray[np.float32]
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Operations in a view's `sequence`; also the columns of its factors."""
+"""Operations in a view's `sequence`, and the columns of their factors."""
 FLIP, GRAYSCALE, SIGMA = 4, 5, 6
-"""Columns of the parameters after those four."""
-NUM_PARAMETERS = 7
+"""Columns of the other parameters."""
 
-# Typed constants: in Numba a Python float would turn float32 arithmetic into float64.
+# Typed constants: in Numba a Python float turns float32 arithmetic into float64.
 _ZERO, _ONE, _TWO, _FOUR, _SIX = (np.float32(value) for value in (0, 1, 2, 4, 6))
 _RED, _GREEN, _BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 _LEVEL, _SIXTH = np.float32(1 / 255), np.float32(1 / 6)
-_NEGLIGIBLE = np.float32(2.0**-27)  # of a blur's weight in the middle
+_NEGLIGIBLE = np.float32(2.0**-27)  # relative to a blur's central weight
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
@@ -43,7 +43,7 @@ def _clamp(value: np.float32) -> np.float32:
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _load_row(crop: npt.NDArray[np.uint8], flip: bool, row: FLOAT32) -> None:
-    """``(W, 3)`` uint8 to ``(3, W)`` in 0..1; one loop for all channels is vectorized best."""
+    """Convert ``(W, 3)`` uint8 to ``(3, W)`` in 0..1; one loop for all channels vectorizes best."""
     red, green, blue = row[0], row[1], row[2]
     for x in range(red.size):
         red[x] = np.float32(crop[x, 0]) * _LEVEL
@@ -59,7 +59,7 @@ def _load_row(crop: npt.NDArray[np.uint8], flip: bool, row: FLOAT32) -> None:
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _store_row(row: FLOAT32, mean: FLOAT32, std: FLOAT32, out: FLOAT32) -> None:
-    """``(3, W)`` to ``(W, 3)``, normalized."""
+    """Normalize ``(3, W)`` to ``(W, 3)``."""
     red, green, blue = row[0], row[1], row[2]
     scale_0, scale_1, scale_2 = _ONE / std[0], _ONE / std[1], _ONE / std[2]
     shift_0, shift_1, shift_2 = mean[0] * scale_0, mean[1] * scale_1, mean[2] * scale_2
@@ -105,7 +105,7 @@ def _hue_channel(sixths: np.float32, value: np.float32, spread: np.float32) -> n
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _shift_hue(row: FLOAT32, turns: np.float32) -> None:
-    """As `color._shift_hue`."""
+    """Shift the hue as `color._shift_hue` does."""
     reds, greens, blues = row[0], row[1], row[2]
     for x in range(reds.size):
         red, green, blue = reds[x], greens[x], blues[x]
@@ -125,7 +125,7 @@ def _shift_hue(row: FLOAT32, turns: np.float32) -> None:
 def _color_row(
     row: FLOAT32, sequence: npt.NDArray[np.int64], factors: FLOAT32, mean: np.float32
 ) -> None:
-    """Operations of the jitter, one after the other."""
+    """Apply the operations of the jitter, one after the other."""
     for operation in sequence:
         factor = factors[operation]
         if operation == HUE:
@@ -149,7 +149,7 @@ def _color(
     gray_first: bool,
     planes: FLOAT32,
 ) -> None:
-    """All but blur, into planes ``(H, 3, W)``: all rows up to contrast, which needs their mean."""
+    """Fill planes ``(H, 3, W)`` with all but blur: first up to contrast, which needs the mean."""
     is_gray = drawn[GRAYSCALE] != _ZERO
     first = 0
     while first < 4 and (sequence[first] != CONTRAST or drawn[CONTRAST] == _ONE):
@@ -171,7 +171,7 @@ def _color(
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _blur_weights(sigma: np.float32, radius: int) -> FLOAT32:
-    """One half of a Gaussian, from the middle on, cut where nothing is left of it; all sum to 1."""
+    """Compute half of a Gaussian, from its center to where it is negligible; the full sum is 1."""
     weights = np.empty(radius + 1, np.float32)
     count, total = 0, 0.0
     for distance in range(radius + 1):
@@ -185,20 +185,20 @@ def _blur_weights(sigma: np.float32, radius: int) -> FLOAT32:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _reflected(place: int, length: int) -> int:
-    return abs(place) if place < length else 2 * (length - 1) - place
+def _reflected(index: int, length: int) -> int:
+    return abs(index) if index < length else 2 * (length - 1) - index
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
 def _blur_row(planes: FLOAT32, y: int, weights: FLOAT32, wide: FLOAT32, row: FLOAT32) -> None:
-    """Row ``y`` of the blurred planes, ``(3, W)``.
+    """Blur one row of the planes.
 
     Args:
         planes: ``(H, 3, W)``.
-        y: Which row.
-        weights: Of `_blur_weights`.
-        wide: Scratch, ``(3, W + 2 radius)``.
-        row: Overwritten.
+        y: Index of the row.
+        weights: From `_blur_weights`.
+        wide: Scratch memory, ``(3, W + 2 radius)``.
+        row: Result, ``(3, W)``; overwritten.
     """
     height, _, width = planes.shape
     reach = weights.size - 1
@@ -234,26 +234,26 @@ def _fill_views(
     first: int,
     last: int,
 ) -> None:
-    """Views ``first`` to ``last - 1``; arguments as of `host_views`, in NumPy."""
+    """Fill views ``first`` to ``last - 1``; arguments as in `cpu_views`, in NumPy."""
     count, _, height, width, _ = crops.shape
     planes = np.empty((height, 3, width), np.float32)
     wide = np.empty((3, width + 2 * radius), np.float32)
     blurred = np.empty((3, width), np.float32)
-    for place in range(first, last):
-        crop = crops[place % count, place // count]
-        _color(crop, sequences[place], drawn[place], gray_first, planes)
-        sigma = drawn[place, SIGMA]
+    for view in range(first, last):
+        crop = crops[view % count, view // count]
+        _color(crop, sequences[view], drawn[view], gray_first, planes)
+        sigma = drawn[view, SIGMA]
         weights = _blur_weights(sigma, radius) if sigma > _ZERO else np.ones(1, np.float32)
         for y in range(height):
             row = planes[y]
             if weights.size > 1:
                 _blur_row(planes, y, weights, wide, blurred)
                 row = blurred
-            _store_row(row, mean, std, out[place, y])
+            _store_row(row, mean, std, out[view, y])
 
 
 @torch.library.custom_op("fastmoco::host_views", mutates_args=())
-def host_views(
+def cpu_views(
     crops: Tensor,
     sequences: Tensor,
     drawn: Tensor,
@@ -262,60 +262,47 @@ def host_views(
     mean: Tensor,
     std: Tensor,
 ) -> Tensor:
-    """Flip, jitter, grayscale, blur, normalize; on as many threads as torch uses.
+    """Flip, jitter, grayscale, blur and normalize on as many threads as torch uses.
 
     Args:
         crops: ``(N, V, H, W, 3)`` uint8, RGB.
-        sequences: ``(V * N, 4)`` int64, the order of each view's jitter: `BRIGHTNESS` and so on.
-        drawn: ``(V * N, NUM_PARAMETERS)`` float32, one view after the other: three factors
+        sequences: Order of each view's jitter, ``(V * N, 4)`` int64: `BRIGHTNESS` and so on.
+        drawn: Other parameters, ``(V * N, 7)`` float32, one view after the other: three factors
             (neutral 1), the hue's shift in turns (neutral 0), flip and grayscale (0 or 1), and the
             blur's sigma in pixels (0: none).
-        gray_first: Grayscale before the jitter.
-        radius: Of the blur's kernel, pixels; at most ``min(H, W) - 1``.
-        mean: ``(3,)`` float32 of the 0..1 range.
-        std: ``(3,)`` float32, likewise.
+        gray_first: Whether grayscale comes before the jitter.
+        radius: Radius of the blur's kernel, pixels; at most ``min(H, W) - 1``.
+        mean: Channel means in 0..1, ``(3,)`` float32.
+        std: Channel standard deviations in 0..1, ``(3,)`` float32.
 
     Returns:
         ``(V * N, H, W, 3)`` float32.
     """
     count, views, height, width, _ = crops.shape
-    # By NumPy: it asks for huge pages, without which new memory costs as much as half of the work.
+    # From NumPy, which asks for huge pages: without them new memory costs half as much as the work.
     out = np.empty((views * count, height, width, 3), np.float32)
-
-    def fill(first: int, last: int) -> None:
-        _fill_views(
-            crops.contiguous().numpy(),
-            sequences.contiguous().numpy(),
-            drawn.contiguous().numpy(),
-            gray_first,
-            radius,
-            mean.numpy(),
-            std.numpy(),
-            out,
-            first,
-            last,
-        )
-
+    fill = partial(
+        _fill_views,
+        crops.contiguous().numpy(),
+        sequences.contiguous().numpy(),
+        drawn.contiguous().numpy(),
+        gray_first,
+        radius,
+        mean.numpy(),
+        std.numpy(),
+        out,
+    )
     threads = min(torch.get_num_threads(), len(out))
     if threads <= 1:
         fill(0, len(out))
         return torch.from_numpy(out)
     bounds = [len(out) * part // threads for part in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(fill, bounds[:-1], bounds[1:]):
-            pass
+        list(pool.map(fill, bounds[:-1], bounds[1:]))  # raises the first error
     return torch.from_numpy(out)
 
 
-@host_views.register_fake
-def _(
-    crops: Tensor,
-    sequences: Tensor,  # noqa: ARG001
-    drawn: Tensor,  # noqa: ARG001
-    gray_first: bool,  # noqa: ARG001
-    radius: int,  # noqa: ARG001
-    mean: Tensor,  # noqa: ARG001
-    std: Tensor,  # noqa: ARG001
-) -> Tensor:
+@cpu_views.register_fake
+def _(crops: Tensor, *_others: object) -> Tensor:
     count, views, height, width, _ = crops.shape
     return crops.new_empty((views * count, height, width, 3), dtype=torch.float32)

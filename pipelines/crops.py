@@ -1,4 +1,4 @@
-"""Which samples, and which box of each, make the batches: drawn once, for every loader alike."""
+"""Draws of the samples of each batch and of their crop boxes, the same for every loader."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ INT32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """All of a batch but its pixels; fields as in `contract.Batch`."""
+    """Contents of a batch except its pixels; fields as in `contract.Batch`."""
 
     sample_id: INT64
     draw_key: INT64
@@ -25,12 +25,12 @@ class BatchRequest:
 
 
 def central_boxes(heights: INT64, widths: INT64, share: float) -> INT32:
-    """Central squares with sides of ``share`` times the short side: resize and center crop in one.
+    """Compute central squares of ``share`` times the short side: resize and center crop in one.
 
     Args:
-        heights: ``(N,)`` of the images, pixels.
-        widths: ``(N,)`` of the images, pixels.
-        share: In (0, 1]; 0.875 is resize to 256, center crop of 224.
+        heights: Heights of the images, ``(N,)``, pixels.
+        widths: Widths of the images, ``(N,)``, pixels.
+        share: Fraction in (0, 1]; 0.875 is resize to 256, center crop of 224.
 
     Returns:
         ``(N, 1, 4)`` int32: top, left, height, width, in pixels, inside the image.
@@ -43,16 +43,15 @@ def central_boxes(heights: INT64, widths: INT64, share: float) -> INT32:
 def batch_requests(
     dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
 ) -> Iterator[BatchRequest]:
-    """Every batch from the plan's start to the end of epoch ``stop_epoch - 1``."""
-    while plan.epoch < stop_epoch:
-        for sample_id in plan.batches():
-            yield _draw(dataset, plan, spec, sample_id)
-        plan = plan.next_epoch()
+    """Yield every batch from the plan's start to the end of epoch ``stop_epoch - 1``."""
+    for epoch in plan.epochs(stop_epoch):
+        for sample_id in epoch.batches():
+            yield _draw(dataset, epoch, spec, sample_id)
 
 
 def epoch_request(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec) -> BatchRequest:
-    """The rest of the plan's epoch, from its start batch, as one long batch."""
-    return _draw(dataset, plan, spec, np.concatenate([*plan.batches(), np.empty(0, np.int64)]))
+    """Draw the rest of the plan's epoch, from its start batch, as one long batch."""
+    return _draw(dataset, plan, spec, plan.remaining())
 
 
 def _draw(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:

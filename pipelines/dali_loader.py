@@ -1,20 +1,19 @@
-"""DALI decodes JPEGs, of a .beton file, a folder or tar shards: on a GPU if there is one.
+"""Loader that decodes JPEGs by DALI, from a .beton file, a folder or tar shards; on a GPU if any.
 
-Trade-off: decoding leaves the host, which only reads and proves the bytes; in return the pixels are
+Trade-off: the host only reads and verifies the bytes and does not decode; in return the pixels are
 DALI's. On the CPU crops differ from Pillow's by 0.3 levels in the mean. On a GPU nvJPEG decodes,
 whose hardware unit has been seen to overwrite live memory (pytorch/vision #9606): compare its
 pixels with another loader's before trusting a new GPU or driver. Order, boxes and keys are ours;
-labels and ids travel beside DALI, not through it. One decode serves all views of an image.
+labels and ids bypass DALI. One decode serves all views of an image.
 
-One bad image stops a whole DALI batch, which is then decoded on the CPU to find out which it was.
-DALI does not notice a JPEG whose second half is wiped: only the checksum does, which files that
-FFCV wrote lack (beton_loader notices).
-Closing waits for the batches that DALI has begun (`dali_pipeline` says why), but 5 seconds at most.
+One bad image stops a DALI batch; the batch is then decoded on the CPU to find that image. DALI does
+not detect a JPEG whose second half is wiped. Only the checksum does, which files written by FFCV
+lack (beton_loader detects it). Closing waits for the batches that DALI has begun (`dali_pipeline`
+says why), but 5 seconds at most.
 
 Left out: files that hold both JPEGs and raw pixels (beton_loader reads them).
 """
 
-import os
 import time
 import weakref
 from collections import deque
@@ -22,7 +21,6 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from typing import Self
 
 import numpy as np
 import torch
@@ -31,7 +29,8 @@ from torch.utils.dlpack import from_dlpack
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
-from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
+from fastmoco.pipelines.choose import images_per_second
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
 from fastmoco.pipelines.dali_pipeline import (
     Decoded,
@@ -41,18 +40,18 @@ from fastmoco.pipelines.dali_pipeline import (
     give_back,
     take,
 )
-from fastmoco.pipelines.transfer import Handover
+from fastmoco.pipelines.transfer import CropTransfer
 
 HW_DECODER_LOAD = 0.65
-"""Share of a batch that the GPU's JPEG unit decodes, where it has one; DALI's own default."""
+"""Fraction of a batch that the GPU's JPEG unit decodes, where it has one; DALI's own default."""
 SWEEP = (0.2, 0.35, 0.5, 0.65, 0.7)
-"""Shares that are tried; 0.9 gains 2% and more than doubles the longest wait."""
+"""Fractions that are tried; 0.9 gains 2% and more than doubles the longest wait."""
 TIMEOUT_SECONDS = 120.0
 ADVICE = "DALI hangs or the disk is very slow; set pipeline.name=beton, which decodes on the CPU"
 
 
 def _read(dataset: Dataset, requests: Iterator[BatchRequest], *, raw: bool) -> Generator[Read]:
-    """The stored images of each batch, proved."""
+    """Read and verify the stored images of each batch."""
     for request in requests:
         images = [proved_blob(dataset, i) for i in request.sample_id.tolist()]
         if raw:
@@ -63,10 +62,10 @@ def _read(dataset: Dataset, requests: Iterator[BatchRequest], *, raw: bool) -> G
 
 
 def _decode(dataset: Dataset, settings: Settings, feed: Background[Read]) -> Generator[Decoded]:
-    """The crops of each batch. A pipeline that failed is dropped: DALI calls it no longer valid."""
+    """Decode each batch to crops; drop a pipeline that failed, because it is no longer valid."""
     pipeline = take(settings)
     try:
-        yield from pipeline.run(feed)  # closes it, too
+        yield from pipeline.run(feed)  # also closes that generator
     except GeneratorExit:
         pass
     except RuntimeError as error:
@@ -79,7 +78,7 @@ def _decode(dataset: Dataset, settings: Settings, feed: Background[Read]) -> Gen
 
 
 def _explained(dataset: Dataset, batches: deque[BatchRequest], error: Exception) -> Exception:
-    """DALI's error as that of the image that the CPU cannot decode either, if there is one."""
+    """Return the error of an image that the CPU cannot decode either, or else DALI's own."""
     for request in batches:
         for sample_id in request.sample_id.tolist():
             try:
@@ -88,17 +87,17 @@ def _explained(dataset: Dataset, batches: deque[BatchRequest], error: Exception)
                 return cause
     sample_ids = batches[0].sample_id.tolist() if batches else []
     return RuntimeError(
-        f"DALI failed on samples {sample_ids}, which the CPU decodes; set pipeline.name=beton. "
-        f"DALI says: {error}"
+        f"DALI cannot decode samples {sample_ids}, but the CPU can; set pipeline.name=beton. "
+        f"DALI's error: {error}"
     )
 
 
-class DaliLoader:
-    """Batches decoded by DALI, ahead of their use; see `contract.ViewLoader`.
+class DaliLoader(ViewLoader):
+    """Loader whose batches are decoded ahead by DALI.
 
     Attributes:
-        decode_device: ``cpu``, or ``gpu`` and what share of the images its JPEG unit decodes; of
-            raw pixels, where they are cropped.
+        decode_device: ``cpu``, or ``gpu`` and the fraction of images that its JPEG unit decodes;
+            for raw pixels, the device that crops them.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class DaliLoader:
             self.decode_device += f" (hw_decoder_load {settings.hw_decoder_load:g})"
         self._timeout_seconds = timeout_seconds
         count, views, size = settings.max_batch_size, settings.num_views, settings.view_size
-        self._handover = Handover(count, views, size, device)
+        self._transfer = CropTransfer(count, views, size, device)
         self._empty = torch.empty((0, views, size, size, 3), dtype=torch.uint8)
         reads = Background(
             _read(dataset, requests, raw=settings.raw), name="fastmoco-loader-reader", ahead=1
@@ -127,25 +126,20 @@ class DaliLoader:
         # Runs once: at `close`, when the loader is collected, or before the interpreter ends.
         self._finalizer = weakref.finalize(self, stop_all, [self._decodes, reads])
 
-    def __iter__(self) -> Self:
-        """Return self: a loader is consumed once."""
-        return self
-
     def __next__(self) -> Batch:
-        """Return the next batch; the one before loses its validity."""
-        self._handover.wait()
+        self._transfer.wait()
         start = time.perf_counter()
         try:
             request, decoded = self._decodes.get(self._timeout_seconds)
         except Exception:
             self.close()
             raise
-        # DALI has finished the crops: its `run` waits for the device.
+        # The crops are finished: DALI's `run` waits for the device.
         crops = self._empty if decoded is None else from_dlpack(decoded.as_tensor())
-        return self._handover.batch(request, crops, time.perf_counter() - start)
+        return self._transfer.batch(request, crops, time.perf_counter() - start)
 
     def close(self) -> None:
-        """Stop the threads, leave the pipeline to the next loader."""
+        """Stop the threads, and keep the pipeline for the next loader."""
         self._finalizer()
 
 
@@ -158,7 +152,7 @@ def build(
     *,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> DaliLoader:
-    """The loader of `build_loader`'s arguments.
+    """Build the loader; the arguments are those of `build_loader`.
 
     Raises:
         ValueError: If the file holds both JPEGs and raw pixels.
@@ -174,24 +168,24 @@ def _settings(
     num_raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
     if 0 < num_raw < len(dataset):
         raise ValueError(
-            f"{dataset.path}: {num_raw} of its {len(dataset)} images are raw pixels, the others "
-            "JPEGs, which pipeline.name=dali does not read together; set pipeline.name=beton"
+            f"pipeline.name=dali reads only JPEGs or only raw pixels, but {num_raw} of the "
+            f"{len(dataset)} images of {dataset.path} are raw pixels; set pipeline.name=beton"
         )
     device_id = None
     if device.type == "cuda":
         device_id = torch.cuda.current_device() if device.index is None else device.index
     load = spec.hw_decoder_load
     if load is None and (device_id is None or num_raw):
-        load = HW_DECODER_LOAD  # nothing is decoded by such a unit
+        load = HW_DECODER_LOAD  # no such unit is used
     if load is None:
         load = _fastest_load(dataset, plan, spec, device)
     return Settings(
-        max_batch_size=-(-min(plan.num_samples, plan.global_batch_size) // plan.world_size),
+        max_batch_size=plan.max_count,
         num_views=spec.num_views,
         view_size=spec.view_size,
         raw=num_raw > 0,
         device_id=device_id,
-        num_threads=spec.num_threads or len(os.sched_getaffinity(0)),
+        num_threads=spec.threads,
         prefetch_batches=spec.prefetch_batches,
         hw_decoder_load=load,
     )
@@ -203,7 +197,7 @@ _fastest_loads: dict[torch.device, float] = {}
 def _fastest_load(
     dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device
 ) -> float:
-    """The best of a sweep, which is made once in a process and for a device."""
+    """Fastest load of a sweep, which runs once per process and device."""
     if device not in _fastest_loads:
         rates = sweep_hw_decoder_load(dataset, plan, spec, device)
         _fastest_loads[device] = max(rates, key=rates.__getitem__)
@@ -211,23 +205,15 @@ def _fastest_load(
 
 
 def sweep_hw_decoder_load(
-    dataset: Dataset,
-    plan: EpochPlan,
-    spec: LoaderSpec,
-    device: torch.device,
-    *,
-    num_batches: int = 10,
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device
 ) -> dict[float, float]:
-    """Images per second for each share of `SWEEP`.
-
-    It builds and frees a pipeline for each share.
+    """Measure images per second for each fraction of `SWEEP`, each with a new pipeline.
 
     Args:
-        dataset: As of `build`; likewise the others.
-        plan: Its first batches are loaded, the first of them to warm up.
-        spec: Of the loader.
+        dataset: See `build_loader`.
+        plan: Its first 11 batches are loaded, the first of them to warm up.
+        spec: See `build_loader`.
         device: A GPU.
-        num_batches: How many to measure.
     """
     rates = {}
     for load in SWEEP:
@@ -235,11 +221,6 @@ def sweep_hw_decoder_load(
             build(dataset, plan, replace(spec, hw_decoder_load=load), plan.epoch + 1000, device)
         ) as loader:
             next(loader)
-            images, start = 0, time.perf_counter()
-            for batch in islice(loader, num_batches):
-                if batch.crops.is_cuda:
-                    torch.cuda.synchronize()
-                images += len(batch.crops)
-            rates[load] = images / (time.perf_counter() - start)
+            rates[load] = images_per_second(islice(loader, 10))
         free_pipelines()
     return rates

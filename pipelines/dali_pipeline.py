@@ -1,8 +1,8 @@
 """DALI's graph, and the pipelines of it that this process has built.
 
-Trade-off: building pipelines again and again has leaked memory (DALI #4076; with DALI 2.4 on the
-CPU it is 15 KB each). So a pipeline that a loader leaves is kept, drained, for the next one with
-the same settings; `free_pipelines` frees those. Two open loaders never share one.
+Trade-off: building pipelines repeatedly has leaked memory (DALI #4076; with DALI 2.4 on the CPU,
+15 KB each). So the pipeline of a closed loader is drained and kept for the next loader with the
+same settings; `free_pipelines` frees it. Two open loaders never share one.
 
 Left out: DALI's own readers, shuffling and checkpoints; an external source asks for our batches.
 """
@@ -35,7 +35,7 @@ Decoded = tuple[BatchRequest, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What a DALI pipeline is built for; one serves all loaders that agree in them."""
+    """Settings of a DALI pipeline, which serves all loaders with equal ones."""
 
     max_batch_size: int
     num_views: int
@@ -49,12 +49,11 @@ class Settings:
 
 
 class DaliPipeline:
-    """A DALI pipeline that is fed with one loader's batches, then with another's."""
+    """A DALI pipeline that decodes the batches of one loader after the other."""
 
     def __init__(self, settings: Settings) -> None:
-        """Build it."""
         self.settings = settings
-        self.fed: deque[BatchRequest] = deque()  # batches in DALI's hands
+        self.fed: deque[BatchRequest] = deque()  # batches that DALI has not returned yet
         self._feed: Background[Read] | None = None
         self._feed_error: Exception | None = None
         self._pipe: Any = _dali.Pipeline(
@@ -83,14 +82,14 @@ class DaliPipeline:
             except StopIteration:
                 break
             yield self.fed.popleft(), crops
-        while self.fed:  # those without samples, which only an end can have
+        while self.fed:  # batches without samples, which occur only at the end
             yield self.fed.popleft(), None
 
     def drain(self) -> Exception | None:
-        """Forget the batches that it was fed, and be ready for others; the feed must be stopped.
+        """Drop the batches that it was fed, ready for others; the feed must be stopped.
 
         Returns:
-            What went wrong with the feed.
+            The feed's error, if any.
         """
         try:
             while True:
@@ -102,14 +101,14 @@ class DaliPipeline:
         return error
 
     def _next_inputs(self) -> list[Any]:
-        """DALI asks: stored images, then the first and the last corner of each view's boxes."""
+        """Return to DALI the stored images, then both corners of each view's boxes."""
         assert self._feed is not None
         try:
             images: list[npt.NDArray[np.uint8]] = []
             while not images:
                 request, images = self._feed.get()
                 self.fed.append(request)
-        except Exception as error:  # DALI must first hand out what it has
+        except Exception as error:  # raised later: DALI must first return its batches
             self._feed_error = None if isinstance(error, StopIteration) else error
             raise StopIteration from error
         boxes = request.boxes.astype(np.float32).transpose(1, 0, 2)
@@ -118,7 +117,7 @@ class DaliPipeline:
 
 
 def _views(settings: Settings, encoded: Any, *corners: Any) -> Any:
-    """The graph: one decode, each box resized from it; uint8 ``(V, H, W, 3)`` for an image."""
+    """Build the graph: one decode, each box resized; uint8 ``(V, H, W, 3)`` per image."""
     on_gpu = settings.device_id is not None
     if settings.raw:
         images = encoded.gpu() if on_gpu else encoded
@@ -127,8 +126,8 @@ def _views(settings: Settings, encoded: Any, *corners: Any) -> Any:
             encoded,
             device="mixed" if on_gpu else "cpu",
             output_type=_dali.types.RGB,
-            adjust_orientation=False,  # `convert` has turned them; a note that is left would lie
-            jpeg_fancy_upsampling=True,  # as libjpeg, so that a GPU's pixels are the CPU's
+            adjust_orientation=False,  # `convert` has turned them; a remaining EXIF tag is wrong
+            jpeg_fancy_upsampling=True,  # as in libjpeg, so that GPU pixels equal the CPU's
             hw_decoder_load=settings.hw_decoder_load,
         )
     views = [
@@ -150,7 +149,7 @@ _idle_lock = threading.Lock()
 
 
 def take(settings: Settings) -> DaliPipeline:
-    """An idle pipeline of these settings, or a new one."""
+    """Take an idle pipeline with these settings, or build one."""
     with _idle_lock:
         for pipeline in _idle:
             if pipeline.settings == settings:
@@ -166,6 +165,6 @@ def give_back(pipeline: DaliPipeline) -> None:
 
 
 def free_pipelines() -> None:
-    """Free the pipelines that closed loaders have left behind, and their memory."""
+    """Free the pipelines kept from closed loaders, and their memory."""
     with _idle_lock:
         _idle.clear()

@@ -1,27 +1,26 @@
 """FFCV's own loader over the same file, with one operation of ours: one decode, all crops.
 
-FFCV decodes on the CPU; for decoding its files on a GPU take pipeline.name=dali.
+FFCV decodes on the CPU; to decode its files on a GPU use pipeline.name=dali.
 
 Trade-off: FFCV's runtime is compiled (some seconds at the first loader of a process) and fast, but
-trusts what it reads and hangs when it fails. So every stored image is proved before FFCV decodes
-it: its checksum, its header, and that FFCV's memory map holds these very bytes. That costs one
-thread beside the decoders 75 to 140 us for 155 KB (`watchdog`; the comparison takes 21 of them).
-Order, boxes and slots are ours: FFCV asks for them before each batch, and decodes straight into a
-slot. Crops come from its fast inverse DCT and area filter: 2.2 levels from Pillow's in the mean,
-where the other loaders stay below 0.3.
+trusts its input and hangs when it fails. So every stored image is verified before FFCV decodes it:
+its checksum, its header, and that FFCV's memory map holds the same bytes. That costs one thread
+beside the decoders 75 to 140 us for 155 KB (`background`; the comparison takes 21 of them). Order,
+boxes and slots are ours: FFCV asks for them before each batch, and decodes straight into a slot.
+Crops come from its fast inverse DCT and area filter: 2.2 levels from Pillow's in the mean, where
+the other loaders stay below 0.3.
 
-Left out: shards (one file only); batches of an epoch begin after the last of the epoch before is
-decoded, which leaves cores idle for a moment. A file that is cut while it is read still ends the
-process by SIGBUS: FFCV maps it.
+Left out: shards (one file only). An epoch begins after the last batch of the previous one is
+decoded, which leaves cores idle for a moment. Truncating a file while it is read still ends the
+process by SIGBUS, because FFCV memory-maps it.
 """
 
-import os
 import queue
 import time
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,27 +28,21 @@ import torch
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
-from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
-from fastmoco.pipelines.ffcv_runtime import (
-    Filled,
-    Memory,
-    Slots,
-    open_loader,
-    stored_index,
-)
-from fastmoco.pipelines.transfer import Handover
+from fastmoco.pipelines.ffcv_runtime import Filled, Memory, Slots, open_loader, stored_index
+from fastmoco.pipelines.transfer import CropTransfer
 
 TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.1
-"""How often we look whether FFCV's thread lives."""
+"""Interval between checks that FFCV's thread is alive."""
 ADVICE = "FFCV hangs or the disk is very slow; set pipeline.name=beton, which reads the same file"
 
 
 def _proved(
     dataset: BetonFile, requests: Iterator[BatchRequest], ffcv: Any
 ) -> Generator[BatchRequest]:
-    """The requests, each when FFCV's memory map holds the bytes that we have proved."""
+    """Yield each request after verifying its images and FFCV's memory map of them."""
     pointers = stored_index(ffcv)["data_ptr"]
     mapped = np.memmap(ffcv.fname, np.uint8, "r")
     for request in requests:
@@ -59,17 +52,17 @@ def _proved(
             if mapped[start : start + len(blob)].tobytes() != blob.tobytes():
                 raise BetonError(
                     f"{dataset.path}: sample {sample_id} ({dataset.name(sample_id)}): FFCV reads "
-                    "other bytes than we do; was the file replaced?"
+                    "bytes that differ from the file's; open the file again if it was replaced"
                 )
         yield request
 
 
 def _decoded_batches(loader: Any, memory: Memory, num_epochs: int) -> Generator[Filled]:
-    """All batches of some epochs; FFCV's own iterator would wait forever for a thread that died.
+    """Yield all batches; FFCV's own iterator would wait forever for a thread that died.
 
     Raises:
-        RuntimeError: If FFCV's thread ends early without a word.
-        Exception: What went wrong before a batch.
+        RuntimeError: If FFCV's thread ends early without an error.
+        Exception: The error that came before a batch.
     """
     for _ in range(num_epochs):
         epoch = iter(loader)
@@ -90,7 +83,7 @@ def _decoded_batches(loader: Any, memory: Memory, num_epochs: int) -> Generator[
 
 
 def _decoded_one(epoch: Any) -> bool:
-    """Wait until FFCV has decoded one more batch; False if its thread ends instead."""
+    """Wait until FFCV has decoded one more batch; False if its thread ends first."""
     while True:
         alive = epoch.is_alive()
         try:
@@ -101,7 +94,7 @@ def _decoded_one(epoch: Any) -> bool:
 
 
 def _end(epoch: Any) -> None:
-    """End FFCV's thread; it may stand before a full queue, the end of which nobody reads."""
+    """End FFCV's thread, which may wait for room in a queue that is no longer read."""
     epoch.close()
     while epoch.is_alive():
         with suppress(queue.Empty):
@@ -109,15 +102,15 @@ def _end(epoch: Any) -> None:
 
 
 def _decoded(dataset: BetonFile, batches: Generator[Filled], memory: Memory) -> Generator[Filled]:
-    """The batches, each when FFCV's decoder has taken all of its images.
+    """Yield each batch after checking that FFCV decoded all of its images.
 
     Raises:
-        BetonError: Naming an image that it has refused.
+        BetonError: If it refused an image; names the image.
     """
-    with closing(batches):  # at once, also while an error's traceback holds on to it
+    with closing(batches):  # at once, even while an error's traceback keeps a reference
         for filled in batches:
             for sample_id in memory.undecoded(filled):
-                dataset.decode(sample_id)  # if it fails, too, it says more
+                dataset.decode(sample_id)  # if it fails, too, its error says more
                 raise BetonError(
                     f"{dataset.path}: sample {sample_id} ({dataset.name(sample_id)}): FFCV cannot "
                     "decode it; set pipeline.name=beton"
@@ -131,8 +124,8 @@ def _stop(slots: Slots, stages: list[Background[Any]]) -> None:
     stop_all(stages)
 
 
-class FfcvLoader:
-    """Batches decoded by FFCV, ahead of their use; see `contract.ViewLoader`."""
+class FfcvLoader(ViewLoader):
+    """Loader whose batches are decoded ahead by FFCV."""
 
     decode_device = "cpu"
 
@@ -145,23 +138,17 @@ class FfcvLoader:
         *,
         timeout_seconds: float,
     ) -> None:
-        """Hand out what the threads make."""
         self._slots = slots
         self._batches = batches
         self._timeout_seconds = timeout_seconds
         self._handed_out: int | None = None
         count, views, size = slots.crops.shape[1:4]
-        self._handover = Handover(count, views, size, device)
+        self._transfer = CropTransfer(count, views, size, device)
         # Runs once: at `close`, when the loader is collected, or before the interpreter ends.
         self._finalizer = weakref.finalize(self, _stop, slots, [batches, feed])
 
-    def __iter__(self) -> Self:
-        """Return self: a loader is consumed once."""
-        return self
-
     def __next__(self) -> Batch:
-        """Return the next batch; the one before loses its validity."""
-        self._handover.wait()
+        self._transfer.wait()
         start = time.perf_counter()
         if self._handed_out is not None:
             self._slots.free.put(self._handed_out)
@@ -173,7 +160,7 @@ class FfcvLoader:
             raise
         self._handed_out = slot
         crops = self._slots.crops[slot or 0, : len(request.sample_id)]
-        return self._handover.batch(request, crops, time.perf_counter() - start)
+        return self._transfer.batch(request, crops, time.perf_counter() - start)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -189,21 +176,20 @@ def build(
     *,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> FfcvLoader:
-    """The loader of `build_loader`'s arguments.
+    """Build the loader; the arguments are those of `build_loader`.
 
     Raises:
         ValueError: If the dataset is not one file.
     """
     if not isinstance(dataset, BetonFile):
         raise ValueError(
-            f"pipeline.name=ffcv reads one .beton file, but {dataset.path} is none; convert it or "
-            "set pipeline.name=beton"
+            f"pipeline.name=ffcv reads only one .beton file, but {dataset.path} is not one; "
+            "convert it or set pipeline.name=beton"
         )
-    count = -(-min(plan.num_samples, plan.global_batch_size) // plan.world_size)
-    shape = (spec.prefetch_batches + 1, count, spec.num_views, spec.view_size, spec.view_size, 3)
+    size, count = spec.view_size, plan.max_count
+    shape = (spec.prefetch_batches + 1, count, spec.num_views, size, size, 3)
     slots = Slots(torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda"))
-    num_threads = spec.num_threads or len(os.sched_getaffinity(0))
-    ffcv = open_loader(dataset, plan, count, num_threads)
+    ffcv = open_loader(dataset, plan, count, spec.threads)
     requests = batch_requests(dataset, plan, spec, stop_epoch)
     feed = Background(_proved(dataset, requests, ffcv), name="fastmoco-loader-reader", ahead=1)
     max_image_bytes = 3 * int((dataset.heights.astype(np.int64) * dataset.widths).max())

@@ -1,12 +1,12 @@
-"""All that touches FFCV: its loader, with a decoder, an order and a memory of ours.
+"""Interface to FFCV: its loader, with our own decoder, order and memory.
 
-FFCV's epoch thread calls three hooks of ours: `Order` once for the order of its samples,
-`Memory.start_batch` before each batch, and the decoder that `TwoCropDecoder` generates. What a
-batch needs (boxes, its slot) reaches the decoder as arrays beside the memory map, written before
-each batch: Numba would freeze them in a closure.
+FFCV's epoch thread calls three of our hooks: `Order` once for the order of its samples,
+`Memory.start_batch` before each batch, and the decoder that `TwoCropDecoder` generates. The boxes
+and the slot of a batch reach the decoder as arrays beside the memory map, written before each
+batch: in a closure, Numba would treat them as constants.
 
-Trade-off: these are FFCV 1.0.2's inner parts (the package's last release, May 2024), and only this
-module knows them. Left out: its page-reading process cache; the operating system's cache serves.
+Trade-off: these are internals of FFCV 1.0.2 (the package's last release, May 2024), and only this
+module uses them. Left out: its page-reading process cache; the operating system's cache suffices.
 """
 
 import queue
@@ -46,7 +46,7 @@ _resize_crop = numba.njit(nogil=True)(resize_crop)
 
 
 class Filled(NamedTuple):
-    """A batch and the slot of `Slots.crops` that it lies in; None if it has no samples."""
+    """A batch and the index of its slot in `Slots.crops`; None if it has no samples."""
 
     request: BatchRequest
     slot: int | None
@@ -54,7 +54,7 @@ class Filled(NamedTuple):
 
 @numba.njit(nogil=True, parallel=True)
 def _decode_batch(sample_ids: Any, metadata: Any, state: Any) -> None:
-    """One decode an image, all its crops into the slot; FFCV's return code is kept."""
+    """Decode each image once, write its crops to the slot, and keep FFCV's return code."""
     file, pointers, sizes, boxes, crops, codes, scratch, slot = state
     for worker in numba.prange(len(scratch)):
         for row in range(worker, len(sample_ids), len(scratch)):
@@ -79,14 +79,14 @@ def _decode_batch(sample_ids: Any, metadata: Any, state: Any) -> None:
 
 
 class TwoCropDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
-    """FFCV's image field decoded by `_decode_batch`; it needs no memory of FFCV's."""
+    """Decodes FFCV's image field by `_decode_batch`, without memory of FFCV's."""
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, None]:
-        """The result is the batch's indices; crops go to a slot."""
+        """Declare batch indices as the result; crops go to a slot."""
         return replace(previous_state, jit_mode=True, shape=(), dtype=np.dtype("i8")), None
 
     def generate_code(self) -> Any:
-        """What FFCV calls for each batch."""
+        """Return the function that FFCV calls for each batch."""
 
         def decode(batch_indices: Any, _memory: Any, metadata: Any, storage_state: Any) -> Any:
             _decode_batch(batch_indices, metadata, storage_state)
@@ -97,11 +97,11 @@ class TwoCropDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class Slots:
-    """Memory of batches, and which of it is free.
+    """Memory of batches, and the slots of it that are free.
 
     Attributes:
         crops: ``(slots, N, V, H, W, 3)`` uint8.
-        free: Slots that may be filled; None ends the one who waits.
+        free: Slots that may be filled; None ends a waiting thread.
     """
 
     crops: torch.Tensor
@@ -113,17 +113,17 @@ class Slots:
 
 
 class Memory(OSCacheContext):  # type: ignore[misc]
-    """FFCV's memory map of the file, and beside it what the decoder needs for each batch.
+    """FFCV's memory map of the file, and the decoder's other inputs for each batch.
 
     Attributes:
         started: Batches that FFCV has begun, the oldest first.
-        error: What went wrong before a batch.
+        error: Error that came before a batch.
     """
 
     def __init__(
         self, loader: Any, slots: Slots, feed: Background[BatchRequest], max_image_bytes: int
     ) -> None:
-        """Allocate what all batches share."""
+        """Allocate the arrays that all batches share."""
         super().__init__(loader.memory_manager)
         self.started: deque[Filled] = deque()
         self.error: Exception | None = None
@@ -137,13 +137,13 @@ class Memory(OSCacheContext):  # type: ignore[misc]
 
     @property
     def state(self) -> tuple[Any, ...]:
-        """What the decoder gets."""
+        """Inputs of the decoder."""
         crops = self._slots.crops.numpy()
         ours = self._boxes, crops, self._codes, self._scratch, self._slot
         return (self.mmap, self.manager.ptrs, self.manager.sizes, *ours)
 
     def start_batch(self, _batch: int) -> None:
-        """FFCV is about to decode a batch; of all exceptions only StopIteration ends it well."""
+        """Prepare the next batch of FFCV, which handles no exception but StopIteration."""
         try:
             while not len((request := self._feed.get()).sample_id):
                 self.started.append(Filled(request, None))
@@ -158,19 +158,19 @@ class Memory(OSCacheContext):  # type: ignore[misc]
         self.started.append(Filled(request, slot))
 
     def stop(self) -> None:
-        """Wake FFCV's thread, whatever it waits for, and end it."""
+        """Wake FFCV's thread from any wait, and end it."""
         self._feed.stop()
         self._slots.free.put(None)
 
     def rest(self) -> Generator[Filled]:
-        """Batches without samples, which FFCV does not see, at the end of all."""
+        """Yield the batches without samples at the end, which FFCV does not see."""
         yield from self.started
         with suppress(StopIteration):
             while True:
                 yield Filled(self._feed.get(), None)
 
     def undecoded(self, filled: Filled) -> list[int]:
-        """Samples of a batch that FFCV's decoder refused."""
+        """Return the samples of a batch that FFCV's decoder refused."""
         codes = self._codes[filled.slot or 0, : len(filled.request.sample_id)]
         refused: list[int] = filled.request.sample_id[codes != 0].tolist()
         return refused
@@ -180,26 +180,25 @@ class Order:
     """FFCV's hook for the order of an epoch's samples."""
 
     def __init__(self, plan: EpochPlan) -> None:
-        """Begin with this plan."""
         self._plan = plan
 
     def sample_order(self, _epoch: int) -> INT64:
         """The samples of the next epoch."""
         plan, self._plan = self._plan, self._plan.next_epoch()
-        return np.concatenate([*plan.batches(), np.empty(0, np.int64)])
+        return plan.remaining()
 
 
 def open_loader(dataset: BetonFile, plan: EpochPlan, max_count: int, num_threads: int) -> Any:
-    """FFCV's loader of a file, in our order; torch and Numba keep their numbers of threads here.
+    """Open FFCV's loader of a file in our order; torch and Numba keep their numbers of threads.
 
     Raises:
-        BetonError: If FFCV reads another index than we have proved.
+        BetonError: If FFCV reads an index that differs from the one we verified.
     """
-    # FFCV would set torch's number of threads for the whole process, again in each epoch's thread.
+    # FFCV would set torch's number of threads for the process, again in each epoch's thread.
     compiler.ch = SimpleNamespace(set_num_threads=lambda _count: None)
     before = numba.get_num_threads()
     numba_config: Any = numba.config
-    compiler.Compiler.set_enabled(False)  # or it compiles `decode` again for each loader
+    compiler.Compiler.set_enabled(False)  # otherwise it compiles `decode` again for each loader
     loader = Loader(
         str(dataset.path),
         batch_size=max_count,
@@ -211,20 +210,20 @@ def open_loader(dataset: BetonFile, plan: EpochPlan, max_count: int, num_threads
     )
     compiler.Compiler.set_enabled(True)
     numba.set_num_threads(before)
-    loader.traversal_order = Order(plan)  # its constructor would refuse it
+    loader.traversal_order = Order(plan)  # its constructor refuses an object
     index, table = stored_index(loader), loader.memory_manager
-    places = np.searchsorted(table.ptrs, index["data_ptr"])
+    positions = np.searchsorted(table.ptrs, index["data_ptr"])
     pairs: list[tuple[Any, Any]] = [
         (dataset.heights, index["height"]),
         (dataset.widths, index["width"]),
         (dataset.modes, index["mode"]),
-        (dataset.sizes, table.sizes[np.minimum(places, len(table.sizes) - 1)]),
+        (dataset.sizes, table.sizes[np.minimum(positions, len(table.sizes) - 1)]),
     ]
     if not all(np.array_equal(ours, theirs) for ours, theirs in pairs):
-        raise BetonError(f"{dataset.path}: has changed since it was opened; open it again")
+        raise BetonError(f"{dataset.path}: changed since it was opened; open it again")
     return loader
 
 
 def stored_index(loader: Any) -> Any:
-    """FFCV's records of all images: ``mode``, ``width``, ``height``, ``data_ptr``."""
+    """Return FFCV's records of all images: ``mode``, ``width``, ``height``, ``data_ptr``."""
     return loader.reader.metadata[f"f{loader.field_name_to_f_ix['image']}"]

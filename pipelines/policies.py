@@ -1,4 +1,4 @@
-"""Which augmentations a view gets: the published recipes, as plain values.
+"""Augmentation policies: the published recipes, as plain values.
 
 Sources: moco_v1 and moco_v2 are the transforms of the official code of arXiv:1911.05722 and
 arXiv:2003.04297 (facebookresearch/moco, ``main_moco.py``). simclr is appendix A of arXiv:2002.05709
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class PoolOp(StrEnum):
-    """What a pool holds. The order is part of the random stream: append, never move."""
+    """Operations of a pool. The order is part of the random stream: append, never move."""
 
     none = "none"
     blur = "blur"
@@ -33,85 +33,69 @@ class PoolOp(StrEnum):
 
 @dataclass(kw_only=True, slots=True)
 class Policy:
-    """Parameters of one view. Probabilities are per image and view; every view draws anew."""
+    """Parameters of one view. Probabilities are per image and view; each view draws its own."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Bounds of the crop's share of the image area."""
+    """Bounds of the crop's area, as fractions of the image area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Bounds of the crop's width / height."""
     flip_probability: float = 0.5
-    """Horizontal flip."""
+    """Probability of a horizontal flip."""
     jitter_probability: float = 0.0
-    """Color jitter as a whole; its four operations come in an order drawn per image."""
+    """Probability of color jitter; its four operations come in an order drawn per image."""
     brightness: float = 0.0
     """Brightness factor in [1 - x, 1 + x], as in torchvision's ColorJitter."""
     contrast: float = 0.0
-    """Contrast factor, likewise."""
+    """Contrast factor in [1 - x, 1 + x]."""
     saturation: float = 0.0
-    """Saturation factor, likewise."""
+    """Saturation factor in [1 - x, 1 + x]."""
     hue: float = 0.0
     """Hue shift in [-x, x], in turns; x at most 0.5."""
     grayscale_probability: float = 0.0
-    """Gray in all three channels."""
+    """Probability of gray in all three channels."""
     grayscale_first: bool = False
-    """Grayscale before the jitter, whose hue and saturation then change nothing, not after it."""
+    """Grayscale before the jitter, not after it; hue and saturation then do not change gray."""
     blur_probability: float = 0.0
-    """Gaussian blur."""
+    """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Bounds of the blur's sigma, in pixels of the view."""
     pool: list[PoolOp] = field(default_factory=list)
-    """After all the above: operations of which each view draws some; runs eagerly."""
+    """Operations of which each view draws some, applied after all the above; runs eagerly."""
     pool_draws: int = 2
-    """How many different operations of the pool a view draws, in a random order."""
+    """Number of different operations that a view draws from the pool, in a random order."""
     pool_probability: float = 0.6
-    """Of each drawn operation to be applied."""
+    """Probability that a drawn operation is applied."""
 
     def __post_init__(self) -> None:
-        """Refuse values that are no policy.
+        """Refuse values out of range.
 
         Raises:
-            ValueError: Naming the option to change.
+            ValueError: If a value is out of range; names the option to change.
         """
         for name in (name for name in self.__slots__ if name.endswith("_probability")):
-            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a share, 0 to 1")
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
         for name in ("brightness", "contrast", "saturation"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             bounds = getattr(self, name)
             fits = len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
-            _check(fits, name, bounds, "[low,high] with 0 < low <= high")
-        _check(self.crop_scale[1] <= 1, "crop_scale", self.crop_scale, "at most the whole image, 1")
-        _check(0 <= self.hue <= 0.5, "hue", self.hue, "at most half a turn, 0 to 0.5")
-        draws, most = self.pool_draws, len(self.pool)
-        _check(draws >= 1, "pool_draws", draws, "1 or more")
-        _check(not most or draws <= most, "pool_draws", draws, f"at most the pool's {most}")
+            _check(name, bounds, fits, "[low,high] with 0 < low <= high")
+        scale, draws, most = self.crop_scale, self.pool_draws, len(self.pool)
+        _check("crop_scale", scale, scale[1] <= 1, "[low,high] with high <= 1")
+        _check("hue", self.hue, 0 <= self.hue <= 0.5, "in [0, 0.5], in turns")
+        _check("pool_draws", draws, draws >= 1, "1 or more")
+        _check("pool_draws", draws, not most or draws <= most, f"at most {most}, the pool's size")
         names = [str(op) for op in self.pool]
-        _check(most == len(set(names)), "pool", names, "different operations")
+        _check("pool", names, most == len(set(names)), "a list of different operations")
 
 
-def _check(fits: bool, name: str, value: object, allowed: str) -> None:
+def _check(name: str, value: object, fits: bool, allowed: str) -> None:
     if not fits:
-        raise ValueError(f"policy.{name}={value} does not fit; set it to {allowed}")
+        raise ValueError(f"policy.{name} must be {allowed}, got {value}")
 
 
-IMAGENETTE_POOL = [
-    PoolOp.none,
-    PoolOp.blur,
-    PoolOp.gaussian_blur,
-    PoolOp.channel_shuffle,
-    PoolOp.coarse_dropout,
-    PoolOp.cutout,
-    PoolOp.rain,
-    PoolOp.gaussian_noise,
-    PoolOp.hue_saturation,
-    PoolOp.fog,
-    PoolOp.flip,
-    PoolOp.color_jitter,
-    PoolOp.vertical_flip,
-    PoolOp.sharpen,
-    PoolOp.brightness_contrast,
-]
-"""The report's 15 operations, by name: a new operation must not change a published recipe."""
+IMAGENETTE_POOL = list(PoolOp)[:15]
+"""The report's 15 operations; new ones are appended to `PoolOp` and do not change this recipe."""
 
 POLICIES = {
     "moco_v1": Policy(
@@ -150,10 +134,10 @@ POLICIES = {
         hue=0.1,
         grayscale_probability=0.2,
     ),
-    # Crop and flip alone, as the official code trains classifiers (``main_lincls.py``).
+    # Only crop and flip, as the official code trains classifiers (``main_lincls.py``).
     "supervised": Policy(crop_scale=(0.08, 1.0)),
-    # The report names no crop. Scale 1 takes the whole image, stretched to a square, and of one
-    # longer than 4:3 the largest central part of that shape.
+    # The report names no crop. Scale 1 takes the full image, stretched to a square; of an image
+    # longer than 4:3 it takes the largest central part of that shape.
     "imagenette_pool": Policy(
         crop_scale=(1.0, 1.0),
         flip_probability=0.0,

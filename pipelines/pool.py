@@ -1,13 +1,14 @@
-"""A pool: each view draws some of its operations, each applied with a probability.
+"""Pool of operations: each view draws some, and each is applied with a probability.
 
 The report "Momentum Contrast on Imagenette" (2022) draws 2 of 15 Albumentations operations, each
-with probability 0.6, and says of their bounds only that extreme ones are milder. So, assumed: the
-draws are different operations in a random order, and the bounds below, Albumentations' own or, as
-marked, milder; lengths are shares of the view, so that a view of 32 pixels is treated alike.
+with probability 0.6, and says of their bounds only that extreme ones are milder. So these are
+assumptions: the draws are different operations in a random order, and the bounds below are
+Albumentations' own or, where marked, milder. Lengths are fractions of the view, so that a view of
+32 pixels is treated alike.
 
-Runs eagerly: each operation sees only the images that drew it (gather, apply, scatter), a fifteenth
-of the work of all operations on all images. One small read per draw tells the host how many there
-are. A view's bits depend on its image and draw key alone, never on its batch (proved on the CPU).
+Runs eagerly: each operation gets only the images that drew it (gather, apply, scatter), a fifteenth
+of the work of all operations on all images. The host reads their number once per draw. A view's
+bits depend only on its image and draw key, never on its batch (tested on the CPU).
 """
 
 import math
@@ -41,7 +42,7 @@ _OPS = list(PoolOp)
 _CHOICE, _APPLY, _FIRST_OP = 0, 1, 2  # parts of a view's stream
 
 Uniforms = Callable[[int], Tensor]
-"""``count`` to ``(M, count)`` draws in [0, 1), of one operation on M images; more go on."""
+"""From ``count`` to ``(M, count)`` draws in [0, 1) for M images; fewer are a prefix of more."""
 
 
 def apply_pool(images: Tensor, draw_key: Tensor, views: Sequence[int], policy: Policy) -> Tensor:
@@ -50,18 +51,18 @@ def apply_pool(images: Tensor, draw_key: Tensor, views: Sequence[int], policy: P
     Args:
         images: ``(len(views) * N, 3, H, W)`` float32 in 0..1, RGB, one view after the other.
         draw_key: ``(N,)`` int64, from `draws.draw_keys`.
-        views: Which views: 0 is the query's, 1 the key's.
-        policy: With a pool.
+        views: Indices of the views: 0 for the query, 1 for the key.
+        policy: A policy with a pool.
 
     Returns:
-        As ``images``.
+        New images of the same shape.
     """
     drawn = draw_ops(draw_key, views, policy)
     stream = torch.cat([fork(draw_key, Draw.POOL, view) for view in views])
     images = images.clone(memory_format=torch.contiguous_format)
-    for place in range(policy.pool_draws):
-        counts = torch.bincount(drawn[:, place], minlength=len(_OPS)).tolist()
-        chosen = torch.split(torch.argsort(drawn[:, place], stable=True), counts)
+    for ops in drawn.unbind(1):
+        counts = torch.bincount(ops, minlength=len(_OPS)).tolist()
+        chosen = torch.split(torch.argsort(ops, stable=True), counts)
         for op, index in zip(_OPS, chosen, strict=True):
             if len(index) and op is not PoolOp.none:
                 images[index] = apply_op(op, images[index], stream[index])
@@ -69,10 +70,10 @@ def apply_pool(images: Tensor, draw_key: Tensor, views: Sequence[int], policy: P
 
 
 def draw_ops(draw_key: Tensor, views: Sequence[int], policy: Policy) -> Tensor:
-    """Which operations each image gets, in order.
+    """Draw the operations of each image, in their order.
 
     Returns:
-        ``(len(views) * N, policy.pool_draws)`` int64: places in `PoolOp`, 0 (none) where the draw
+        ``(len(views) * N, policy.pool_draws)`` int64: indices in `PoolOp`, 0 (none) where the draw
         is not applied.
     """
     stream = torch.cat([fork(draw_key, Draw.POOL, view) for view in views])
@@ -87,7 +88,7 @@ def apply_op(op: PoolOp, images: Tensor, stream: Tensor) -> Tensor:
     """Draw the operation's parameters for M images, ``(M, 3, H, W)``, and apply it to them all.
 
     Args:
-        op: Not none.
+        op: An operation other than none.
         images: ``(M, 3, H, W)`` float32 in 0..1.
         stream: ``(M,)`` int64, from `draws.fork`.
     """
@@ -96,12 +97,12 @@ def apply_op(op: PoolOp, images: Tensor, stream: Tensor) -> Tensor:
 
 
 def between(u: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Uniform in the bounds."""
+    """Scale draws in [0, 1) to the bounds."""
     return bounds[0] + (bounds[1] - bounds[0]) * u
 
 
 def integer(u: Tensor, low: int, high: int) -> Tensor:
-    """Uniform among low, ..., high, both included; int64."""
+    """Convert draws in [0, 1) to int64 from low to high, both included."""
     return low + (u * (high - low + 1)).to(torch.int64).clamp(max=high - low)
 
 
@@ -120,7 +121,7 @@ def _channel_shuffle(images: Tensor, uniforms: Uniforms) -> Tensor:
 
 
 def _coarse_dropout(images: Tensor, uniforms: Uniforms) -> Tensor:
-    """Some rectangles that lie wholly inside."""
+    """Blacken some rectangles that are completely inside."""
     most = NUM_HOLES[1]
     u = uniforms(1 + 4 * most)
     size = torch.tensor(images.shape[2:], device=images.device)
@@ -132,7 +133,7 @@ def _coarse_dropout(images: Tensor, uniforms: Uniforms) -> Tensor:
 
 
 def _cutout(images: Tensor, uniforms: Uniforms) -> Tensor:
-    """One square around any pixel, clipped at the border."""
+    """Blacken one square around any pixel, clipped at the border."""
     u = uniforms(3)
     size = torch.tensor(images.shape[2:], device=images.device)
     side = (between(u[:, :1], CUTOUT_SIDE) * size.min()).round().to(torch.int64).clamp(min=1)
@@ -141,7 +142,7 @@ def _cutout(images: Tensor, uniforms: Uniforms) -> Tensor:
 
 
 def _rain(images: Tensor, uniforms: Uniforms) -> Tensor:
-    """A drop for every three rows, an eighth of the height long."""
+    """Draw a drop for every three rows, an eighth of the height long."""
     height, width = images.shape[2:]
     drops, length = max(1, height // 3), max(1, height // 8)
     u = uniforms(1 + 2 * drops)
@@ -152,11 +153,11 @@ def _rain(images: Tensor, uniforms: Uniforms) -> Tensor:
 
 
 def _gaussian_noise(images: Tensor, uniforms: Uniforms) -> Tensor:
-    """By the inverse distribution function, which torch computes number by number."""
+    """Draw normal noise by the inverse distribution function, which is elementwise in torch."""
     u = uniforms(1 + images[0].numel())
-    normal = torch.special.ndtri(u[:, 1:].double() + 2.0**-25).float().view(images.shape)
+    normal: Tensor = torch.special.ndtri(u[:, 1:].double() + 2.0**-25).float().view(images.shape)
     deviation = between(u[:, 0], NOISE_VARIANCE).sqrt()
-    return pool_ops.add_noise(images, pool_ops.per_pixel(deviation) * normal)
+    return (images + pool_ops.per_pixel(deviation) * normal).clamp(0, 1)
 
 
 def _hue_saturation(images: Tensor, uniforms: Uniforms) -> Tensor:
@@ -166,7 +167,7 @@ def _hue_saturation(images: Tensor, uniforms: Uniforms) -> Tensor:
 
 
 def _fog(images: Tensor, uniforms: Uniforms) -> Tensor:
-    """Discs in ever smaller regions around the middle, each region 0.9 of the one before."""
+    """Draw discs in shrinking regions around the center, each 0.9 of the previous one."""
     height, width = images.shape[2:]
     most = math.ceil(FOG_DISCS / FOG[0])
     u = uniforms(1 + 4 * most)
@@ -184,7 +185,7 @@ def _fog(images: Tensor, uniforms: Uniforms) -> Tensor:
 
 
 def _flip(images: Tensor, uniforms: Uniforms) -> Tensor:
-    """Horizontal, vertical or both, each a third."""
+    """Flip horizontally, vertically or both, each with probability 1/3."""
     kind = integer(uniforms(1)[:, 0], 0, 2)
     return pool_ops.flip(images, kind != 1, kind != 0)
 
@@ -194,11 +195,6 @@ def _color_jitter(images: Tensor, uniforms: Uniforms) -> Tensor:
     brightness, contrast, saturation = between(u[:, :3], JITTER_FACTOR).unbind(1)
     hue, order = between(u[:, 3], JITTER_HUE), integer(u[:, 4], 0, 23)
     return pool_ops.color_jitter(images, Jitter(brightness, contrast, saturation, hue, order))
-
-
-def _vertical_flip(images: Tensor, uniforms: Uniforms) -> Tensor:
-    del uniforms
-    return images.flip(2)
 
 
 def _sharpen(images: Tensor, uniforms: Uniforms) -> Tensor:
@@ -227,7 +223,7 @@ _APPLY_OP: dict[PoolOp, Callable[[Tensor, Uniforms], Tensor]] = {
     PoolOp.fog: _fog,
     PoolOp.flip: _flip,
     PoolOp.color_jitter: _color_jitter,
-    PoolOp.vertical_flip: _vertical_flip,
+    PoolOp.vertical_flip: lambda images, _uniforms: images.flip(2),
     PoolOp.sharpen: _sharpen,
     PoolOp.brightness_contrast: _brightness_contrast,
 }

@@ -1,10 +1,10 @@
 """Operations of a pool policy: pure batch functions, each image with its own parameters.
 
 Albumentations' formulas (2.0.8, the tests compare) on float images. An image's result has the same
-bits whatever else is in the batch, which rules out convolutions and matrix products: blurs are sums
-of shifted copies, some four times slower than a convolution, on the few images that drew them.
+bits in any batch, which rules out convolutions and matrix products: blurs are sums of shifted
+copies, about four times slower than a convolution, on the few images that drew them.
 
-All take and give ``images``: ``(M, 3, H, W)`` float32 in 0..1, RGB; none changes them in place.
+All take and return ``images``: ``(M, 3, H, W)`` float32 in 0..1, RGB; none changes them in place.
 """
 
 import math
@@ -22,7 +22,7 @@ RAIN_COLOR, RAIN_DARKENING = 200 / 255, 0.7
 
 
 def per_pixel(values: Tensor) -> Tensor:
-    """``(M,)`` to ``(M, 1, 1, 1)``."""
+    """Reshape ``(M,)`` to ``(M, 1, 1, 1)``."""
     return values[:, None, None, None]
 
 
@@ -30,7 +30,7 @@ def per_pixel(values: Tensor) -> Tensor:
 
 
 def box_weights(radius: Tensor, largest: int) -> Tensor:
-    """Weights of a box of ``2 radius + 1`` pixels.
+    """Compute the weights of a box of ``2 radius + 1`` pixels.
 
     Args:
         radius: ``(M,)`` int64, at most ``largest``.
@@ -39,22 +39,21 @@ def box_weights(radius: Tensor, largest: int) -> Tensor:
     Returns:
         ``(M, 2 largest + 1)`` float32, sum 1.
     """
-    place = torch.arange(-largest, largest + 1, device=radius.device)
-    return (place.abs() <= radius[:, None]) / (2 * radius[:, None] + 1)
+    distance = torch.arange(-largest, largest + 1, device=radius.device).abs()
+    return (distance <= radius[:, None]) / (2 * radius[:, None] + 1)
 
 
 def gaussian_weights(sigma: Tensor, radius: int) -> Tensor:
-    """Weights of a Gaussian of ``sigma`` pixels, ``(M,)``, cut at ``radius``; float32, sum 1."""
-    place = torch.arange(-radius, radius + 1, device=sigma.device, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (place / sigma.double()[:, None]) ** 2)
+    """Compute a Gaussian of ``sigma`` pixels, ``(M,)``, cut at ``radius``; float32, sum 1."""
+    offset = torch.arange(-radius, radius + 1, device=sigma.device, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (offset / sigma.double()[:, None]) ** 2)
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def blur(images: Tensor, weights: Tensor) -> Tensor:
-    """The weights, ``(M, 2 r + 1)``, along both axes; borders reflect without their last pixel.
+    """Apply weights ``(M, 2 r + 1)`` along both axes; borders reflect without the last pixel.
 
-    A view smaller than r + 1 pixels meets only the inner weights, which then sum to less: they are
-    scaled to 1.
+    A view smaller than r + 1 pixels uses only the inner weights, scaled to the sum 1.
     """
     radius = weights.shape[1] // 2
     fits = min(radius, images.shape[-2] - 1, images.shape[-1] - 1)
@@ -69,15 +68,15 @@ def blur(images: Tensor, weights: Tensor) -> Tensor:
 
 def _weighted(padded: Tensor, weights: Tensor, length: int, dim: int) -> Tensor:
     total = per_pixel(weights[:, 0]) * padded.narrow(dim, 0, length)
-    for place in range(1, weights.shape[1]):
-        total = total + per_pixel(weights[:, place]) * padded.narrow(dim, place, length)
+    for tap in range(1, weights.shape[1]):
+        total = total + per_pixel(weights[:, tap]) * padded.narrow(dim, tap, length)
     return total
 
 
 def sharpen(images: Tensor, alpha: Tensor, lightness: Tensor) -> Tensor:
     """``(1 - alpha) x + alpha ((8 + lightness) x - the 8 neighbors)``; parameters ``(M,)``."""
     ones = torch.ones(len(images), 3, device=images.device)
-    nine = blur(images, ones)  # the 3 x 3 sum, the middle too
+    nine = blur(images, ones)  # the 3 x 3 sum, including the center
     center = 1 - alpha + alpha * (9 + lightness)
     return (per_pixel(center) * images - per_pixel(alpha) * nine).clamp(0, 1)
 
@@ -86,14 +85,9 @@ def sharpen(images: Tensor, alpha: Tensor, lightness: Tensor) -> Tensor:
 
 
 def shuffle_channels(images: Tensor, order: Tensor) -> Tensor:
-    """Channel c becomes ``PERMUTATIONS[order][c]``; order ``(M,)`` int64 in 0..5."""
+    """Replace channel c by ``PERMUTATIONS[order][c]``; order ``(M,)`` int64 in 0..5."""
     source = torch.tensor(PERMUTATIONS, device=images.device)[order]
     return images[torch.arange(len(images), device=images.device)[:, None], source]
-
-
-def add_noise(images: Tensor, noise: Tensor) -> Tensor:
-    """``x + noise`` within 0..1; noise ``(M, 3, H, W)``."""
-    return (images + noise).clamp(0, 1)
 
 
 def shift_hsv(images: Tensor, turns: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
@@ -107,10 +101,10 @@ def shift_hsv(images: Tensor, turns: Tensor, saturation: Tensor, value: Tensor) 
 
 
 def color_jitter(images: Tensor, jitter: Jitter) -> Tensor:
-    """`color.color_jitter` on images.
+    """Apply `color.color_jitter` to images.
 
-    One image alone is doubled: torch splits the mean over a single image among its threads, and
-    then adds in another order.
+    A single image is doubled: torch would split its mean among threads, and so add in another
+    order.
     """
     if len(images) == 1:
         twice = Jitter(*(field.repeat(2) for field in jitter))
@@ -123,20 +117,20 @@ def brightness_contrast(images: Tensor, brightness: Tensor, contrast: Tensor) ->
     return (per_pixel(contrast) * images + per_pixel(brightness)).clamp(0, 1)
 
 
-# ---------------------------------------------------------------- places
+# ---------------------------------------------------------------- geometry
 
 
 def flip(images: Tensor, horizontal: Tensor, vertical: Tensor) -> Tensor:
-    """Flip where chosen, bool ``(M,)`` each; both turn by 180 degrees."""
+    """Flip where chosen, bool ``(M,)`` each; both together rotate by 180 degrees."""
     images = torch.where(per_pixel(horizontal), images.flip(3), images)
     return torch.where(per_pixel(vertical), images.flip(2), images)
 
 
 def fill_boxes(images: Tensor, boxes: Tensor) -> Tensor:
-    """Black boxes, clipped at the border.
+    """Fill boxes with black, clipped at the border.
 
     Args:
-        images: See above.
+        images: ``(M, 3, H, W)``.
         boxes: ``(M, K, 4)`` int64: top, left, height, width in pixels; height 0 is no box.
     """
     top, left, height, width = boxes.unsqueeze(-1).unbind(2)
@@ -155,10 +149,10 @@ def rain(images: Tensor, starts: Tensor, slant: Tensor, length: int, blur_size: 
     """Add blurred gray lines, then darken: ``0.7 min(x + layer, 1)``.
 
     Args:
-        images: See above.
-        starts: ``(M, P, 2)`` int64: x and y of each drop's upper end, pixels.
-        slant: ``(M,)`` int64: how far the lower end lies to the right, pixels; less than length.
-        length: How far it lies below, pixels.
+        images: ``(M, 3, H, W)``.
+        starts: x and y of each drop's upper end, ``(M, P, 2)`` int64, pixels.
+        slant: Offset of the lower end to the right, ``(M,)`` int64, pixels; less than length.
+        length: Offset of the lower end downwards, pixels.
         blur_size: Odd side of the box that blurs the layer, pixels.
     """
     lines = _lines(starts, slant, length, images.shape[2], images.shape[3])
@@ -168,7 +162,7 @@ def rain(images: Tensor, starts: Tensor, slant: Tensor, length: int, blur_size: 
 
 
 def _lines(starts: Tensor, slant: Tensor, length: int, height: int, width: int) -> Tensor:
-    """``(M, H, W)`` float32: 1 on the lines, each step of which goes one pixel down or aside.
+    """Draw lines: ``(M, H, W)`` float32, 1 on a line; each step goes one pixel down or aside.
 
     The pixels are those of OpenCV's LINE_4, which draws from the left end: of s steps aside among n
     in all, ceil(s (k - 1) / n) come before step k to the right, floor(s (k + 1) / n) to the left.
@@ -183,21 +177,21 @@ def _lines(starts: Tensor, slant: Tensor, length: int, height: int, width: int) 
     y = starts[:, :, 1:] + (step - across)[:, None]
     x, y = x.flatten(1), y.flatten(1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    place = torch.where(inside, y * width + x, height * width)  # one place more, cut off below
+    pixel = torch.where(inside, y * width + x, height * width)  # one extra pixel, cut off below
     layer = torch.zeros(len(starts), height * width + 1, device=starts.device)
-    return layer.scatter_(1, place, 1.0)[:, :-1].view(-1, height, width)
+    return layer.scatter_(1, pixel, 1.0)[:, :-1].view(-1, height, width)
 
 
 def fog(images: Tensor, centers: Tensor, radius: Tensor, alpha: Tensor) -> Tensor:
     """Blend white discs over the image one after the other, then blur by a thirtieth of its side.
 
-    n discs over a pixel leave ``1 - (1 - alpha)^n (1 - x)``: only their number matters.
+    n discs over a pixel give ``1 - (1 - alpha)^n (1 - x)``: only their number matters.
 
     Args:
-        images: See above.
-        centers: ``(M, P, 2)`` int64: x and y, pixels.
+        images: ``(M, 3, H, W)``.
+        centers: x and y, ``(M, P, 2)`` int64, pixels.
         radius: ``(M, P)`` int64, pixels; negative is no disc.
-        alpha: ``(M,)``: a disc's share of the blend, in 0..1.
+        alpha: Weight of a disc in the blend, ``(M,)``, in 0..1.
     """
     height, width = images.shape[2:]
     count = _cover(centers, radius, height, width)[:, None]
@@ -208,7 +202,7 @@ def fog(images: Tensor, centers: Tensor, radius: Tensor, alpha: Tensor) -> Tenso
 
 
 def _cover(centers: Tensor, radius: Tensor, height: int, width: int) -> Tensor:
-    """How many discs cover each pixel, ``(M, H, W)``: +1 and -1 at the ends of each row, summed."""
+    """Count the discs over each pixel, ``(M, H, W)``: +1 and -1 at each row's ends, summed."""
     largest = max(0, int(radius.max()))
     down = torch.arange(-largest, largest + 1, device=centers.device)
     square = radius[:, :, None] ** 2 - down**2

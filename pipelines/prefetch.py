@@ -1,39 +1,34 @@
-"""Threads that fill batches ahead of the one who asks for them, in order, in a ring of slots.
+"""Threads that fill batches before the consumer asks for them, in order, in a ring of slots.
 
-Trade-off: threads take a few rows at a time under one lock, so any number of them serves any
-batch size, and a thread that finds a batch taken goes on with the next. Whoever draws the boxes
-of a batch holds that lock: 0.1 ms for 256 images, but 0.2 s at the start of an epoch of 1.28
-million.
+Trade-off: threads take a few rows at a time under one lock. So any number of threads serves any
+batch size, and a thread that finds no rows left in a batch continues with the next one. The thread
+that draws the boxes of a batch holds that lock: 0.1 ms for 256 images, but 0.2 s at the start of an
+epoch of 1.28 million.
 """
 
 import threading
-import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from fastmoco.pipelines.buffers import FACTS
+from fastmoco.pipelines.background import join_all
+from fastmoco.pipelines.buffers import request_facts
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.crops import BatchRequest
 
 CHUNK_ROWS = 8
-"""Rows that a thread takes at once: few enough to share a batch, enough to spare the lock."""
-STOP_SECONDS = 5.0
-"""How long stopping waits for a thread that is stuck."""
+"""Rows that a thread takes at once: few enough to share a batch, enough to lock rarely."""
 
 FillRow = Callable[["Slot", int], None]
-"""Fills a row of a slot with the pixels of all its views."""
+"""Function that fills a row of a slot with the pixels of all views of an image."""
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """The buffers of one batch, and how far it has come."""
+    """Buffers of one batch, and its progress."""
 
     host: Batch
     pixels: npt.NDArray[np.uint8] = field(init=False)  # the crops, (N, V, H, W, 3)
@@ -41,7 +36,7 @@ class Slot:
     sample_ids: list[int] = field(default_factory=list)
     taken: int = 0
     finished: int = 0
-    failure: tuple[int, BaseException] | None = None  # the lowest row's: the same for any threads
+    failure: tuple[int, BaseException] | None = None  # of the lowest row: equal for any threads
 
     def __post_init__(self) -> None:
         self.pixels, self.boxes = self.host.crops.numpy(), self.host.boxes.numpy()
@@ -50,20 +45,14 @@ class Slot:
         """Begin another batch."""
         self.sample_ids = request.sample_id.tolist()
         self.taken, self.finished, self.failure = 0, 0, None
-        for name in FACTS:
-            tensor: Tensor = getattr(self.host, name)
-            tensor[: len(self.sample_ids)] = torch.from_numpy(getattr(request, name))
+        for name, values in request_facts(request).items():
+            getattr(self.host, name)[: len(values)] = values
 
     def take(self) -> range:
-        """The next rows to fill; empty if all are taken."""
+        """Take the next rows to fill; empty if all are taken."""
         stop = min(self.taken + CHUNK_ROWS, len(self.sample_ids))
         rows, self.taken = range(self.taken, stop), stop
         return rows
-
-    def fail(self, row: int, error: BaseException) -> None:
-        """Remember what went wrong with a row."""
-        if self.failure is None or row < self.failure[0]:
-            self.failure = row, error
 
     @property
     def done(self) -> bool:
@@ -71,32 +60,32 @@ class Slot:
         return self.finished == len(self.sample_ids)
 
 
-class Workshop:
-    """What threads and consumer share: batches being made, in order, and free slots.
+class Prefetcher:
+    """State that threads and consumer share: batches being made, in order, and free slots.
 
-    It does not know its loader, so that one that is dropped unclosed can be collected. Whatever
-    happens to a thread reaches the consumer, who else would wait forever.
+    It holds no reference to its loader, so that a loader that is dropped unclosed can be collected.
+    Any exception of a thread reaches the consumer, which would wait forever otherwise.
     """
 
     def __init__(
         self, fill_row: FillRow, requests: Iterator[BatchRequest], slots: list[Slot]
     ) -> None:
-        """Lay out the work; threads that run `work` do it."""
+        """Prepare the work that threads do by running `work`."""
         self._fill_row = fill_row
         self._requests = requests
         self._free = deque(slots)
-        self._making: deque[Slot] = deque()  # only the last can have rows that nobody has taken
+        self._making: deque[Slot] = deque()  # only the last can have rows that are not taken
         self._changed = threading.Condition()
         self._drawn_all = False
         self._stopped = False
         self._broken: BaseException | None = None
 
     def work(self) -> None:
-        """Fill rows until nothing is left or `stop`; what each thread runs."""
+        """Fill rows until none is left or `stop` is called; each thread runs this."""
         try:
             while job := self._take():
                 self._fill(*job)
-        except BaseException as error:  # in the drawing of a batch, or a fault of this class
+        except BaseException as error:  # while drawing a batch, or a fault of this class
             with self._changed:
                 self._broken = error
                 self._changed.notify_all()
@@ -131,14 +120,15 @@ class Workshop:
                 self._fill_row(slot, row)
             except BaseException as error:
                 with self._changed:
-                    slot.fail(row, error)
+                    if slot.failure is None or row < slot.failure[0]:
+                        slot.failure = row, error
         with self._changed:
             slot.finished += len(rows)
             if slot.done:
                 self._changed.notify_all()
 
     def release(self, slot: Slot) -> None:
-        """Give back a slot whose batch nobody uses any more."""
+        """Give back a slot whose batch is no longer used."""
         with self._changed:
             self._free.append(slot)
             self._changed.notify_all()
@@ -147,7 +137,7 @@ class Workshop:
         """Wait for the oldest batch; None at the end or after `stop`.
 
         Raises:
-            BaseException: What went wrong with one of its samples.
+            BaseException: The first error of one of its samples.
         """
         with self._changed:
             self._changed.wait_for(self._can_answer)
@@ -166,16 +156,12 @@ class Workshop:
         return self._making[0].done if self._making else self._drawn_all
 
     def stop(self, threads: list[threading.Thread]) -> None:
-        """End the threads, and wait for them but not for one that is stuck."""
+        """End the threads; wait `background.STOP_SECONDS` at most, then leave stuck ones behind."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         if threading.current_thread() in threads:  # the garbage collector can call from anywhere
             return
-        deadline = time.monotonic() + STOP_SECONDS
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        self._free.clear()
+        self._free.clear()  # no thread takes from them once it sees `_stopped`
         self._making.clear()
-        if stuck := sum(thread.is_alive() for thread in threads):
-            warnings.warn(f"{stuck} loader threads are stuck and left behind", stacklevel=3)
+        join_all(threads)

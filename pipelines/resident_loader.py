@@ -1,25 +1,22 @@
-"""The whole set as uint8 on the device: batches are gathered and cropped there, nothing is decoded.
+"""Loader that keeps a decoded set as uint8 on the device, and gathers and crops batches there.
 
 Trade-off: the set must fit in the device's memory, decoded and at the size of its largest image; in
-return a batch costs the host nothing but the launch of a dozen kernels. The host draws the boxes of
-a whole epoch at once, one epoch ahead, on a thread of its own. Where the device is the CPU, the
-threads of `beton_loader` cut the crops, with the same bits as from the file.
+return a batch costs the host only the launch of a dozen kernels. The host draws the boxes of an
+epoch at once, one epoch ahead, on a thread of its own. If the device is the CPU, the threads of
+`beton_loader` cut the crops, with the same bits as from the file.
 
 On a device crops are resized as PIL does it: an antialiased triangle filter, first along one axis,
 then along the other, rounded to 8 bits in between. Each axis is a batched matrix product. Its
-weights are multiples of 1/2048, so that products and sums are integers that float32 (also by way of
-TF32) holds exactly: the same bits for any batch size, and within one level of PIL.
+weights are multiples of 1/2048, so that products and sums are integers that float32 (also TF32)
+holds exactly: the same bits for any batch size, and within one level of PIL.
 
-Left out: images of many sizes are padded to the largest; a set with a few large ones is better
-served by `beton_loader`.
+Left out: images of different sizes are padded to the largest; for a set with a few large images
+`beton_loader` is better.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +25,14 @@ from torch import Tensor
 
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.beton_loader import build_threads
+from fastmoco.pipelines.buffers import batch_rows, request_facts
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, epoch_request
 
 WEIGHT_UNIT = 2048
 """Resize weights are integers over this: 11 bits, which TF32 keeps; pixels are 8 bits, sums 19."""
 MEMORY_SHARE = 0.5
-"""How much of the free memory the set may take: the rest is the training's."""
+"""Largest fraction of the free memory that the set may take: training needs the rest."""
 _DECODE_CHUNK = 256
 
 
@@ -62,24 +60,24 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _rounded(sums: Tensor) -> Tensor:
-    """Weighted sums to whole levels, still float32."""
+    """Round weighted sums to integer levels, in place, still float32."""
     return sums.div_(WEIGHT_UNIT).add_(0.5).floor_()
 
 
 def _weights(start: Tensor, length: Tensor, size: int, extent: int) -> Tensor:
-    """What each output pixel takes of each input pixel along one axis, in units of 1/2048.
+    """Compute the weight of each input pixel in each output pixel along one axis, times 2048.
 
     PIL's ``precompute_coeffs`` for a triangle: it is as wide as the output pixel where that covers
     more than one input pixel, and never leaves the box.
 
     Args:
-        start: ``(N, V)`` first input pixel of the box.
-        length: ``(N, V)`` input pixels in the box.
+        start: First input pixel of the box, ``(N, V)``.
+        length: Input pixels in the box, ``(N, V)``.
         size: Output pixels.
-        extent: Input pixels of the whole axis.
+        extent: Input pixels of the full axis.
 
     Returns:
-        ``(N, V, size, extent)`` float32 of whole numbers; each row sums to 2048.
+        ``(N, V, size, extent)`` float32, integers; each row sums to 2048.
     """
     start, length = start[:, :, None, None], length[:, :, None, None]
     scale = length / size
@@ -93,8 +91,8 @@ def _weights(start: Tensor, length: Tensor, size: int, extent: int) -> Tensor:
     return weights.scatter_add_(-1, largest, WEIGHT_UNIT - weights.sum(-1, keepdim=True))
 
 
-class ResidentLoader:
-    """Batches cut from a set that lies on the device; see `contract.ViewLoader`."""
+class ResidentLoader(ViewLoader):
+    """Loader that cuts batches from a set on the device."""
 
     decode_device = "cpu"
 
@@ -105,7 +103,7 @@ class ResidentLoader:
 
         Args:
             images: The set, ``(S, H, W, 3)`` uint8, on the device.
-            requests: Of each epoch, the plan and all of its batches at once.
+            requests: For each epoch, the plan and all of its batches at once.
             view_size: Side of the crops, pixels.
         """
         self._images = images
@@ -115,12 +113,7 @@ class ResidentLoader:
         self._ahead: Future[tuple[EpochPlan, Batch] | None] | None = self._drawer.submit(self._draw)
         self._batches: Iterator[Batch] = iter(())
 
-    def __iter__(self) -> Self:
-        """Return self: a loader is consumed once."""
-        return self
-
     def __next__(self) -> Batch:
-        """Return the next batch."""
         start = time.perf_counter()
         batch = next(self._batches, None)
         while batch is None and self._ahead is not None:
@@ -139,49 +132,37 @@ class ResidentLoader:
         return batch
 
     def close(self) -> None:
-        """Forget the set and end the thread."""
+        """Release the set and end the thread."""
         self._ahead = None
         self._batches = iter(())
         self._images = self._images[:0]
         self._drawer.shutdown(cancel_futures=True)
 
     def _draw(self) -> tuple[EpochPlan, Batch] | None:
-        """All that is known of the next epoch's batches, on the device."""
+        """Draw the next epoch's batches, without crops, as one batch on the device."""
         drawn = next(self._requests, None)
         if drawn is None:
             return None
         plan, request = drawn
-        device = self._images.device
-        facts = {
-            name: torch.from_numpy(getattr(request, name)).to(device)
-            for name in ("boxes", "sample_id", "draw_key", "label")
-        }
+        facts = request_facts(request, self._images.device)
         return plan, Batch(crops=self._images[:0], data_wait_seconds=0.0, **facts)
 
 
 def _sliced(plan: EpochPlan, epoch: Batch) -> Iterator[Batch]:
-    """The batches of an epoch, without their crops."""
+    """Yield the batches of an epoch, without their crops."""
     start = 0
     for count in plan.batch_sizes():
-        stop = start + count
-        yield Batch(
-            crops=epoch.crops,
-            boxes=epoch.boxes[start:stop],
-            sample_id=epoch.sample_id[start:stop],
-            draw_key=epoch.draw_key[start:stop],
-            label=epoch.label[start:stop],
-            data_wait_seconds=0.0,
-        )
-        start = stop
+        yield batch_rows(epoch, slice(start, start + count))
+        start += count
 
 
 def resident_bytes(dataset: Dataset) -> int:
-    """Memory that a set takes, decoded and padded to its largest image."""
+    """Compute the memory of a set, decoded and padded to its largest image."""
     return len(dataset) * int(dataset.heights.max()) * int(dataset.widths.max()) * 3
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a device."""
+    """Return the free memory of a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     with open("/proc/meminfo", encoding="ascii") as file:
@@ -189,30 +170,8 @@ def free_bytes(device: torch.device) -> int:
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedSet:
-    """A set in the host's memory, for `beton_loader.fill_row`.
-
-    Attributes:
-        images: ``(S, H, W, 3)``; smaller images lie in the upper left corner.
-        dataset: Where they come from.
-    """
-
-    images: npt.NDArray[np.uint8]
-    dataset: Dataset
-
-    def decode(self, sample_id: int) -> npt.NDArray[np.uint8]:
-        """The pixels of an image and what pads it; boxes lie inside the image."""
-        pixels: npt.NDArray[np.uint8] = self.images[sample_id]
-        return pixels
-
-    def name(self, sample_id: int) -> str:
-        """As of the dataset."""
-        return self.dataset.name(sample_id)
-
-
 def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
-    """``(S, H, W, 3)`` on the host; smaller images lie in the upper left corner."""
+    """Decode to ``(S, H, W, 3)`` on the host; smaller images are in the upper left corner."""
     height, width = int(dataset.heights.max()), int(dataset.widths.max())
     images = np.zeros((len(dataset), height, width, 3), np.uint8)
 
@@ -222,15 +181,14 @@ def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
             images[sample, : pixels.shape[0], : pixels.shape[1]] = pixels
 
     with ThreadPoolExecutor(num_threads) as pool:
-        for _ in pool.map(fill, range(0, len(dataset), _DECODE_CHUNK)):
-            pass
+        list(pool.map(fill, range(0, len(dataset), _DECODE_CHUNK)))  # raises the first error
     return images
 
 
 def build(
     dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> ViewLoader:
-    """The loader of `build_loader`'s arguments.
+    """Build the loader; the arguments are those of `build_loader`.
 
     Raises:
         ValueError: If the set does not fit on the device.
@@ -239,13 +197,13 @@ def build(
     needed, free = resident_bytes(dataset), free_bytes(device)
     if needed > MEMORY_SHARE * free:
         raise ValueError(
-            f"pipeline.name=resident would keep {needed / 1e9:,.1f} GB on {device}, more than half "
-            f"of the {free / 1e9:,.1f} GB that are free; set pipeline.name=beton"
+            f"pipeline.name=resident needs {needed / 1e9:,.1f} GB on {device}, more than half of "
+            f"the {free / 1e9:,.1f} GB that are free; set pipeline.name=beton"
         )
-    images = _decode_set(dataset, spec.num_threads or len(os.sched_getaffinity(0)))
+    images = _decode_set(dataset, spec.threads)
     if device.type == "cpu":
-        source = DecodedSet(images, dataset)
-        return build_threads(source, dataset, plan, spec, stop_epoch, device)
+        # Images come with their padding, but boxes are inside the image.
+        return build_threads(images.__getitem__, dataset, plan, spec, stop_epoch, device)
     return build_on_device(images, dataset, plan, spec, stop_epoch, device)
 
 
@@ -257,14 +215,6 @@ def build_on_device(
     stop_epoch: int,
     device: torch.device,
 ) -> ResidentLoader:
-    """The loader that crops on the device, of a decoded set ``(S, H, W, 3)``."""
-    requests = _epochs(dataset, plan, spec, stop_epoch)
+    """Build the loader that crops on the device, from a decoded set ``(S, H, W, 3)``."""
+    requests = ((epoch, epoch_request(dataset, epoch, spec)) for epoch in plan.epochs(stop_epoch))
     return ResidentLoader(torch.from_numpy(images).to(device), requests, spec.view_size)
-
-
-def _epochs(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
-) -> Iterator[tuple[EpochPlan, BatchRequest]]:
-    while plan.epoch < stop_epoch:
-        yield plan, epoch_request(dataset, plan, spec)
-        plan = plan.next_epoch()

@@ -1,9 +1,9 @@
 """Crops of a decoded image, resized on the host as PIL does it; one call for all views.
 
-Trade-off: plain loops that Numba compiles, where torch's kernel is vector code that costs some 10
-us before it starts. Both views of an image, one core of an AMD EPYC, torch 2.15, CPU time, medians
-of 5 rounds: 32 pixels to 32 7.8 us against torch's 23.6, 64 to 64 26 against 34, 96 to 96 55
-against 46, 300 to 224 386 against 198. So small views are made here, large ones by torch
+Trade-off: these are plain loops that Numba compiles; torch's kernel is vector code, but takes some
+10 us before it starts. Both views of an image, one core of an AMD EPYC, torch 2.15, CPU time,
+medians of 5 rounds: 32 pixels to 32 7.8 us against torch's 23.6, 64 to 64 26 against 34, 96 to 96
+55 against 46, 300 to 224 386 against 198. So small views are made here, large ones by torch
 (`beton_loader`).
 """
 
@@ -20,7 +20,7 @@ _HALF = 1 << (_BITS - 1)
 
 @numba.njit(nogil=True, cache=True)
 def _taps(length: int, size: int) -> int:
-    """The most input pixels that an output pixel takes from."""
+    """Return the largest number of input pixels that an output pixel depends on."""
     return math.ceil(max(length / size, 1.0)) * 2 + 1
 
 
@@ -28,13 +28,13 @@ def _taps(length: int, size: int) -> int:
 def _weigh(
     length: int, size: int, firsts: npt.NDArray[np.int32], weights: npt.NDArray[np.int32]
 ) -> None:
-    """PIL's coefficients of a triangle filter along one axis of the box.
+    """Compute PIL's coefficients of a triangle filter along one axis of the box.
 
     Args:
         length: Input pixels.
         size: Output pixels.
-        firsts: ``(size, 2)``; where each output pixel's taps start, and how many they are.
-        weights: ``(size, taps)``; in units of 2**-22, overwritten.
+        firsts: First tap and number of taps of each output pixel, ``(size, 2)``; overwritten.
+        weights: Weights in units of 2**-22, ``(size, taps)``; overwritten.
     """
     scale = length / size
     support = max(scale, 1.0)
@@ -55,7 +55,7 @@ def _weigh(
 
 @numba.njit(nogil=True, cache=True)
 def _resize_view(image: UINT8, top: int, left: int, height: int, width: int, out: UINT8) -> None:
-    """One box of ``(H, W, 3)`` to ``(size, size, 3)``: along rows first, then along columns."""
+    """Resize a box of ``(H, W, 3)`` to ``(size, size, 3)``: first along rows, then columns."""
     size = out.shape[0]
     firsts = np.empty((size, 2), np.int32)
     weights = np.empty((size, _taps(width, size)), np.int32)
@@ -93,7 +93,7 @@ def _resize_view(image: UINT8, top: int, left: int, height: int, width: int, out
 def crop_and_resize_views(image: UINT8, boxes: npt.NDArray[np.int32], out: UINT8) -> None:
     """Cut boxes out of an image and resize each, antialiased bilinear, within 1 level of PIL.
 
-    Bit for bit as PIL where that goes along rows first, too; PIL 13 does not for some tall boxes.
+    Equal bit for bit to PIL where PIL also resizes rows first; PIL 13 does not for some tall boxes.
 
     Args:
         image: ``(H, W, 3)``, contiguous.

@@ -3,29 +3,29 @@
 from dataclasses import dataclass, field
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Channel mean and standard deviation of ImageNet in 0..1: for datasets without measured ones, and
-what nearly all published encoders were trained with."""
+"""Channel mean and standard deviation of ImageNet in 0..1: for datasets without measured ones.
+Nearly all published encoders were trained with them."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PipelineConfig:
-    """From a file on disk to crops on the device."""
+    """Settings of loading, from a file on disk to crops on the device."""
 
     name: str = "auto"
     """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
     view_size: int = 224
     """Side of the square views, pixels."""
     center_crop: float = 0.875
-    """Evaluation: side of the central square, as a share of the short one (0.875 = 224/256)."""
+    """Evaluation: side of the central square, as a fraction of the short side (0.875 = 224/256)."""
     eval_size: int = 0
     """Evaluation: side of the crops, pixels; 0 = view_size."""
     channel_mean: list[float] = field(default_factory=list)
-    """Mean of red, green and blue in 0..1 that images are normalized by; none = the dataset's."""
+    """Mean of red, green and blue in 0..1, for normalization; none = the dataset's."""
     channel_std: list[float] = field(default_factory=list)
-    """Their standard deviation, likewise."""
+    """Standard deviation of red, green and blue, for normalization; none = the dataset's."""
     num_threads: int = 0
     """Threads that decode and crop; 0 = one per core."""
     prefetch_batches: int = 2
     """Batches made ahead of the one in use."""
     hw_decoder_load: float | None = None
-    """DALI on a GPU: share of images, 0 to 1, for its JPEG unit; null = by a short sweep."""
+    """DALI on a GPU: fraction of images, 0 to 1, for its JPEG unit; null = from a short sweep."""

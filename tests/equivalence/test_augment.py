@@ -7,6 +7,7 @@ factors make of it, hence 5e-4.
 
 import dataclasses
 import math
+from collections import namedtuple
 from collections.abc import Callable
 from functools import partial
 
@@ -253,7 +254,7 @@ def test_every_policy_is_one_graph(policy: str, views: Callable):
 
 @pytest.mark.parametrize("policy", FLAT)
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (5, 9), (1, 3), (70, 33)])
-def test_host_views_equal_plain_ones(policy: str, height: int, width: int):
+def test_cpu_views_equal_plain_ones(policy: str, height: int, width: int):
     crops = torch.randint(0, 256, (30, 2, height, width, 3), dtype=torch.uint8)
     arguments = crops, keys(30), POLICIES[policy], MEAN, STD
     ours = torch.cat(augment_views(*arguments, torch.float32))
@@ -261,7 +262,7 @@ def test_host_views_equal_plain_ones(policy: str, height: int, width: int):
 
 
 @pytest.mark.parametrize("order", range(24))
-def test_host_views_keep_every_order(order: int, monkeypatch: pytest.MonkeyPatch):
+def test_cpu_views_keep_every_order(order: int, monkeypatch: pytest.MonkeyPatch):
     drawn = augment._draw_jitter
 
     def in_order(*arguments) -> Jitter:
@@ -274,7 +275,7 @@ def test_host_views_keep_every_order(order: int, monkeypatch: pytest.MonkeyPatch
     assert_close(ours, plain_views(*arguments), EQUAL / STD.min().item())
 
 
-def test_host_views_have_the_same_bits_for_any_threads_and_batch():
+def test_cpu_views_have_the_same_bits_for_any_threads_and_batch():
     crops, draw_key = random_crops(21, 24), keys(21)
     before, results = torch.get_num_threads(), []
     try:
@@ -290,6 +291,54 @@ def test_host_views_have_the_same_bits_for_any_threads_and_batch():
     results.append(tuple(map(torch.cat, zip(*alone, strict=True))))
     for views in results[1:]:
         assert all(map(torch.equal, views, results[0]))
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of the two ways makes the views, in the order of calls."""
+    calls: list[str] = []
+    for name in ("plain_views", "cpu_views"):
+        function = getattr(augment, name)
+
+        def recorded(*arguments, name: str = name, function: Callable = function) -> Tensor:
+            calls.append(name)
+            return function(*arguments)
+
+        monkeypatch.setattr(augment, name, recorded)
+    return calls
+
+
+@pytest.mark.parametrize("policy", FLAT)
+def test_the_published_policies_take_the_loops_on_a_cpu(policy: str, taken: list[str]):
+    augment_views(random_crops(4), keys(4), POLICIES[policy], MEAN, STD, torch.float32)
+    assert taken == ["cpu_views"]
+
+
+@pytest.mark.parametrize(("solarize", "views"), [(True, "plain_views"), (False, "cpu_views")])
+def test_a_new_parameter_is_left_to_plain_views_where_it_is_drawn(
+    solarize: bool, views: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    drawn = augment.draw_parameters
+    Extended = namedtuple("Extended", (*ViewParameters._fields, "solarize"))
+
+    def draw_more(*arguments) -> Extended:
+        return Extended(*drawn(*arguments), torch.ones(8) if solarize else None)
+
+    monkeypatch.setattr(augment, "draw_parameters", draw_more)
+    arguments = random_crops(4), keys(4), V2, MEAN, STD
+    ours = torch.cat(augment_views(*arguments, torch.float32))
+    assert taken == [views]
+    assert_close(ours, plain_views(*arguments), EQUAL / STD.min().item())
+
+
+def test_a_parameter_that_the_loops_lose_is_left_to_plain_views(
+    taken: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    known = tuple(name for name in augment.LOOP_PARAMETERS if name != "blur_sigma")
+    monkeypatch.setattr(augment, "LOOP_PARAMETERS", known)
+    for policy in ("moco_v2", "cifar"):
+        augment_views(random_crops(4), keys(4), POLICIES[policy], MEAN, STD, torch.float32)
+    assert taken == ["plain_views", "cpu_views"]
 
 
 # ---------------------------------------------------------------- properties

@@ -319,5 +319,5 @@ def test_missing_package_is_one_line_with_the_extra(name: str) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ImportError: pipeline={name} needs")
+    assert last.startswith(f"ImportError: pipeline.name={name} needs")
     assert f"pip install 'fastmoco[{name}]'" in last

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.pipelines import prefetch
+from fastmoco.pipelines import background, prefetch
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from tests.loader_data import loader_threads, training, write_beton
@@ -234,7 +234,7 @@ def test_close_with_workers_that_wait_for_a_free_slot(
 def test_close_does_not_wait_for_a_stuck_worker(
     dataset: BetonFile, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefetch, "STOP_SECONDS", 0.1)
+    monkeypatch.setattr(background, "STOP_SECONDS", 0.1)
     loader = open_loader(dataset)
     assert gate.entered.wait(10)
     with pytest.warns(UserWarning, match="threads are stuck"):
@@ -246,7 +246,7 @@ def test_close_does_not_wait_for_a_stuck_worker(
 def test_close_from_another_thread_ends_a_waiting_next(
     dataset: BetonFile, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefetch, "STOP_SECONDS", 10)
+    monkeypatch.setattr(background, "STOP_SECONDS", 10)
     loader = open_loader(dataset)
     batches: list[object] = []
     consumer = threading.Thread(target=lambda: batches.extend(loader))

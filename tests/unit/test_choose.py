@@ -131,7 +131,7 @@ def test_what_is_asked_for_is_taken(dataset: BetonFile) -> None:
     spec = training()
     asked = resolve_loader(dataset, PLAN, spec=spec, device=CPU, name="torchvision")
     assert asked == ("torchvision", "as asked")
-    with pytest.raises(ValueError, match="pipeline=betno is unknown"):
+    with pytest.raises(ValueError, match=r"pipeline\.name=betno is unknown"):
         resolve_loader(dataset, PLAN, spec=spec, device=CPU, name="betno")
     loader = build_loader(dataset, PLAN, spec=spec, stop_epoch=1, device=CPU)
     assert len(list(loader)) == 2

@@ -206,11 +206,11 @@ def test_the_next_epoch_starts_at_its_first_batch_in_another_order():
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"global_batch_size": 0}, "global_batch_size=0 is not a positive multiple"),
-        ({"global_batch_size": 13, "world_size": 2}, "of the 2 devices"),
+        ({"global_batch_size": 0}, "global_batch_size must be a positive multiple .* got 0"),
+        ({"global_batch_size": 13, "world_size": 2}, "multiple of the 2 devices, got 13"),
         ({"global_batch_size": 51}, "global_batch_size=51 is larger than the dataset of 50"),
-        ({"start_batch": 5}, "start_batch=5 lies outside the 4 batches"),
-        ({"start_batch": -1}, "start_batch=-1 lies outside"),
+        ({"start_batch": 5}, r"start_batch must be in \[0, 4\], .* got 5; resume"),
+        ({"start_batch": -1}, r"start_batch must be in \[0, 4\], .* got -1; resume"),
     ],
 )
 def test_sizes_that_make_no_batch_are_refused(values: dict[str, int], named: str):

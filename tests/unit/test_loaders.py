@@ -66,13 +66,13 @@ class CountedDecode:
 )
 def test_spec_refuses_what_no_loader_can_serve(name: str, value: float) -> None:
     values = {"view_size": 32, "policy": None, name: value}
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with pytest.raises(ValueError, match=rf"pipeline\.{name} must be .*, got {value}$"):
         LoaderSpec(**values)
 
 
 def test_unknown_loader_is_refused_with_the_allowed_names(dataset: BetonFile) -> None:
     plan = EpochPlan(seed=0, epoch=0, num_samples=8, global_batch_size=4)
-    with pytest.raises(ValueError, match=r"pipeline=betno.*auto, beton, .*torchvision"):
+    with pytest.raises(ValueError, match=r"pipeline\.name=betno.*auto, beton, .*torchvision"):
         build_loader(dataset, plan, spec=training(), stop_epoch=1, device=CPU, name="betno")
 
 

@@ -175,13 +175,19 @@ def lists(policy: Policy) -> list[tuple[str, object]]:
         ("base: mocov2", "unknown base: mocov2; did you mean moco_v2?"),
         ("base: [1]", "unknown base: [1]"),
         ("hue: red", "Value 'red' of type 'str' could not be converted to Float (key hue)"),
-        ("hue: 0.6", "policy.hue=0.6 does not fit; set it to at most half a turn"),
+        ("hue: 0.6", "policy.hue must be in [0, 0.5], in turns, got 0.6"),
         ("hue: null", "key hue"),
-        ("crop_scale: [0.5]", "policy.crop_scale=[0.5] does not fit"),
-        ("crop_scale: [0, 1]", "policy.crop_scale=[0.0, 1.0] does not fit"),
+        (
+            "crop_scale: [0.5]",
+            "policy.crop_scale must be [low,high] with 0 < low <= high, got [0.5]",
+        ),
+        ("crop_scale: [0, 1]", "with 0 < low <= high, got [0.0, 1.0]"),
         ("pool: [fog, snow]", "Invalid value 'snow'"),
-        ("pool: [fog]", "policy.pool_draws=2 does not fit; set it to at most the pool's 1"),
-        ("pool: [fog, fog]", "set it to different operations"),
+        ("pool: [fog]", "policy.pool_draws must be at most 1, the pool's size, got 2"),
+        (
+            "pool: [fog, fog]",
+            "policy.pool must be a list of different operations, got ['fog', 'fog']",
+        ),
         ("- 1", "must hold `key: value` lines"),
         ("", "must hold `key: value` lines"),
         ("a: [1", "expected ',' or ']'"),
@@ -214,7 +220,7 @@ def test_a_missing_policy_file():
 
 
 def test_values_out_of_range_on_the_command_line():
-    with pytest.raises(UsageError, match=r"policy\.flip_probability=1\.5 does not fit"):
+    with pytest.raises(UsageError, match=r"policy\.flip_probability must be in \[0, 1\], got 1\.5"):
         load_config(TrainConfig, ["policy.flip_probability=1.5"])
 
 

@@ -74,7 +74,7 @@ def test_a_set_that_does_not_fit_is_refused(
     needed = resident_loader.resident_bytes(dataset)
     monkeypatch.setattr(resident_loader, "free_bytes", lambda _: 2 * needed - 1)
     with pytest.raises(
-        ValueError, match=r"pipeline.name=resident would keep .* set pipeline.name=beton"
+        ValueError, match=r"pipeline.name=resident needs .* set pipeline.name=beton"
     ):
         build_loader(dataset, PLAN, spec=training(), stop_epoch=1, device=CPU, name="resident")
     monkeypatch.setattr(resident_loader, "free_bytes", lambda _: 2 * needed)
