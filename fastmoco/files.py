@@ -128,13 +128,13 @@ def atomic_write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json_object(path: Path, keys: Iterable[str], *, mend: str) -> dict[str, Any]:
+def read_json_object(path: Path, keys: Iterable[str], *, advice: str) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Args:
         path: The file.
         keys: Keys that the object must have.
-        mend: What the user should do if the file is damaged; the end of the error message.
+        advice: What the user should do if the file is damaged; the end of the error message.
 
     Raises:
         ValueError: If the file holds no JSON object with these keys; one line that names the file.
@@ -143,11 +143,11 @@ def read_json_object(path: Path, keys: Iterable[str], *, mend: str) -> dict[str,
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); {mend}") from error
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged (it holds no object); {mend}")
+        raise ValueError(f"{path} is damaged (it holds no object); {advice}")
     if missing := [key for key in keys if key not in found]:
-        raise ValueError(f"{path} is damaged (it lacks {', '.join(missing)}); {mend}")
+        raise ValueError(f"{path} is damaged (it lacks {', '.join(missing)}); {advice}")
     return found
 
 

@@ -158,7 +158,7 @@ def _jobs(
         raise UsageError(f"shards={shards} is more than the {count} images of {source}")
     measured = _measured(count, cfg)
     recipe = _recipe(samples, cfg)
-    origin = {"source": source, "options": cfg.told(), "fastmoco_version": __version__}
+    origin = {"source": source, "options": cfg.recorded(), "fastmoco_version": __version__}
     if shards == 1:
         return [ConversionJob(destination, samples, measured, cfg, recipe, origin)]
     jobs = []

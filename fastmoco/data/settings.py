@@ -126,9 +126,9 @@ class ConvertConfig:
     def choices(self) -> dict[str, Any]:
         """Options that determine the bytes of a file of given samples, as JSON values."""
         left_out = ("on_error", "root", "download", "labels")
-        return {name: value for name, value in self.told().items() if name not in left_out}
+        return {name: value for name, value in self.recorded().items() if name not in left_out}
 
-    def told(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Options to record in the JSON file, as JSON values."""
         left_out = ("workers", "shards", "shard")
         values = {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -121,7 +121,7 @@ def _read_request(folder: Path) -> _Request:
     advice = "make the request again"
     keys = ("dataset_fingerprint", "run", "checkpoint_sha256", "step")
     try:
-        facts = read_json_object(folder / "request.json", keys, mend=advice)
+        facts = read_json_object(folder / "request.json", keys, advice=advice)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"{folder} holds no finished request; give the output folder of `fastmoco request`"

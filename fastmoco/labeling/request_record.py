@@ -84,7 +84,7 @@ def read_finished(out: Path, recipe: str) -> LabelRequest | None:
     name = FINISHED if FINISHED in known else UNFINISHED
     keys = [one.name for one in fields(LabelRequest)] if name == FINISHED else ["recipe"]
     advice = "remove the folder and make the request again"
-    saved = read_json_object(out / name, keys, mend=advice)
+    saved = read_json_object(out / name, keys, advice=advice)
     if saved["recipe"] != recipe:
         raise UsageError(
             f"out={out} holds a request of another checkpoint, dataset or options; give another "

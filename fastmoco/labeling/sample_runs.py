@@ -147,7 +147,7 @@ def _outcome(
     sidecar_path(data).unlink(missing_ok=True)
     advice = f"remove it and {run.path}; the sample is then trained again"
     keys = [one.name for one in fields(Outcome)]
-    ended = read_json_object(record, keys, mend=advice)
+    ended = read_json_object(record, keys, advice=advice)
     return Outcome(**{key: ended[key] for key in keys})
 
 

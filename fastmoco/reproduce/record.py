@@ -12,7 +12,7 @@ FILE_NAME = "sweep.json"
 """Name of the record in a run folder."""
 STATE_NAME = "sweep.json"
 """Name of the file in the folder of all runs, with what they have in common."""
-MEND_STATE = "remove it; the next call of the sweep writes it again: fastmoco sweep"
+STATE_ADVICE = "remove it; the next call of the sweep writes it again: fastmoco sweep"
 
 
 class Status(StrEnum):

@@ -27,7 +27,7 @@ from fastmoco.reproduce.plan import (
     plan_runs,
     run_config,
 )
-from fastmoco.reproduce.record import MEND_STATE, STATE_NAME, read_record
+from fastmoco.reproduce.record import STATE_ADVICE, STATE_NAME, read_record
 from fastmoco.reproduce.schedule import do_all
 from fastmoco.reproduce.settings import Scale, SweepConfig, sweep_folder
 from fastmoco.reproduce.sweep_job import DATA_KEYS, OWN_KEYS, SweepJob, learned
@@ -182,7 +182,7 @@ def _fingerprints(data: DataConfig) -> dict[str, str]:
 def _merge_state(job: SweepJob, prints: dict[str, str]) -> None:
     state: dict[str, Any] = {}
     if (path := job.folder / STATE_NAME).exists():
-        state = read_json_object(path, ("seeds",), mend=f"{MEND_STATE} {job.name}")
+        state = read_json_object(path, ("seeds",), advice=f"{STATE_ADVICE} {job.name}")
     if state.get("fingerprints", prints) != prints:
         raise UsageError(
             f"{job.folder} holds runs on other data; give the same data, or set another folder=DIR"

@@ -12,7 +12,7 @@ from fastmoco.reproduce.definition import Definition, Measure, load_definition
 from fastmoco.reproduce.figures import LABELS, SETTINGS, Group, RunFigures, collect, is_collapsed
 from fastmoco.reproduce.orderings import STANDARD_ERRORS, Finding, check_claims, judge
 from fastmoco.reproduce.plots import draw_plots
-from fastmoco.reproduce.record import MEND_STATE, STATE_NAME
+from fastmoco.reproduce.record import STATE_ADVICE, STATE_NAME
 from fastmoco.reproduce.settings import SweepTableConfig, sweep_folder
 from fastmoco.reproduce.voc import write_voc_table
 
@@ -58,7 +58,7 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
     """
     if not (path := folder / STATE_NAME).exists():
         raise UsageError(f"{folder} holds no sweep; start: fastmoco sweep {name}")
-    return read_json_object(path, ("name", "scale", "seeds"), mend=f"{MEND_STATE} {name}")
+    return read_json_object(path, ("name", "scale", "seeds"), advice=f"{STATE_ADVICE} {name}")
 
 
 def shown_measures(definition: Definition, groups: Sequence[Group]) -> list[str]:

@@ -99,14 +99,14 @@ def find_rows(folder: Path) -> Iterator[Row]:
         ValueError: If a result is damaged; one line that names its file.
     """
     for path in sorted(folder.rglob("result.json")):
-        mend = "remove it, and fastmoco detect writes it again"
-        protocol = (values := read_json_object(path, (), mend=mend)).get("protocol")
+        advice = "remove it, and fastmoco detect writes it again"
+        protocol = (values := read_json_object(path, (), advice=advice)).get("protocol")
         if not isinstance(protocol, dict) or protocol.get("task") != "boxes":
             continue  # a result of another command, or of one trial
         try:
             yield _row(values["summary"], protocol)
         except (LookupError, TypeError) as error:
-            raise ValueError(f"{path} is damaged (no {error}); {mend}") from error
+            raise ValueError(f"{path} is damaged (no {error}); {advice}") from error
 
 
 def _row(summary: dict[str, dict[str, float]], protocol: dict[str, Any]) -> Row:
