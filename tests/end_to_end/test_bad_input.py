@@ -123,7 +123,7 @@ def test_a_symmetric_batch_brings_two_keys_an_image(capsys, tmp_path, dataset): 
     arguments = train_arguments(
         dataset, tmp_path / "run", "moco.symmetric=true", "moco.queue_size=15"
     )
-    fails(capsys, arguments, 2, "smaller than 2 x global_batch_size=8; set moco.queue_size=16")
+    fails(capsys, arguments, 2, "queue_size must be 16 or more", "set moco.queue_size=16 or more")
 
 
 def test_a_folder_that_is_no_run(capsys, tmp_path, dataset):  # noqa: F811
