@@ -41,13 +41,14 @@ faults: install ## thousands of damaged files, kills and full disks, about 10 mi
 curves: install ## 200 steps of the fast path beside three seeds of the plain one, 3 minutes
 	@$(BIN)/python -m pytest tests/golden --full-curves -s $(ARGS)
 
-check: install ## lint, formatting, types
+check: install ## lint, formatting, imports, types
 	@$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 clean: ## remove the environment and all caches, not runs/
-	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last: an interrupted installation is taken up again. pip writes a package's INSTALLER after

@@ -1,5 +1,6 @@
 """What a user gets for bad input: one line on stderr that says what, where and what to do."""
 
+import re
 import shutil
 
 import pytest
@@ -74,16 +75,20 @@ def test_cut_or_foreign_beton(capsys, tmp_path, dataset):  # noqa: F811
     [
         (
             "moco.queue_size=7",
-            ["queue_size=7 is smaller than global_batch_size=8", "set moco.queue_size=8"],
+            [
+                "moco.queue_size must be 8 or more",
+                "global_batch_size=8, got 7",
+                "set moco.queue_size=8",
+            ],
         ),
         ("moco.queue_sise=64", ["unknown option moco.queue_sise; did you mean moco.queue_size?"]),
         ("global_batch_size=64", ["dataset of 48 images", "set global_batch_size=48 or less"]),
         ("moco.batch_norm_splits=3", ["moco.batch_norm_splits=3", "set it to a divisor"]),
-        ("moco.temperature=0", ["moco.temperature=0"]),
+        ("moco.temperature=0", ["moco.temperature must be above 0, got 0"]),
         ("model.encoder=resnet19", ["model.encoder=resnet19 is unknown"]),
         ("pipeline.name=fast", ["fast is unknown"]),
         ("device=tpu", ["device=tpu"]),
-        ("optimizer.name=lamb", ["optimizer.name=lamb is unknown"]),
+        ("optimizer.name=lamb", ["optimizer.name: Invalid value 'lamb'", "lars"]),
         ("pipeline.channel_mean=[0.5,0.5,0.5]", ["pipeline.channel_std=[] cannot normalize"]),
         ("data.test=null", ["monitor.every_epochs is set but data.test is not"]),
     ],
@@ -99,11 +104,26 @@ def test_settings_that_do_not_fit(capsys, tmp_path, dataset, option, words):  # 
     assert not (run / "checkpoints").exists()
 
 
+def test_the_advised_command_works_in_the_folder_of_a_refused_start(capsys, tmp_path, dataset):  # noqa: F811
+    """Only a checkpoint binds a folder to its settings."""
+    run = tmp_path / "run"
+    arguments = train_arguments(dataset, run, "moco.queue_size=64", "train.compile=never")
+    arguments += ["train.max_steps=1", "monitor.every_epochs=0"]
+    assert cli.main([*arguments, "global_batch_size=64"]) in (1, 2)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    advised = re.search(r"set (global_batch_size=\d+) or less", line)[1]
+    assert cli.main([*arguments, advised]) == 0
+    assert load_checkpoint(run).facts["config"]["global_batch_size"] == 48
+    assert (run / "config.yaml").read_text().count("global_batch_size: 48") == 1
+    words = ["global_batch_size: 48 there, 16 now", "moco.dim: 8 there, 4 now"]
+    fails(capsys, [*arguments, "global_batch_size=16", "moco.dim=4"], 2, run, *words)
+
+
 def test_a_symmetric_batch_brings_two_keys_an_image(capsys, tmp_path, dataset):  # noqa: F811
     arguments = train_arguments(
         dataset, tmp_path / "run", "moco.symmetric=true", "moco.queue_size=15"
     )
-    fails(capsys, arguments, 2, "smaller than 2 x global_batch_size=8; set moco.queue_size=16")
+    fails(capsys, arguments, 2, "queue_size must be 16 or more", "set moco.queue_size=16 or more")
 
 
 def test_a_folder_that_is_no_run(capsys, tmp_path, dataset):  # noqa: F811

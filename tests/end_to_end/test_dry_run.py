@@ -9,6 +9,7 @@ from fastmoco import cli
 from fastmoco.train.dry_run import DryRun
 from fastmoco.train.step import STAGES
 from tests.end_to_end.test_training import dataset, train_arguments  # noqa: F401
+from tests.pictures import write_class_folders
 
 EAGER = "train.compile=never"
 
@@ -30,6 +31,16 @@ def test_a_dry_run_leaves_a_run_as_it_is(tmp_path, dataset):  # noqa: F811
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     assert cli.main([*arguments, "train.dry_run=true", "train.epochs=3"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_a_dry_run_reads_a_folder_of_images(capsys, tmp_path):
+    write_class_folders(tmp_path / "images", classes=2, per_class=12)
+    arguments = train_arguments(tmp_path / "images", tmp_path / "run", EAGER, "train.dry_run=true")
+    assert cli.main([*arguments, "data.test=null", "monitor.every_epochs=0"]) == 0
+    printed = capsys.readouterr()
+    assert "20 steps" in printed.out
+    assert "24 images" in printed.err
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_a_profile_has_all_stages_and_a_trace(capsys, tmp_path, dataset):  # noqa: F811

@@ -101,6 +101,30 @@ def test_round_trip(place, tmp_path, capsys, by):
     assert facts["num_unlabeled"] == 3
 
 
+def test_a_folder_of_images(place, tmp_path, capsys):
+    """Requested from, and merged into, as it is: its JPEGs are in the file, byte by byte."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (place / "images").glob("*/*.jpg"):
+        shutil.copy(path, images / f"{path.parent.name}{path.name}")
+    options = [f"data.train={images}", f"out={tmp_path / 'asked'}", "count=4", "mode=random"]
+    assert cli.main(["request", str(place / "run"), *options, "max_similarity=1"]) == 0
+    asked = pq.read_table(tmp_path / "asked/request.parquet")["sample_id"].to_pylist()
+    with open_dataset(images) as old:
+        colors = {sample: old.name(sample).rstrip(".0123456789jpg") for sample in asked}
+    labels = granted(tmp_path, ["sample_id,label", *(f"{i},{name}" for i, name in colors.items())])
+    out, data = tmp_path / "merged.beton", f"data.train={images}"
+    capsys.readouterr()
+    code = cli.main(["merge-labels", str(tmp_path / "asked"), data, labels, f"out={out}"])
+    assert code == 0, capsys.readouterr().err
+    assert verify(out).num_samples == 12
+    with open_dataset(out) as new:
+        found = {i: new.classes[label] for i, label in enumerate(new.labels) if label >= 0}
+        assert found == colors
+        for sample in range(12):
+            assert new.blob(sample) == (images / new.name(sample)).read_bytes()
+
+
 def test_only_labeled_and_a_second_grant(place, tmp_path, capsys):
     """Some labels now, the rest into what came of it: by ids, as the images are the same."""
     asked = requested(place)

@@ -86,6 +86,25 @@ def run_killer(place: str, count: int, arguments: list[str]) -> int:
     return subprocess.run(command, env=environment, timeout=240, capture_output=True).returncode
 
 
+# Runs the command line; before the second step it says so and waits for a line.
+WAITER = """
+import sys
+from fastmoco import cli
+from fastmoco.train.trainer import Trainer
+
+plain = Trainer.take
+
+def waiting(self, batch, rate):
+    if self.steps_done == 1:
+        print("waiting", flush=True)
+        sys.stdin.readline()
+    return plain(self, batch, rate)
+
+Trainer.take = waiting
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def state_of(run: Path):
     checkpoint = load_checkpoint(run)
     rows = [
@@ -123,6 +142,35 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, eager_run, tmp_path, p
     assert run_killer(place, count, arguments) == -signal.SIGKILL
     assert cli.main(arguments) == 0
     assert_same_run(run, eager_run)
+
+
+@pytest.mark.parametrize("end", ["goes on", "killed"])
+def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, capsys, end):
+    run = tmp_path / "run"
+    more = ["train.compile=never", "train.max_steps=3", "monitor.every_epochs=0"]
+    arguments = train_arguments(dataset, run, *more)
+    environment = {**os.environ, "PYTHONPATH": str(Path(fastmoco.__file__).parents[1])}
+    command = [sys.executable, "-c", WAITER, *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as first:
+        try:
+            assert first.stdout.readline() == "waiting\n"
+            before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+            assert cli.main(arguments) == 2
+            (line,) = capsys.readouterr().err.strip().splitlines()
+            assert f"{run} is in use by another process" in line
+            assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+            if end == "killed":
+                first.kill()
+            first.communicate("go on\n", timeout=240)
+        finally:
+            first.kill()
+    assert first.returncode == (-signal.SIGKILL if end == "killed" else 0)
+    if end == "killed":
+        assert not any((run / "checkpoints").glob("*"))
+        assert cli.main(arguments) == 0
+    assert load_checkpoint(run).step == 3
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [2, 3]
 
 
 @pytest.mark.timeout(600)

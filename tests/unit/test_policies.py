@@ -81,6 +81,26 @@ def test_published_values():
     assert cifar == dataclasses.replace(v2, blur_probability=0.0)
 
 
+def test_a_new_operation_leaves_the_published_pool_as_it_is():
+    assert [op.name for op in POOL.pool] == [
+        "none",
+        "blur",
+        "gaussian_blur",
+        "channel_shuffle",
+        "coarse_dropout",
+        "cutout",
+        "rain",
+        "gaussian_noise",
+        "hue_saturation",
+        "fog",
+        "flip",
+        "color_jitter",
+        "vertical_flip",
+        "sharpen",
+        "brightness_contrast",
+    ]
+
+
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (224, 224), (33, 40)])
 def test_scale_1_takes_the_whole_image(height: int, width: int):
     """A drawn shape that is the image's own but for rounding may lose one row or column."""
