@@ -17,6 +17,7 @@ MAX_LINES = 350
 IMPORTS_BY_STRING = {
     "fastmoco": "its functions load on first use: `fastmoco --help` needs no torch",
     "fastmoco.interop.export": "a writer loads when it is chosen: most need a package of their own",
+    "fastmoco.interop.onnx_graph": "onnx, onnxscript and onnxruntime are optional",
     "fastmoco.pipelines.build": "a loader loads when it is chosen: FFCV and DALI may be missing",
     "fastmoco.pipelines.dali_pipeline": "DALI is optional; as a string, its types do not matter",
 }
