@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+import fastmoco
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
@@ -124,3 +126,14 @@ def test_its_encoder_is_as_good_as_it_was(encoder: str, capsys: pytest.CaptureFi
     assert cli.main(["knn", encoder, *KNN, "--json"]) == 0
     top1 = json.loads(capsys.readouterr().out)["top1"]
     assert top1 == pytest.approx(expected()["knn_top1"][encoder], abs=ONE_OF_24)
+
+
+def some_images() -> torch.Tensor:
+    return torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32).cos()
+
+
+@pytest.mark.parametrize("encoder", ["run", "encoder.safetensors"])
+@torch.no_grad()
+def test_its_features_are_what_they_were(encoder: str) -> None:
+    features = fastmoco.load_encoder(GOLDEN / encoder).backbone(some_images())
+    torch.testing.assert_close(features, torch.tensor(expected()["features"]), rtol=1e-4, atol=1e-5)
