@@ -282,7 +282,7 @@ def test_reasons_are_one_line():
     for error in (RuntimeError("a\nb"), ValueError(""), MemoryError(), KeyError("x")):
         assert "\n" not in unpickle._reason(error)
     for loaded, words in (
-        ([1], "it holds a list"),
+        ([1], "it contains a list"),
         ({"epoch": 3, "optimizer": {}}, r"no state dict \(its keys: epoch, optimizer\)"),
     ):
         with pytest.raises(unpickle.Refused, match=words):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastmoco.errors import UsageError
-from fastmoco.moco import encoders
+from fastmoco.moco import resnet
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.settings import BatchNorm, ModelConfig, Precision
 from tests.optional import require
@@ -40,8 +40,8 @@ def test_bottlenecks_too():
 
 def test_only_queries_are_computed_again(monkeypatch):
     calls = []
-    plain = encoders.recomputed
-    monkeypatch.setattr(encoders, "recomputed", lambda *given: calls.append(1) or plain(*given))
+    plain = resnet.recomputed
+    monkeypatch.setattr(resnet, "recomputed", lambda *given: calls.append(1) or plain(*given))
     step = make_step(model=ON)
     step(make_batch(0), 0.03)
     assert len(calls) == 8  # blocks of a ResNet-18, of one encoder
