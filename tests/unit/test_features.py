@@ -15,8 +15,8 @@ from fastmoco.evaluate.features import (
     feature_batches,
     features_folder,
 )
+from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.encoders import build_encoder
-from fastmoco.moco.model import Encoder
 from fastmoco.moco.settings import ModelConfig, Precision, Stem
 from fastmoco.pipelines.settings import PipelineConfig
 from tests.pictures import write_class_folders
