@@ -64,7 +64,8 @@ def build_query_encoder(
     """
     norm_layer = encoder_norm_layer(moco, ranks, accumulate)
     backbone = build_encoder(model, norm_layer=norm_layer, view_size=view_size)
-    return Encoder(backbone, _mechanism(moco).make_head(Parts(backbone, model, moco, ranks)))
+    parts = Parts(backbone, model, moco, ranks)
+    return Encoder(parts.backbone, _mechanism(moco).make_head(parts))
 
 
 def check_encoder(

@@ -218,9 +218,10 @@ class MocoConfig:
     def _check_other_mechanism(self) -> None:
         """Refuse options that need a key encoder and a queue."""
         if self.symmetric:
+            reason = NOT_SYMMETRIC.get(self.mechanism, "its loss has one form")
             raise UsageError(
                 f"moco.symmetric=true is only for moco.mechanism=moco, got {self.mechanism} "
-                f"({NOT_SYMMETRIC[self.mechanism]}); set moco.symmetric=false"
+                f"({reason}); set moco.symmetric=false"
             )
         if self.batch_norm in (BatchNorm.shuffled, BatchNorm.eman) or self.batch_norm_splits != 1:
             raise UsageError(
