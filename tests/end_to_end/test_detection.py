@@ -242,7 +242,7 @@ def test_folders_of_something_else_are_refused(scenes, run, whole, tmp_path, cap
     fails(capsys, other, ["learning_rate: 0.02 there, 0.01 now", "another run_dir"])
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0/thesis.txt").write_text("precious")
-    fails(capsys, [*arguments, f"run_dir={tmp_path}"], ["seed-0 exists and is no run folder"])
+    fails(capsys, [*arguments, f"run_dir={tmp_path}"], ["seed-0 exists and is not a run folder"])
     fails(capsys, ["detect", str(tmp_path / "none"), *arguments[2:]], ["does not exist"])
 
 
