@@ -1,12 +1,11 @@
 """Activation checkpointing (arXiv:1604.06174): activations computed twice instead of kept.
 
-Batch norm must count its batch once: what is computed again normalizes by the same batch and leaves
-the running statistics alone.
+Batch norm must count its batch once: the second computation normalizes by the same batch and does
+not change the running statistics.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """``block(x)``, of which only `x` is kept for the backward pass.
+    """Compute ``block(x)`` and keep only `x` for the backward pass; the numbers are the same.
 
-    The numbers are the same. `torch.compile` needs no care for batch norm: it writes the buffers
-    once, after its forward graph.
+    `torch.compile` needs no context for batch norm: it writes the buffers once, after its forward
+    graph.
 
     Args:
-        block: Must draw nothing at random.
-        x: Its input.
+        block: A module without random draws.
+        x: Input of the block.
     """
     output: Tensor
     if torch.compiler.is_compiling():
@@ -32,21 +31,14 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
             x,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=partial(_contexts, block),
+            context_fn=lambda: (nullcontext(), _on_copies_of_buffers(block)),
         )
     return output
 
 
-def _contexts(
-    block: nn.Module,
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds the first computation, and the second."""
-    return nullcontext(), _on_copies_of_buffers(block)
-
-
 @contextmanager
 def _on_copies_of_buffers(block: nn.Module) -> Iterator[None]:
-    """Within the block, what layers write into their buffers is lost; those stay where they lie.
+    """Discard what layers write into their buffers within the context; addresses stay the same.
 
     Batch norm without buffers would save fewer tensors than in the first computation, which torch
     refuses.

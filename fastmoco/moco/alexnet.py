@@ -1,24 +1,24 @@
-"""AlexNet, as torchvision has it (arXiv:1404.5997), with stems for small images."""
+"""AlexNet as in torchvision (arXiv:1404.5997), with stems for small images."""
 
 from torch import Tensor, nn
 
 from fastmoco.moco.backbone import Backbone, NormLayer
 from fastmoco.moco.settings import Stem
 
-# Side of the map that the linear layers see. At 224 pixels torchvision's is 6; `small` leaves 7 of
-# 32 pixels, `small_stride2` 3.
+# Side of the map that the linear layers see. At 224 pixels torchvision's is 6; at 32 pixels `small`
+# leaves 7, `small_stride2` 3.
 POOLED_SIDE = {Stem.imagenet: 6, Stem.small: 6, Stem.small_stride2: 3}
 
-# Of smaller images a pool would leave nothing.
+# A pool would leave nothing of smaller images.
 SMALLEST_VIEW = {Stem.imagenet: 63, Stem.small: 7, Stem.small_stride2: 13}
 
 
 class AlexNet(Backbone):
     """AlexNet up to its second linear layer; parameter names are torchvision's.
 
-    Without dropout, which would draw from a generator with a state: a resumed run would not repeat
-    what an uninterrupted one does. Papers on self-supervised learning put batch norm in after each
-    convolution (arXiv:1807.05520, section 4): the layers are then numbered otherwise.
+    Without dropout, which would draw from a generator with a state: a resumed run would differ from
+    an uninterrupted one. Papers on self-supervised learning insert batch norm after each
+    convolution (arXiv:1807.05520, section 4); the layers' numbers then change.
 
     Attributes:
         feature_dim: D = 64 x width, which is 4,096 at the paper's 64.
@@ -33,8 +33,8 @@ class AlexNet(Backbone):
             stem: The first convolution and the pool after it: of 11 x 11 with stride 4, or of 3 x 3
                 without a pool.
             width: Channels of the first convolution, 64 in torchvision.
-            norm_layer: Makes a normalization from its number of channels; None: none.
-            in_channels: Of the images.
+            norm_layer: Makes a normalization from its number of channels; None for no norm.
+            in_channels: Channels of the images.
         """
         super().__init__()
         self.features = nn.Sequential(

@@ -1,4 +1,4 @@
-"""What every backbone is to the rest: images to feature vectors."""
+"""The interface of every backbone: images to feature vectors."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ class Backbone(nn.Module):
 
     Attributes:
         feature_dim: D, the length of the feature vector.
-        takes_plain_rgb: Its images are RGB in 0..1, not normalized by channel: it does that itself.
+        takes_plain_rgb: Whether its images are RGB in 0..1, which it normalizes itself.
     """
 
     feature_dim: int

@@ -1,8 +1,8 @@
-"""Batch norm over other batches than a device's own: groups of it, or those of all ranks.
+"""Batch norm over groups of a device's batch, or over the batches of all ranks.
 
-MoCo needs groups: with plain batch norm on one device the batch statistics tell a query which key
-is its own (arXiv:1911.05722, section 3.3, "Shuffling BN"). The step shuffles the keys; the groups
-then differ between query and key.
+MoCo needs groups: with plain batch norm on one device the batch statistics reveal to a query which
+key is its own (arXiv:1911.05722, section 3.3, "Shuffling BN"). The step shuffles the keys; the
+groups then differ between query and key.
 """
 
 from collections.abc import Callable
@@ -23,19 +23,19 @@ HeadNorm = Callable[..., nn.Module]
 def resolve_batch_norm(
     moco: MocoConfig, ranks: Ranks, accumulate: int = 1
 ) -> tuple[BatchNorm, int]:
-    """What ``auto`` is on these devices, and how many groups of a global batch are normalized.
+    """Resolve ``auto`` for these devices, and count the groups that are normalized separately.
 
     Args:
-        moco: What is asked for.
-        ranks: Who trains.
-        accumulate: Micro-batches, each a group at least: on one device as many splits.
+        moco: Settings of the mechanism.
+        ranks: Ranks that train.
+        accumulate: Micro-batches of a step; each is at least one group.
 
     Returns:
-        The kind, not ``auto``, and the number of groups over all devices: 1 is the whole batch.
+        The kind, not ``auto``, and the number of groups of a global batch, over all devices.
     """
     kind, groups = moco.batch_norm, ranks.world_size * accumulate
     if kind is BatchNorm.auto and moco.mechanism is not Mechanism.moco:
-        # Where keys are of the same batch, a device's own statistics would tell positives apart
+        # Where keys are of the same batch, a device's own statistics would reveal the positives
         # (arXiv:2002.05709, "Global BN"); entries of a bank are of other batches.
         in_batch = moco.mechanism is not Mechanism.memory_bank
         kind = BatchNorm.synchronized if in_batch and ranks.several else BatchNorm.plain
@@ -46,24 +46,35 @@ def resolve_batch_norm(
     return kind, accumulate if kind is BatchNorm.synchronized else groups
 
 
-class SplitBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` with training statistics apart for each of S contiguous groups.
-
-    Running statistics follow the mean of the groups' statistics. In evaluation it is plain batch
-    norm.
-    """
+class _GroupedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Running statistics of batch norm over other groups than one device's batch."""
 
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
 
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the running statistics towards the mean over groups ``(S, C)`` of `count` values."""
+        self.running_mean.lerp_(mean.mean(0), self.momentum)
+        self.running_var.lerp_(var.mean(0) * (count / (count - 1)), self.momentum)
+        self.num_batches_tracked.add_(1)
+
+
+class SplitBatchNorm2d(_GroupedBatchNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` with separate training statistics for each of S contiguous groups.
+
+    Running statistics follow the mean of the groups' statistics. In evaluation it is plain batch
+    norm.
+    """
+
     def __init__(self, num_features: int, *, num_splits: int) -> None:
         """Make the layer.
 
         Args:
             num_features: C.
-            num_splits: S >= 1; every training batch must be a multiple of it.
+            num_splits: S >= 1, a divisor of every training batch.
         """
         super().__init__(num_features)
         self.num_splits = num_splits
@@ -86,31 +97,26 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         groups = input.view(self.num_splits, -1, *input.shape[1:])  # (S, N/S, C, H, W), no copy
         groups = groups.to(torch.promote_types(input.dtype, torch.float32))
         var, mean = torch.var_mean(groups, dim=(1, 3, 4), correction=0, keepdim=True)
-        _update_running(self, mean.flatten(1), var.flatten(1), groups[0, :, 0].numel())
+        self._update_running(mean.flatten(1), var.flatten(1), groups[0, :, 0].numel())
         scale = self.weight[:, None, None] * torch.rsqrt(var + self.eps)
         shift = self.bias[:, None, None] - mean * scale
         return torch.addcmul(shift, groups, scale).view_as(input).to(input.dtype)
 
 
-class _SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class _SynchronizedBatchNorm(_GroupedBatchNorm):
     """Batch norm with the statistics of the batches of all ranks together.
 
     ``mean = E_r mean_r`` and ``var = E_r var_r + Var_r mean_r``: the law of total variance, for
-    batches of equal size. One gather forward and one sum backward per layer. On CPU and CUDA alike:
-    `nn.SyncBatchNorm` refuses the CPU and splits the compiled graph.
+    batches of equal size. One gather forward and one sum backward per layer. It works on CPU and
+    CUDA: `nn.SyncBatchNorm` refuses the CPU and splits the compiled graph.
     """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-    momentum: float
 
     def __init__(self, num_features: int, *, ranks: Ranks, affine: bool = True) -> None:
         """Make the layer.
 
         Args:
             num_features: C.
-            ranks: Who takes part, with as many samples each.
+            ranks: Ranks whose batches, of equal size, are normalized together.
             affine: Whether a learned scale and shift follow.
         """
         super().__init__(num_features, affine=affine)
@@ -127,7 +133,7 @@ class _SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
         means, variances = gathered.unbind(1)
         mean, var = means.mean(0), variances.mean(0) + means.var(0, correction=0)
         count = self.ranks.world_size * values[:, 0].numel()
-        _update_running(self, mean[None], var[None], count)
+        self._update_running(mean[None], var[None], count)
         scale = torch.rsqrt(var + self.eps)
         scale = self.weight * scale if self.affine else scale
         shift = (self.bias if self.affine else 0) - mean * scale
@@ -144,29 +150,17 @@ class SynchronizedBatchNorm2d(_SynchronizedBatchNorm, nn.BatchNorm2d):
     """`nn.BatchNorm2d` over all ranks."""
 
 
-@torch.no_grad()
-def _update_running(
-    layer: SplitBatchNorm2d | _SynchronizedBatchNorm, mean: Tensor, var: Tensor, count: int
-) -> None:
-    """Move the running statistics towards the mean over groups ``(S, C)`` of `count` values."""
-    layer.running_mean.lerp_(mean.mean(0), layer.momentum)
-    layer.running_var.lerp_(var.mean(0) * (count / (count - 1)), layer.momentum)
-    layer.num_batches_tracked.add_(1)
-
-
 def encoder_norm_layer(moco: MocoConfig, ranks: Ranks, accumulate: int = 1) -> NormLayer:
-    """What makes the batch norms of an encoder; arguments as of `resolve_batch_norm`."""
+    """Return the class of an encoder's batch norms; for the arguments see `resolve_batch_norm`."""
     kind, groups = resolve_batch_norm(moco, ranks, accumulate)
-    groups //= accumulate
     if kind is BatchNorm.synchronized and ranks.several:
         return partial(SynchronizedBatchNorm2d, ranks=ranks)
-    if groups > ranks.world_size:
-        return partial(SplitBatchNorm2d, num_splits=groups // ranks.world_size)
-    return nn.BatchNorm2d
+    splits = groups // accumulate // ranks.world_size
+    return partial(SplitBatchNorm2d, num_splits=splits) if splits > 1 else nn.BatchNorm2d
 
 
 def head_norm_layer(moco: MocoConfig, ranks: Ranks) -> HeadNorm:
-    """What makes the batch norms of MoCo v3's heads."""
+    """Return the class of the batch norms in MoCo v3's heads."""
     kind, _ = resolve_batch_norm(moco, ranks)
     if kind is BatchNorm.synchronized and ranks.several:
         return partial(SynchronizedBatchNorm1d, ranks=ranks)

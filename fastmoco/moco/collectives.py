@@ -1,8 +1,8 @@
-"""What ranks tell each other within a step: rows gathered, tensors averaged.
+"""Collectives within a step: gathering of rows, averages of tensors.
 
-Gathering is an operator of its own, opaque to `torch.compile` like the loss: the compiled step
-keeps one graph, and every rank runs the same graph, hence the same collectives in the same order.
-Alone, all of it is the identity.
+Gathering is a custom operator, opaque to `torch.compile` like the loss: the compiled step keeps one
+graph, and every rank runs the same graph, hence the same collectives in the same order. With one
+rank every function here is the identity.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ from fastmoco.ranks import Ranks
 
 
 def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
-    """The rows of all ranks, in the order of ranks, on each of them; gradients flow.
+    """Gather the rows of all ranks, in the order of ranks, on each of them; gradients flow.
 
     The gradient is that of the sum of all ranks' losses, so averaging the parameters' gradients
     over ranks afterwards gives that of the mean loss.
 
     Args:
         rows: ``(N, ...)``, of the same shape on all ranks; any dtype.
-        ranks: Who takes part.
+        ranks: Ranks that take part.
 
     Returns:
-        ``(world_size * N, ...)``; `rows` itself where there is one rank.
+        ``(world_size * N, ...)``; `rows` itself if there is one rank.
     """
     if not ranks.several:
         return rows
@@ -36,8 +36,13 @@ def gather_rows(rows: Tensor, ranks: Ranks) -> Tensor:
 
 
 def own_rows(rows: Tensor, ranks: Ranks) -> Tensor:
-    """This rank's part of what `gather_rows` gave, as a view."""
+    """Select this rank's rows among those of `gather_rows`, as a view."""
     return rows.tensor_split(ranks.world_size)[ranks.rank] if ranks.several else rows
+
+
+def own_indices(rows: Tensor, ranks: Ranks) -> Tensor:
+    """Indices that this rank's rows ``(N, ...)`` have in `gather_rows`, ``(N,)`` int64."""
+    return ranks.rank * len(rows) + torch.arange(len(rows), device=rows.device)
 
 
 @torch.no_grad()
@@ -47,8 +52,8 @@ def average_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:
     The sum is bit-equal on all ranks, so ranks that start equal stay equal.
 
     Args:
-        tensors: Floating, of the same shapes on all ranks.
-        ranks: Who takes part.
+        tensors: Floating tensors, of the same shapes on all ranks.
+        ranks: Ranks that take part.
     """
     if not ranks.several:
         return
@@ -62,7 +67,7 @@ def average_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:
 
 @contextmanager
 def naming_a_lost_rank() -> Iterator[None]:
-    """Turn what a backend raises when a peer is gone into one line.
+    """Turn the error of a backend that lost a peer into one line.
 
     Raises:
         ConnectionError: If another rank ended or does not answer.
@@ -77,8 +82,7 @@ def naming_a_lost_rank() -> Iterator[None]:
 
 
 @torch.library.custom_op("fastmoco::gather_rows", mutates_args=())
-def _gather(rows: Tensor, rank: int, world_size: int) -> Tensor:
-    del rank  # of the gradient
+def _gather(rows: Tensor, rank: int, world_size: int) -> Tensor:  # noqa: ARG001 (for the gradient)
     gathered = rows.new_empty((world_size * len(rows), *rows.shape[1:]))
     with naming_a_lost_rank():
         dist.all_gather_into_tensor(gathered, rows.contiguous())
@@ -86,8 +90,7 @@ def _gather(rows: Tensor, rank: int, world_size: int) -> Tensor:
 
 
 @_gather.register_fake
-def _(rows: Tensor, rank: int, world_size: int) -> Tensor:
-    del rank
+def _(rows: Tensor, _rank: int, world_size: int) -> Tensor:
     return rows.new_empty((world_size * len(rows), *rows.shape[1:]))
 
 
@@ -104,8 +107,7 @@ def _(values: Tensor) -> Tensor:
     return torch.empty_like(values, memory_format=torch.contiguous_format)
 
 
-def _keep_ranks(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:
-    del output
+def _keep_ranks(ctx: Any, inputs: tuple[Tensor, int, int], output: Tensor) -> None:  # noqa: ARG001
     ctx.ranks = Ranks(*inputs[1:])
 
 

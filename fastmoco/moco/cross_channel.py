@@ -1,20 +1,14 @@
-"""The pretext task: what is a query's positive, of a pair of views.
-
-``instance``: the other view of its image, whole (`model.MoCo`). ``cross_channel``: the other half
-of the channels of the other view (`CrossChannel`).
-"""
+"""MoCo across channels: a query's positive is the other channels of the other view."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastmoco.errors import UsageError
-from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.encoder import build_head, unit_norm
 from fastmoco.moco.lab_pair import LabPair, LabPairHead
-from fastmoco.moco.loss import info_nce
+from fastmoco.moco.loss import info_nce, mean_similarity
 from fastmoco.moco.mechanism import Parts, StepOutput
 from fastmoco.moco.model import MoCo
 
@@ -24,49 +18,43 @@ def _halves(rows: Tensor) -> list[Tensor]:
 
 
 def crossed(embedding: Tensor) -> Tensor:
-    """Embeddings ``(N, 2C)`` with the columns of both halves exchanged: a query's positive."""
+    """Exchange the halves of embeddings ``(N, 2C)``: a query's positive is the other half."""
     return torch.cat(_halves(embedding)[::-1], dim=1)
 
 
 def unit_halves(embedding: Tensor) -> Tensor:
-    """Rows of length 1 whose halves have equal lengths, sqrt(1/2); float32 at least."""
+    """Scale both halves of each row to length sqrt(1/2): rows have length 1; float32 or wider."""
     return torch.cat([unit_norm(half) for half in _halves(embedding)], dim=1) * math.sqrt(0.5)
 
 
 class CrossChannel(MoCo):
-    """MoCo across channels: lightness L against colors ab, and back.
+    """MoCo of lightness L against colors ab, and back.
 
     ``L = InfoNCE(q_L, k_ab, queue_ab) + InfoNCE(q_ab, k_L, queue_L)``: contrastive multiview coding
-    (arXiv:1906.05849, Eq. 6) by a queue and a momentum encoder. There L and ab are of one crop;
-    here q is of one view and k of the other, each cropped and augmented on its own, as everywhere
-    in MoCo.
+    (arXiv:1906.05849, Eq. 6) by a queue and a momentum encoder. There L and ab come from one crop;
+    here q and k come from two views, each cropped and augmented separately, as everywhere in MoCo.
 
     A query, a key and a row of the queue are ``(2C,)``, [q_L, q_ab] and [k_ab, k_L], each half of
-    length sqrt(1/2): a dot product of rows is the mean of both halves', so that all that reads
-    unit vectors, such as the metrics, holds.
+    length sqrt(1/2): rows have length 1, as the metrics need, and a dot product of rows is the mean
+    of both halves' products.
 
     Attributes:
         queue: ``(K, 2C)``: keys of colors, then of lightness.
     """
 
-    def __init__(self, backbone: Backbone, head: nn.Module, *, dim: int, **options: Any) -> None:
-        """Take the encoder's two parts and make its momentum copy.
+    vectors_per_view = 2
 
-        Args:
-            backbone: A `lab_pair.LabPair`.
-            head: A `lab_pair.LabPairHead`: embeddings ``(N, 2C)``.
-            dim: C of each half.
-            options: As of `MoCo`.
-        """
-        super().__init__(backbone, head, dim=2 * dim, **options)
+    def __init__(self, parts: Parts) -> None:
+        """Build the pair of encoders and its momentum copy, and fill the queue."""
+        super().__init__(parts)
         self.queue.keys.copy_(unit_halves(self.queue.keys))
 
     @classmethod
     def make_head(cls, parts: Parts) -> nn.Module:
-        """A head for each of the pair of encoders.
+        """Build a head for each encoder of the pair.
 
         Raises:
-            UsageError: If the encoder is no pair.
+            UsageError: If the encoder is not a `LabPair`.
         """
         name, moco = parts.model.encoder, parts.moco
         if not isinstance(parts.backbone, LabPair):
@@ -75,8 +63,8 @@ class CrossChannel(MoCo):
                 f"set model.encoder=halves:{name if ':' not in name else 'resnet50'}"
             )
         heads = (
-            build_head(moco.head, half.feature_dim, moco.dim, moco.head_hidden_dim)
-            for half in (parts.backbone.lightness, parts.backbone.color)
+            build_head(moco.head, backbone.feature_dim, moco.dim, moco.head_hidden_dim)
+            for backbone in (parts.backbone.lightness, parts.backbone.color)
         )
         return LabPairHead(*heads)
 
@@ -88,24 +76,21 @@ class CrossChannel(MoCo):
             key: From `embed_keys`, ``(N, 2C)``.
 
         Returns:
-            With a rank for each look-up, ``(2N,)``: those of lightness, then those of colors.
+            Output with a rank for each look-up, ``(2N,)``: of lightness, then of colors.
         """
-        query = unit_halves(self.query_encoder(query_view))
-        queue = self.queue.keys
-        # LabPair of length sqrt(1/2): half the temperature gives the logits of unit vectors.
-        halves = zip(_halves(query), _halves(key), _halves(queue), strict=True)
-        found = [info_nce(q, k, n, self.temperature / 2, self.loss) for q, k, n in halves]
-        losses, ranks = zip(*found, strict=True)
-        query = query.detach()
-        similarity = (query.mean(dim=0) * queue.to(query.dtype).mean(dim=0)).sum()
-        return StepOutput(
-            losses[0] + losses[1], query, key, torch.cat(ranks), similarity, factor=2.0
-        )
+        query, queue = unit_halves(self.query_encoder(query_view)), self.queue.keys  # (N or K, 2C)
+        # Halves of length sqrt(1/2): half the temperature gives the logits of unit vectors.
+        halves = zip(_halves(query), _halves(key), _halves(queue), strict=True)  # (N or K, C) each
+        results = [info_nce(q, k, n, self.temperature / 2, self.loss) for q, k, n in halves]
+        (lightness, lightness_rank), (color, color_rank) = results  # (), (N,)
+        rank = torch.cat([lightness_rank, color_rank])  # (2N,)
+        similarity = mean_similarity(query, queue)  # ()
+        return StepOutput(lightness + color, query.detach(), key, rank, similarity, factor=2.0)
 
     def embed_keys(self, key_view: Tensor) -> Tensor:
         """Views ``(N, 3, H, W)`` to keys ``(N, 2C)``; called without gradient."""
-        return crossed(unit_halves(self.key_encoder(key_view)))
+        return crossed(unit_halves(self.key_encoder(key_view)))  # (N, 2C)
 
     def describe(self, global_batch_size: int) -> str:
-        """For the run's header."""
+        """MoCo's description, and the two kinds of channels."""
         return f"{super().describe(global_batch_size)}, L against ab"

@@ -12,10 +12,10 @@ def build_head(head: Head, feature_dim: int, dim: int, hidden_dim: int = 0) -> n
     """Map features ``(N, feature_dim)`` to embeddings ``(N, dim)``.
 
     Args:
-        head: Its kind.
+        head: Kind of head.
         feature_dim: D, the length of a feature.
         dim: C, the length of an embedding.
-        hidden_dim: Width of the MLP's hidden layer; 0: D, as in MoCo v2.
+        hidden_dim: Width of the MLP's hidden layer; 0 means D, as in MoCo v2.
     """
     if head is Head.linear:
         return nn.Linear(feature_dim, dim)
@@ -26,7 +26,7 @@ def build_head(head: Head, feature_dim: int, dim: int, hidden_dim: int = 0) -> n
 
 
 def unit_norm(embedding: Tensor) -> Tensor:
-    """Rows of length 1, float32 at least."""
+    """Scale each row to length 1; float32 or wider."""
     return F.normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=1)
 
 
@@ -34,12 +34,12 @@ class Encoder(nn.Module):
     """Backbone and projection head: images to embeddings."""
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
-        """Take the parts."""
+        """Combine a backbone and the head for its features."""
         super().__init__()
         self.backbone = backbone
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
         """``(N, 3, H, W)`` to ``(N, C)``, not normalized."""
-        embedding: Tensor = self.head(self.backbone(images))
+        embedding: Tensor = self.head(self.backbone(images))  # (N, C)
         return embedding

@@ -1,6 +1,6 @@
-"""Encoders by name: ResNets, AlexNet, pairs that see lightness and colors apart, timm's models.
+"""Encoders by name: ResNets, AlexNet, pairs for lightness and colors, timm's models.
 
-All but the ResNets are imported where they are used.
+All but the ResNets are imported on first use.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,13 @@ def build_encoder(
             "(also halves:NAME for two of half the width, and timm:NAME for any of timm's models)"
         )
     encoder = BUILDERS[kind](name, model, norm_layer, view_size)
-    _check_split(model, encoder, norm_layer)
+    if isinstance(norm_layer(1), SplitBatchNorm2d) and not any(
+        isinstance(module, SplitBatchNorm2d) for module in encoder.modules()
+    ):
+        raise UsageError(
+            f"model.encoder={model.encoder} has no batch norm that could be split; set "
+            "moco.batch_norm=plain"
+        )
     return encoder
 
 
@@ -59,16 +65,15 @@ def _build_pair(name: str, model: ModelConfig, norm_layer: NormLayer, view_size:
 def _own_builder(
     name: str, model: ModelConfig, norm_layer: NormLayer, view_size: int
 ) -> Callable[[int, int], Backbone]:
-    """What makes a ResNet or AlexNet from the channels of its images and its width."""
+    """Return a function that makes a ResNet or AlexNet from its input channels and its width."""
     if model.freeze_patch_projection:
         raise UsageError(
             f"model.encoder={model.encoder} has no patch projection, only vision transformers have "
-            "(timm:vit_small_patch16_224); set model.freeze_patch_projection=false"
+            "one (timm:vit_small_patch16_224); set model.freeze_patch_projection=false"
         )
-    if name not in ALEXNETS:
-        return partial(_build_resnet, name, model, norm_layer)
-    _check_view_of_alexnet(model, view_size)
-    return partial(_build_alexnet, name, model, norm_layer)
+    if name in ALEXNETS:
+        return partial(_build_alexnet, name, model, norm_layer, view_size)
+    return partial(_build_resnet, name, model, norm_layer)
 
 
 def _build_resnet(
@@ -77,7 +82,7 @@ def _build_resnet(
     design = RESNETS[name]
     if width * design.group_width < 64:
         raise UsageError(
-            f"model.width={model.width} leaves no channel to a group of model.encoder="
+            f"model.width={model.width} leaves no channels for a group of model.encoder="
             f"{model.encoder}; set model.width={model.width * 64 // (width * design.group_width)} "
             "or more"
         )
@@ -94,10 +99,21 @@ def _build_resnet(
 
 
 def _build_alexnet(
-    name: str, model: ModelConfig, norm_layer: NormLayer, in_channels: int, width: int
+    name: str,
+    model: ModelConfig,
+    norm_layer: NormLayer,
+    view_size: int,
+    in_channels: int,
+    width: int,
 ) -> Backbone:
-    from fastmoco.moco.alexnet import AlexNet
+    from fastmoco.moco.alexnet import SMALLEST_VIEW, AlexNet
 
+    if view_size < SMALLEST_VIEW[model.stem]:
+        raise UsageError(
+            f"pipeline.view_size={view_size} is too small for model.encoder={model.encoder} with "
+            f"model.stem={model.stem}, which needs {SMALLEST_VIEW[model.stem]} pixels; set "
+            "model.stem=small"
+        )
     if model.zero_init_residual or model.activation_checkpointing:
         raise UsageError(
             f"model.encoder={model.encoder} has no residual blocks; set "
@@ -107,29 +123,18 @@ def _build_alexnet(
     return AlexNet(stem=model.stem, width=width, norm_layer=layer, in_channels=in_channels)
 
 
-def _check_view_of_alexnet(model: ModelConfig, view_size: int) -> None:
-    from fastmoco.moco.alexnet import SMALLEST_VIEW
-
-    if view_size < SMALLEST_VIEW[model.stem]:
-        raise UsageError(
-            f"pipeline.view_size={view_size} is too small for model.encoder={model.encoder} with "
-            f"model.stem={model.stem}, which needs {SMALLEST_VIEW[model.stem]} pixels; set "
-            "model.stem=small"
-        )
-
-
 def _build_timm(name: str, model: ModelConfig, norm_layer: NormLayer, view_size: int) -> Backbone:
     from fastmoco.moco.timm_backbone import TimmBackbone
 
     if model.stem is not Stem.imagenet or model.width != 64 or model.zero_init_residual:
         raise UsageError(
-            f"model.encoder={model.encoder} has a stem, a width and first weights of its own; set "
+            f"model.encoder={model.encoder} has its own stem, width and initial weights; set "
             "model.stem=imagenet model.width=64 model.zero_init_residual=false"
         )
     if model.activation_checkpointing:
         raise UsageError(
-            f"model.encoder={model.encoder} keeps its activations, only fastmoco's own ResNets can "
-            "do without; set model.activation_checkpointing=false"
+            f"model.activation_checkpointing works for fastmoco's own ResNets only, got "
+            f"model.encoder={model.encoder}; set model.activation_checkpointing=false"
         )
     encoder = TimmBackbone(name, view_size=view_size, norm_layer=norm_layer)
     if model.freeze_patch_projection:
@@ -138,15 +143,4 @@ def _build_timm(name: str, model: ModelConfig, norm_layer: NormLayer, view_size:
 
 
 BUILDERS = {"": _build_one, "halves": _build_pair, "timm": _build_timm}
-"""By what stands before the colon of an encoder's name."""
-
-
-def _check_split(model: ModelConfig, encoder: Backbone, norm_layer: NormLayer) -> None:
-    """Refuse groups of batch norm where there is no batch norm."""
-    if isinstance(norm_layer(1), SplitBatchNorm2d) and not any(
-        isinstance(module, SplitBatchNorm2d) for module in encoder.modules()
-    ):
-        raise UsageError(
-            f"model.encoder={model.encoder} has no batch norm that could be split; set "
-            "moco.batch_norm=plain"
-        )
+"""Keyed by the prefix of an encoder's name, before the colon."""

@@ -1,8 +1,8 @@
 """InfoNCE where the negatives are the batch's other keys, in its textbook form.
 
-All N x K logits lie in memory at once: K is a batch here, no queue, and gradients may flow to the
-keys. NT-Xent over a global batch of 4,096 images on one device holds several matrices of 8,192 x
-8,192 logits, 268 MB each in float32 (computed).
+All N x K logits are in memory at once: K is the size of a batch here, not of a queue, and gradients
+may flow to the keys. NT-Xent over a global batch of 4,096 images on one device holds several
+matrices of 8,192 x 8,192 logits, 268 MB each in float32 (computed).
 """
 
 import torch
@@ -20,10 +20,11 @@ def in_batch_info_nce(
 
     Args:
         query: Unit-norm queries, ``(N, C)`` float; gradients flow.
-        keys: Unit-norm, ``(M, C)``; gradients flow where they are asked for.
-        positive: ``(N,)`` int64, which key is each query's positive.
+        keys: Unit-norm keys, ``(M, C)``; gradients flow if they require them.
+        positive: Index of each query's positive key, ``(N,)`` int64.
         temperature: tau > 0, dimensionless.
-        own: ``(N,)`` int64, which key is the query itself: it takes no part. None where no key is.
+        own: Index of the key that is the query itself and is left out, ``(N,)`` int64; None if no
+            key is a query.
 
     Returns:
         Scalar mean loss in nats; the number of negatives above the positive per query, ``(N,)``
@@ -37,10 +38,10 @@ def in_batch_info_nce(
         if own is not None:
             logits = logits.scatter(1, own[:, None], -torch.inf)
             negatives -= 1
-        of_positive = logits.gather(1, positive[:, None])  # (N, 1)
-        loss = (torch.logsumexp(logits, dim=1) - of_positive[:, 0]).mean()
+        positive_logits = logits.gather(1, positive[:, None])  # (N, 1)
+        loss = (torch.logsumexp(logits, dim=1) - positive_logits[:, 0]).mean()
     with torch.no_grad():
-        rank = (logits > of_positive).sum(dim=1)
+        rank = (logits > positive_logits).sum(dim=1)  # (N,)
         left_out = [positive] if own is None else [positive, own]
         total = similarity.sum() - sum(similarity.gather(1, i[:, None]).sum() for i in left_out)
         return loss, rank, total / max(1, len(query) * negatives)

@@ -35,23 +35,23 @@ def info_nce(
         key: Unit-norm positive keys, ``(N, C)``; no gradient.
         queue: Unit-norm negatives, ``(K, C)``, any float dtype.
         temperature: tau > 0, dimensionless.
-        loss: How it is computed; `resolve_loss` turns ``auto`` into one of the others.
+        loss: Form of the computation, not ``auto`` (`resolve_loss`).
 
     Returns:
         Scalar mean loss in nats, and the number of negatives above the positive per query, ``(N,)``
-        int64: the query's (K+1)-way look-up is right at top-k where it is below k.
+        int64: the query's (K+1)-way look-up is correct at top-k if that number is below k.
 
     Raises:
         ValueError: If temperature <= 0 or shapes disagree.
     """
     if temperature <= 0:
         raise ValueError(
-            f"temperature={temperature} is not positive; set moco.temperature to 0.2 or the like"
+            f"temperature must be above 0, got {temperature}; set moco.temperature=0.2"
         )
     if query.shape != key.shape or query.shape[1:] != queue.shape[1:]:
         raise ValueError(
-            f"query {tuple(query.shape)}, key {tuple(key.shape)} and queue {tuple(queue.shape)} "
-            "do not fit: they must be (N, C), (N, C) and (K, C)"
+            "query, key and queue must have the shapes (N, C), (N, C) and (K, C), got "
+            f"{tuple(query.shape)}, {tuple(key.shape)} and {tuple(queue.shape)}"
         )
     # float32 at least: bfloat16 logits near 14 would be quantized to 0.0625.
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -67,19 +67,25 @@ def info_nce(
     return value, (negatives.detach() > positive.detach()[:, None]).sum(dim=1)
 
 
-def resolve_loss(loss: Loss, device: torch.device, dim: int) -> Loss:
-    """What ``auto`` is on a device, and whether ``fused`` can be had there.
+@torch.no_grad()
+def mean_similarity(query: Tensor, negatives: Tensor) -> Tensor:
+    """Mean ``q.k`` over all pairs of queries ``(N, C)`` and negatives ``(K, C)``; no gradient."""
+    return (query.mean(dim=0) * negatives.to(query.dtype).mean(dim=0)).sum()
 
-    ``fused`` is first held against ``chunked`` on random vectors: a kernel that this GPU or this
-    Triton does not run, or not rightly, is not used.
+
+def resolve_loss(loss: Loss, device: torch.device, dim: int) -> Loss:
+    """Resolve ``auto`` for a device, and check that ``fused`` works there.
+
+    ``fused`` is first compared with ``chunked`` on random vectors: a kernel that this GPU or this
+    Triton version does not run, or runs incorrectly, is not used.
 
     Args:
-        loss: What is asked for.
-        device: Where the loss is computed.
+        loss: Requested form.
+        device: Device that computes the loss.
         dim: C.
 
     Raises:
-        ValueError: If ``fused`` is asked for and cannot be had.
+        ValueError: If ``fused`` is requested and does not work.
     """
     if loss is Loss.auto and device.type != "cuda":
         return Loss.chunked
@@ -90,12 +96,12 @@ def resolve_loss(loss: Loss, device: torch.device, dim: int) -> Loss:
         return Loss.fused
     if loss is Loss.fused:
         raise ValueError(f"moco.loss=fused cannot be used here: {reason}; set moco.loss=auto")
-    warnings.warn(f"moco.loss=auto takes chunked, fused cannot be used: {reason}", stacklevel=2)
+    warnings.warn(f"moco.loss=auto uses chunked, fused cannot be used: {reason}", stacklevel=2)
     return Loss.chunked
 
 
 def _fault_of_fused(device: torch.device, dim: int) -> str:
-    """Why the kernel cannot be used; "" if it agrees with its twin."""
+    """The reason why the kernel cannot be used; "" if it agrees with its plain twin."""
     generator = torch.Generator().manual_seed(0)
     query, key, queue = (
         torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator)).to(device)
@@ -103,22 +109,19 @@ def _fault_of_fused(device: torch.device, dim: int) -> str:
     )
     queue = queue.half()
     try:
-        found = _one_pass(query, key, queue, 5.0, True)
+        fused = _one_pass(query, key, queue, 5.0, True)
     except Exception as error:  # whatever a compiler, a driver or a missing package raises
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    expected = _one_pass(query, key, queue, 5.0, False)
-    close = all(
-        torch.allclose(a.float(), b.float(), atol=5e-3, rtol=5e-3)
-        for a, b in zip((found[0], found[2]), (expected[0], expected[2]), strict=True)
-    )
-    return "" if close else "its result differs from its twin's"
+    plain = _one_pass(query, key, queue, 5.0, False)
+    close = (torch.allclose(fused[i], plain[i], atol=5e-3, rtol=5e-3) for i in (0, 2))
+    return "" if all(close) else "its result differs from that of chunked"
 
 
 @torch.library.custom_op("fastmoco::info_nce", mutates_args=())
 def _one_pass(
     query: Tensor, key: Tensor, queue: Tensor, scale: float, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, rank, and the loss's gradient by the query."""
+    """Loss, rank, and the loss's gradient with respect to the query."""
     positive = (query * key).sum(dim=1) * scale
     sums: Callable[..., Sums] = partial_sums
     if fused:
@@ -126,12 +129,12 @@ def _one_pass(
     parts = FUSED_PARTS if fused else max(1, -(-len(queue) // CHUNK_KEYS))
     maximum, total, weighted, above = sums(query, queue, positive, scale, parts)
     largest = torch.maximum(maximum.amax(dim=0), positive)  # (N,)
-    shares = torch.exp(maximum - largest)  # (parts, N)
+    corrections = torch.exp(maximum - largest)  # (parts, N)
     own = torch.exp(positive - largest)  # (N,)
-    normalizer = (shares * total).sum(dim=0) + own
-    mean_key = (shares[:, :, None] * weighted).sum(dim=0) + own[:, None] * key
-    value = (largest + normalizer.log() - positive).mean()
-    gradient = (mean_key / normalizer[:, None] - key) * (scale / len(query))
+    normalizer = (corrections * total).sum(dim=0) + own  # (N,)
+    mean_key = (corrections[:, :, None] * weighted).sum(dim=0) + own[:, None] * key  # (N, C)
+    value = (largest + normalizer.log() - positive).mean()  # ()
+    gradient = (mean_key / normalizer[:, None] - key) * (scale / len(query))  # (N, C)
     return value, above.sum(dim=0, dtype=torch.int64), gradient
 
 
@@ -144,11 +147,7 @@ def _(query: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _keep_gradient(
-    ctx: Any,
-    inputs: tuple[Any, ...],  # noqa: ARG001 (torch passes it by name)
-    output: tuple[Tensor, ...],
-) -> None:
+def _keep_gradient(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
     ctx.save_for_backward(output[2])
     ctx.set_materialize_grads(False)
 
@@ -164,27 +163,27 @@ _one_pass.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
 def partial_sums(query: Tensor, queue: Tensor, positive: Tensor, scale: float, parts: int) -> Sums:
-    """The online softmax's sums over parts of the queue; the kernel's plain twin.
+    """Compute the online softmax's sums over parts of the queue; the kernel's plain twin.
 
     Args:
         query: ``(N, C)``.
         queue: ``(K, C)``.
-        positive: ``(N,)``, logits of the positives.
+        positive: Logits of the positives, ``(N,)``.
         scale: 1 / temperature.
-        parts: Into how many parts the queue is cut.
+        parts: Number of parts that the queue is cut into.
 
     Returns:
         For each part: the largest logit, ``(parts, N)``; ``sum exp(logit - largest)``,
         ``(parts, N)``; ``sum exp(logit - largest) key``, ``(parts, N, C)``; and the number of
         logits above the positive, ``(parts, N)`` int64.
     """
-    found = []
+    sums = []
     for chunk in queue.tensor_split(parts):
         keys = chunk.to(query.dtype)
         logits = (query @ keys.T).mul_(scale)
         above = (logits > positive[:, None]).sum(dim=1)
         largest = logits.amax(dim=1)
         weights = logits.sub_(largest[:, None]).exp_()
-        found.append((largest, weights.sum(dim=1), weights @ keys, above))
-    maximum, total, weighted, rank = (torch.stack(column) for column in zip(*found, strict=True))
+        sums.append((largest, weights.sum(dim=1), weights @ keys, above))
+    maximum, total, weighted, rank = (torch.stack(column) for column in zip(*sums, strict=True))
     return maximum, total, weighted, rank

@@ -1,8 +1,7 @@
-"""What every mechanism is to the rest: one small interface, and the parts that they share.
+"""The interface of every mechanism, and the parts that they share.
 
-A mechanism says where a query's positive and negatives come from. The step, the loop, the
-checkpoint and the evaluation know `ContrastiveModel` alone; `build` is where a configuration
-chooses one:
+A mechanism defines where a query's positive and negatives come from. The step, the loop, the
+checkpoint and the evaluation use `ContrastiveModel` only; `build.build_model` chooses its class:
 
 - `model.MoCo`: a momentum encoder and a queue (arXiv:1911.05722, arXiv:2003.04297).
 - `end_to_end.EndToEnd`: the batch itself, by gradients (arXiv:2002.05709).
@@ -11,8 +10,9 @@ chooses one:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,32 +20,33 @@ from torch import Tensor, nn
 from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.encoder import Encoder, build_head
 from fastmoco.moco.settings import Loss, MocoConfig, ModelConfig
-from fastmoco.ranks import Ranks
+from fastmoco.ranks import ALONE, Ranks
 
 
 class Views(NamedTuple):
-    """What a mechanism is given for N images; tensors on the device."""
+    """Input of a mechanism for N images; tensors on the device."""
 
     query: Tensor
     """First views, ``(N, 3, H, W)``, normalized, channels_last."""
     key: Tensor
-    """Second views of the same images, likewise; `query` itself where `num_views` is 1. Shuffled
-    over several ranks, and not symmetric: of the images that `permutation` gives this rank."""
+    """Second views, in the same format; `query` itself where `num_views` is 1. They are of the same
+    images, except where keys are shuffled over several ranks and the loss is not symmetric: then of
+    the images that `permutation` assigns to this rank."""
     permutation: Tensor
-    """``(world_size * N,)`` int64: the order in which keys are encoded where they are shuffled."""
+    """``(world_size * N,)`` int64: the order in which shuffled keys are encoded."""
     sample_id: Tensor
-    """``(N,)`` int64, of this rank's images."""
+    """Ids of this rank's images, ``(N,)`` int64."""
     draw_key: Tensor
-    """``(N,)`` int64, likewise: for what is drawn."""
+    """Random stream of each of this rank's images, ``(N,)`` int64."""
 
     def swapped(self) -> "Views":
-        """The same with the second views as queries and the first ones as keys."""
+        """Exchange queries and keys."""
         return self._replace(query=self.key, key=self.query)
 
 
 @dataclass(slots=True)
 class StepOutput:
-    """What one forward pass gives; tensors on the device, nothing read by the host."""
+    """Result of one forward pass; tensors on the device, not read by the host."""
 
     loss: Tensor
     """Scalar; gradients flow. ``terms * factor`` times the mean loss of a query in nats."""
@@ -58,61 +59,77 @@ class StepOutput:
     negative_similarity: Tensor
     """Scalar: the mean ``q.k`` over all queries and their negatives, detached."""
     terms: int = 1
-    """How many losses `loss` is the sum of: 2 where it is symmetric."""
+    """Number of losses that `loss` is the sum of: 2 for a symmetric loss."""
     factor: float = 1.0
-    """What multiplies each of them."""
+    """Factor that multiplies each of them."""
     sample_id: Tensor | None = None
-    """``(N,)`` int64, whose queries they are: where the mechanism remembers images by their id."""
+    """Image id of each query, ``(N,)`` int64, for a mechanism with an entry for each image."""
+
+
+def join_outputs(outputs: Sequence[StepOutput], loss: Tensor, *, terms: int = 1) -> StepOutput:
+    """Concatenate the outputs of both directions of a loss, or of micro-batches.
+
+    Args:
+        outputs: With equal numbers of queries and equal factors.
+        loss: Scalar loss of all of them.
+        terms: Number of losses that `loss` is the sum of.
+    """
+    return StepOutput(
+        loss,
+        torch.cat([output.query for output in outputs]),
+        torch.cat([output.key for output in outputs]),
+        torch.cat([output.rank for output in outputs]),
+        torch.stack([output.negative_similarity for output in outputs]).mean(),
+        terms=terms,
+        factor=outputs[0].factor,
+    )
 
 
 class Parts(NamedTuple):
-    """What a mechanism is built from."""
+    """Everything that a mechanism is built from."""
 
     backbone: Backbone
     model: ModelConfig
     moco: MocoConfig
-    ranks: Ranks
-    num_samples: int = 0
-    """Images of the dataset."""
+    ranks: Ranks = ALONE
     accumulate: int = 1
     """Micro-batches of a step."""
+    num_samples: int = 0
+    """Images of the dataset."""
 
 
 class ContrastiveModel(nn.Module, ABC):
-    """Encoders and what a mechanism remembers; a `TrainStep` turns it into a step of training.
+    """Encoders and the memory of a mechanism; a `TrainStep` turns it into a step of training.
 
-    Its state is its parameters and buffers, equal on all ranks. Only parameters that require
-    gradients are the optimizer's.
+    Its state is its parameters and buffers, equal on all ranks. The optimizer trains only the
+    parameters that require gradients.
 
     Attributes:
-        query_encoder: ``backbone`` and ``head``: what is evaluated and exported.
-        ranks: Which part of a global batch this process sees.
+        query_encoder: ``backbone`` and ``head``, which are evaluated and exported.
+        temperature: tau of InfoNCE.
+        ranks: Part of a global batch that this process sees.
         num_views: How many of an image's two crops become views.
         shuffle_keys: Whether the second views are encoded in another order (and by another rank)
             than the first.
         symmetric: Whether MoCo's loss takes each view once as query and once as key.
-        loss: How InfoNCE is computed; not ``auto``.
+        loss: Form of InfoNCE; not ``auto``.
     """
 
-    query_encoder: Encoder
     num_views = 2
     shuffle_keys = False
     symmetric = False
     loss = Loss.plain
 
-    def __init__(self, ranks: Ranks) -> None:
-        """Take what all of them have."""
+    def __init__(self, parts: Parts) -> None:
+        """Build the query encoder from the backbone and a new head."""
         super().__init__()
-        self.ranks = ranks
-
-    @classmethod
-    @abstractmethod
-    def build(cls, parts: Parts) -> Self:
-        """The mechanism that a configuration describes."""
+        self.query_encoder = Encoder(parts.backbone, self.make_head(parts))
+        self.temperature = parts.moco.temperature
+        self.ranks = parts.ranks
 
     @classmethod
     def make_head(cls, parts: Parts) -> nn.Module:
-        """The projection head of its encoders.
+        """Build the projection head of its encoders.
 
         Raises:
             UsageError: If the encoder does not fit the mechanism.
@@ -122,50 +139,48 @@ class ContrastiveModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Views) -> StepOutput:
-        """Contrast views of N images; changes nothing but batch norm's running statistics."""
+        """Contrast views of N images; only batch norm's running statistics change, in place."""
 
     @abstractmethod
     def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:
-        """What follows the optimizer's step, in place; on all ranks together.
+        """Update key encoder and memory after the optimizer's step, in place; on all ranks.
 
         Args:
-            output: What `forward` gave in this step, on this rank.
+            output: Result of `forward` in this step, on this rank.
             learned: Bool scalar on the device, equal on all ranks: False where loss scaling skipped
                 the optimizer's step, and then nothing changes. None is True.
         """
 
     @abstractmethod
-    def num_negatives(self, global_batch_size: int) -> int:
-        """K, of each query: chance is a loss of ln(K+1)."""
+    def num_negatives(self, global_batch_size: int, /) -> int:
+        """K, negatives of each query: the loss of a random guess is ln(K+1)."""
 
     @abstractmethod
-    def describe(self, global_batch_size: int) -> str:
-        """Mechanism and where its negatives come from, for the run's header."""
+    def describe(self, global_batch_size: int, /) -> str:
+        """Name the mechanism and the source of its negatives, for the run's header."""
 
     def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Running means and variances of what is trained and of the key encoder, the buffers."""
+        """Running means and variances of the trained layers and of the key encoder: the buffers."""
         return floating_buffers(self.query_encoder), []
 
     def learnable(self) -> list[nn.Parameter]:
-        """What the optimizer trains."""
+        """Parameters that the optimizer trains."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def prepare_for_device(self, device: torch.device, loss: Loss) -> None:
-        """Choose number formats and kernels for the device that the model is on.
+        """Choose number formats and kernels; by default there is nothing to choose.
 
         Args:
-            device: Where the model lies.
-            loss: How InfoNCE is to be computed; may be ``auto``.
+            device: Device that the model is on.
+            loss: Requested form of InfoNCE; may be ``auto``.
         """
-        del device, loss
 
     def set_progress(self, progress: float) -> None:
-        """Move what follows a schedule, before a step.
+        """Move scheduled values before a step; by default there are none.
 
         Args:
-            progress: Share of the run's steps that are done, in [0, 1].
+            progress: Fraction of the run's steps that are done, in [0, 1].
         """
-        del progress
 
 
 def floating_buffers(module: nn.Module) -> list[Tensor]:

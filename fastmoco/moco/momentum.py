@@ -1,7 +1,7 @@
 """One set of tensors that follows another: the momentum update (arXiv:1911.05722, Eq. 2)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +13,25 @@ def momentum_at(start: float, end: float, progress: float) -> float:
     Args:
         start: m at the first step.
         end: m once all steps are done.
-        progress: Share of the run's steps that are done, in [0, 1].
+        progress: Fraction of the run's steps that are done, in [0, 1].
     """
     return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 class KeyMomentum(nn.Module):
-    """m of a key encoder: a number, or moving from one to another over the run (`momentum_at`).
+    """m of a key encoder: constant, or moving from `start` to `end` over the run (`momentum_at`).
 
     Attributes:
         start: m at the first step.
         end: m at the end.
-        value: Float64 scalar on the device, m of the next update where it moves: a captured step
-            reads it anew. Not in the state: it is a function of the run's progress.
+        value: Float64 scalar on the device, m of the next update if it moves: a CUDA graph reads it
+            in each replay. Not in the state: it is a function of the run's progress.
     """
 
     value: Tensor
 
     def __init__(self, start: float, end: float | None = None) -> None:
-        """Take both ends, in [0, 1]; without an end m stays as it is."""
+        """Set both ends, in [0, 1]; without an end m is constant."""
         super().__init__()
         self.start, self.end = start, start if end is None else end
         self.register_buffer("value", torch.tensor(start, dtype=torch.float64), persistent=False)
@@ -47,37 +47,38 @@ class KeyMomentum(nn.Module):
         return 1 - self.value if self.moves else float(1 - self.start)
 
     def set_progress(self, progress: float) -> None:
-        """Move m to where it is once that share of the run's steps is done."""
+        """Set m for the fraction of the run's steps that are done, in [0, 1]."""
         if self.moves:
             self.value.fill_(momentum_at(self.start, self.end, progress))
 
     def describe(self) -> str:
-        """For the run's header: ``, momentum 0.99 to 1``; nothing where it does not move."""
+        """``, momentum 0.99 to 1`` for the run's header; empty if m is constant."""
         return f", momentum {self.start:g} to {self.end:g}" if self.moves else ""
 
 
 @torch.no_grad()
 def follow(
-    key: Sequence[Tensor],
-    query: Sequence[Tensor],
+    key: Iterable[Tensor],
+    query: Iterable[Tensor],
     step: float | Tensor,
     learned: Tensor | None = None,
 ) -> None:
     """``k <- k + step (q - k)``, which is ``m k + (1 - m) q`` for a step of 1 - m; in place.
 
     Args:
-        key: What follows; floating.
-        query: What is followed, of the same shapes.
+        key: Floating tensors that change.
+        query: Tensors to follow, of the same shapes.
         step: In [0, 1]; or a floating scalar on the device.
         learned: Bool scalar on the device; where it is False nothing changes. None is True.
     """
+    keys, queries = list(key), list(query)
     if learned is None and isinstance(step, float):
-        torch._foreach_lerp_(list(key), list(query), step)
+        torch._foreach_lerp_(keys, queries, step)
         return
     # A weight on the device, which lerp takes for one tensor only.
     if learned is not None:
-        step = learned.to(query[0].dtype) * step
+        step = learned.to(queries[0].dtype) * step
     assert isinstance(step, Tensor)
-    way = torch._foreach_sub(list(query), list(key))
-    torch._foreach_mul_(way, step.to(query[0].dtype))
-    torch._foreach_add_(list(key), way)
+    difference = torch._foreach_sub(queries, keys)
+    torch._foreach_mul_(difference, step.to(queries[0].dtype))
+    torch._foreach_add_(keys, difference)

@@ -9,8 +9,7 @@ class Queue(nn.Module):
     """K unit-norm keys of past batches, the oldest overwritten first.
 
     Attributes:
-        keys: Buffer ``(K, C)``, row-major; starts as random unit vectors, as the official code's
-            does.
+        keys: Buffer ``(K, C)``, row-major; starts as random unit vectors, as in the official code.
         pointer: Buffer, int64 scalar on the device: the row that the next key overwrites.
     """
 
@@ -41,7 +40,7 @@ class Queue(nn.Module):
                 holds. None is True.
 
         Raises:
-            ValueError: If N > K: some of the batch would be lost at once.
+            ValueError: If N > K: part of the batch would be overwritten at once.
         """
         if len(keys) > len(self.keys):
             raise ValueError(

@@ -1,7 +1,7 @@
 """ResNets: torchvision's blocks under stems and widths that fit the image size.
 
-Parameter names are those of `torchvision.models.resnet`, so that weights go back and forth without
-a key map.
+Parameter names are those of `torchvision.models.resnet`, so that weights can be exchanged without
+renaming.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ Block = type[BasicBlock] | type[Bottleneck]
 
 
 class ResNetDesign(NamedTuple):
-    """What tells one ResNet from another."""
+    """Blocks, depths and groups of a ResNet."""
 
     block: Block
     depths: tuple[int, int, int, int]
     """Number of blocks in each stage."""
     groups: int = 1
-    """Of the 3 x 3 convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
+    """Groups of the 3 x 3 convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
     group_width: int = 64
     """Channels of each group, in a first stage of width 64."""
 
@@ -62,7 +62,7 @@ class ResNet(Backbone):
 
     Attributes:
         feature_dim: D, the length of the feature vector: 8 x width, times 4 for bottleneck blocks.
-        activation_checkpointing: Keep of each block its input alone (`recomputed`).
+        activation_checkpointing: Whether only the input of each block is kept (`recomputed`).
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class ResNet(Backbone):
 
         Args:
             design: Blocks, depths and groups.
-            stem: What comes before the first stage.
+            stem: Layers before the first stage.
             width: Channels of the first stage, 64 in the paper.
             norm_layer: Makes a normalization from its number of channels.
-            in_channels: Of the images.
+            in_channels: Channels of the images.
             zero_init_residual: Start each block as the identity: the scale of its last
                 normalization is 0 (arXiv:1706.02677, section 5.1).
         """

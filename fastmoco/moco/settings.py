@@ -6,7 +6,7 @@ A string under a field is its help text on the command line.
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
-from fastmoco.errors import UsageError
+from fastmoco.errors import UsageError, check_least
 from fastmoco.pipelines.settings import PipelineConfig
 
 
@@ -20,7 +20,7 @@ class Stem(StrEnum):
     small_stride2 = "small_stride2"
     """3 x 3 convolution of stride 2, no pool: a quarter of the work of `small`."""
     small_pad2 = "small_pad2"
-    """`small` with a border of 2 pixels: solo-learn's on CIFAR, to import its weights."""
+    """`small` with a border of 2 pixels, as in solo-learn on CIFAR, to import its weights."""
 
 
 class Mechanism(StrEnum):
@@ -74,7 +74,7 @@ class Loss(StrEnum):
     chunked = "chunked"
     """One pass over chunks of the queue."""
     fused = "fused"
-    """The same as one Triton kernel, on a GPU."""
+    """One pass as one Triton kernel, on a GPU."""
 
 
 class BatchNorm(StrEnum):
@@ -86,7 +86,7 @@ class BatchNorm(StrEnum):
     plain = "plain"
     """Each device's own batch."""
     shuffled = "shuffled"
-    """Groups of the global batch, drawn anew for the keys (arXiv:1911.05722, section 3.3)."""
+    """Groups of the global batch, drawn again for the keys (arXiv:1911.05722, section 3.3)."""
     synchronized = "synchronized"
     """The global batch."""
     eman = "eman"
@@ -107,7 +107,7 @@ class ModelConfig:
 
     encoder: str = "resnet50"
     """resnet18 to resnet152, resnext50_32x4d, alexnet, alexnet_bn and others; halves:NAME, a pair
-    of half the width for L and ab; timm:NAME, any of timm's (pip install 'fastmoco[timm]')."""
+    of half the width for L and ab; timm:NAME, any model of timm (pip install 'fastmoco[timm]')."""
     stem: Stem = Stem.imagenet
     """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work);
     small_pad2 is solo-learn's small."""
@@ -127,12 +127,12 @@ OWNERS = {
     "hidden_dim": Mechanism.moco_v3,
     "pretext": Mechanism.moco,
 }
-"""Options of one mechanism alone. Not among them are `queue_size`, `momentum` and `final_momentum`,
-though not all mechanisms read them: a sweep over mechanisms keeps its preset's options."""
+"""Options of one mechanism only. `queue_size`, `momentum` and `final_momentum` are left out, though
+not all mechanisms read them: a sweep over mechanisms keeps its preset's options."""
 
 NOT_SYMMETRIC = {
-    Mechanism.end_to_end: "moco.negatives says which views are queries",
-    Mechanism.memory_bank: "an entry of the bank is no view",
+    Mechanism.end_to_end: "moco.negatives chooses which views are queries",
+    Mechanism.memory_bank: "its positives are entries, not views",
     Mechanism.moco_v3: "MoCo v3 is always symmetric",
 }
 
@@ -145,11 +145,11 @@ class MocoConfig:
     """moco (queue), end_to_end (SimCLR), memory_bank or moco_v3."""
     pretext: Pretext = Pretext.instance
     """Positive of a query: instance (the other view), or cross_channel (the colors of the other
-    view for a query of lightness, and back; needs model.encoder=halves:NAME)."""
+    view for a query of lightness, and vice versa; needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
     """Projection head: linear (v1) or mlp (v2); moco_v3 has its own."""
     head_hidden_dim: int = 0
-    """mlp: width of its hidden layer; 0 = as wide as the feature."""
+    """mlp: width of its hidden layer; 0 = width of the feature."""
     dim: int = 128
     """C, length of the embedding."""
     hidden_dim: int = 4096
@@ -161,42 +161,32 @@ class MocoConfig:
     momentum: float = 0.999
     """m of the key encoder; 0.99 for small sets."""
     final_momentum: float | None = None
-    """m at the end of the run, reached from moco.momentum by half a cosine; null = constant m, but
-    for moco_v3 a rise to 1."""
+    """m at the end of the run, reached from moco.momentum by half a cosine; null = constant m, for
+    moco_v3 a rise to 1."""
     bank_momentum: float = 0.5
     """memory_bank: fraction of an entry that is kept when its image is seen."""
     temperature: float = 0.2
     """tau of InfoNCE."""
     symmetric: bool = False
-    """Use each view once as query, once as key: the sum of both losses, and 2 keys an image."""
+    """Use each view once as query, once as key: the sum of both losses, and 2 keys per image."""
     loss: Loss = Loss.auto
     """Form of the loss: plain, chunked (less memory), fused (one GPU kernel), or auto."""
     batch_norm: BatchNorm = BatchNorm.auto
     """plain, shuffled, synchronized (over devices), eman (another algorithm), or auto."""
     batch_norm_splits: int = 1
-    """shuffled: groups of the global batch with statistics of their own; 1 = one per device."""
+    """shuffled: groups of the global batch with separate statistics; 1 = one per device."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, and options that mean nothing to the mechanism.
-
-        Raises:
-            UsageError: One line that names the option to change.
-        """
-        for name, least in (
-            ("dim", 1),
-            ("hidden_dim", 1),
-            ("queue_size", 1),
-            ("head_hidden_dim", 0),
+        """Raise `UsageError` for values out of range and for options of other mechanisms."""
+        check_least(self, "moco", dim=1, hidden_dim=1, queue_size=1, head_hidden_dim=0)
+        for name, fits, allowed in (
+            ("momentum", 0 <= self.momentum <= 1, "in [0, 1]"),
+            ("final_momentum", 0 <= (self.final_momentum or 0) <= 1, "in [0, 1]"),
+            ("bank_momentum", 0 <= self.bank_momentum < 1, "in [0, 1)"),
+            ("temperature", self.temperature > 0, "above 0"),
         ):
-            _require(
-                getattr(self, name) >= least, f"moco.{name} must be {least} or more", self, name
-            )
-        for name in ("momentum", "final_momentum"):
-            value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, f"moco.{name} must be in [0, 1]", self, name)
-        in_range = 0 <= self.bank_momentum < 1
-        _require(in_range, "moco.bank_momentum must be in [0, 1)", self, "bank_momentum")
-        _require(self.temperature > 0, "moco.temperature must be above 0", self, "temperature")
+            if not fits:
+                raise UsageError(f"moco.{name} must be {allowed}, got {getattr(self, name)}")
         self._check_owners()
         self._check_head()
         if self.mechanism is not Mechanism.moco:
@@ -215,21 +205,21 @@ class MocoConfig:
         if self.head_hidden_dim and self.mechanism is Mechanism.moco_v3:
             raise UsageError(
                 f"moco.head_hidden_dim={self.head_hidden_dim} is not for moco.mechanism=moco_v3, "
-                "whose heads have moco.hidden_dim; set moco.head_hidden_dim=0"
+                "whose heads use moco.hidden_dim; set moco.head_hidden_dim=0"
             )
         if self.head_hidden_dim and self.head is Head.linear:
             raise UsageError(
-                f"moco.head_hidden_dim={self.head_hidden_dim} needs a hidden layer, which "
-                "moco.head=linear has not; set moco.head=mlp or moco.head_hidden_dim=0"
+                f"moco.head_hidden_dim={self.head_hidden_dim} needs a hidden layer, and "
+                "moco.head=linear has none; set moco.head=mlp or moco.head_hidden_dim=0"
             )
         if self.head is Head.linear and self.mechanism is Mechanism.moco_v3:
-            raise UsageError("moco.mechanism=moco_v3 has heads of its own; set moco.head=mlp")
+            raise UsageError("moco.mechanism=moco_v3 has its own heads; set moco.head=mlp")
 
     def _check_other_mechanism(self) -> None:
-        """Refuse what only a key encoder and a queue can do."""
+        """Refuse options that need a key encoder and a queue."""
         if self.symmetric:
             raise UsageError(
-                "moco.symmetric=true is an option of moco.mechanism=moco "
+                f"moco.symmetric=true is only for moco.mechanism=moco, got {self.mechanism} "
                 f"({NOT_SYMMETRIC[self.mechanism]}); set moco.symmetric=false"
             )
         if self.batch_norm in (BatchNorm.shuffled, BatchNorm.eman) or self.batch_norm_splits != 1:
@@ -242,21 +232,16 @@ class MocoConfig:
         in_batch = self.mechanism is not Mechanism.memory_bank
         if in_batch and self.loss in (Loss.chunked, Loss.fused):
             raise UsageError(
-                f"moco.loss={self.loss} is for a queue or a bank, and the negatives of "
+                f"moco.loss={self.loss} is for a queue or a bank, but the negatives of "
                 f"moco.mechanism={self.mechanism} are in the batch; set moco.loss=auto"
             )
 
 
-def _require(fits: bool, rule: str, settings: MocoConfig, name: str) -> None:
-    if not fits:
-        raise UsageError(f"{rule}, got {getattr(settings, name)}")
-
-
 @dataclass(kw_only=True, slots=True)
 class EncoderConfig:
-    """What evaluation needs to know of a run: how its encoder was built and fed.
+    """Settings of an encoder and of its inputs: the part of a run that evaluation reads.
 
-    A run's configuration extends it; a saved configuration is read as one, whatever else it holds.
+    A run's configuration extends it; other keys of a saved configuration are ignored.
     """
 
     seed: int = 0

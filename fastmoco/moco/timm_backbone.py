@@ -1,4 +1,4 @@
-"""Any model of timm as encoder, up to its pooled feature."""
+"""Any model of timm as backbone, up to its pooled feature."""
 
 import difflib
 from typing import Any
@@ -26,9 +26,9 @@ class TimmBackbone(Backbone):
         """Create the model, and try it on one image.
 
         Args:
-            name: As timm has it, such as ``vit_small_patch16_224``.
+            name: timm's name of the model, such as ``vit_small_patch16_224``.
             view_size: Side of the images, pixels.
-            norm_layer: Takes the place of each batch norm, with its settings and weights.
+            norm_layer: Replaces each batch norm, with the same settings and weights.
 
         Raises:
             UsageError: If timm is missing or has no such model, or if the model does not take
@@ -43,9 +43,9 @@ class TimmBackbone(Backbone):
             replace_batch_norm(self.network, name, norm_layer)
 
     def freeze_patch_projection(self) -> None:
-        """Let a vision transformer's first layer stay as it was drawn: it needs no gradient.
+        """Keep the random weights of a vision transformer's first layer.
 
-        Against the instability of MoCo v3's training (arXiv:2104.02057, section 4.3).
+        It makes MoCo v3's training more stable (arXiv:2104.02057, section 4.3).
 
         Raises:
             UsageError: If there is no such layer.
@@ -76,9 +76,13 @@ def _create(name: str, view_size: int) -> nn.Module:
         near = difflib.get_close_matches(name, known, n=1)
         raise UsageError(
             f"model.encoder=timm:{name} is unknown to timm {timm.__version__}"
-            + (f"; did you mean timm:{near[0]}?" if near else "; timm.list_models() has its names")
+            + (
+                f"; did you mean timm:{near[0]}?"
+                if near
+                else "; timm.list_models() lists its names"
+            )
         )
-    # Some are built for one size; vision transformers then take others too, in evaluation.
+    # Some models have a fixed size; dynamic_img_size lets vision transformers evaluate others too.
     sized: dict[str, Any] = {"img_size": view_size}
     for options in ({**sized, "dynamic_img_size": True}, sized, {}):
         try:
@@ -93,7 +97,7 @@ def _create(name: str, view_size: int) -> nn.Module:
 
 @torch.no_grad()
 def _feature_dim(network: nn.Module, name: str, view_size: int) -> int:
-    """The length of the feature of one image; models say it under several names, or wrongly."""
+    """Measure the length of a feature; models state it under several names, or incorrectly."""
     network.eval()
     try:
         feature = network(torch.zeros(1, 3, view_size, view_size))
@@ -111,7 +115,7 @@ def _feature_dim(network: nn.Module, name: str, view_size: int) -> int:
 
 
 def remove_dropout(network: nn.Module) -> None:
-    """Dropout and stochastic depth draw from a generator with a state; a run has none to save."""
+    """Switch off dropout and stochastic depth: a checkpoint holds no state of their generator."""
     for module in network.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
@@ -121,10 +125,10 @@ def remove_dropout(network: nn.Module) -> None:
 
 
 def replace_batch_norm(network: nn.Module, name: str, norm_layer: NormLayer) -> None:
-    """Put `norm_layer` into the place of each batch norm; names in the state stay.
+    """Replace each batch norm by `norm_layer`, in place; names in the state stay.
 
     Raises:
-        UsageError: If one is of another kind than two-dimensional, with weights and statistics.
+        UsageError: If one is not two-dimensional with weights and running statistics.
     """
     from timm.layers.norm_act import BatchNormAct2d
 
@@ -156,7 +160,6 @@ def _replacement(old: _BatchNorm, norm_layer: NormLayer) -> nn.Module:
     return module
 
 
-def _activate(module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    del args
+def _activate(module: Any, _: tuple[Tensor, ...], output: Tensor) -> Tensor:
     activated: Tensor = module.act(module.drop(output))
     return activated

@@ -1,11 +1,11 @@
-"""What makes the same step faster on a device: `torch.compile`, and one CUDA graph.
+"""Acceleration of the same step: `torch.compile`, and one CUDA graph.
 
 A graph is captured once, then replayed by one launch. A step starts several hundred kernels, and
 where they are short the host cannot start them as fast as the GPU ends them (views of 32 pixels). A
 replay starts all of them at once. It costs a private pool of memory, and whatever is not a tensor
 stays as it was at capture: the batch comes through buffers at fixed addresses, the learning rate
-through a tensor, and draws through ``draw_key``. Left out: several devices, and what reads the host
-in a step (`resolve_cuda_graph`).
+through a tensor, and draws through ``draw_key``. Not supported: several devices, and steps that
+read the host (`resolve_cuda_graph`).
 """
 
 import warnings
@@ -26,35 +26,33 @@ from fastmoco.train.step import TrainStep
 
 WARM_UP_STEPS = 3  # torch.compile, cuDNN and Triton choose and compile in the first
 CAPTURABLE_OPTIMIZERS = ("sgd", "adam", "adamw")
+STEP_INPUTS = ("crops", "draw_key", "sample_id")  # the fields of a batch that a step reads
 
 
 class Recording(Protocol):
-    """Work that is done as it is, then recorded, then done again and again from the record."""
+    """Recorder of work that is first run directly, then recorded, then replayed many times."""
 
     def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
-        """Do it, where it will be recorded."""
-        ...
+        """Run the work directly, on the stream that will record it."""
 
     def record(self, work: Callable[[], Tensor]) -> None:
-        """Record it without doing it."""
-        ...
+        """Record the work without running it."""
 
     def replay(self) -> Tensor:
-        """Do what was recorded; gives the tensor that the work gave, at the same address."""
-        ...
+        """Run the recorded work; return the tensor of the work, at the same address."""
 
 
 class CudaRecording:
-    """A CUDA graph, on a stream of its own."""
+    """A CUDA graph, on its own stream."""
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing is recorded yet."""
+        """Create an empty graph and its stream."""
         self._graph = torch.cuda.CUDAGraph()
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._output = torch.empty(0)
 
     def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
-        """Do it on the stream that will be captured: autograd's buffers belong to a stream."""
+        """Run the work on the stream that will be captured: autograd's buffers belong to it."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -63,36 +61,36 @@ class CudaRecording:
         return output
 
     def record(self, work: Callable[[], Tensor]) -> None:
-        """Capture it.
+        """Capture the work.
 
         Raises:
-            RuntimeError: If it does what a graph cannot hold.
+            RuntimeError: If a graph does not support an operation of it.
         """
-        # Loaders' threads go on using the device: only this thread is watched.
+        # Loaders' threads keep using the device, so only this thread is checked.
         with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             self._output = work()
 
     def replay(self) -> Tensor:
-        """Start all kernels."""
+        """Launch all kernels of the graph."""
         self._graph.replay()
         return self._output
 
 
 class GraphedStep:
-    """A `TrainStep` that is recorded after a few steps; the same numbers.
+    """A `TrainStep` that is recorded after a few steps; the numbers are the same.
 
     The warm-up steps are steps of the run, each on its own batch, and so is the first replay: no
     batch is seen twice, and a resumed run, which warms up again, learns the same.
     """
 
     def __init__(self, step: TrainStep, recording: Recording, *, required: bool = False) -> None:
-        """Take the step.
+        """Wrap a step.
 
         Args:
-            step: At its final addresses: restored, if it is to be.
-            recording: What records it.
-            required: Whether a step that cannot be recorded is an error; else the run goes on
-                without, and says so.
+            step: Step whose tensors keep their addresses.
+            recording: Recorder of the step.
+            required: Whether a step that cannot be recorded is an error; otherwise the run warns
+                and continues without a graph.
         """
         self.step = step
         self.required = required
@@ -101,12 +99,10 @@ class GraphedStep:
         self._batch: Batch | None = None
 
     def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
-        """Do one step; arguments and result as of `TrainStep`.
-
-        The result is overwritten by the next call.
+        """Do one step as `TrainStep` does; the next call overwrites the returned metrics.
 
         Raises:
-            RuntimeError: If the step is to be recorded and cannot be.
+            RuntimeError: If a graph is required and the step cannot be recorded.
         """
         if self._recording is None:
             return self.step(batch, learning_rate)
@@ -115,7 +111,8 @@ class GraphedStep:
             self._warmed_up += 1
             return self._recording.warm_up(lambda: self.step.learn(batch))
         if self._batch is None:
-            static = self._batch = _copied(batch)
+            static = replace(batch, **{name: getattr(batch, name).clone() for name in STEP_INPUTS})
+            self._batch = static
             try:
                 self._recording.record(lambda: self.step.learn(static))
             except RuntimeError as error:
@@ -123,7 +120,8 @@ class GraphedStep:
                 self._give_up(error)
                 return self.step(batch, learning_rate)
         else:
-            _fill(self._batch, batch)
+            for name in STEP_INPUTS:
+                getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
         return self._recording.replay()
 
     def _give_up(self, error: RuntimeError) -> None:
@@ -131,7 +129,7 @@ class GraphedStep:
         if self.required:
             raise RuntimeError(
                 f"the step cannot be captured as a CUDA graph ({reason}); "
-                "set train.cuda_graph=never, the same run goes on"
+                "set train.cuda_graph=never to resume the same run"
             ) from error
         warnings.warn(
             f"the step cannot be captured as a CUDA graph and runs without ({reason})",
@@ -139,26 +137,11 @@ class GraphedStep:
         )
 
 
-def _copied(batch: Batch) -> Batch:
-    """The batch at addresses of its own; of what the step reads."""
-    return replace(
-        batch,
-        crops=batch.crops.clone(),
-        draw_key=batch.draw_key.clone(),
-        sample_id=batch.sample_id.clone(),
-    )
-
-
-def _fill(static: Batch, batch: Batch) -> None:
-    for name in ("crops", "draw_key", "sample_id"):
-        getattr(static, name).copy_(getattr(batch, name), non_blocking=True)
-
-
 def resolve_cuda_graph(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> tuple[bool, str]:
-    """Whether the step is captured, and a few words for the run's header.
+    """Decide whether the step is captured as a CUDA graph, with words for the run's header.
 
     Raises:
-        UsageError: If it must be and cannot.
+        UsageError: If train.cuda_graph=always cannot be fulfilled.
     """
     if cfg.train.cuda_graph is CudaGraph.never:
         return False, "no CUDA graph (train.cuda_graph=never)" if device.type == "cuda" else ""
@@ -166,31 +149,33 @@ def resolve_cuda_graph(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> 
     if not obstacle:
         return True, f"CUDA graph after {WARM_UP_STEPS} steps"
     if cfg.train.cuda_graph is CudaGraph.always:
-        raise UsageError(f"train.cuda_graph=always cannot be: {obstacle}; set it to auto")
+        raise UsageError(
+            f"train.cuda_graph=always is not possible: {obstacle}; set train.cuda_graph=auto"
+        )
     return False, f"no CUDA graph ({obstacle})" if device.type == "cuda" else ""
 
 
 def _obstacle(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> str:
-    """Why the step cannot be captured; "" if it can."""
+    """The reason why the step cannot be captured; "" if it can."""
     if device.type != "cuda":
         return f"the device is {device.type}"
     if ranks.several:
         return "several devices"
     if cfg.optimizer.name not in CAPTURABLE_OPTIMIZERS:
-        return f"optimizer.name={cfg.optimizer.name} takes its rate from the host"
+        return f"optimizer.name={cfg.optimizer.name} reads its learning rate on the host"
     if cfg.policy.pool:
         return "policy.pool chooses images by host reads"
     if cfg.train.profile:
-        return "train.profile tells a step's stages apart"
+        return "train.profile measures the stages of a step separately"
     return ""
 
 
 @cache
 def _compile_failure(device: torch.device) -> str | None:
-    """Compile one addition: nothing else proves compiler, headers and cache folder together."""
+    """Compile one addition: only this checks compiler, headers and cache folder together."""
     try:
         with warnings.catch_warnings():
-            # torch warns of its own old parts while it loads the compiler (2.11 does).
+            # torch warns of its own deprecated parts while it loads the compiler (2.11 does).
             warnings.simplefilter("ignore")
             torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except Exception as error:  # the toolchain fails in more ways than torch names
@@ -199,10 +184,10 @@ def _compile_failure(device: torch.device) -> str | None:
 
 
 def resolve_compile(choice: Compile, device: torch.device) -> tuple[bool, str]:
-    """Whether to compile, and a line that says so.
+    """Decide whether the step is compiled, with words for the run's header.
 
     Raises:
-        UsageError: If it must and cannot.
+        UsageError: If train.compile=always cannot be fulfilled.
     """
     if choice is Compile.never:
         return False, "eager (train.compile=never)"
@@ -211,7 +196,5 @@ def resolve_compile(choice: Compile, device: torch.device) -> tuple[bool, str]:
         return True, "torch.compile"
     if choice is Compile.always:
         raise UsageError(f"torch.compile fails here: {failure}; set train.compile=auto or never")
-    return (
-        False,
-        f"eager, torch.compile fails here ({failure}); a C++ compiler (g++) makes it faster",
-    )
+    hint = "a C++ compiler (g++) makes it faster"
+    return False, f"eager, torch.compile fails here ({failure}); {hint}"

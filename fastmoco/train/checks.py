@@ -1,4 +1,4 @@
-"""What is refused before anything is opened: settings that cannot work together or here."""
+"""Checks of a configuration, before anything is opened."""
 
 import torch
 
@@ -15,11 +15,11 @@ from fastmoco.train.settings import TrainConfig
 
 
 def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
-    """Refuse whatever can be known to be wrong before data is read.
+    """Check everything that can be checked before data is read.
 
     Args:
-        cfg: Of the run.
-        ranks: Who trains; every rank refuses alike.
+        cfg: Configuration of the run.
+        ranks: Ranks that train; the result is the same on each.
 
     Returns:
         The device of this rank.
@@ -38,13 +38,6 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
     check_loader(cfg.pipeline.name)
     LoaderSpec.of(cfg.pipeline, cfg.policy)  # refuses values out of range
     _check_normalization(cfg)
-    _check_availability(cfg, device)
-    resolve_cuda_graph(cfg, device, ranks)
-    return device
-
-
-def _check_availability(cfg: TrainConfig, device: torch.device) -> None:
-    """Refuse what needs a device, a package or a dataset that is not there."""
     if cfg.moco.loss is Loss.fused and device.type != "cuda":
         raise UsageError(f"moco.loss=fused needs a CUDA device, got {device}; set moco.loss=auto")
     cfg.optimizer.check_available()
@@ -53,49 +46,52 @@ def _check_availability(cfg: TrainConfig, device: torch.device) -> None:
             "monitor.every_epochs is set but data.test is not; "
             "give data.test=FILE.beton or monitor.every_epochs=0"
         )
+    resolve_cuda_graph(cfg, device, ranks)
+    return device
 
 
 def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
-    """Refuse a global batch that does not divide into devices, micro-batches and norm groups."""
+    """Check that a global batch divides into devices, micro-batches and batch-norm groups."""
     batch, splits, devices = cfg.global_batch_size, cfg.moco.batch_norm_splits, ranks.world_size
     keys = 2 * batch if cfg.moco.symmetric else batch
     if cfg.moco.mechanism is Mechanism.moco and cfg.moco.queue_size < keys:
         raise UsageError(
-            f"moco.queue_size must be {keys} or more, the keys of one step of global_batch_size="
+            f"moco.queue_size must be {keys} or more, the keys of one step with global_batch_size="
             f"{batch}, got {cfg.moco.queue_size}; set moco.queue_size={keys} or more"
         )
     if batch < 1 or batch % devices:
         raise UsageError(
             f"global_batch_size must be a positive multiple of the {devices} devices, got {batch}; "
-            f"set global_batch_size={max(1, round(batch / devices)) * devices} or another one"
+            f"set global_batch_size={max(1, round(batch / devices)) * devices} or another multiple"
         )
-    parts = cfg.train.accumulate
-    if parts > 1 and cfg.moco.mechanism is not Mechanism.moco:
+    accumulate = cfg.train.accumulate
+    if accumulate > 1 and cfg.moco.mechanism is not Mechanism.moco:
         raise UsageError(
-            f"train.accumulate={parts} is for moco.mechanism=moco, whose negatives are in a queue, "
-            f"not for {cfg.moco.mechanism}; set train.accumulate=1"
+            f"train.accumulate={accumulate} is for moco.mechanism=moco, whose negatives are in a "
+            f"queue, not for {cfg.moco.mechanism}; set train.accumulate=1"
         )
-    if batch // devices % parts:
+    if batch // devices % accumulate:
         raise UsageError(
-            f"train.accumulate must divide the {batch // devices} images of a device, got {parts}"
+            f"train.accumulate must divide the {batch // devices} images of a device, got "
+            f"{accumulate}"
         )
-    kind, groups = resolve_batch_norm(cfg.moco, ranks, parts)
-    places = f"{devices} device{'s' if devices > 1 else ''}"
-    places += f" with train.accumulate={parts}" if parts > 1 else ""
+    kind, groups = resolve_batch_norm(cfg.moco, ranks, accumulate)
+    setup = f"{devices} device{'s' if devices > 1 else ''}"
+    setup += f" with train.accumulate={accumulate}" if accumulate > 1 else ""
     if splits < 1 or batch % groups or batch // groups < 2:
         raise UsageError(
             f"moco.batch_norm_splits={splits} does not split global_batch_size={batch} into equal "
-            f"groups of 2 or more on {places}; set it to a divisor"
+            f"groups of 2 or more on {setup}; set it to a divisor"
         )
-    if kind is BatchNorm.shuffled and groups % (devices * parts):
+    if kind is BatchNorm.shuffled and groups % (devices * accumulate):
         raise UsageError(
-            f"moco.batch_norm_splits={splits} groups do not fall evenly on {places}; "
-            f"set it to a multiple of {devices * parts}, or to 1: a group on each"
+            f"moco.batch_norm_splits={splits} groups do not divide evenly among {setup}; "
+            f"set it to a multiple of {devices * accumulate}, or to 1: a group on each"
         )
     if kind is BatchNorm.shuffled and groups == 1:
         raise UsageError(
             "moco.batch_norm=shuffled changes nothing on one device with one group; "
-            "set moco.batch_norm_splits=4 or the like, or moco.batch_norm=plain"
+            "set moco.batch_norm_splits, for example to 4, or moco.batch_norm=plain"
         )
 
 
@@ -104,10 +100,10 @@ def _check_normalization(cfg: TrainConfig) -> None:
     if (mean or std) and not (len(mean) == len(std) == 3 and min(std) > 0):
         raise UsageError(
             f"pipeline.channel_mean={mean} with pipeline.channel_std={std} cannot normalize; give "
-            "three numbers each, deviations above 0, or neither: the dataset's own"
+            "three numbers for each, deviations above 0, or neither to use the dataset's own"
         )
     if mean and cfg.model.encoder.startswith("halves:"):
         raise UsageError(
-            f"model.encoder={cfg.model.encoder} takes RGB as it is and converts it to Lab; set "
+            f"model.encoder={cfg.model.encoder} takes RGB in 0..1 and converts it to Lab; set "
             "pipeline.channel_mean=[] pipeline.channel_std=[]"
         )

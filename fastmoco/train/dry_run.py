@@ -1,4 +1,4 @@
-"""`train.dry_run` and `train.profile`: what a run would cost, before it is started.
+"""`train.dry_run` and `train.profile`: cost of a run, measured before it is started.
 
 Everything is built as the run would build it, in a folder that is removed afterwards; a run folder
 of the same name is neither read nor changed.
@@ -38,73 +38,66 @@ STEPS = 20
 
 @dataclass(kw_only=True, slots=True)
 class DryRun:
-    """What was measured."""
+    """Measured cost of a run."""
 
     first_step_seconds: float
-    """With compiling."""
+    """Seconds of the first step, compilation included."""
     images_per_second: float
-    """Of the steps after the first."""
+    """Throughput of the steps after the first."""
     data_wait_fraction: float
+    """Fraction of that time spent waiting for the loader."""
     peak_bytes: int
-    """Of the device's memory, or of this process where the device is the CPU."""
+    """Peak memory of the device; of this process if the device is the CPU."""
     flops_per_image: float
-    """Of convolutions and matrix products: query forward and backward, key forward."""
+    """Operations of convolutions and matrix products: query forward and backward, key forward."""
     device_flops: float
-    """What a large matrix product reaches in this precision, a second."""
+    """Operations per second of a large matrix product in this precision."""
     total_steps: int
     global_batch_size: int
 
     @property
     def share_of_roof(self) -> float:
-        """Of what the device's arithmetic would allow, were nothing else to do."""
+        """Throughput as a fraction of what the device's arithmetic alone would allow."""
         return self.images_per_second * self.flops_per_image / self.device_flops
 
     @property
     def total_seconds(self) -> float:
-        """Of the whole run."""
+        """Estimated seconds of the complete run."""
         steps_per_second = self.images_per_second / self.global_batch_size
         return self.first_step_seconds + self.total_steps / steps_per_second
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return {
-            **asdict(self),
-            "share_of_roof": self.share_of_roof,
-            "total_seconds": self.total_seconds,
-        }
+        """All figures as a JSON object."""
+        derived = {"share_of_roof": self.share_of_roof, "total_seconds": self.total_seconds}
+        return {**asdict(self), **derived}
 
     def to_text(self) -> str:
-        """A line for each figure."""
+        """All figures, a line for each."""
         hours, seconds = divmod(round(self.total_seconds), 3600)
-        lines = [
-            ("images/s", f"{self.images_per_second:,.0f}"),
-            ("data wait", f"{100 * self.data_wait_fraction:.1f}% of the time"),
-            ("peak memory", f"{self.peak_bytes / 1e9:.2f} GB"),
-            ("first step", f"{self.first_step_seconds:.1f} s, compiling included"),
-            (
-                "roof",
-                f"{100 * self.share_of_roof:.0f}% of {self.device_flops / 1e12:.2f} TFLOP/s, "
-                f"{self.flops_per_image / 1e9:.2f} GFLOP an image",
-            ),
-            (
-                "whole run",
-                f"{self.total_steps:,} steps, {hours} h {seconds // 60} min {seconds % 60} s",
-            ),
-        ]
-        return "\n".join(f"{name:<12}{text}" for name, text in lines)
+        roof = f"{100 * self.share_of_roof:.0f}% of {self.device_flops / 1e12:.2f} TFLOP/s"
+        time_text = f"{hours} h {seconds // 60} min {seconds % 60} s"
+        lines = {
+            "images/s": f"{self.images_per_second:,.0f}",
+            "data wait": f"{100 * self.data_wait_fraction:.1f}% of the time",
+            "peak memory": f"{self.peak_bytes / 1e9:.2f} GB",
+            "first step": f"{self.first_step_seconds:.1f} s, compiling included",
+            "roof": f"{roof}, {self.flops_per_image / 1e9:.2f} GFLOP an image",
+            "whole run": f"{self.total_steps:,} steps, {time_text}",
+        }
+        return "\n".join(f"{name:<12}{text}" for name, text in lines.items())
 
 
 def dry_run(cfg: TrainConfig) -> Path:
-    """Print what a run costs.
+    """Print the cost of a run.
 
     Args:
-        cfg: Of the run; ``train.profile`` adds a table of stages and a trace.
+        cfg: Configuration of the run; ``train.profile`` adds a table of stages and a trace.
 
     Returns:
-        The run folder that the run would have: this makes none.
+        The run folder that the run would have; it is not created.
 
     Raises:
-        UsageError: If settings do not fit each other, or several processes were started.
+        UsageError: If settings conflict, or several processes were started.
     """
     ranks = environment_ranks()
     device = check_config(cfg, ranks)
@@ -118,33 +111,29 @@ def dry_run(cfg: TrainConfig) -> Path:
 
 
 def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
-    """Build all of a run, do `STEPS` steps after the first, measure them.
+    """Build everything of a run, and measure `STEPS` steps after the first.
 
     Args:
-        cfg: Checked already.
-        device: Of the run.
+        cfg: Configuration that `check_config` accepted.
+        device: Device of the run.
     """
     assert cfg.data.train is not None
     with tempfile.TemporaryDirectory() as folder, open_dataset(cfg.data.train) as dataset:
         trainer = Trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
         groups = cfg.moco.batch_norm_splits
         flops = step_flops_per_image(trainer.step.model, cfg.pipeline.view_size, 2 * groups)
+        logger = logging.Logger("fastmoco.dry_run", logging.INFO)
+        logger.addHandler(logging.StreamHandler(sys.stderr))
         with closing(trainer.open_loader()) as loader:
-            log_header(_stderr_logger(), trainer, loader)
+            log_header(logger, trainer, loader)
             return _measure(trainer, loader, flops, cfg)
-
-
-def _stderr_logger() -> logging.Logger:
-    logger = logging.Logger("fastmoco.dry_run", logging.INFO)
-    logger.addHandler(logging.StreamHandler(sys.stderr))
-    return logger
 
 
 def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfig) -> DryRun:
     start = time.perf_counter()
     _take(trainer, loader)
     first_step_seconds = time.perf_counter() - start
-    if trainer.graphed:  # those that are not replayed yet
+    if trainer.graphed:  # the steps before the first replay
         for _ in range(min(WARM_UP_STEPS, trainer.total_steps - 1)):
             _take(trainer, loader)
         synchronize(trainer.device)
@@ -167,7 +156,7 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
 
 
 def _take(trainer: Trainer, loader: ViewLoader) -> float:
-    """One step; gives the seconds that it waited for data."""
+    """Do one step; return the seconds that it waited for data."""
     batch = next(loader)
     trainer.take(batch, trainer.learning_rate)
     if trainer.steps_done == 1:
@@ -178,21 +167,21 @@ def _take(trainer: Trainer, loader: ViewLoader) -> float:
 def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Of this program alone: getrusage's peak is also that of the process which started it.
+    # getrusage would include the peak of the process which started this one.
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 @contextmanager
 def _profiled(cfg: TrainConfig) -> Iterator[None]:
-    """Profile the block where `train.profile` asks for it; print its stages, write its trace."""
+    """Profile the block if `train.profile` is set; print its stages, write its trace."""
     if not cfg.train.profile:
         yield
         return
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
-    # Torch 2.11 warns where events are not kept, even of a single cycle.
+    # Torch 2.11 warns if events are not kept, even for a single cycle.
     with profile(activities=activities, acc_events=True) as profiler:
         yield
     print(_stage_table(profiler))  # noqa: T201
@@ -204,13 +193,12 @@ def _profiled(cfg: TrainConfig) -> Iterator[None]:
 
 
 def _stage_table(profiler: profile) -> str:
-    """Milliseconds a step of each stage, on the host and of the kernels it started."""
+    """Milliseconds per step of each stage, on the host and in the kernels that it started."""
     lines = [f"{'stage, ms a step':<28}{'host':>9}{'device':>9}"]
     events = {event.key: event for event in profiler.key_averages()}
     steps = events[STAGES[-1]].count  # backward passes are several with train.accumulate
     for stage in STAGES:
-        event = events[stage]
-        host = event.cpu_time_total / steps / 1e3
-        device = event.device_time_total / steps / 1e3
+        times = (events[stage].cpu_time_total, events[stage].device_time_total)  # microseconds
+        host, device = (time_us / steps / 1e3 for time_us in times)
         lines.append(f"{stage:<28}{host:>9.2f}{device:>9.2f}")
     return "\n".join(lines)

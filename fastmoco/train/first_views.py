@@ -1,4 +1,4 @@
-"""The first images of a run as the encoders see them, drawn again from the seed."""
+"""A picture of the first images of a run as the encoders see them, drawn again from the seed."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +12,7 @@ NUM_IMAGES = 8
 def write_first_views(trainer: Trainer) -> None:
     """Write ``views.png``: sources, crop boxes and both views of the first images of epoch 0.
 
-    Draws are pure functions of the sample: a smaller batch gives the very views that training sees.
+    Draws are pure functions of the sample: a smaller batch gives the same views as training.
     """
     count = min(NUM_IMAGES, len(trainer.dataset))
     plan = replace(trainer.plan(epoch=0), global_batch_size=count, rank=0, world_size=1)

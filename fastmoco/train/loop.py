@@ -25,17 +25,17 @@ from fastmoco.visualize.pictures import draw_curves
 def train(cfg: TrainConfig) -> Path:
     """Pretrain an encoder by Momentum Contrast, or resume the same run where it stopped.
 
-    Where torchrun started several processes, each calls this and the first one writes.
+    If torchrun started several processes, each calls this and the first one writes.
 
     Args:
-        cfg: From `load_config`.
+        cfg: Configuration from `load_config`.
 
     Returns:
         The run folder: ``config.yaml``, ``metrics.jsonl``, ``train.log``, ``checkpoints/``,
         ``views.png``, ``curves.png``, ``tensorboard/``.
 
     Raises:
-        UsageError: If settings do not fit each other, the data or the run folder.
+        UsageError: If settings conflict with each other, the data or the run folder.
         Interrupted: After SIGINT or SIGTERM, with the state saved.
         BetonError: If the dataset file is damaged.
     """
@@ -73,10 +73,10 @@ def run_steps(
     logger: logging.Logger,
     stop: StopRequest,
 ) -> None:
-    """Step until the run is finished or asked to stop; log and save on the way.
+    """Step until the run is finished or a signal stops it; log and save on the way.
 
     Raises:
-        Interrupted: After a stop was asked for, with the state saved.
+        Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
     clock, compiling = StepClock(), True
     with closing(open_reporter(trainer, logger)) as reporter:

@@ -1,4 +1,4 @@
-"""What a step reports, summed on the device and read by the host only when a log line is due."""
+"""Metrics of a step, summed on the device; the host reads them only when a log line is due."""
 
 import math
 
@@ -20,22 +20,20 @@ STEP_METRICS = (
 
 
 def step_metrics(output: StepOutput) -> Tensor:
-    """The values of `STEP_METRICS` for one batch, ``(8,)`` float32 on the device.
+    """Compute the values of `STEP_METRICS` for one batch, ``(8,)`` float32 on the device.
 
     Accuracies are percentages of the (K+1)-way look-up. Alignment is the mean ``|q - k|^2`` and
     uniformity ``log mean exp(-2 |q_i - q_j|^2)`` over pairs i != j (arXiv:2005.10242). Feature
     deviation is the standard deviation of the query's components over the batch, times sqrt(C):
     about 1 for features spread over the sphere, 0 at collapse.
 
-    The loss is the mean over queries, in nats: half of the sum that a symmetric loss is.
+    The loss is the mean over queries, in nats: for a symmetric loss half of the sum.
     """
     query, key = output.query.float(), output.key.float()
     count, dim = query.shape
     positive = (query * key).sum(dim=1)
     similarities = query @ query.T
-    kernel = torch.exp(
-        4 * similarities - 4
-    )  # exp(-2 |qi - qj|^2) for unit vectors: 1 on the diagonal
+    kernel = torch.exp(4 * similarities - 4)  # exp(-2 |q_i - q_j|^2) of unit vectors; (i, i) is 1
     pairs = max(1, count * (count - 1))
     return torch.stack(
         [
@@ -70,7 +68,7 @@ class MetricsSum:
         self.count += 1
 
     def flush(self) -> dict[str, float]:
-        """Read the means (this waits for the device) and start anew."""
+        """Read the means (this waits for the device) and set the sum to zero."""
         means = (self.total / max(1, self.count)).tolist()
         self.total.zero_()
         self.count = 0

@@ -1,4 +1,4 @@
-"""A batch taken in equal parts, one after the other, where memory holds no more (`accumulate`)."""
+"""Gradient accumulation: a batch in equal micro-batches, one after the other, to save memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -8,24 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fastmoco.moco.mechanism import StepOutput, Views
+from fastmoco.moco.mechanism import StepOutput, Views, floating_buffers, join_outputs
 from fastmoco.moco.model import MoCo
 
-Part = TypeVar("Part")
+Item = TypeVar("Item")
 
 
 class MicroBatches:
     """MoCo's gradient of a batch, from n micro-batches of which one has activations at a time.
 
-    What it means: all micro-batches see the same weights and the same queue, for the optimizer's
-    step and what follows it come after the last; keys are shuffled over the whole batch before it
-    is cut; each micro-batch is a group of batch norm (or as many of a split one), whose running
-    statistics move once, towards the mean over micro-batches. So it is what one device computes of
-    the whole batch with n times as many `moco.batch_norm_splits`, up to the rounding of sums, and
-    without batch norm what it computes of the whole batch.
+    All micro-batches see the same weights and the same queue: the optimizer's step and the updates
+    after it follow the last one. Keys are shuffled over the complete batch before it is cut. Each
+    micro-batch is a group of batch norm (or several groups, if it is split), and running statistics
+    move once, towards the mean over micro-batches. So the result is that of the complete batch on
+    one device with n times as many `moco.batch_norm_splits`, up to the rounding of sums; without
+    batch norm it is that of the complete batch.
 
-    The keys of all come first: the positive of a query may lie in another micro-batch. The views of
-    the whole batch are held: of an image of 224 pixels 1.2 MB, beside some 90 of activations.
+    All keys are computed first: the positive of a query may be in another micro-batch. The views of
+    the complete batch stay in memory: 1.2 MB for an image of 224 pixels, beside some 90 MB of
+    activations.
     """
 
     def __init__(
@@ -37,19 +38,17 @@ class MicroBatches:
         stage: str,
         compiled: bool,
     ) -> None:
-        """Take the parts.
+        """Set the model and the number of micro-batches.
 
         Args:
-            model: Its running statistics change.
+            model: MoCo; its running statistics change in place.
             count: n, a divisor of this rank's batch.
             autocast: Makes the context in which encoders run.
-            stage: What a profile calls the forward passes.
-            compiled: Capture both forward passes of a micro-batch by `torch.compile`.
+            stage: Name of the forward passes in a profile.
+            compiled: Whether `torch.compile` captures both forward passes of a micro-batch.
         """
-        self.model = model
-        self.count = count
-        self.autocast = autocast
-        self.stage = stage
+        self.model, self.count = model, count
+        self.autocast, self.stage = autocast, stage
         self._embed: Callable[[Tensor], Tensor] = self._plain_embed
         self._contrast: Callable[[Tensor, Tensor], StepOutput] = self._plain_contrast
         if compiled:
@@ -60,35 +59,35 @@ class MicroBatches:
         """Add the batch's gradient to the query encoder's.
 
         Args:
-            views: Of the whole batch.
-            backward: Called with each micro-batch's share of the loss.
+            views: Views of the complete batch.
+            backward: Called with the loss of each micro-batch, divided by n.
 
         Returns:
-            Of the whole batch, as `MoCo.forward` gives it, but without gradient.
+            Output for the complete batch, as of `MoCo.forward`, but without gradient.
 
         Raises:
-            ValueError: If the batch is no multiple of n.
+            ValueError: If the batch is not a multiple of n.
         """
         if len(views.query) % self.count:
             raise ValueError(
                 f"a batch of {len(views.query)} cannot be cut into {self.count} equal micro-batches"
                 "; set train.accumulate to a divisor of it"
             )
-        halves = [views, views.swapped()] if self.model.symmetric else [views]
-        keys = [self._keys(half.key, half.permutation) for half in halves]
-        found = []
-        for half, key in zip(halves, keys, strict=True):
-            parts = list(self._parts(half.query, key, backward))
-            loss = torch.stack([part.loss for part in parts]).mean()
-            found.append(_joined(parts, loss, terms=1))
-        loss = torch.stack([half.loss for half in found]).sum()
-        return _joined(found, loss, terms=len(found))
+        directions = [views, views.swapped()] if self.model.symmetric else [views]
+        keys = [self._keys(direction.key, direction.permutation) for direction in directions]
+        outputs = []
+        for direction, key in zip(directions, keys, strict=True):
+            contrasts = list(self._contrasts(direction.query, key, backward))
+            loss = torch.stack([contrast.loss for contrast in contrasts]).mean()
+            outputs.append(join_outputs(contrasts, loss))
+        loss = torch.stack([output.loss for output in outputs]).sum()
+        return join_outputs(outputs, loss, terms=len(outputs))
 
-    def _parts(
+    def _contrasts(
         self, views: Tensor, keys: Tensor, backward: Callable[[Tensor], None]
     ) -> Iterator[StepOutput]:
-        parts = zip(views.chunk(self.count), keys.chunk(self.count), strict=True)
-        for view, key in _once(self.model.query_encoder, list(parts)):
+        pairs = list(zip(views.chunk(self.count), keys.chunk(self.count), strict=True))
+        for view, key in _with_one_update(self.model.query_encoder, pairs):
             with record_function(self.stage):
                 output = self._contrast(view, key)
             backward(output.loss / self.count)
@@ -99,9 +98,9 @@ class MicroBatches:
     def _keys(self, views: Tensor, permutation: Tensor) -> Tensor:
         with record_function(self.stage):
             views = self.model.shuffled(views, permutation)
-            parts = list(views.chunk(self.count))
-            keys = [self._embed(view) for view in _once(self.model.key_encoder, parts)]
-            return self.model.unshuffled(torch.cat(keys), permutation)
+            chunks = _with_one_update(self.model.key_encoder, views.chunk(self.count))
+            keys = torch.cat([self._embed(view) for view in chunks])
+            return self.model.unshuffled(keys, permutation)
 
     def _plain_embed(self, view: Tensor) -> Tensor:
         with self.autocast():
@@ -112,35 +111,23 @@ class MicroBatches:
             return self.model.contrast(view, key)
 
 
-def _once(encoder: nn.Module, parts: Sequence[Part]) -> Iterator[Part]:
-    """Yield the parts, during which the encoder's running statistics move once in all.
+def _with_one_update(encoder: nn.Module, chunks: Sequence[Item]) -> Iterator[Item]:
+    """Yield the chunks, and move the encoder's running statistics once for all of them.
 
-    Each part starts from the same statistics r, and they end as the mean of what the parts made of
-    them: ``(1 - a) r + a E_i s_i``, which is what split batch norm does with groups s_i.
+    Each chunk starts from the same statistics r, and they end as the mean over chunks of the moved
+    statistics: ``(1 - a) r + a E_i s_i``, the same as for split batch norm with groups s_i.
     """
-    running = [buffer for buffer in encoder.buffers() if buffer.is_floating_point()]
+    running = floating_buffers(encoder)
     counts = [buffer for buffer in encoder.buffers() if not buffer.is_floating_point()]
     if not running:
-        yield from parts
+        yield from chunks
         return
     start, start_counts = ([buffer.clone() for buffer in kind] for kind in (running, counts))
     total = [torch.zeros_like(buffer) for buffer in running]
-    for part in parts:
+    for chunk in chunks:
         torch._foreach_copy_(running, start)
         torch._foreach_copy_(counts, start_counts)
-        yield part
+        yield chunk
         torch._foreach_add_(total, running)
-    torch._foreach_div_(total, len(parts))
+    torch._foreach_div_(total, len(chunks))
     torch._foreach_copy_(running, total)
-
-
-def _joined(parts: Sequence[StepOutput], loss: Tensor, *, terms: int) -> StepOutput:
-    return StepOutput(
-        loss,
-        torch.cat([part.query for part in parts]),
-        torch.cat([part.key for part in parts]),
-        torch.cat([part.rank for part in parts]),
-        torch.stack([part.negative_similarity for part in parts]).mean(),
-        factor=parts[0].factor,
-        terms=terms,
-    )

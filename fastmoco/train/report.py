@@ -1,4 +1,4 @@
-"""What a run says of itself: its header, and the rows of its metrics."""
+"""Header of a run, rows of its metrics, and the clock that times its steps."""
 
 import logging
 import math
@@ -17,19 +17,19 @@ from fastmoco.train.trainer import Trainer
 
 
 class StepClock:
-    """Times the steps between two log lines, without saving, measuring and compiling.
+    """Times the steps between two log lines, without saving, evaluation and compilation.
 
     Attributes:
         steps: Steps timed since the last reading.
-        data_wait_seconds: Of them, time spent waiting for the loader.
+        data_wait_seconds: Part of their time that was spent waiting for the loader.
     """
 
     def __init__(self) -> None:
-        """Start at now."""
+        """Start the clock."""
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was timed; the next step starts now."""
+        """Set the clock to zero; the next step starts now."""
         self._start = time.perf_counter()
         self.steps = 0
         self.data_wait_seconds = 0.0
@@ -41,13 +41,13 @@ class StepClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time within the block out."""
+        """Leave out the time within the block."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
 
     def read(self, batch_size: int) -> dict[str, float | None]:
-        """Speeds since the last reading; None where no step was timed. Starts anew."""
+        """Return speeds since the last reading, None without a timed step, and restart."""
         seconds, steps = time.perf_counter() - self._start, self.steps
         wait = self.data_wait_seconds
         self.restart()
@@ -61,7 +61,7 @@ class StepClock:
 
 
 def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | SilentReporter:
-    """The reporter of this rank, from the step that the trainer has reached."""
+    """Open the reporter of this rank, from the step that the trainer has reached."""
     if not trainer.ranks.is_first:
         return SilentReporter()
     return Reporter(
@@ -76,7 +76,7 @@ def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | Silent
 def make_row(
     trainer: Trainer, clock: StepClock, learning_rate: float, knn_top1: float | None
 ) -> dict[str, Any]:
-    """A row of ``metrics.jsonl``: means since the last row; reads the device."""
+    """Make a row of ``metrics.jsonl``: means since the last row; reads the device."""
     device = trainer.device
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
@@ -92,27 +92,25 @@ def make_row(
 
 
 def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> None:
-    """Say what runs, on what, from what."""
-    cfg, dataset = trainer.cfg, trainer.dataset
-    model = trainer.step.model
+    """Log run, device, data, model, optimizer and length of the training."""
+    cfg, model, ranks = trainer.cfg, trainer.step.model, trainer.ranks
     parameters = sum(parameter.numel() for parameter in model.query_encoder.parameters())
     batch = cfg.global_batch_size
-    peak = base_learning_rate(cfg.optimizer, cfg.global_batch_size)
     rate = f"learning rate {cfg.optimizer.learning_rate:g}"
     if cfg.optimizer.scale_learning_rate:
-        rate += f" x {cfg.global_batch_size}/256 = {peak:g}"
+        rate += f" x {batch}/256 = {base_learning_rate(cfg.optimizer, batch):g}"
     logger.info("run       %s, seed %d", trainer.run.path, cfg.seed)
     logger.info(
         "device    %s%s, %s, %s",
-        f"{trainer.ranks.world_size} x " if trainer.ranks.several else "",
+        f"{ranks.world_size} x " if ranks.several else "",
         describe_device(trainer.device),
         cfg.precision.value,
         ", ".join(filter(None, [trainer.compiled, trainer.step.eager_part, trainer.graph])),
     )
     logger.info(
         "data      %s, %d images, decoded on the %s by the loader %s (%s)",
-        dataset.path,
-        len(dataset),
+        trainer.dataset.path,
+        len(trainer.dataset),
         loader.decode_device,
         trainer.loader_name,
         trainer.loader_reason,
@@ -126,7 +124,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         parameters / 1e6,
         trainer.batch_norm,
         model.describe(batch),
-        math.log(model.num_negatives(batch) + 1),
+        math.log(trainer.num_negatives + 1),
         model.loss.value,
     )
     logger.info(
@@ -134,16 +132,13 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         cfg.optimizer.name,
         rate,
         cfg.optimizer.schedule,
-        cfg.global_batch_size,
-        f", {cfg.global_batch_size // trainer.ranks.world_size} a device"
-        if trainer.ranks.several
-        else "",
+        batch,
+        f", {batch // ranks.world_size} a device" if ranks.several else "",
         f" in {cfg.train.accumulate} micro-batches" if cfg.train.accumulate > 1 else "",
     )
-    start = f"from step {trainer.steps_done} " if trainer.steps_done else ""
     logger.info(
         "training  %sto step %d, %d steps an epoch",
-        start,
+        f"from step {trainer.steps_done} " if trainer.steps_done else "",
         trainer.total_steps,
         trainer.steps_per_epoch,
     )

@@ -13,11 +13,11 @@ from fastmoco.moco.settings import EncoderConfig
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES, Policy
 
-# Keys that do not change what is learned: a run may go on with other values.
+# Keys that do not change what is learned: a run may resume with other values.
 FREE_KEYS = frozenset(
     {
         "run_dir",
-        "data.train",  # the dataset's fingerprint decides, wherever the file lies
+        "data.train",  # the dataset's fingerprint decides, not the path of the file
         "data.test",
         "pipeline.num_threads",
         "pipeline.prefetch_batches",
@@ -35,7 +35,7 @@ class Compile(StrEnum):
     """Whether `torch.compile` is used."""
 
     auto = "auto"
-    """Where it works: on the CPU that needs a C++ compiler."""
+    """If it works: on the CPU it needs a C++ compiler."""
     always = "always"
     never = "never"
 
@@ -44,7 +44,7 @@ class CudaGraph(StrEnum):
     """Whether a step is captured once as a CUDA graph and then replayed."""
 
     auto = "auto"
-    """On one GPU, where optimizer and policy allow it."""
+    """On one GPU, if optimizer and policy allow it."""
     always = "always"
     never = "never"
 
@@ -56,27 +56,23 @@ class LoopConfig:
     epochs: int = 200
     """Passes over the dataset; the schedules span all of them."""
     max_steps: int = 0
-    """Stop after this many steps, whatever the schedule still holds; 0 = no bound."""
+    """Stop after this many steps, even before the end of the schedule; 0 = no limit."""
     log_every_steps: int = 20
     """Steps per line of metrics.jsonl; each line is the mean since the last."""
     dry_run: bool = False
-    """Build everything, run 20 steps, say how fast and large the run would be, keep nothing."""
+    """Build everything, run 20 steps, print speed and memory of the run, keep nothing."""
     profile: bool = False
-    """The same with a table of where a step's time goes, and a trace beside the run folder."""
+    """Like dry_run, with a table of a step's stages and a trace beside the run folder."""
     compile: Compile = Compile.auto
     """torch.compile: auto, always or never."""
     cuda_graph: CudaGraph = CudaGraph.auto
-    """The whole step as one CUDA graph: auto (on one GPU), always or never."""
+    """Run the step as one CUDA graph: auto (on one GPU), always or never."""
     accumulate: int = 1
-    """Micro-batches that a device cuts its share of a batch into, one after the other: less memory.
-    Each is a group of batch norm; all see the same queue; keys are enqueued after the step."""
+    """Micro-batches of a device's batch, one after the other, to save memory. Each is a group of
+    batch norm; all see the same queue; keys are enqueued after the step."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range.
-
-        Raises:
-            UsageError: Naming the option to change.
-        """
+        """Raise `UsageError` for numbers out of range."""
         check_least(self, "train", epochs=1, max_steps=0, log_every_steps=1, accumulate=1)
 
 
@@ -87,30 +83,26 @@ class CheckpointConfig:
     every_steps: int = 0
     """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
     keep: int = 2
-    """How many of the newest stay on disk."""
+    """Number of the newest checkpoints to keep."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range.
-
-        Raises:
-            UsageError: Naming the option to change.
-        """
+        """Raise `UsageError` for numbers out of range."""
         check_least(self, "checkpoint", every_steps=0, keep=1)
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig(EncoderConfig):
-    """Everything that `fastmoco train` reads."""
+    """All settings of `fastmoco train`."""
 
     PRESET: ClassVar[str] = "train"
     GROUPS: ClassVar[Mapping[str, Any]] = {"experiment": None, "policy": POLICIES}
 
     name: str = "moco"
-    """Name of the run: its folder is runs/NAME unless run_dir says otherwise."""
+    """Name of the run; its folder is runs/NAME unless run_dir is set."""
     run_dir: Path | None = None
     """Folder of the run."""
     device: str = "auto"
-    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    """auto (CUDA if available), cpu, cuda or cuda:N."""
     global_batch_size: int = 256
     """Images per step, over all devices."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -3,7 +3,7 @@
 The algorithm is that of arXiv:1911.05722.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,11 +24,11 @@ from fastmoco.pipelines.policies import Policy
 from fastmoco.train.metrics import step_metrics
 from fastmoco.train.micro_batches import MicroBatches
 
-# A pool chooses images by host reads, which would cut the compiled graph in many places.
+# A pool chooses images by host reads, which would cut the compiled graph into many pieces.
 _augment_eagerly = torch.compiler.disable(augment_views)  # type: ignore[no-untyped-call]
 
 STAGES = ("views, encoders, loss", "backward", "optimizer", "momentum update, enqueue")
-"""What a profile tells apart; a compiled step makes views, embeddings and loss in one graph."""
+"""Stages in a profile; a compiled step makes views, embeddings and loss in one graph."""
 
 
 class TrainStep:
@@ -51,15 +51,15 @@ class TrainStep:
         compiled: bool = False,
         accumulate: int = 1,
     ) -> None:
-        """Take the parts.
+        """Set model, optimizer and augmentation.
 
         Args:
-            model: Encoders and what they remember, on the device; changed in place by every call.
-            optimizer: Over what the model has to learn.
+            model: Encoders and memory, on the device; every call changes them in place.
+            optimizer: Optimizer of the model's `learnable` parameters.
             policy: Augmentations of the views.
             mean: ``(3,)`` channel mean in 0..1, on the device.
             std: ``(3,)`` channel standard deviation in 0..1, on the device.
-            precision: Of the encoders.
+            precision: Number format of the encoders' forward and backward pass.
             compiled: Capture augmentation, encoders and loss by `torch.compile`. The modules
                 themselves stay eager, and so does the augmentation of a policy with a pool.
             accumulate: Micro-batches that the batch is cut into (`MicroBatches`).
@@ -68,8 +68,8 @@ class TrainStep:
         self.optimizer = optimizer
         self.policy = policy
         self.mean, self.std = mean, std
-        # A dtype, not its name: torch.compile guards on no enum, and would give a second step in
-        # this process (of a sweep) the first one's graph.
+        # A dtype, not the enum: torch.compile does not guard on enums, and a second step in this
+        # process (in a sweep) would get the first one's graph.
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
@@ -80,9 +80,9 @@ class TrainStep:
                 model, accumulate, autocast=self._autocast, stage=STAGES[0], compiled=compiled
             )
         self.eager_part = ""  # for the run's header
-        self._forward: Callable[[Tensor, Tensor, Tensor], Any] = self._plain_forward
-        if accumulate > 1:
-            self._forward = self.make_views
+        self._forward: Callable[..., Any] = (
+            self.make_views if accumulate > 1 else self._plain_forward
+        )
         if compiled:
             self._forward = torch.compile(self._forward, dynamic=False)
             self.eager_part = "augmentation eager (policy.pool)" if policy.pool else ""
@@ -91,8 +91,8 @@ class TrainStep:
         """Do one step.
 
         Args:
-            batch: Two crops of each image; batch N must not change between calls where compiled.
-            learning_rate: Of this step.
+            batch: Two crops of each image; a compiled step needs the same N in each call.
+            learning_rate: Learning rate of this step.
 
         Returns:
             `metrics.step_metrics` of the batch, on the device; over ranks, their mean.
@@ -101,15 +101,10 @@ class TrainStep:
         return self.learn(batch)
 
     def learn(self, batch: Batch) -> Tensor:
-        """Do one step at the learning rate that is set; a pure function of tensors.
+        """Do one step at the optimizer's learning rate; see `__call__` for batch and result.
 
-        So it can be captured as a CUDA graph: what it reads of the host is the same in every step.
-
-        Args:
-            batch: As of a call.
-
-        Returns:
-            As of a call.
+        It is a pure function of tensors and can be captured as a CUDA graph: the host values that
+        it reads are the same in every step.
         """
         self.optimizer.zero_grad(set_to_none=True)
         output, metrics = self._differentiate(batch)
@@ -121,14 +116,14 @@ class TrainStep:
         return metrics
 
     def _differentiate(self, batch: Batch) -> tuple[StepOutput, Tensor]:
-        """The loss's gradient, into the query encoder; whole, or micro-batch by micro-batch."""
+        """Add the loss's gradient to the parameters, of the batch or of each micro-batch."""
         with record_function(STAGES[0]):
-            made = self._forward(batch.crops, batch.sample_id, batch.draw_key)
+            result = self._forward(batch.crops, batch.sample_id, batch.draw_key)
         if self._micro_batches is None:
-            output, metrics = made
+            output, metrics = result
             self._backward(output.loss)
             return output, metrics
-        output = self._micro_batches(made, self._backward)
+        output = self._micro_batches(result, self._backward)
         with torch.no_grad():
             return output, step_metrics(output)
 
@@ -137,14 +132,14 @@ class TrainStep:
             self.scaler.scaled(loss).backward()  # type: ignore[no-untyped-call]
 
     def _average(self, metrics: Tensor) -> None:
-        """Mean over ranks of gradients, running statistics and metrics, in place.
+        """Average gradients, running statistics and metrics over ranks, in place.
 
-        After the whole backward pass, in one collective, and not by DistributedDataParallel, whose
-        buckets would cut the compiled step into graphs: what it would hide behind the backward
-        pass is 100 MB of ResNet-50, about 1 ms of some 40 on NVLink (computed, not measured). A
-        slow network between machines would want the buckets. Running statistics ride along (0.2% of
-        the bytes), so that ranks differ in nothing and a checkpoint holds the whole run: they are
-        those of one device with as many groups.
+        One collective follows the complete backward pass. DistributedDataParallel is not used: its
+        buckets would cut the compiled step into graphs. It would hide the transfer behind the
+        backward pass: 100 MB for ResNet-50, about 1 ms of some 40 on NVLink (computed, not
+        measured). A slow network between machines would need the buckets. Running statistics are
+        averaged too (0.2% of the bytes), so that ranks stay equal and one checkpoint is enough:
+        they are those of one device with as many groups.
         """
         if self.model.ranks.several:
             gradients = [p.grad for p in self.model.learnable() if p.grad is not None]
@@ -154,7 +149,7 @@ class TrainStep:
     def _plain_forward(
         self, crops: Tensor, sample_id: Tensor, draw_key: Tensor
     ) -> tuple[StepOutput, Tensor]:
-        """Views, encoders, loss, metrics; arguments as of `make_views`."""
+        """Views, encoders, loss, metrics; for the arguments see `make_views`."""
         views = self.make_views(crops, sample_id, draw_key)
         with self._autocast():
             output = self.model(views)
@@ -163,39 +158,33 @@ class TrainStep:
 
     @torch.no_grad()
     def make_views(self, crops: Tensor, sample_id: Tensor, draw_key: Tensor) -> Views:
-        """What the model is given for a batch.
+        """Augment a batch into the model's input.
 
         Args:
-            crops: ``(N, 2, H, W, 3)`` uint8, two of each image.
+            crops: Two crops of each image, ``(N, 2, H, W, 3)`` uint8.
             sample_id: ``(N,)`` int64.
             draw_key: ``(N,)`` int64.
         """
         crops, view_keys, order = self._exchange_keys(crops, draw_key)
         augment = _augment_eagerly if self.policy.pool else augment_views
-        views = augment(
-            crops[:, : self.model.num_views],
-            view_keys,
-            self.policy,
-            self.mean,
-            self.std,
-            self.view_dtype,
-        )
+        crops = crops[:, : self.model.num_views]  # (N, views, H, W, 3)
+        views = augment(crops, view_keys, self.policy, self.mean, self.std, self.view_dtype)
         return Views(views[0], views[-1], order, sample_id, draw_key)
 
     def _exchange_keys(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The order in which keys are seen and, across ranks, the key crops it gives this one.
+        """Draw the order in which keys are encoded; over several ranks, exchange the key crops.
 
-        Every rank gathers all key crops and keeps its share. An all-to-all would move a
-        ``world_size``-th of the bytes, but the host would have to wait for the order to say who
-        sends how much; gathered are uint8, a quarter of what the official code moves. A symmetric
-        loss needs each view as query here and as key elsewhere: the model gathers views then.
+        Every rank gathers all key crops and keeps its own. An all-to-all would move a
+        ``world_size``-th of the bytes, but the host would have to wait for the order to know who
+        sends how much; uint8 is gathered, a quarter of the official code's bytes. A symmetric loss
+        needs each view as query here and as key on another rank: then the model gathers views.
 
         Args:
-            crops: ``(N, 2, H, W, 3)`` uint8, two of each image.
-            draw_key: ``(N,)``.
+            crops: Two crops of each image, ``(N, 2, H, W, 3)`` uint8.
+            draw_key: ``(N,)`` int64.
 
         Returns:
-            Crops, draw keys (``(N, 2)`` where the second view is of other images), and the order of
+            Crops, draw keys (``(N, 2)`` if the second view is of other images), and the order of
             the global batch.
         """
         ranks = self.model.ranks
@@ -205,21 +194,10 @@ class TrainStep:
         order = permutation(all_draw_keys)
         if self.model.symmetric:
             return crops, draw_key, order
-        mine = own_rows(order, ranks)
-        key_crops = gather_rows(crops[:, 1], ranks)[mine]
-        return (
-            torch.stack([crops[:, 0], key_crops], dim=1),
-            torch.stack([draw_key, all_draw_keys[mine]], dim=1),
-            order,
-        )
+        own = own_rows(order, ranks)  # (N,)
+        key_crops = gather_rows(crops[:, 1], ranks)[own]  # (N, H, W, 3)
+        crops = torch.stack([crops[:, 0], key_crops], dim=1)
+        return crops, torch.stack([draw_key, all_draw_keys[own]], dim=1), order
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.mean.device, self.autocast_dtype)
-
-    def state(self) -> dict[str, Any]:
-        """The loss scaler's numbers: JSON, for the checkpoint."""
-        return self.scaler.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Put back what `state` gave."""
-        self.scaler.restore(state)

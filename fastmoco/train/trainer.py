@@ -1,4 +1,4 @@
-"""The parts of one run: model, optimizer, data, and how far it is."""
+"""The parts of one run: model, optimizer, data and progress."""
 
 import copy
 import math
@@ -44,25 +44,25 @@ from fastmoco.train.step import TrainStep
 
 
 class Trainer:
-    """The parts of one run and how far it is; built on the device, from the seed.
+    """The parts of one run and its progress; built on the device, from the seed.
 
     Attributes:
         cfg: Configuration of the run.
         run: Folder of the run.
         dataset: Images to learn from.
         device: Device of this rank.
-        ranks: Who trains.
-        channel_mean: What views are normalized by, in 0..1.
-        channel_std: Standard deviation, likewise.
+        ranks: Ranks that train.
+        channel_mean: Channel means that normalize views, in 0..1.
+        channel_std: Channel standard deviations that normalize views, in 0..1.
         step: Model, optimizer and loss scaler.
         metrics: Sum of the metrics since the last row.
         steps_per_epoch: Steps of one pass over the dataset.
         steps_done: Steps of the run that are done.
         loader_name: Loader in use; "" until one is opened.
-        loader_reason: Why that one.
-        compiled: Whether `torch.compile` is used, and why not, for the run's header.
-        graph: Whether the step is captured as a CUDA graph, and why not.
-        graphed: The same step, if it is captured.
+        loader_reason: Reason for that loader.
+        compiled: Whether `torch.compile` is used, or why not, for the run's header.
+        graph: Whether the step is captured as a CUDA graph, or why not, for the run's header.
+        graphed: The step as a CUDA graph, if it is captured.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Trainer:
     def _build_step(self, compiling: bool) -> TrainStep:
         cfg, device = self.cfg, self.device
         if compiling:
-            torch.compiler.reset()  # an earlier run in this process: its graphs, its limit
+            torch.compiler.reset()  # drop the graphs of an earlier run in this process, its limit
         torch.manual_seed(cfg.seed)
         model = build_model(
             cfg.model,
@@ -123,24 +123,24 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the complete run."""
         steps = self.cfg.train.epochs * self.steps_per_epoch
         return min(steps, self.cfg.train.max_steps or steps)
 
     @property
     def batch_norm(self) -> str:
-        """Kind and groups of batch norm on these devices, for people and for the checkpoint."""
+        """Kind and groups of batch norm on these devices, for the header and the checkpoint."""
         kind, groups = resolve_batch_norm(self.cfg.moco, self.ranks, self.cfg.train.accumulate)
         return f"{kind.value}, {groups} group{'s' if groups > 1 else ''}"
 
     @property
     def num_negatives(self) -> int:
-        """K, of each query."""
+        """K, negatives of each query."""
         return self.step.model.num_negatives(self.cfg.global_batch_size)
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return learning_rate(
             self.cfg.optimizer,
             self.steps_done,
@@ -156,7 +156,7 @@ class Trainer:
 
     @property
     def epochs_done(self) -> int:
-        """Whole epochs that are done."""
+        """Complete epochs that are done."""
         return self.steps_done // self.steps_per_epoch
 
     @property
@@ -176,7 +176,7 @@ class Trainer:
         return self.steps_done >= self.total_steps
 
     def plan(self, *, epoch: int, start_batch: int = 0) -> EpochPlan:
-        """The order of an epoch, for this rank."""
+        """Make the order of an epoch, for this rank."""
         return EpochPlan(
             seed=self.cfg.seed,
             epoch=epoch,
@@ -188,7 +188,7 @@ class Trainer:
         )
 
     def open_loader(self, plan: EpochPlan | None = None) -> ViewLoader:
-        """Batches from the next step (or from `plan`) to the end of the last epoch."""
+        """Open the batches from the next step (or of `plan`) to the end of the last epoch."""
         epoch, batch = divmod(self.steps_done, self.steps_per_epoch)
         plan = plan or self.plan(epoch=epoch, start_batch=batch)
         device, threads = self.device, loader_threads(self.cfg.pipeline.num_threads)
@@ -197,7 +197,7 @@ class Trainer:
             name, reason = resolve_loader(
                 self.dataset, plan, spec=spec, device=device, name=self.cfg.pipeline.name
             )
-            # On a GPU ranks may find different ones best.
+            # On a GPU the fastest loader may differ between ranks.
             self.loader_name = of_first(name, self.ranks)
             self.loader_reason = of_first(reason, self.ranks)
         return build_loader(
@@ -211,26 +211,26 @@ class Trainer:
 
     def take(self, batch: Batch, learning_rate: float) -> None:
         """Do one step."""
-        whole = self.cfg.train.epochs * self.steps_per_epoch  # as schedules span it
-        self.step.model.set_progress(self.steps_done / whole)
+        schedule_steps = self.cfg.train.epochs * self.steps_per_epoch
+        self.step.model.set_progress(self.steps_done / schedule_steps)
         self.metrics.add((self.graphed or self.step)(batch, learning_rate))
         self.steps_done += 1
 
     def check_finite(self) -> None:
-        """Stop a run whose loss is no number any more, before it is logged or saved.
+        """Check that the loss is finite, before it is logged or saved.
 
         Raises:
-            DivergedError: If it is.
+            DivergedError: If the loss is infinite or NaN.
         """
         if not math.isfinite(self.metrics.total[0].item()):
             raise DivergedError(
-                f"the loss is no finite number at step {self.steps_done}; lower "
+                f"the loss is not finite at step {self.steps_done}; lower "
                 f"optimizer.learning_rate (now {self.learning_rate:g}) or use another precision; "
                 "earlier checkpoints stay"
             )
 
     def checkpoint(self) -> Checkpoint:
-        """The whole state, as it is now."""
+        """Collect the complete current state."""
         tensors = {
             **with_prefix("model", self.step.model.state_dict()),
             **with_prefix("optimizer", flatten_optimizer(self.step.optimizer)),
@@ -242,18 +242,18 @@ class Trainer:
             "channel_mean": self.channel_mean,
             "channel_std": self.channel_std,
             "metrics_count": self.metrics.count,
-            "scaler": self.step.state(),
+            "scaler": self.step.scaler.state(),
             "batch_norm": self.batch_norm,
-            "loader": self.loader_name,  # on a GPU `auto` need not choose the same one again
+            "loader": self.loader_name,  # on a GPU `auto` might choose another one on resuming
             "torch_version": torch.__version__,
         }
         return Checkpoint(step=self.steps_done, tensors=tensors, facts=facts)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+        """Restore the state of a checkpoint, in place.
 
         Raises:
-            CheckpointError: If it is of another dataset or model, or if batch norm would be another
+            CheckpointError: If it is from another dataset or model, or if batch norm would differ
                 on these devices.
         """
         if checkpoint.facts["dataset_fingerprint"] != self.dataset.fingerprint:
@@ -271,16 +271,16 @@ class Trainer:
         restore_optimizer(self.step.optimizer, under_prefix("optimizer", checkpoint.tensors))
         self.metrics.total.copy_(checkpoint.tensors["metrics.total"])
         self.metrics.count = checkpoint.facts["metrics_count"]
-        self.step.restore(checkpoint.facts["scaler"])
+        self.step.scaler.restore(checkpoint.facts["scaler"])
         self.steps_done = checkpoint.step
         if self.cfg.pipeline.name == AUTO:
             self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
 
     def resume(self) -> None:
-        """Restore the newest checkpoint of the run folder, if there is one; all ranks the same.
+        """Restore the newest checkpoint of the run folder, if there is one, on all ranks.
 
         Raises:
-            CheckpointError: As `restore`, or if the checkpoint is damaged.
+            CheckpointError: If the checkpoint is damaged or does not fit (`restore`).
             UsageError: If the ranks see different checkpoints.
         """
         if saved := newest_checkpoint(self.run.checkpoints):
@@ -288,15 +288,13 @@ class Trainer:
         check_same_step(self.steps_done, self.ranks)
 
     def frozen_encoder(self) -> FrozenEncoder:
-        """A copy of the query encoder as it is now, on the device, eager: nothing is compiled."""
+        """Copy the current query encoder, on the device; the copy is eager, not compiled."""
         encoder = copy.deepcopy(self.step.model.query_encoder)
-        frozen = FrozenEncoder(
-            encoder, self.cfg.pipeline, mean=self.channel_mean, std=self.channel_std
-        )
-        return frozen.to(self.device)
+        statistics = {"mean": self.channel_mean, "std": self.channel_std}
+        return FrozenEncoder(encoder, self.cfg.pipeline, **statistics).to(self.device)
 
     def save(self) -> None:
-        """Write a checkpoint; by the first rank: all hold the same."""
+        """Write a checkpoint, on the first rank only: all ranks have the same state."""
         if self.ranks.is_first:
             save_checkpoint(self.run.checkpoints, self.checkpoint(), keep=self.cfg.checkpoint.keep)
 
@@ -304,7 +302,7 @@ class Trainer:
 def channel_statistics(
     dataset: Dataset, backbone: Backbone, pipeline: PipelineConfig
 ) -> tuple[list[float], list[float]]:
-    """Channel mean and standard deviation that views are normalized by, in 0..1."""
+    """Choose the channel means and standard deviations that normalize views, in 0..1."""
     if backbone.takes_plain_rgb:
         return [0.0] * 3, [1.0] * 3
     if pipeline.channel_mean:

@@ -93,7 +93,10 @@ def test_a_graph_that_cannot_be_is_refused(dataset, tmp_path, capsys):  # noqa: 
     assert cli.main(train_arguments(dataset, tmp_path / "run", *more)) == 2
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
-    assert "train.cuda_graph=always cannot be: the device is cpu; set it to auto" in error[0]
+    assert (
+        "train.cuda_graph=always is not possible: the device is cpu; set train.cuda_graph=auto"
+        in error[0]
+    )
 
 
 @pytest.mark.gpu

@@ -98,13 +98,13 @@ def test_killed_and_resumed_with_a_run_that_diverges(arguments, folder, capsys):
     assert read_record(bad).status is Status.diverged
     said = capsys.readouterr().out
     assert "2 runs, 1 of them done before" in said
-    assert "[2/2] bad,seed=0 diverged: the loss is no finite number" in said
+    assert "[2/2] bad,seed=0 diverged: the loss is not finite" in said
     assert "1 finished, 1 diverged; its table: fastmoco table" in said
-    assert "the loss is no finite" in (folder / "logs/bad,seed=0.log").read_text()
+    assert "the loss is not finite" in (folder / "logs/bad,seed=0.log").read_text()
 
     assert cli.main(["table", arguments[0], "scale=full", arguments[2]]) == 0
     table = capsys.readouterr().out
-    assert "| bad | 0 of 1 | failed: the loss is no finite number" in table
+    assert "| bad | 0 of 1 | failed: the loss is not finite" in table
     assert "| knn_top1: good > bad | shows | bad failed |" in table
 
 

@@ -106,7 +106,7 @@ def test_a_resumed_run_warms_up_again_and_learns_the_same(saved):
     train(graphed(first), 0, saved)
     second.model.load_state_dict(first.model.state_dict())
     restore_optimizer(second.optimizer, flatten_optimizer(first.optimizer))
-    second.restore(first.state())
+    second.scaler.restore(first.scaler.state())
     again = graphed(second)
     assert torch.equal(train(again, saved, 12), expected[saved:])
     assert differing(second, whole) == []
@@ -167,7 +167,7 @@ def test_where_a_step_is_captured(choice, device, ranks, change, captured, words
 def test_a_graph_that_must_be_and_cannot_is_refused(device, ranks, words):
     cfg = TrainConfig()
     cfg.train.cuda_graph = CudaGraph.always
-    with pytest.raises(UsageError, match=f"train.cuda_graph=always cannot be: {words}"):
+    with pytest.raises(UsageError, match=f"train.cuda_graph=always is not possible: {words}"):
         acceleration.resolve_cuda_graph(cfg, torch.device(device), ranks)
 
 
@@ -197,6 +197,6 @@ def test_a_captured_step_resumes_on_a_gpu(monkeypatch):
     train(captured(first), 0, 7, device="cuda")
     second.model.load_state_dict(first.model.state_dict())
     restore_optimizer(second.optimizer, flatten_optimizer(first.optimizer))
-    second.restore(first.state())
+    second.scaler.restore(first.scaler.state())
     assert torch.equal(train(captured(second), 7, 14, device="cuda"), expected[7:])
     assert differing(second, whole) == []

@@ -132,7 +132,7 @@ def test_auto_takes_what_fits() -> None:
 def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     monkeypatch.setattr(loss_module, "_fault_of_fused", lambda *_: "RuntimeError: no driver")
-    with pytest.warns(UserWarning, match="takes chunked, fused cannot be used: RuntimeError"):
+    with pytest.warns(UserWarning, match="uses chunked, fused cannot be used: RuntimeError"):
         assert resolve_loss(Loss.auto, cuda, 128) is Loss.chunked
     monkeypatch.setattr(loss_module, "_fault_of_fused", lambda *_: "")
     assert resolve_loss(Loss.auto, cuda, 128) is Loss.fused

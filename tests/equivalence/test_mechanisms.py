@@ -56,8 +56,9 @@ class SmallEncoder(nn.Module):
 def make_model(mechanism, ranks=ALONE, dtype=torch.float64, **changes):
     torch.manual_seed(0)
     options = {"mechanism": Mechanism(mechanism), "dim": DIM, "temperature": TEMPERATURE}
-    options |= {"hidden_dim": HIDDEN, "queue_size": NEGATIVES}
-    options |= {"momentum": MOMENTUM, "bank_momentum": BANK_MOMENTUM}
+    options |= {"queue_size": NEGATIVES, "momentum": MOMENTUM}
+    own = {"moco_v3": {"hidden_dim": HIDDEN}, "memory_bank": {"bank_momentum": BANK_MOMENTUM}}
+    options |= own.get(mechanism, {})
     original = build.build_encoder
     build.build_encoder = lambda *_, norm_layer, **__: SmallEncoder(norm_layer)
     try:

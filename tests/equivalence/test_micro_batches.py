@@ -146,7 +146,7 @@ def test_a_batch_that_does_not_divide_is_refused():
         (8, 1, 3, 1, "train.accumulate must divide the 8 images of a device, got 3"),
         (8, 2, 8, 1, "train.accumulate must divide the 4 images of a device, got 8"),
         (8, 1, 8, 1, "groups of 2 or more on 1 device with train.accumulate=8"),
-        (24, 1, 4, 6, "6 groups do not fall evenly on 1 device with train.accumulate=4"),
+        (24, 1, 4, 6, "6 groups do not divide evenly among 1 device with train.accumulate=4"),
         (24, 2, 2, 6, "set it to a multiple of 4, or to 1"),
     ],
 )

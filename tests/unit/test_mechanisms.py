@@ -299,7 +299,7 @@ def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
     ("options", "words"),
     [
         ({"mechanism": "end_to_end", "symmetric": True}, r"moco\.symmetric=true .*=false"),
-        ({"mechanism": "memory_bank", "symmetric": True}, "an entry of the bank is no view"),
+        ({"mechanism": "memory_bank", "symmetric": True}, "its positives are entries, not views"),
         ({"mechanism": "moco_v3", "symmetric": True}, "MoCo v3 is always symmetric"),
         ({"mechanism": "moco_v3", "batch_norm": "shuffled"}, r"moco\.batch_norm=shuffled"),
         ({"mechanism": "end_to_end", "batch_norm": "eman"}, r"moco\.batch_norm=eman"),
@@ -308,7 +308,7 @@ def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
         ({"mechanism": "moco_v3", "loss": "chunked"}, r"moco\.loss=chunked"),
         (
             {"mechanism": "moco_v3", "head": "linear"},
-            r"heads of its own; set moco\.head=mlp",
+            r"its own heads; set moco\.head=mlp",
         ),
         ({"mechanism": "moco_v3", "hidden_dim": 0}, r"moco\.hidden_dim must be 1 or more, got 0"),
         ({"negatives": "other_view"}, r"moco\.negatives=other_view .*moco\.mechanism=end_to_end"),

@@ -26,9 +26,9 @@ def _kernel(  # type: ignore[no-untyped-def]
     rows = tl.program_id(0) * block_queries + tl.arange(0, block_queries)
     columns = tl.arange(0, block_dim)
     in_rows, in_columns = rows < num_queries, columns < dim
-    place = rows[:, None] * dim + columns[None, :]
+    offset = rows[:, None] * dim + columns[None, :]
     inside = in_rows[:, None] & in_columns[None, :]
-    q = tl.load(query + place, mask=inside, other=0.0)
+    q = tl.load(query + offset, mask=inside, other=0.0)
     threshold = tl.load(positive + rows, mask=in_rows, other=0.0)
     m = tl.full((block_queries,), float("-inf"), tl.float32)
     s = tl.zeros((block_queries,), tl.float32)
@@ -57,20 +57,20 @@ def _kernel(  # type: ignore[no-untyped-def]
     tl.store(maximum + out, m, mask=in_rows)
     tl.store(total + out, s, mask=in_rows)
     tl.store(rank + out, above, mask=in_rows)
-    tl.store(mean + part * num_queries * dim + place, weighted, mask=inside)
+    tl.store(mean + part * num_queries * dim + offset, weighted, mask=inside)
 
 
 def partial_sums(
     query: Tensor, queue: Tensor, positive: Tensor, scale: float, parts: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The twin of `loss.partial_sums` on a GPU.
+    """Compute `loss.partial_sums` on a GPU.
 
     Args:
         query: ``(N, C)``, contiguous; cast to the queue's dtype, products are summed in float32.
         queue: ``(K, C)``, contiguous, float16, bfloat16 or float32.
-        positive: ``(N,)`` float32, logits of the positives.
+        positive: Logits of the positives, ``(N,)`` float32.
         scale: 1 / temperature.
-        parts: Into how many parts the queue is cut.
+        parts: Number of parts that the queue is cut into.
 
     Returns:
         For each part: the largest logit, ``(parts, N)``; ``sum exp(logit - largest)``,
