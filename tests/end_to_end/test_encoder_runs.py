@@ -80,7 +80,7 @@ def test_an_encoder_that_cannot_be_leaves_no_run_folder(dataset, tmp_path, capsy
     arguments = [f"data.train={dataset}", f"run_dir={run}", *OPTIONS]
     assert cli.main(["train", *arguments, "moco.pretext=cross_channel"]) == 2
     assert capsys.readouterr().err == (
-        "fastmoco: moco.pretext=cross_channel needs a pair of encoders, got model.encoder=resnet50; "
-        "set model.encoder=halves:resnet50\n"
+        "fastmoco: moco.pretext=cross_channel needs a pair of encoders, got "
+        "model.encoder=resnet50; set model.encoder=halves:resnet50\n"
     )
     assert not run.exists()
