@@ -201,8 +201,10 @@ def test_wrong_options_get_one_line(
 def test_what_was_exported_and_imported_is_a_run(run, dataset, tmp_path, capsys):
     """The same features, hence the same kNN accuracy, by all ways around."""
 
+    batches = "global_batch_size=8"  # as in the tests above, whose features are kept in `run`
+
     def top1(path):
-        return command(capsys, "knn", path, dataset, f"data.train={dataset}", "k=3")
+        return command(capsys, "knn", path, dataset, f"data.train={dataset}", "k=3", batches)
 
     exported, foreign = tmp_path / "encoder.safetensors", tmp_path / "foreign.safetensors"
     assert cli.main(["export", str(run), f"out={exported}", "part=encoder"]) == 0
@@ -216,8 +218,7 @@ def test_what_was_exported_and_imported_is_a_run(run, dataset, tmp_path, capsys)
     tables = []
     for number, path in enumerate((run, exported, taken)):
         out = tmp_path / f"{number}.npy"
-        # Batches as in the test above, whose features the run keeps: other batches round otherwise.
-        command(capsys, "embed", path, dataset, f"out={out}", "global_batch_size=8")
+        command(capsys, "embed", path, dataset, f"out={out}", batches)
         tables.append(np.load(out))
     assert np.array_equal(tables[0], tables[1])
     assert np.array_equal(tables[0], tables[2])
