@@ -195,13 +195,14 @@ def quote_values(schema: type, overrides: Sequence[str], *, lists: bool = True) 
 def _quoted(override: str, kinds: Mapping[str, str], lists: bool) -> str:
     key, separator, value = override.partition("=")
     kind = kinds.get(key, "")
-    if not separator or value in ("", "null") or value[0] in ("'", '"', "["):
+    if not separator or value in ("", "null") or value[0] in ("'", '"'):
         return override
     if kind == "path":
         # Hydra keeps a backslash as it is, except before a quote, where each must be doubled.
         escaped = re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
         return f'{key}="{escaped}"'
-    return f"{key}=[{value}]" if lists and kind.startswith("list") else override
+    is_bare_list = kind.startswith("list") and value[0] != "["
+    return f"{key}=[{value}]" if lists and is_bare_list else override
 
 
 def describe(schema: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:

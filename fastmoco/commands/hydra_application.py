@@ -46,7 +46,7 @@ def run_application(arguments: Sequence[str]) -> None:
             "--multirun cannot be used with torchrun; start each run with its own torchrun, or "
             "sweep runs on one device (docs/devices.md)"
         )
-    own = [override for override in overrides if not override.startswith("hydra")]
+    own = [one for one in overrides if not one.lstrip("+~").startswith("hydra")]
     _refuse_sweep_names(own)
     parsed = check_overrides(TrainConfig, own)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_set import BetonSet
 from fastmoco.data.source_set import SourceSet
+from fastmoco.errors import UsageError
 
 
 class Dataset(Protocol):
@@ -84,10 +85,23 @@ def open_dataset(path: str | Path) -> Dataset:
         OSError: If nothing exists at the path, or it cannot be read.
     """
     path = Path(path)
-    return _kind_of(path).open(path)
+    return SourceSet.open(path) if _is_source(path) else open_files(path)
 
 
-def _kind_of(path: Path) -> type[SourceSet | BetonFile | BetonSet]:
-    if path.is_dir() or path.suffix == ".tar":
-        return SourceSet
-    return BetonSet if "*" in path.name and not path.exists() else BetonFile
+def open_files(path: str | Path) -> BetonFile | BetonSet:
+    """Open a .beton file, or the shards of a pattern, and nothing else.
+
+    Raises:
+        UsageError: If the path is a folder or tar shards.
+        BetonError: If a file is damaged, or shards do not belong together.
+        ValueError: If shards are missing.
+        OSError: If nothing exists at the path, or it cannot be read.
+    """
+    path = Path(path)
+    if _is_source(path):
+        raise UsageError(f"{path} is not a dataset file; run fastmoco convert {path} train.beton")
+    return (BetonSet if "*" in path.name and not path.exists() else BetonFile).open(path)
+
+
+def _is_source(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".tar"

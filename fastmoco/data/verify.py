@@ -14,10 +14,9 @@ import numpy as np
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.beton_set import BetonSet
-from fastmoco.data.dataset import Dataset, open_dataset
+from fastmoco.data.dataset import open_files
 from fastmoco.data.facts import describe_contents, description_text, plain_values
 from fastmoco.data.progress import show_progress
-from fastmoco.errors import UsageError
 
 __all__ = ["VerifyReport", "describe", "description_text", "verify"]
 
@@ -60,12 +59,13 @@ def verify(path: str | Path) -> VerifyReport:
         path: A file, or the pattern of shards, which are all verified.
 
     Raises:
+        UsageError: If the path is a folder or tar shards.
         BetonError: If anything is wrong; it names the first bad sample and counts the others.
         ValueError: If shards are missing.
         OSError: If the file does not exist or cannot be read.
     """
     start = time.monotonic()
-    with open_dataset(path) as dataset:
+    with open_files(path) as dataset:
         for beton in _files(dataset):
             _verify_file(beton)
         seconds = time.monotonic() - start
@@ -83,11 +83,12 @@ def describe(path: str | Path) -> dict[str, Any]:
     """Describe a file, or the shards of a pattern, as JSON values, from the index alone.
 
     Raises:
+        UsageError: If the path is a folder or tar shards.
         BetonError: If the index is wrong; images are not read.
         ValueError: If shards are missing.
         OSError: If the file does not exist or cannot be read.
     """
-    with open_dataset(path) as dataset:
+    with open_files(path) as dataset:
         raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
         files = _files(dataset)
         return {
@@ -105,14 +106,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         }
 
 
-def _files(dataset: Dataset) -> tuple[BetonFile, ...]:
-    if isinstance(dataset, BetonFile):
-        return (dataset,)
-    if isinstance(dataset, BetonSet):
-        return dataset.files
-    raise UsageError(
-        f"{dataset.path} is not a dataset file; run fastmoco convert {dataset.path} train.beton"
-    )
+def _files(dataset: BetonFile | BetonSet) -> tuple[BetonFile, ...]:
+    return dataset.files if isinstance(dataset, BetonSet) else (dataset,)
 
 
 def _verify_file(beton: BetonFile) -> None:

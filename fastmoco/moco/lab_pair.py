@@ -46,6 +46,9 @@ class LabPair(Backbone):
         )  # (N, 1, H, W), (N, 2, H, W)
         return torch.cat([self.lightness(lightness), self.color(color)], dim=1)
 
+    def _get_name(self) -> str:
+        return "Halves"  # in an encoder's fingerprint, by which older features are found
+
 
 class LabPairHead(nn.Module):
     """Two projection heads, one for each half of a feature."""
@@ -59,6 +62,9 @@ class LabPairHead(nn.Module):
         """Features of `LabPair` to embeddings ``(N, 2C)``: of lightness, then of colors."""
         lightness, color = features.chunk(2, dim=1)  # (N, D / 2) each
         return torch.cat([self.lightness(lightness), self.color(color)], dim=1)
+
+    def _get_name(self) -> str:
+        return "HalvesHead"  # in an encoder's fingerprint, by which older features are found
 
 
 def scaled_lab(images: Tensor) -> Tensor:
