@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fastmoco.evaluate.features import load_encoder
     from fastmoco.moco.loss import info_nce
     from fastmoco.pipelines.build import build_loader
-    from fastmoco.train.loop import train as pretrain
+    from fastmoco.train.pretrain import pretrain
 
 __all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain"]
 
@@ -18,7 +18,7 @@ _LAZY = {
     "build_loader": ("fastmoco.pipelines.build", "build_loader"),
     "info_nce": ("fastmoco.moco.loss", "info_nce"),
     "load_encoder": ("fastmoco.evaluate.features", "load_encoder"),
-    "pretrain": ("fastmoco.train.loop", "train"),
+    "pretrain": ("fastmoco.train.pretrain", "pretrain"),
 }
 
 

@@ -16,7 +16,7 @@ from fastmoco.evaluate.knn import KnnResult, knn
 from fastmoco.evaluate.settings import KnnConfig
 from fastmoco.files import atomic_write_text
 from fastmoco.ranks import environment_ranks
-from fastmoco.train.loop import train
+from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig, run_path
 
 
@@ -43,7 +43,7 @@ def demo(overrides: Sequence[str] = ()) -> None:
     cfg = load_config(TrainConfig, ["experiment=demo", *quote_values(TrainConfig, overrides)])
     run_dir = run_path(cfg)
     cfg.data = DataConfig(train=_dataset(run_dir, "train"), test=_dataset(run_dir, "test"))
-    train(cfg)
+    pretrain(cfg)
     result = knn(run_dir, KnnConfig(data=cfg.data, k=20, baselines=True, device=cfg.device))
     figures = {
         "knn_top1": result.top1,

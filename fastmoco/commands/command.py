@@ -81,7 +81,7 @@ class Command(Generic[Config]):
 
 def _printed(result: Result | str, as_json: bool) -> str:
     if isinstance(result, str):
-        return result
+        return json.dumps(result) if as_json else result
     return json.dumps(result.to_json()) if as_json else result.to_text()
 
 

@@ -20,8 +20,7 @@ from fastmoco.configuration import (
 )
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
-from fastmoco.train.dry_run import dry_run
-from fastmoco.train.loop import train
+from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig, run_path
 
 # Flags of Hydra that are followed by a value.
@@ -59,8 +58,7 @@ def run_application(arguments: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit with code 1 for any exception.
         try:
-            cfg = _job_config(composed, swept)
-            (dry_run if cfg.train.dry_run or cfg.train.profile else train)(cfg)
+            pretrain(_job_config(composed, swept))
         except BaseException as error:
             if os.getpid() != launching:  # the job of a launcher, which reports the error itself
                 raise
@@ -92,7 +90,8 @@ def _refuse_sweep_names(overrides: Sequence[str]) -> None:
     """Refuse ``experiment=SWEEP``: a sweep is not the preset of a single run."""
     for override in overrides:
         key, _, value = override.partition("=")
-        if key == "experiment" and value in preset_names("sweep"):
+        is_sweep = value in preset_names("sweep") and value not in preset_names("experiment")
+        if key == "experiment" and is_sweep:
             raise UsageError(
                 f"experiment={value} is a sweep of several runs; use: fastmoco sweep {value}"
             )

@@ -23,7 +23,7 @@ from fastmoco.reproduce.definition import Definition, Measure
 from fastmoco.reproduce.plan import PlannedRun
 from fastmoco.reproduce.record import FILE_NAME, RunRecord, Status, read_record
 from fastmoco.runs.checkpoint import load_checkpoint
-from fastmoco.train.loop import train
+from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -51,7 +51,7 @@ def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path)
         try:
             record.facts = _facts(cfg)
             if definition.trains:
-                train(cfg)
+                pretrain(cfg)
                 record.facts["parameters"] = _parameters(run.folder)
             record.write(run.folder)
             _measure(record, run, cfg, definition)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from fastmoco.configuration import config_to_dict
 from fastmoco.errors import UsageError
@@ -84,13 +85,24 @@ class RunIdentity:
         """``KEY: OLD there, NEW now`` for each bound key whose value differs in ``config.yaml``."""
         new = dict(_flat(config_to_dict(self.cfg)))
         # An option added after the run was made had the value that is its default now.
-        old = dict(_flat(config_to_dict(type(self.cfg)())))
+        old = self._defaults()
         old |= _flat(OmegaConf.to_container(OmegaConf.load(config)))
         return [
             f"{key}: {old.get(key)} there, {new.get(key)} now"
             for key in sorted(old.keys() | new.keys())
             if key not in self.free_keys and old.get(key) != new.get(key)
         ]
+
+    def has_form_of(self, config: Path) -> bool:
+        """Whether a file could be the ``config.yaml`` of such a run, with whatever values."""
+        try:
+            saved = dict(_flat(OmegaConf.to_container(OmegaConf.load(config))))
+        except (YAMLError, OSError, ValueError, AttributeError):
+            return False
+        return "run_dir" in saved and saved.keys() <= self._defaults().keys()
+
+    def _defaults(self) -> dict[str, Any]:
+        return dict(_flat(config_to_dict(type(self.cfg)())))
 
 
 @contextmanager
@@ -136,7 +148,7 @@ def check_run_folder(run: RunFolder, identity: RunIdentity) -> None:
         UsageError: If it has a checkpoint of another configuration, naming the keys that differ, or
             other files.
     """
-    if run.config.exists():
+    if run.config.exists() and (run.has_checkpoint or identity.has_form_of(run.config)):
         if run.has_checkpoint and (differing := identity.differences(run.config)):
             raise UsageError(
                 f"{run.path} holds a run of another configuration ({'; '.join(differing)}); "
@@ -149,7 +161,7 @@ def check_run_folder(run: RunFolder, identity: RunIdentity) -> None:
 
 
 def _has_foreign_files(path: Path) -> bool:
-    """Whether a folder without ``config.yaml`` has other files than a killed start leaves."""
+    """Whether a folder without a run's config has other files than a killed start leaves."""
     ours = (LOCK_NAME, ".config.yaml.partial")
     return any(entry.name not in ours for entry in path.iterdir())
 

@@ -5,8 +5,11 @@ import re
 
 import pytest
 
+import fastmoco
 from fastmoco import cli
+from fastmoco.configuration import load_config
 from fastmoco.train.dry_run import DryRun
+from fastmoco.train.settings import Compile, TrainConfig
 from fastmoco.train.step import STAGES
 from tests.end_to_end.test_training import dataset, train_arguments  # noqa: F401
 from tests.pictures import write_class_folders
@@ -41,6 +44,16 @@ def test_a_dry_run_reads_a_folder_of_images(capsys, tmp_path):
     assert "20 steps" in printed.out
     assert "24 images" in printed.err
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_python_gets_a_dry_run_too(capsys, tmp_path, dataset):  # noqa: F811
+    cfg = load_config(TrainConfig, ["model.encoder=resnet18", "model.width=4"])
+    cfg.data.train, cfg.run_dir = dataset, tmp_path / "run"
+    cfg.global_batch_size, cfg.moco.queue_size, cfg.pipeline.view_size = 8, 16, 16
+    cfg.train.dry_run, cfg.train.compile = True, Compile.never
+    assert fastmoco.pretrain(cfg) == tmp_path / "run"
+    assert not (tmp_path / "run").exists()
+    assert "images/s" in capsys.readouterr().out
 
 
 def test_a_profile_has_all_stages_and_a_trace(capsys, tmp_path, dataset):  # noqa: F811

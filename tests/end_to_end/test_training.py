@@ -267,9 +267,13 @@ def test_a_sweep_has_a_run_folder_for_each_job(dataset, tmp_path, monkeypatch):
     assert [load_checkpoint(run).facts["config"]["moco"]["momentum"] for run in runs] == [0.5, 0.9]
 
 
-def test_hydra_prints_the_job(dataset, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "option",
+    ["seed=0", "++hydra.job.chdir=false", "experiment=imagenette"],  # also the name of a sweep
+)
+def test_hydra_prints_the_job(dataset, tmp_path, capsys, monkeypatch, option):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", f"data.train={dataset}", "moco.dim=77", "--cfg", "job"]) == 0
+    assert cli.main(["train", f"data.train={dataset}", "moco.dim=77", option, "--cfg", "job"]) == 0
     assert "dim: 77" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,6 @@
 """`fastmoco views`: the picture, its captions, and that a run of the same seed sees the same."""
 
+import json
 from dataclasses import replace
 
 import matplotlib.image
@@ -42,6 +43,13 @@ def test_every_policy(dataset, tmp_path, capsys, policy):
     assert capsys.readouterr().out.strip() == str(out)
     assert np.array_equal(first, write(dataset, out, f"policy={policy}", "count=4"))
     assert not np.array_equal(first, write(dataset, out, f"policy={policy}", "count=4", "seed=1"))
+
+
+def test_the_path_as_json(dataset, tmp_path, capsys):
+    out = tmp_path / "v.png"
+    capsys.readouterr()
+    write(dataset, out, "--json")
+    assert json.loads(capsys.readouterr().out) == str(out)
 
 
 def test_more_images_than_a_row_holds(dataset, tmp_path):

@@ -208,7 +208,7 @@ def test_a_run_tells_of_its_first_error(arguments, tmp_path, monkeypatch):
     def fail_again(*_: object) -> None:
         raise no_space()
 
-    monkeypatch.setattr(one_run, "train", fail)
+    monkeypatch.setattr(one_run, "pretrain", fail)
     monkeypatch.setattr(RunRecord, "write", fail_again)
     run = job.runs[0]
     with pytest.raises(OSError, match=r"step-1\.safetensors"):

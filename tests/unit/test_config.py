@@ -120,7 +120,7 @@ def test_wrong_options_get_one_line(options, message):
 
 
 @pytest.mark.parametrize(
-    "path", ["a b", "x=1,[y]{z}", 'quo"te', "back\\slash", 'both"', "end\\", "ü"]
+    "path", ["a b", "x=1,[y]{z}", 'quo"te', "back\\slash", 'both"', "end\\", "ü", "[x]/t"]
 )
 def test_paths_of_any_spelling(path):
     options = quote_values(TrainConfig, [f"data.train={path}", "seed=3"])

@@ -53,6 +53,7 @@ def test_only_narrow_projections_are_sliced(width: int, sliced: int) -> None:
     with torch.device("meta"):
         model = build_encoder(ModelConfig(encoder="resnet18", width=width))
     assert sum(isinstance(module, SlicedProjection) for module in model.modules()) == sliced
+    assert "SlicedProjection" not in str(model)  # the text is part of an encoder's fingerprint
 
 
 BACKWARD = """

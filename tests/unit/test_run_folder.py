@@ -78,6 +78,19 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
+@pytest.mark.parametrize("text", ["", "5", "- 1", "a: [", "run_dir: x\nmodel: resnet\n", "\xff"])
+def test_a_config_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text, encoding="latin-1")
+    (tmp_path / "tensorboard").mkdir()
+    with (
+        pytest.raises(UsageError, match="is not a run folder"),
+        claim(TrainConfig(run_dir=tmp_path)),
+    ):
+        pass
+    assert (tmp_path / "config.yaml").read_text(encoding="latin-1") == text
+    assert (tmp_path / "tensorboard").exists()
+
+
 def test_what_a_killed_start_leaves_is_taken_up(tmp_path):
     (tmp_path / ".lock").write_text("")
     (tmp_path / ".config.yaml.partial").write_text("na")
