@@ -103,8 +103,8 @@ def test_info_nce_at_chance_is_ln_k_plus_1():
     ("shapes", "temperature", "message"),
     [
         (((2, 3), (2, 3), (4, 3)), 0.0, "temperature must be above 0, got 0.0"),
-        (((2, 3), (3, 3), (4, 3)), 0.1, "do not fit"),
-        (((2, 3), (2, 3), (4, 2)), 0.1, "do not fit"),
+        (((2, 3), (3, 3), (4, 3)), 0.1, "must have the shapes"),
+        (((2, 3), (2, 3), (4, 2)), 0.1, "must have the shapes"),
     ],
 )
 def test_info_nce_refuses(shapes, temperature, message):
