@@ -91,8 +91,18 @@ def stream_integers(stream: Tensor, part: int, count: int, below: int) -> Tensor
 
 
 def _stream(stream: Tensor, part: int, count: int) -> Tensor:
-    counter = torch.arange(1, count + 1, device=stream.device) * _signed(GOLDEN)
+    counter = _counter(count, stream.device)
     return _mix_tensor(_absorb_tensor(stream, part)[:, None] + counter)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _counter(count: int, device: torch.device) -> Tensor:
+    """Multiples of the hash's increment, ``(count,)`` int64: a constant where it is compiled.
+
+    An arange in the graph draws a wrong tail or writes outside its memory on CPUs without AVX-512
+    (inductor of torch 2.15; counts of 12 and 100, for example).
+    """
+    return torch.arange(1, count + 1, device=device) * _signed(GOLDEN)
 
 
 def permutation(draw_key: Tensor) -> Tensor:
