@@ -85,7 +85,7 @@ def open_dataset(path: str | Path) -> Dataset:
         OSError: If nothing exists at the path, or it cannot be read.
     """
     path = Path(path)
-    return SourceSet.open(path) if _is_source(path) else open_files(path)
+    return _kind_of(path).open(path)
 
 
 def open_files(path: str | Path) -> BetonFile | BetonSet:
@@ -98,10 +98,13 @@ def open_files(path: str | Path) -> BetonFile | BetonSet:
         OSError: If nothing exists at the path, or it cannot be read.
     """
     path = Path(path)
-    if _is_source(path):
+    kind = _kind_of(path)
+    if issubclass(kind, SourceSet):
         raise UsageError(f"{path} is not a dataset file; run fastmoco convert {path} train.beton")
-    return (BetonSet if "*" in path.name and not path.exists() else BetonFile).open(path)
+    return kind.open(path)
 
 
-def _is_source(path: Path) -> bool:
-    return path.is_dir() or path.suffix == ".tar"
+def _kind_of(path: Path) -> type[SourceSet | BetonFile | BetonSet]:
+    if path.is_dir() or path.suffix == ".tar":
+        return SourceSet
+    return BetonSet if "*" in path.name and not path.exists() else BetonFile
