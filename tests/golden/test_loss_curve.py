@@ -67,6 +67,7 @@ def _means(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return losses.reshape(-1, 10).mean(axis=1)
 
 
+@pytest.mark.timeout(1200)  # it compiles
 def test_fast_path_learns_as_the_plain_one(
     dataset: Path, tmp_path: Path, full_curves: bool
 ) -> None:
