@@ -131,7 +131,7 @@ def _read_request(folder: Path) -> _Request:
     for row, text in enumerate(ids):
         if not text.isdecimal():
             where = f"{table.path}: {table.place(row)}"
-            raise ValueError(f"{where} has the sample_id {text!r}, which is no number; {advice}")
+            raise ValueError(f"{where} has the sample_id {text!r}, not a number; {advice}")
     return _Request(folder, facts, dict(zip(map(int, ids), paths, strict=True)))
 
 

@@ -37,7 +37,8 @@ def older_run(tmp_path):
 
 
 def test_a_run_older_than_an_option_goes_on_with_its_default(older_run):
-    check(TrainConfig(run_dir=older_run))
+    with claim(TrainConfig(run_dir=older_run)):
+        assert OmegaConf.load(older_run / "config.yaml").train.accumulate == 1
 
 
 def test_a_run_older_than_an_option_goes_on_with_nothing_else(older_run):
@@ -50,7 +51,8 @@ def test_a_run_older_than_an_option_goes_on_with_nothing_else(older_run):
 def test_a_run_may_go_on_without_a_graph(older_run):
     cfg = TrainConfig(run_dir=older_run)
     cfg.train.cuda_graph = CudaGraph.never
-    check(cfg)
+    with claim(cfg):
+        assert OmegaConf.load(older_run / "config.yaml").train.cuda_graph == "never"
 
 
 def test_a_folder_without_a_checkpoint_binds_nobody(tmp_path):
