@@ -170,7 +170,10 @@ def test_a_signal_to_torchrun_saves(options, tmp_path):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("global_batch_size=9", "global_batch_size=9 is not a positive multiple of the 2 devices"),
+        (
+            "global_batch_size=9",
+            "global_batch_size must be a positive multiple of the 2 devices, got 9",
+        ),
         ("--multirun", "--multirun cannot be used with torchrun"),
     ],
 )
