@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help install ffcv demo test faults curves check clean
+.PHONY: help install ffcv demo test full faults curves check clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 CHOSEN := $(filter command environment,$(origin PYTHON))
@@ -31,9 +31,12 @@ help: ## this list
 demo: install ## pretrain and evaluate on the built-in images, about 5 minutes; writes runs/demo
 	@$(BIN)/fastmoco demo $(ARGS)
 
-test: install check ## all checks and all tests, JOBS files at the same time
+test: install check ## all checks and the quick tests, JOBS files at the same time
 	@OMP_NUM_THREADS=$$(( $(CORES) > $(JOBS) && $(JOBS) > 0 ? $(CORES) / $(JOBS) : 1 )) \
 		$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+full: install ## the slow tests, one by one; it goes on where it was stopped and updates tests/full_suite.json
+	@$(BIN)/python -m pytest --full $(ARGS)
 
 faults: install ## thousands of damaged files, kills and full disks, about 10 minutes
 	@$(BIN)/python -m pytest tests/faults --full-faults -s $(ARGS)

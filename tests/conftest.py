@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.full_suite import FullSuite
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -22,6 +24,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="compare loss curves with three seeds, not one",
     )
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="the slow tests, and only those that have not passed on this state of the code",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--full"):
+        config.pluginmanager.register(FullSuite())
 
 
 @pytest.fixture(scope="session")
@@ -36,13 +48,24 @@ def full_faults(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--full-faults"))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _keep_tier(config, items, full=bool(config.getoption("--full")))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+def _keep_tier(config: pytest.Config, items: list[pytest.Item], *, full: bool) -> None:
+    """Deselect the tests marked `full`, or with `full` all others."""
+    kept, other = [], []
+    for item in items:
+        in_tier = (item.get_closest_marker("full") is not None) == full
+        (kept if in_tier else other).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=other)
 
 
 @pytest.fixture

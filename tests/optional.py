@@ -7,6 +7,8 @@ from functools import cache
 
 import pytest
 
+from tests.limits import HANG_SECONDS
+
 
 def require(module_name: str) -> None:
     """Make sure that a module can be imported, in a process of its own.
@@ -28,7 +30,7 @@ def require(module_name: str) -> None:
 def _failure(module_name: str) -> str:
     """Why it cannot be imported; "" if it can."""
     command = [sys.executable, "-c", f"import {module_name}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS)
     if done.returncode == 0:
         return ""
     return (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -12,6 +12,7 @@ import torch
 
 from fastmoco.ranks import Ranks
 from fastmoco.runs.distributed import process_group
+from tests.limits import HANG_SECONDS
 
 
 def free_port() -> int:
@@ -35,7 +36,10 @@ def _one_rank(
 
 
 def run_ranks(
-    function: Callable[..., Any], *arguments: Any, world_size: int = 2, timeout_seconds: float = 120
+    function: Callable[..., Any],
+    *arguments: Any,
+    world_size: int = 2,
+    timeout_seconds: float = HANG_SECONDS,
 ) -> list[Any]:
     """What ``function(ranks, *arguments)`` gives on each rank; a module's own function."""
     context, port = multiprocessing.get_context("spawn"), free_port()

@@ -28,7 +28,7 @@ def test_demo_makes_everything(tmp_path, monkeypatch, capsys):
     assert again["knn_top1"] == result["knn_top1"]
 
 
-@pytest.mark.timeout(900)  # it compiles
+@pytest.mark.full
 def test_a_shorter_demo_learns_the_classes(tmp_path, monkeypatch):
     """15 points above both baselines, as the whole demo must be; 9 epochs of 30 gave 23."""
     monkeypatch.chdir(tmp_path)

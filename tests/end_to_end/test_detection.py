@@ -16,6 +16,7 @@ from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
 from tests.detection_data import coco_options, voc_options, write_run, write_small_scenes
+from tests.limits import HANG_SECONDS
 
 SHORT = [
     "steps=6",
@@ -89,7 +90,7 @@ def test_killed_and_resumed_is_bit_equal(scenes, run, whole, tmp_path):
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
     }
     command = [sys.executable, "-c", KILLER, "5", *arguments]
-    killed = subprocess.run(command, env=environment, timeout=240, capture_output=True)
+    killed = subprocess.run(command, env=environment, timeout=HANG_SECONDS, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert load_checkpoint(folder / "seed-0").step == 4
     assert cli.main(arguments) == 0

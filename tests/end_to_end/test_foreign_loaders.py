@@ -37,6 +37,7 @@ def arguments(dataset: Path, run: Path, name: str, steps: int = STEPS) -> list[s
     return train_arguments(dataset, run, f"pipeline.name={name}", *loop)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", PACKAGES)
 def test_killed_and_resumed_equals_uninterrupted(dataset: Path, tmp_path: Path, name: str) -> None:
     require(PACKAGES[name])

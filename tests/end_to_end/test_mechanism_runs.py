@@ -21,6 +21,7 @@ from tests.end_to_end.test_training import (  # noqa: F401
     dataset,
     train_arguments,
 )
+from tests.limits import HANG_SECONDS
 
 STEPS, EVERY, KILLED_IN = 12, 5, 8
 MECHANISMS = {"end_to_end": 14, "memory_bank": 36, "moco_v3": 7}  # and their negatives
@@ -78,7 +79,7 @@ def killed_runs(dataset, tmp_path_factory):  # noqa: F811
             "PYTHONPATH": root,
             "OMP_NUM_THREADS": str(torch.get_num_threads()),
         },
-        timeout=240,
+        timeout=HANG_SECONDS,
         capture_output=True,
         text=True,
     )

@@ -9,6 +9,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from tests.limits import HANG_SECONDS
 from tests.optional import require
 
 
@@ -44,7 +45,7 @@ def test_ffcv_compiled_library_decodes_jpeg(tmp_path: Path) -> None:
     blob = jpeg(photograph(48, 64), 0)
     (tmp_path / "image.jpg").write_bytes(blob)
     paths = [str(tmp_path / "image.jpg"), str(tmp_path / "decoded.npy")]
-    subprocess.run([sys.executable, "-c", FFCV_DECODES, *paths], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FFCV_DECODES, *paths], check=True, timeout=HANG_SECONDS)
     difference = np.abs(np.load(paths[1]).astype(int) - simplejpeg.decode_jpeg(blob))
     # FFCV asks for the fast inverse DCT; 3 levels at most were seen on this image.
     assert difference.max() <= 6

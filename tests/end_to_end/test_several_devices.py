@@ -21,6 +21,7 @@ from tests.end_to_end.test_training import (  # noqa: F401
     dataset,
     train_arguments,
 )
+from tests.limits import HANG_SECONDS
 from tests.optional import require
 from tests.ranks import free_port
 
@@ -39,7 +40,6 @@ ONE_RANK = KILLER.replace(
     "                raise ValueError('a broken image')\n"
     "            os.kill(os.getpid(), int(number))",
 )
-pytestmark = pytest.mark.timeout(600)  # each launch has a limit of its own
 
 
 def start(*command, processes=2):
@@ -54,9 +54,9 @@ def start(*command, processes=2):
     )
 
 
-def finish(process, timeout_seconds=200):
+def finish(process):
     try:
-        output, _ = process.communicate(timeout=timeout_seconds)
+        output, _ = process.communicate(timeout=HANG_SECONDS)
     finally:
         process.kill()
     return process.returncode, output
@@ -124,9 +124,9 @@ def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
     run = tmp_path / "killed"
     for rank, place, saved in ((1, 13, 10), (0, 8, 15)):  # counted from the checkpoint
         began = time.monotonic()
-        code, output = finish(start(*one_rank(signal.SIGKILL, rank, place, options(run))), 100)
+        code, output = finish(start(*one_rank(signal.SIGKILL, rank, place, options(run))))
         assert code != 0
-        assert time.monotonic() - began < 90  # far below the group's timeout of 30 minutes
+        assert time.monotonic() - began < HANG_SECONDS  # far below the group's limit, 30 minutes
         assert_lost(1 - rank, output)
         assert load_checkpoint(run).step == saved
     code, output = finish(start(*command_line(options(run))))
@@ -135,7 +135,7 @@ def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
 
 
 def test_an_error_on_one_rank_ends_all(options, tmp_path):
-    code, output = finish(start(*one_rank(0, 1, 7, options(tmp_path / "run"))), 100)
+    code, output = finish(start(*one_rank(0, 1, 7, options(tmp_path / "run"))))
     assert code != 0
     assert "fastmoco: rank 1: a broken image" in output
     assert_lost(0, output)
@@ -160,7 +160,7 @@ def test_a_signal_to_torchrun_saves(options, tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, output = finish(process, 100)
+    _, output = finish(process)
     assert output.count("saved; the same command resumes") == 1
     stopped = re.search(r"stopped after step (\d+), saved", output)
     assert stopped
@@ -188,6 +188,7 @@ def test_what_two_devices_refuse(options, tmp_path, option, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_ffcv_feeds_two_devices_and_goes_on_after_a_kill(options, tmp_path):
     require("ffcv")
     more = ["pipeline.name=ffcv", "train.max_steps=8", "monitor.every_epochs=0"]
@@ -195,7 +196,7 @@ def test_ffcv_feeds_two_devices_and_goes_on_after_a_kill(options, tmp_path):
     assert code == 0, output
     assert "loader ffcv" in output
     run = tmp_path / "killed"
-    code, _ = finish(start(*one_rank(signal.SIGKILL, 1, 7, options(run, *more))), 100)
+    code, _ = finish(start(*one_rank(signal.SIGKILL, 1, 7, options(run, *more))))
     assert code != 0
     assert load_checkpoint(run).step == 5
     code, output = finish(start(*command_line(options(run, *more))))

@@ -14,6 +14,7 @@ import pytest
 import fastmoco
 from fastmoco import cli
 from fastmoco.reproduce.record import Status, read_record
+from tests.limits import HANG_SECONDS
 from tests.runs import write_colors
 from tests.sweeps import write_definition
 
@@ -78,14 +79,14 @@ def folder(arguments):
     return Path(arguments[2].removeprefix("folder="))
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.full
 def test_killed_and_resumed_with_a_run_that_diverges(arguments, folder, capsys):
     root = str(Path(fastmoco.__file__).parents[1])
     found = subprocess.run(
         [sys.executable, "-c", KILLER, "sweep", *arguments],
         env={**os.environ, "PYTHONPATH": root},
         capture_output=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert found.returncode == -signal.SIGKILL, found.stderr
     good, bad = folder / "good,seed=0", folder / "bad,seed=0"
@@ -136,7 +137,7 @@ def test_a_child_ends_with_its_parent():
         [sys.executable, "-c", STARTER],
         env={**os.environ, "PYTHONPATH": root},
         stdout=subprocess.PIPE,
-        timeout=60,
+        timeout=HANG_SECONDS,
     )
     try:
         child = os.pidfd_open(int(found.stdout))

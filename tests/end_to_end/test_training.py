@@ -16,6 +16,7 @@ from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.train.trainer import Trainer
+from tests.limits import HANG_SECONDS
 from tests.pictures import write_class_folders
 
 OPTIONS = [
@@ -84,7 +85,9 @@ def run_killer(place: str, count: int, arguments: list[str]) -> int:
     root = str(Path(fastmoco.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root}
     command = [sys.executable, "-c", KILLER, place, str(count), *arguments]
-    return subprocess.run(command, env=environment, timeout=240, capture_output=True).returncode
+    return subprocess.run(
+        command, env=environment, timeout=HANG_SECONDS, capture_output=True
+    ).returncode
 
 
 def state_of(run: Path):
@@ -141,7 +144,7 @@ def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypa
         if self.steps_done == 1:
             before = contents()
             command = [sys.executable, "-m", "fastmoco.cli", *arguments]
-            pipes = {"stderr": subprocess.PIPE, "text": True, "timeout": 240}
+            pipes = {"stderr": subprocess.PIPE, "text": True, "timeout": HANG_SECONDS}
             others.append(subprocess.run(command, env=environment, **pipes))
             assert contents() == before
         plain(self, batch, rate)
@@ -156,7 +159,7 @@ def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypa
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [2, 3]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.full
 def test_killed_and_resumed_equals_uninterrupted_compiled(dataset, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     always = "train.compile=always"

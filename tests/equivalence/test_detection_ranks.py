@@ -93,6 +93,7 @@ def on_rank(ranks, parts, samples, run, options):
     return {**normalized, "map": fit_segmenter(ranks, samples), "boxes": fit_detector(ranks)}
 
 
+@pytest.mark.full
 def test_two_ranks_learn_as_one(tmp_path):
     scenes = write_small_scenes(tmp_path / "scenes", train=5, test=2)
     run, options = write_run(tmp_path / "run"), detect_options(scenes, tmp_path / "d")

@@ -18,6 +18,7 @@ from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.data.images import decode_jpeg
 from fastmoco.data.part import write_part
 from fastmoco.data.verify import verify
+from tests.limits import HANG_SECONDS
 from tests.optional import require
 from tests.pictures import encoded, picture
 
@@ -119,7 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     command = [sys.executable, "-c", SCRIPT, *map(str, (root, COUNT, *SHAPE))]
     top = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
     return root
 

@@ -12,6 +12,7 @@ from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import Encoding
 from fastmoco.pipelines.contract import Batch
 from tests.equivalence.test_loaders import NUM_SAMPLES, TENSORS, assert_equal, load
+from tests.limits import HANG_SECONDS
 from tests.loader_data import evaluation, training, write_beton
 from tests.optional import require
 
@@ -60,7 +61,7 @@ def loaded(dataset: BetonFile) -> dict[str, list[Batch]]:
     saved = dataset.path.parent / "loaded.pt"
     command = [sys.executable, "-c", SCRIPT, str(dataset.path), str(saved)]
     top = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stderr
     return torch.load(saved, weights_only=False)
 

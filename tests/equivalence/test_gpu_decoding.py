@@ -100,7 +100,6 @@ SPEC = LoaderSpec(view_size=VIEW_SIZE, policy=Policy())
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("hw_decoder_load", [0.0, 0.65, 1.0])
 def test_ten_thousand_images_under_load(tmp_path: Path, hw_decoder_load: float) -> None:
     require("nvidia.dali")

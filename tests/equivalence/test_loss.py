@@ -15,6 +15,7 @@ from fastmoco.moco import loss as loss_module
 from fastmoco.moco.loss import info_nce, resolve_loss
 from fastmoco.moco.settings import Loss
 from tests.compiling import require_compiler
+from tests.limits import HANG_SECONDS
 
 CPU = torch.device("cpu")
 PACKAGES = ("triton", "numpy")
@@ -172,7 +173,6 @@ def interpreter_is_broken() -> bool:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-@pytest.mark.timeout(240)
 def test_the_kernel_agrees_with_its_twin_in_tritons_interpreter() -> None:
     if interpreter_is_broken():
         pytest.skip("the interpreter of Triton 3.6 fails with NumPy 2.4; NumPy 2.3 works")
@@ -182,7 +182,7 @@ def test_the_kernel_agrees_with_its_twin_in_tritons_interpreter() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANG_SECONDS,
     )
     assert done.stdout.endswith("agrees\n"), done.stderr
 

@@ -241,7 +241,6 @@ def test_steps_equal_the_textbook(case):
     assert len({round(value.item(), 4) for value in torch.stack(metrics)[:, 0]}) == STEPS
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("case", "backend"),
     [("end_to_end", "aot_eager"), ("memory_bank", "inductor"), ("moco_v3", "aot_eager")],

@@ -22,6 +22,7 @@ from fastmoco.moco.mechanism import Views
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
+from tests.limits import HANG_SECONDS
 from tests.optional import require
 
 STEPS, BATCH, QUEUE, DIM = 6, 8, 32, 16
@@ -123,7 +124,7 @@ def test_streams_of_peers_do_not_end_with_a_small_set(tmp_path: Path, module: st
         convert(str(source), file, ConvertConfig())
         target, arguments = "ffcv_peer:read_crops", {"path": str(file)}
     stream = f"benchmarks.peers.{target}", {**arguments, "view_size": 32}
-    with closing(KeptChild(*stream, timeout_seconds=120)) as child:
+    with closing(KeptChild(*stream, timeout_seconds=HANG_SECONDS)) as child:
         assert child.measure(0.01).value["images"] > 0
 
 

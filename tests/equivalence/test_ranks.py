@@ -22,6 +22,7 @@ from fastmoco.train.metrics import STEP_METRICS
 from fastmoco.train.step import TrainStep
 from tests.compiling import require_compiler
 from tests.equivalence import test_moco_brute_force as algorithm
+from tests.limits import HANG_SECONDS
 from tests.ranks import run_ranks
 
 STEPS = 12
@@ -125,7 +126,7 @@ def train_on_rank(ranks, runs):
 
 
 def train_two(runs):
-    first, second = run_ranks(train_on_rank, runs, timeout_seconds=600)
+    first, second = run_ranks(train_on_rank, runs, timeout_seconds=HANG_SECONDS)
     for name, state in first.items():
         differing = [
             key for key, value in state.items() if not torch.equal(value, second[name][key])
@@ -217,7 +218,7 @@ def test_two_ranks_in_two_micro_batches_are_one_rank_split_in_four(two_ranks):
     assert_same(two_ranks["in parts"], one, 1e-9)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.full
 def test_two_compiled_ranks_are_two_eager_ones(two_ranks):
     """Colors are float32 and rounded otherwise: 6 steps, before that meets a kink of ReLU."""
     require_compiler()

@@ -31,7 +31,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_image_meets_its_fate(source: Path, tmp_path: Path, workers: int) -> None:
     target = tmp_path / "x.beton"

@@ -23,6 +23,7 @@ from fastmoco.data.beton_set import BetonSet
 from fastmoco.pipelines import background
 from fastmoco.pipelines import build as loaders
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
+from tests.limits import HANG_SECONDS
 from tests.loader_data import loader_threads, training, write_beton
 from tests.optional import require
 
@@ -244,7 +245,11 @@ def results(request: pytest.FixtureRequest, set_path: Path) -> dict[str, dict]:
     script = script.replace(__name__, "tests.faults.test_dali_ffcv_faults")
     top = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=top, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", script],
+        cwd=top,
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -316,7 +321,7 @@ def test_missing_package_is_one_line_with_the_extra(name: str) -> None:
         f"import fastmoco.pipelines.{MODULES[name]}"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=HANG_SECONDS
     )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: pipeline.name={name} needs")

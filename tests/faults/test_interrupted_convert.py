@@ -14,6 +14,7 @@ import pytest
 
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from tests.faults.interrupted_convert import hashes
+from tests.limits import HANG_SECONDS
 from tests.pictures import encoded, picture
 
 OPTIONS = {"encoding": Encoding.raw, "page_bytes": 1 << 21}
@@ -50,7 +51,7 @@ class Bench:
             input=json.dumps(request),
             stdout=subprocess.PIPE,
             text=True,
-            timeout=280,
+            timeout=HANG_SECONDS,
             check=True,
         )
         return [json.loads(line) for line in process.stdout.splitlines()]
@@ -188,7 +189,7 @@ def _leave_unfinished(bench: Bench, target: Path) -> None:
         "convert(sys.argv[1], Path(sys.argv[2]), ConvertConfig(workers=1))\n"
     )
     arguments = [sys.executable, "-c", script, str(bench.source), str(target)]
-    assert subprocess.run(arguments, timeout=60).returncode == -9
+    assert subprocess.run(arguments, timeout=HANG_SECONDS).returncode == -9
     assert sorted(path.name for path in target.parent.glob("*.*[ln]"))
     assert target.with_name("x.beton.journal").exists()
     assert target.with_name("x.beton.partial").exists()

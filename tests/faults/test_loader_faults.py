@@ -17,9 +17,9 @@ from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.pipelines import background, prefetch
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
+from tests.limits import HANG_SECONDS
 from tests.loader_data import loader_threads, training, write_beton
 
-pytestmark = pytest.mark.timeout(60)
 NUM_SAMPLES, BATCH = 24, 4
 PLAN = EpochPlan(seed=0, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=BATCH)
 ORDER = PLAN.order().tolist()
@@ -283,6 +283,10 @@ loader = open_loader(BetonFile.open({str(set_path)!r}))
 print(len(next(loader).crops))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{BATCH}\n", "")

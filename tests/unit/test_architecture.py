@@ -12,6 +12,8 @@ from typing import Any
 import grimp
 import pytest
 
+from tests.limits import HANG_SECONDS
+
 ROOT = Path(__file__).parents[2]
 MAX_LINES = 350
 
@@ -69,7 +71,7 @@ def test_a_file_has_one_name() -> None:
 
 def test_the_contracts_are_kept() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(settings_of_linter()['contracts'])} kept, 0 broken" in done.stdout
 
@@ -152,7 +154,7 @@ def test_settings_and_help_need_no_torch() -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, "fastmoco.pipelines.policies", *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, done.stderr
     assert len(settings) > 7

@@ -13,6 +13,7 @@ from benchmarks.document import document
 from benchmarks.harness import again
 from benchmarks.report import ROOT, Report
 from benchmarks.settings import Settings
+from tests.limits import HANG_SECONDS
 
 BENCHMARKS = """
 from benchmarks.harness import summarize
@@ -54,7 +55,7 @@ def run_benchmarks(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     command += ["-p", "no:cacheprovider", f"--rootdir={folder}", "--benchmark"]
     command += [f"--benchmark-results={folder}"]
     command += ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS)
 
 
 def test_frozen_children_end_with_benchmarks_that_are_terminated(tmp_path: Path) -> None:

@@ -312,7 +312,6 @@ def test_links_in_circles_end(folder: Path) -> None:
     assert "class_1/again.jpg" in names
 
 
-@pytest.mark.timeout(20)
 def test_what_a_manifest_names_that_is_no_file_is_not_waited_for(
     folder: Path, tmp_path: Path
 ) -> None:

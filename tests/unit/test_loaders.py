@@ -13,6 +13,7 @@ from fastmoco.pipelines.beton_loader import BetonLoader
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import central_boxes
+from tests.limits import HANG_SECONDS
 from tests.loader_data import evaluation, training, write_beton
 
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ class CountedDecode:
             self.changed.notify_all()
         return image
 
-    def reached(self, count: int, timeout: float = 10.0) -> bool:
+    def reached(self, count: int, timeout: float = HANG_SECONDS) -> bool:
         with self.changed:
             return self.changed.wait_for(lambda: len(self.sample_ids) >= count, timeout)
 
@@ -129,7 +130,6 @@ def test_each_image_is_decoded_once(dataset: BetonFile, monkeypatch: pytest.Monk
     assert sorted(counted.sample_ids) == sorted(sample_ids)
 
 
-@pytest.mark.timeout(60)
 def test_batch_stays_valid_while_the_next_ones_are_made(
     dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

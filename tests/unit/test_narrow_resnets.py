@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.resnet import SlicedProjection
 from fastmoco.moco.settings import ModelConfig
+from tests.limits import HANG_SECONDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,6 +88,6 @@ def test_backward_passes_keep_to_their_memory() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, (done.returncode, done.stderr[-2000:])

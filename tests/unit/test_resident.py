@@ -98,7 +98,6 @@ def test_a_damaged_image_is_named(dataset: BetonFile, tmp_path: Path) -> None:
         build_loader(damaged, PLAN, spec=training(), stop_epoch=1, device=CPU, name="resident")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("on_device", [False, True])
 def test_nothing_is_left_behind(dataset: BetonFile, on_device: bool) -> None:
     before = threading.active_count()

@@ -10,6 +10,7 @@ from fastmoco.errors import UsageError
 from fastmoco.ranks import ALONE
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, check_run_folder, claim_run_folder
 from fastmoco.train.settings import FREE_KEYS, CudaGraph, TrainConfig
+from tests.limits import HANG_SECONDS
 
 
 def check(cfg):
@@ -114,10 +115,10 @@ def test_a_second_process_is_refused_while_a_run_holds_its_folder(tmp_path):
     with claim(TrainConfig(run_dir=tmp_path)):
         other = spawn.Process(target=try_to_claim, args=(tmp_path, answers))
         other.start()
-        assert "is in use by another process" in answers.get(timeout=120)
+        assert "is in use by another process" in answers.get(timeout=HANG_SECONDS)
         other.join()
         assert OmegaConf.load(tmp_path / "config.yaml").seed == 0
     other = spawn.Process(target=try_to_claim, args=(tmp_path, answers))
     other.start()
-    assert answers.get(timeout=120) == "claimed"
+    assert answers.get(timeout=HANG_SECONDS) == "claimed"
     other.join()
