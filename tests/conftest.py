@@ -49,7 +49,8 @@ def full_faults(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    _keep_tier(config, items, full=bool(config.getoption("--full")))
+    if not config.getoption("--full-curves"):
+        _keep_tier(config, items, full=bool(config.getoption("--full")))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device; torch sees none")
