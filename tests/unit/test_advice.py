@@ -77,9 +77,10 @@ def allows(kinds: set[str], value: str) -> bool:
         return True  # it stands for a value, or is a file of a preset
     for kind in kinds:
         numbers = {"int": r"\d+", "float": r"[\d.e-]+"}
-        if "|" in kind and value in kind.split("|"):
+        names = "|" in kind and not kind.startswith("list")
+        if names and value in kind.split("|"):
             return True
-        if "|" not in kind and re.fullmatch(numbers.get(kind, ".*"), value):
+        if not names and re.fullmatch(numbers.get(kind, ".*"), value):
             return True
     return False
 
