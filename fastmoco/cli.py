@@ -77,11 +77,9 @@ def _guarded(action: Callable[[], None]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        return _fail(
-            1,
-            f"out of memory ({str(error).strip().split('. ')[0].splitlines()[0]}); give a smaller "
-            "global_batch_size, or train with train.accumulate=4",
-        )
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        advice = "give a smaller global_batch_size, or train with train.accumulate=4"
+        return _fail(1, f"out of memory ({first}); {advice}")
     return 0
 
 

@@ -121,7 +121,6 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     """
     typed = OmegaConf.structured(schema)
     merged = OmegaConf.merge(typed, OmegaConf.masked_copy(composed, list(typed)))
-    check_ranges(merged, schema)
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException:
@@ -129,6 +128,7 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     except ValueError as error:  # from a dataclass's own check
         raise UsageError(str(error)) from error
     assert isinstance(config, schema)
+    check_ranges(config)
     return config
 
 
@@ -148,7 +148,6 @@ def check_overrides(
     parsed = [_parsed(override) for override in overrides]
     groups = preset_groups(schema)
     kinds = {key: kind for key, kind, _ in describe(schema)}
-    typed = OmegaConf.structured(schema)
     for override in parsed:
         key = override.key_or_group
         if override.is_sweep_override() and not sweeping:
@@ -160,9 +159,9 @@ def check_overrides(
             raise UsageError(f"unknown option {key}{nearest_option(key, [*kinds, *groups])}")
         else:
             for choice in _choices(override):
-                _check_value(typed, key, kinds[key], choice)
+                value = _converted(schema, key, kinds[key], choice)
                 if allowed := range_of(schema, key):
-                    check_range(key, OmegaConf.select(typed, key), allowed)
+                    check_range(key, value, allowed)
     return parsed
 
 
@@ -210,14 +209,23 @@ KIND_WORDS = {
 """What a value must be, by the kind of its option."""
 
 
-def _check_value(typed: DictConfig, key: str, kind: str, value: Any) -> None:
-    """Set a value; what OmegaConf takes is allowed."""
+@cache
+def _trial(schema: type) -> DictConfig:
+    """A configuration to try values in."""
+    typed: DictConfig = OmegaConf.structured(schema)
+    return typed
+
+
+def _converted(schema: type, key: str, kind: str, value: Any) -> Any:
+    """Convert a value to its option's type; what OmegaConf takes is allowed."""
     try:
-        OmegaConf.update(typed, key, value)
+        OmegaConf.update(_trial(schema), key, value)
+        return OmegaConf.select(_trial(schema), key)
     except OmegaConfBaseException as error:
         names = kind.split("|") if "|" in kind else []
         wanted = KIND_WORDS.get(kind, f"one of {', '.join(names)}" if names else f"a {kind}")
-        shown = {None: "null", True: "true", False: "false"}.get(value, value)
+        is_word = value is None or isinstance(value, bool)
+        shown = str(value).lower().replace("none", "null") if is_word else value
         hint = nearest_value(str(value), names)
         raise UsageError(f"{key} must be {wanted}, got {shown}{hint}") from error
 

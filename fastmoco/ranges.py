@@ -1,8 +1,8 @@
 """Allowed range of every number among the settings, and the one check of them.
 
 A settings dataclass lists the ranges of its numbers, and of lists of numbers, in its class variable
-``RANGES``. The command line checks all of them before anything else, also in presets and in saved
-configurations; the help shows them. NaN and infinity are in no range.
+``RANGES``. `configuration.load_config` checks the given ones before anything else, then those of
+presets and saved configurations; the help shows them. NaN and infinity are in no range.
 """
 
 import math
@@ -70,22 +70,20 @@ def _sections(schema: type) -> dict[str, type]:
     }
 
 
-def check_ranges(values: Any, schema: type | None = None, prefix: str = "") -> None:
+def check_ranges(values: Any, prefix: str = "") -> None:
     """Refuse numbers out of range.
 
     Args:
-        values: Settings: a dataclass, or a ``DictConfig`` with its keys.
-        schema: Its dataclass; None: the type of `values`.
+        values: A settings dataclass.
         prefix: Key of `values` on the command line with a dot after it, such as ``moco.``.
 
     Raises:
         UsageError: At the first number that its range does not contain.
     """
-    schema = schema or type(values)
-    for name, allowed in ranges_of(schema).items():
+    for name, allowed in ranges_of(type(values)).items():
         check_range(f"{prefix}{name}", getattr(values, name), allowed)
-    for name, section in _sections(schema).items():
-        check_ranges(getattr(values, name), section, f"{prefix}{name}.")
+    for name in _sections(type(values)):
+        check_ranges(getattr(values, name), f"{prefix}{name}.")
 
 
 def check_range(key: str, given: Any, allowed: Range) -> None:

@@ -138,9 +138,9 @@ IMAGENETTE_POOL = [
 ABOUT_POLICIES = {
     "moco_v1": "MoCo v1 (arXiv:1911.05722): grayscale, then color jitter; no blur.",
     "moco_v2": "MoCo v2 (arXiv:2003.04297): weaker jitter, then grayscale and blur.",
-    "simclr": "SimCLR (arXiv:2002.05709): crops from 8% of the image, strong jitter, blur.",
-    "cifar": "For images of 32 pixels: moco_v2 without blur.",
-    "supervised": "Crops from 8% of the image and flips only: for classifiers.",
+    "simclr": "SimCLR (arXiv:2002.05709): smaller crops, stronger jitter, blur.",
+    "cifar": "moco_v2 without blur, for images of 32 pixels.",
+    "supervised": "Random crops and flips only, for classifiers.",
     "imagenette_pool": "2 of 15 operations for each view, without random crops.",
 }
 """A line of help for each of `POLICIES`."""

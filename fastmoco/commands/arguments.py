@@ -112,7 +112,8 @@ def check_strays(words: Sequence[str], schema: type | None, places: Sequence[str
         elif os.path.exists(word) and "data.train" in known:
             hint = f"; write data.train={word}"
         elif places:
-            hint = f"; quote a path that has blanks: '{places[-1]} {word}'"
+            parts = " ".join([*places, word][: max(2, len(places))])
+            hint = f"; quote a path that has blanks, such as '{parts}'"
         raise UsageError(f"unexpected argument {word}; options are given as key=value{hint}")
 
 

@@ -78,7 +78,8 @@ def help_lines(schema: type, first: Sequence[str] = ()) -> list[str]:
     def option_lines(keys: Sequence[str]) -> Iterator[str]:
         for key in keys:
             allowed = range_of(schema, key)
-            kind = f"{options[key][0]}{f' {allowed}' if allowed else ''}"
+            kind = options[key][0] + (f" {allowed}" if allowed else "")
+            kind = kind.replace("|", " | ") if len(kind) > WIDTH - INDENT else kind  # to break it
             option = f"{key}={_shown(OmegaConf.select(defaults, key))}"
             yield from _entry(option, f"{kind}. {options[key][1]}", INDENT)
 

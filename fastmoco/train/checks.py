@@ -34,6 +34,8 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
             "data.train is not set; make a dataset file with `fastmoco convert FOLDER train.beton` "
             "and give data.train=train.beton"
         )
+    if not cfg.name and cfg.run_dir is None:
+        raise UsageError("name must not be empty; set name=NAME or run_dir=FOLDER")
     device = resolve_rank_device(cfg.device, ranks)
     _check_groups(cfg, ranks)
     check_encoder(cfg.model, cfg.moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)
