@@ -61,7 +61,7 @@ class ConvertConfig:
         "quality": Range(1, 100),
         "workers": Range(0, 1024),
         "shards": Range(1, MAX_SHARDS),
-        "page_bytes": Range(1 << 21, 1 << 31),
+        "page_bytes": Range(1, 1 << 31),
     }
 
     split: str = ""

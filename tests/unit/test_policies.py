@@ -227,11 +227,11 @@ def test_a_sweep_over_files_and_names(tmp_path):
     path = tmp_path / "my own.yaml"
     path.write_text("base: cifar\n")
     (override,) = quote_values(TrainConfig, [f"policy={path},moco_v1"])
-    (parsed,) = check_overrides(TrainConfig, [override])
+    (parsed,) = check_overrides(TrainConfig, [override], sweeping=True)
     assert parsed.is_sweep_override()
     assert str(parsed.value().list[0]).endswith("my_own_yaml")
     with pytest.raises(UsageError, match=r"unknown policy=moco_v9; did you mean moco_v"):
-        check_overrides(TrainConfig, ["policy=moco_v1,moco_v9"])
+        check_overrides(TrainConfig, ["policy=moco_v1,moco_v9"], sweeping=True)
 
 
 def test_a_missing_policy_file():
