@@ -80,9 +80,10 @@ def check_ranges(values: Any, prefix: str = "") -> None:
     Raises:
         UsageError: At the first number that its range does not contain.
     """
-    for name, allowed in ranges_of(type(values)).items():
+    schema: type = type(values)
+    for name, allowed in ranges_of(schema).items():
         check_range(f"{prefix}{name}", getattr(values, name), allowed)
-    for name in _sections(type(values)):
+    for name in _sections(schema):
         check_ranges(getattr(values, name), f"{prefix}{name}.")
 
 

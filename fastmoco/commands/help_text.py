@@ -51,7 +51,8 @@ def changed_lines(schema: type, overrides: Sequence[str], name: str) -> list[str
     Raises:
         UsageError: If an override is unknown or wrong.
     """
-    default, chosen = load_config(schema), load_config(schema, quote_values(schema, overrides))
+    default: Any = load_config(schema)
+    chosen: Any = load_config(schema, quote_values(schema, overrides))
     before, after = dict(_flat(config_to_dict(default))), dict(_flat(config_to_dict(chosen)))
     changed = [
         f"  {f'{key}={_shown(value)}':<{INDENT}}default: {_shown(before[key])}"
