@@ -222,12 +222,16 @@ def _converted(schema: type, key: str, kind: str, value: Any) -> Any:
         OmegaConf.update(_trial(schema), key, value)
         return OmegaConf.select(_trial(schema), key)
     except OmegaConfBaseException as error:
-        names = kind.split("|") if "|" in kind else []
-        wanted = KIND_WORDS.get(kind, f"one of {', '.join(names)}" if names else f"a {kind}")
+        names = kind.removeprefix("list of ").split("|") if "|" in kind else []
+        one_of = f"{'some' if kind.startswith('list') else 'one'} of {', '.join(names)}"
+        wanted = KIND_WORDS.get(kind, one_of if names else f"a {kind}")
+        given = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        wrong = next((one for one in given if one not in names), given[0] if given else "")
         is_word = value is None or isinstance(value, bool)
         shown = str(value).lower().replace("none", "null") if is_word else value
-        hint = nearest_value(str(value), names)
-        raise UsageError(f"{key} must be {wanted}, got {shown}{hint}") from error
+        raise UsageError(
+            f"{key} must be {wanted}, got {shown}{nearest_value(wrong, names)}"
+        ) from error
 
 
 def _one_line(error: BaseException) -> str:
