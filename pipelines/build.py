@@ -6,7 +6,7 @@ import torch
 
 from fastmoco.data.dataset import Dataset
 from fastmoco.errors import UsageError
-from fastmoco.pipelines.choose import choose_loader, is_installed
+from fastmoco.pipelines import choose
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 
 LOADERS = {
@@ -95,7 +95,7 @@ def resolve_loader(
         stop = plan.epoch + 1000  # enough for a small set: a trial ends by time
         return build_loader(dataset, plan, spec=spec, stop_epoch=stop, device=device, name=name)
 
-    return choose_loader(dataset, device, open_loader)
+    return choose.choose_loader(dataset, device, open_loader)
 
 
 def check_loader(name: str) -> None:
@@ -107,7 +107,7 @@ def check_loader(name: str) -> None:
     if name not in (AUTO, *LOADERS):
         allowed = ", ".join((AUTO, *sorted(LOADERS)))
         raise UsageError(f"pipeline.name={name} is unknown; set it to one of {allowed}")
-    if name in PACKAGES and not is_installed(PACKAGES[name]):
+    if name in PACKAGES and not choose.is_installed(PACKAGES[name]):
         raise UsageError(
             f"pipeline.name={name} needs {PACKAGES[name]}, which is not installed; install it: "
             f"pip install 'fastmoco[{name}]', or {ADVICE}"

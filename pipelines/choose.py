@@ -79,7 +79,7 @@ def _try(open_loader: Callable[[str], ViewLoader], name: str) -> float:
         with closing(open_loader(name)) as loader:
             next(loader)
             return images_per_second(loader, TRIAL_SECONDS)
-    except (UsageError, RuntimeError, StopIteration, TimeoutError):
+    except (ImportError, UsageError, RuntimeError, StopIteration, TimeoutError):
         return 0.0
 
 

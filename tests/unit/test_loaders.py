@@ -11,7 +11,7 @@ import torch
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.errors import UsageError
-from fastmoco.pipelines import build
+from fastmoco.pipelines import choose
 from fastmoco.pipelines.beton_loader import BetonLoader
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.choose import is_installed
@@ -86,7 +86,7 @@ def test_a_loader_that_is_not_installed_is_refused_with_the_extra(
     if is_installed(package):
         with pytest.raises(UsageError, match=rf"pipeline\.name={name} cannot be loaded .*=beton"):
             build_loader(dataset, plan, **arguments)
-    monkeypatch.setattr(build, "is_installed", lambda _: False)
+    monkeypatch.setattr(choose, "is_installed", lambda _: False)
     with pytest.raises(UsageError, match=rf"needs {package}, .*'fastmoco\[{name}\]', or set pip"):
         build_loader(dataset, plan, **arguments)
     assert not is_installed("no_such_parent.module")
