@@ -1,6 +1,6 @@
 """`fastmoco COMMAND [ARGS] [key=value ...]`: find the command, run it, turn errors into exit codes.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted after saving.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted after saving (docs/commands.md).
 """
 
 import difflib
@@ -18,6 +18,17 @@ from typing import TextIO
 from fastmoco.commands import COMMANDS
 from fastmoco.errors import Interrupted, UsageError
 from fastmoco.ranks import environment_ranks, local_ranks
+from fastmoco.version import __version__
+
+WRONG_USAGE = (
+    UsageError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+"""Errors of exit code 2: the command line must change, or what it names."""
+HELP_WORDS, VERSION_WORDS = ("help", "--help", "-h"), ("version", "--version", "-V")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths are printed as they are
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    name, *rest = arguments or [""]
+    if name in HELP_WORDS and rest:  # fastmoco help train
+        name, rest = rest[0], [*rest[1:], "--help"]
+    if name in ("", *HELP_WORDS):
         _print_overview()
         return 0 if arguments else 2
-    if arguments[0] == "--version":
-        from fastmoco import __version__
-
+    if name in VERSION_WORDS:
         print(f"fastmoco {__version__}")  # noqa: T201
         return 0
-    name, *rest = arguments
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         return _fail(
@@ -41,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"unknown command {name}"
             + (f"; did you mean {near[0]}?" if near else "; see fastmoco --help"),
         )
-    if "-h" in rest or "--help" in rest:
-        _print_help(name)
-        return 0
+    if asking := set(rest) & {"-h", "--help"}:
+        options = [word for word in rest if word not in asking and "=" in word]
+        return _guarded(lambda: _print_help(name, options))
     return _guarded(lambda: COMMANDS[name](rest))
 
 
@@ -60,10 +71,22 @@ def _guarded(action: Callable[[], None]) -> int:
             return _fail(1, _message(lost))
         return _fail(128 + received[-1], str(error) or "interrupted")
     except (ValueError, OSError) as error:
-        return _fail(2 if isinstance(error, UsageError | FileNotFoundError) else 1, _message(error))
+        return _fail(2 if isinstance(error, WRONG_USAGE) else 1, _message(error))
     except Interrupted as error:
         return _fail(128 + error.signal_number, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
+        advice = "give a smaller global_batch_size, or train with train.accumulate=4"
+        return _fail(1, f"out of memory ({first}); {advice}")
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of the machine or of a GPU; torch may not be imported."""
+    names = ("MemoryError", "OutOfMemoryError")
+    return type(error).__name__ in names or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -134,20 +157,19 @@ def _print_overview() -> None:
         "",
     ]
     lines += [f"  {name:<14}{command.summary}" for name, command in COMMANDS.items()]
-    lines += ["", "fastmoco COMMAND --help lists a command's options."]
+    lines += [
+        "",
+        "fastmoco help COMMAND           options, presets and examples of a command",
+        "fastmoco help train experiment=moco_v2    what a preset sets",
+        "fastmoco version                the installed version",
+    ]
     _print_lines(lines)
 
 
-def _print_help(name: str) -> None:
-    command = COMMANDS[name]
-    lines = [command.usage, "", command.summary]
-    if command.config:
-        from fastmoco.configuration import help_lines
+def _print_help(name: str, overrides: Sequence[str]) -> None:
+    from fastmoco.commands.help_text import command_help
 
-        lines += ["", *help_lines(command.config)]
-    if notes := command.notes():
-        lines += ["", *notes]
-    _print_lines(lines)
+    _print_lines(command_help(COMMANDS[name], overrides))
 
 
 def _print_lines(lines: list[str]) -> None:

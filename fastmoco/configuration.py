@@ -14,22 +14,23 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.option_names import nearest_option, nearest_value
 from fastmoco.preset_files import Groups, full_key, take_preset_files
+from fastmoco.ranges import check_range, check_ranges, range_of
 
 T = TypeVar("T")
 
-HELP_WIDTH, HELP_INDENT = 100, 36  # columns
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
 
@@ -127,43 +128,110 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     except ValueError as error:  # from a dataclass's own check
         raise UsageError(str(error)) from error
     assert isinstance(config, schema)
+    check_ranges(config)
     return config
 
 
-def check_overrides(schema: type, overrides: Sequence[str]) -> list[Override]:
-    """Refuse unknown keys and presets, naming the nearest known name; return Hydra's parse.
+def check_overrides(
+    schema: type, overrides: Sequence[str], *, sweeping: bool = False
+) -> list[Override]:
+    """Refuse unknown keys, presets and values, naming the nearest known one; return Hydra's parse.
+
+    Args:
+        schema: A dataclass; see `load_config`.
+        overrides: ``key=value`` in Hydra's grammar.
+        sweeping: Accept several values of an option, ``key=1,2``, and check each.
 
     Raises:
-        UsageError: At the first unknown key or preset.
+        UsageError: At the first that is unknown or wrong.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise UsageError(f"cannot read the options: {_one_line(error)}") from error
+    parsed = [_parsed(override) for override in overrides]
     groups = preset_groups(schema)
-    known = [key for key, _, _ in describe(schema)]
+    kinds = {key: kind for key, kind, _ in describe(schema)}
     for override in parsed:
         key = override.key_or_group
+        if override.is_sweep_override() and not sweeping:
+            raise UsageError(_several_values(key, kinds.get(key, "preset"), override))
         if key in groups:
             for choice in _choices(override):
-                _check_choice(key, choice, preset_names(key, groups[key]))
-        elif key not in known:
-            raise UsageError(f"unknown option {key}{nearest_name(key, [*known, *groups])}")
+                _check_choice(key, str(choice), preset_names(key, groups[key]))
+        elif key not in kinds:
+            raise UsageError(f"unknown option {key}{nearest_option(key, [*kinds, *groups])}")
+        else:
+            for choice in _choices(override):
+                value = _converted(schema, key, kinds[key], choice)
+                if allowed := range_of(schema, key):
+                    check_range(key, value, allowed)
     return parsed
 
 
-def _choices(override: Override) -> list[str]:
-    """Presets that an override names: one, those of a sweep, or none for a glob or range."""
+def _parsed(override: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        advice = "quote a value with special characters twice, such as 'name=\"a(b\"'"
+        if "=" not in override:
+            advice = "options are given as key=value"
+        raise UsageError(f"cannot read {override}; {advice}") from error
+
+
+def _several_values(key: str, kind: str, override: Override) -> str:
+    given = override.get_value_string()
+    if kind == "float" and re.fullmatch(r"-?\d+,\d+", given):
+        return f"{key} must be one number, got {given}; decimals have a point: {key}=" + (
+            given.replace(",", ".")
+        )
+    return f"{key} must be one value, got {given}; fastmoco train --multirun makes one run of each"
+
+
+def _choices(override: Override) -> list[Any]:
+    """Values that an override gives: one, those of a sweep, or none for a glob or range."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
-        return [str(choice) for choice in value.list]
-    return [] if override.is_sweep_override() else [str(value)]
+        return [getattr(choice, "text", choice) for choice in value.list]
+    return [] if override.is_sweep_override() or override.is_delete() else [value]
 
 
 def _check_choice(group: str, choice: str, allowed: list[str]) -> None:
     registered = [name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})]
     if choice not in [*allowed, *registered, "null", "None"]:  # registered also holds preset files
         raise UsageError(f"unknown {group}={choice}{nearest_name(choice, allowed)}")
+
+
+KIND_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "true|false": "true or false",
+    "list of int": "a list of whole numbers, [1,2]",
+    "list of float": "a list of numbers, [0.1,0.2]",
+    "list of text": "a list, [a,b]",
+}
+"""What a value must be, by the kind of its option."""
+
+
+@cache
+def _trial(schema: type) -> DictConfig:
+    """A configuration to try values in."""
+    typed: DictConfig = OmegaConf.structured(schema)
+    return typed
+
+
+def _converted(schema: type, key: str, kind: str, value: Any) -> Any:
+    """Convert a value to its option's type; what OmegaConf takes is allowed."""
+    try:
+        OmegaConf.update(_trial(schema), key, value)
+        return OmegaConf.select(_trial(schema), key)
+    except OmegaConfBaseException as error:
+        names = kind.removeprefix("list of ").split("|") if "|" in kind else []
+        one_of = f"{'some' if kind.startswith('list') else 'one'} of {', '.join(names)}"
+        wanted = KIND_WORDS.get(kind, one_of if names else f"a {kind}")
+        given = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+        wrong = next((one for one in given if one not in names), given[0] if given else "")
+        is_word = value is None or isinstance(value, bool)
+        shown = str(value).lower().replace("none", "null") if is_word else value
+        raise UsageError(
+            f"{key} must be {wanted}, got {shown}{nearest_value(wrong, names)}"
+        ) from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -224,6 +292,8 @@ def _kind(hint: Any) -> str:
         return _kind(get_args(hint)[0])
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(member.name for member in hint)
+    if get_origin(hint) in (list, tuple):
+        return f"list of {_kind(get_args(hint)[0])}"
     return {Path: "path", bool: "true|false", str: "text"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )
@@ -245,46 +315,3 @@ def _field_docs(schema: type) -> dict[str, str]:
                 if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
                     docs[name.id] = inspect.cleandoc(str(value.value)).replace("\n", " ")
     return docs
-
-
-def _shown(value: Any) -> str:
-    """Format a default as on the command line."""
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, ListConfig):
-        return f"[{','.join(_shown(item) for item in value)}]"
-    return "null" if value is None else str(value)
-
-
-def help_lines(schema: type) -> list[str]:
-    """List each option with default, type and meaning, then the groups of presets."""
-    defaults = OmegaConf.structured(schema)
-    lines = ["options (key=DEFAULT, type, meaning):"]
-    for key, kind, text in describe(schema):
-        value = OmegaConf.select(defaults, key)
-        option = f"  {key}={_shown(value)}"
-        if len(option) >= HELP_INDENT:
-            lines.append(option)
-            option = ""
-        lines += textwrap.wrap(
-            f"{kind}. {text}",
-            HELP_WIDTH,
-            initial_indent=f"{option:<{HELP_INDENT}}",
-            subsequent_indent=" " * HELP_INDENT,
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-    for group, presets in preset_groups(schema).items():
-        notes = [f"{group}=NAME: {', '.join(preset_names(group, presets))}"]
-        if presets is not None:
-            notes.append(
-                f"{group}=FILE.yaml: a preset of your own, with `key: value` lines (the keys above "
-                f"without the prefix {group}.); `base: NAME` takes all other values from a preset"
-            )
-        for note in notes:
-            lines += textwrap.wrap(note, HELP_WIDTH, subsequent_indent="    ")
-    return lines

@@ -2,13 +2,11 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from fastmoco.configuration import load_config, quote_values
 from fastmoco.data.builtin_file import builtin_file
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
@@ -20,14 +18,14 @@ from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig, run_path
 
 
-def demo(overrides: Sequence[str] = ()) -> None:
-    """Convert the built-in images, pretrain (``experiment=demo``), evaluate with both baselines.
+def demo(cfg: TrainConfig) -> None:
+    """Convert the built-in images, pretrain, evaluate with both baselines.
 
     Writes the run folder (default ``runs/demo``) with the figures in ``result.json``, dataset files
     in ``runs/demo-data`` beside it, and prints a table.
 
     Args:
-        overrides: Options of ``fastmoco train``.
+        cfg: Options of ``fastmoco train`` with ``experiment=demo``; its data is replaced.
 
     Raises:
         UsageError: If an option is wrong.
@@ -35,12 +33,6 @@ def demo(overrides: Sequence[str] = ()) -> None:
     if environment_ranks().several:
         raise UsageError("fastmoco demo runs on one device; start it without torchrun")
     start = time.perf_counter()
-    given = [override.split("=")[0] for override in overrides]
-    if clash := {"experiment", "data.train", "data.test"} & set(given):
-        raise UsageError(
-            f"the demo sets {min(clash)} itself; use fastmoco train for other data or presets"
-        )
-    cfg = load_config(TrainConfig, ["experiment=demo", *quote_values(TrainConfig, overrides)])
     run_dir = run_path(cfg)
     cfg.data = DataConfig(train=_dataset(run_dir, "train"), test=_dataset(run_dir, "test"))
     pretrain(cfg)

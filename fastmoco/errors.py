@@ -26,23 +26,6 @@ class Interrupted(RuntimeError):
         self.signal_number = signal_number
 
 
-def check_least(settings: object, section: str, **least: int) -> None:
-    """Refuse numbers below the smallest allowed value.
-
-    Args:
-        settings: A settings dataclass.
-        section: Its key on the command line, before the dot.
-        least: Smallest allowed value of each field.
-
-    Raises:
-        UsageError: On the first that is too small.
-    """
-    for name, smallest in least.items():
-        if getattr(settings, name) < smallest:
-            given = getattr(settings, name)
-            raise UsageError(f"{section}.{name} must be {smallest} or more, got {given}")
-
-
 def nearest_name(name: str, known: list[str]) -> str:
     """Return ``; did you mean NAME?`` for a misspelled name, or else ``; known: NAMES``.
 

@@ -6,6 +6,7 @@ import torch
 
 from fastmoco.data.dataset import Dataset
 from fastmoco.errors import UsageError
+from fastmoco.pipelines import choose
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 
 LOADERS = {
@@ -16,8 +17,11 @@ LOADERS = {
     "torchvision": "fastmoco.pipelines.torchvision_loader",
 }
 """Modules, imported when chosen; each has ``build(dataset, plan, spec, stop_epoch, device)``."""
+PACKAGES = {"dali": "nvidia.dali", "ffcv": "ffcv"}
+"""What a loader imports beside this package's own dependencies; the extra has the loader's name."""
 AUTO = "auto"
 """Name for the choice of `choose.choose_loader`."""
+ADVICE = "set pipeline.name=beton, which needs no other package"
 
 
 def build_loader(
@@ -50,7 +54,10 @@ def build_loader(
         raise ValueError(
             f"the plan has {plan.num_samples} samples, but {dataset.path} only {len(dataset)}"
         )
-    module = importlib.import_module(LOADERS[name])
+    try:
+        module = importlib.import_module(LOADERS[name])
+    except ImportError as error:
+        raise UsageError(f"pipeline.name={name} cannot be loaded ({error}); {ADVICE}") from error
     loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
     return loader
 
@@ -83,21 +90,25 @@ def resolve_loader(
     if name != AUTO:
         check_loader(name)
         return name, "as asked"
-    from fastmoco.pipelines.choose import choose_loader
 
     def open_loader(name: str) -> ViewLoader:
         stop = plan.epoch + 1000  # enough for a small set: a trial ends by time
         return build_loader(dataset, plan, spec=spec, stop_epoch=stop, device=device, name=name)
 
-    return choose_loader(dataset, device, open_loader)
+    return choose.choose_loader(dataset, device, open_loader)
 
 
 def check_loader(name: str) -> None:
-    """Refuse an unknown loader.
+    """Refuse a loader that is unknown or not installed.
 
     Raises:
-        UsageError: If the name is unknown; lists the known ones.
+        UsageError: If the name is unknown, listing the known ones, or its package is missing.
     """
     if name not in (AUTO, *LOADERS):
         allowed = ", ".join((AUTO, *sorted(LOADERS)))
         raise UsageError(f"pipeline.name={name} is unknown; set it to one of {allowed}")
+    if name in PACKAGES and not choose.is_installed(PACKAGES[name]):
+        raise UsageError(
+            f"pipeline.name={name} needs {PACKAGES[name]}, which is not installed; install it: "
+            f"pip install 'fastmoco[{name}]', or {ADVICE}"
+        )

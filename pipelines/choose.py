@@ -16,6 +16,7 @@ import torch
 
 from fastmoco.data.beton_format import MODE_JPEG
 from fastmoco.data.dataset import Dataset
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.contract import Batch, ViewLoader
 from fastmoco.pipelines.resident_loader import free_bytes, resident_bytes
 
@@ -52,7 +53,7 @@ def choose_loader(
         return Choice("beton", "images are large and the device is the CPU")
     if not np.all(dataset.modes == MODE_JPEG):
         return Choice("beton", "not all images are JPEGs")
-    if find_spec("nvidia.dali") is None:
+    if not is_installed("nvidia.dali"):
         return Choice("beton", "DALI is not installed, so the CPU decodes")
     rates = {name: _try(open_loader, name) for name in ("dali", "beton")}
     best = "dali" if rates["dali"] > rates["beton"] else "beton"
@@ -64,13 +65,21 @@ def choose_loader(
     return Choice(best, f"tried, images/s: {tried}")
 
 
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; its parent package may be missing."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def _try(open_loader: Callable[[str], ViewLoader], name: str) -> float:
     """Images per second of a loader after its first batch; 0 where it cannot run here."""
     try:
         with closing(open_loader(name)) as loader:
             next(loader)
             return images_per_second(loader, TRIAL_SECONDS)
-    except (ImportError, RuntimeError, StopIteration, TimeoutError):
+    except (ImportError, UsageError, RuntimeError, StopIteration, TimeoutError):
         return 0.0
 
 

@@ -27,7 +27,8 @@ class EpochPlan:
     together see the same images as one rank.
 
     Raises:
-        ValueError: If sizes do not fit; names the option to change.
+        UsageError: If sizes do not fit; names the option to change.
+        ValueError: If `start_batch` is outside an epoch.
     """
 
     seed: int
@@ -44,12 +45,12 @@ class EpochPlan:
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a batch."""
         if self.global_batch_size < 1 or self.global_batch_size % self.world_size:
-            raise ValueError(
+            raise UsageError(
                 f"global_batch_size must be a positive multiple of the {self.world_size} devices, "
                 f"got {self.global_batch_size}"
             )
         if self.training and self.num_samples < self.global_batch_size:
-            raise ValueError(
+            raise UsageError(
                 f"global_batch_size={self.global_batch_size} is larger than the dataset of "
                 f"{self.num_samples} images; set global_batch_size={self.num_samples} or less"
             )

@@ -28,6 +28,7 @@ from torch.utils.dlpack import from_dlpack
 
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.dataset import Dataset
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
 from fastmoco.pipelines.choose import images_per_second
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
@@ -155,7 +156,7 @@ def build(
     """Build the loader; the arguments are those of `build_loader`.
 
     Raises:
-        ValueError: If the file holds both JPEGs and raw pixels.
+        UsageError: If the file holds both JPEGs and raw pixels.
     """
     settings = _settings(dataset, plan, spec, device)
     requests = batch_requests(dataset, plan, spec, stop_epoch)
@@ -167,7 +168,7 @@ def _settings(
 ) -> Settings:
     num_raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
     if 0 < num_raw < len(dataset):
-        raise ValueError(
+        raise UsageError(
             f"pipeline.name=dali reads only JPEGs or only raw pixels, but {num_raw} of the "
             f"{len(dataset)} images of {dataset.path} are raw pixels; set pipeline.name=beton"
         )

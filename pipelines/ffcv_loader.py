@@ -27,6 +27,7 @@ import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.dataset import Dataset
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
@@ -179,10 +180,10 @@ def build(
     """Build the loader; the arguments are those of `build_loader`.
 
     Raises:
-        ValueError: If the dataset is not one file.
+        UsageError: If the dataset is not one file.
     """
     if not isinstance(dataset, BetonFile):
-        raise ValueError(
+        raise UsageError(
             f"pipeline.name=ffcv reads only one .beton file, but {dataset.path} is not one; "
             "convert it or set pipeline.name=beton"
         )

@@ -9,6 +9,18 @@ v2 without blur. imagenette_pool is the report "Momentum Contrast on Imagenette"
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
+
+from fastmoco.ranges import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Range,
+    Ranges,
+    check_ranges,
+)
 
 
 class PoolOp(StrEnum):
@@ -34,6 +46,22 @@ class PoolOp(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class Policy:
     """Parameters of one view. Probabilities are per image and view; each view draws its own."""
+
+    RANGES: ClassVar[Ranges] = {
+        "crop_scale": SHARE,
+        "crop_ratio": POSITIVE,
+        "flip_probability": FRACTION,
+        "jitter_probability": FRACTION,
+        "brightness": NOT_NEGATIVE,
+        "contrast": NOT_NEGATIVE,
+        "saturation": NOT_NEGATIVE,
+        "hue": Range(0, 0.5),
+        "grayscale_probability": FRACTION,
+        "blur_probability": FRACTION,
+        "blur_sigma": POSITIVE,
+        "pool_draws": COUNT,
+        "pool_probability": FRACTION,
+    }
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Bounds of the crop's area, as fractions of the image area."""
@@ -72,18 +100,12 @@ class Policy:
         Raises:
             ValueError: If a value is out of range; names the option to change.
         """
-        for name in (name for name in self.__slots__ if name.endswith("_probability")):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        check_ranges(self, prefix="policy.")
         for name in ("crop_scale", "crop_ratio", "blur_sigma"):
             bounds = getattr(self, name)
-            fits = len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
-            _check(name, bounds, fits, "[low,high] with 0 < low <= high")
-        scale, draws, most = self.crop_scale, self.pool_draws, len(self.pool)
-        _check("crop_scale", scale, scale[1] <= 1, "[low,high] with high <= 1")
-        _check("hue", self.hue, 0 <= self.hue <= 0.5, "in [0, 0.5], in turns")
-        _check("pool_draws", draws, draws >= 1, "1 or more")
+            fits = len(bounds) == 2 and bounds[0] <= bounds[1]
+            _check(name, bounds, fits, "[low,high] with low <= high")
+        draws, most = self.pool_draws, len(self.pool)
         _check("pool_draws", draws, not most or draws <= most, f"at most {most}, the pool's size")
         names = [str(op) for op in self.pool]
         _check("pool", names, most == len(set(names)), "a list of different operations")
@@ -112,6 +134,16 @@ IMAGENETTE_POOL = [
     PoolOp.brightness_contrast,
 ]
 """The report's 15 operations, by name: a new operation must not change a published recipe."""
+
+ABOUT_POLICIES = {
+    "moco_v1": "MoCo v1 (arXiv:1911.05722): grayscale, then color jitter; no blur.",
+    "moco_v2": "MoCo v2 (arXiv:2003.04297): weaker jitter, then grayscale and blur.",
+    "simclr": "SimCLR (arXiv:2002.05709): smaller crops, stronger jitter, blur.",
+    "cifar": "moco_v2 without blur, for images of 32 pixels.",
+    "supervised": "Random crops and flips only, for classifiers.",
+    "imagenette_pool": "2 of 15 operations for each view, without random crops.",
+}
+"""A line of help for each of `POLICIES`."""
 
 POLICIES = {
     "moco_v1": Policy(

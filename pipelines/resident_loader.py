@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.data.dataset import Dataset
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.beton_loader import build_threads
 from fastmoco.pipelines.buffers import batch_rows, request_facts
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
@@ -191,12 +192,12 @@ def build(
     """Build the loader; the arguments are those of `build_loader`.
 
     Raises:
-        ValueError: If the set does not fit on the device.
+        UsageError: If the set does not fit on the device.
         BetonError: If an image is damaged.
     """
     needed, free = resident_bytes(dataset), free_bytes(device)
     if needed > MEMORY_SHARE * free:
-        raise ValueError(
+        raise UsageError(
             f"pipeline.name=resident needs {needed / 1e9:,.1f} GB on {device}, more than half of "
             f"the {free / 1e9:,.1f} GB that are free; set pipeline.name=beton"
         )

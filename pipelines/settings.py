@@ -1,6 +1,9 @@
 """Settings of the data path, from a file on disk to crops on the device; imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
+
+from fastmoco.ranges import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SHARE, Ranges
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel mean and standard deviation of ImageNet in 0..1: for datasets without measured ones.
@@ -10,6 +13,17 @@ Nearly all published encoders were trained with them."""
 @dataclass(kw_only=True, slots=True)
 class PipelineConfig:
     """Settings of loading, from a file on disk to crops on the device."""
+
+    RANGES: ClassVar[Ranges] = {
+        "view_size": COUNT,
+        "center_crop": SHARE,
+        "eval_size": COUNT_OR_ZERO,
+        "channel_mean": FRACTION,
+        "channel_std": POSITIVE,
+        "num_threads": COUNT_OR_ZERO,
+        "prefetch_batches": COUNT,
+        "hw_decoder_load": FRACTION,
+    }
 
     name: str = "auto"
     """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""

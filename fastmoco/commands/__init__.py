@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastmoco.commands import (
+    completion,
     convert,
     demo,
     detect,
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Command[Any]] = {
         sweep,
         table,
         demo,
+        completion,
     )
 }
 """Commands by name, in the order of `fastmoco --help`."""

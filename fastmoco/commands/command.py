@@ -7,8 +7,10 @@ A command's module must not import torch: its function imports what it needs, so
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from fastmoco.commands.arguments import check_output, check_outputs, check_run, split_arguments
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
 
@@ -38,6 +40,10 @@ class Command(Generic[Config]):
     """The options that the usage line shows."""
     summary: str
     """One line for `fastmoco --help`."""
+    examples: tuple[str, ...] = ()
+    """Command lines for ``--help``."""
+    first: tuple[str, ...] = ()
+    """Options that ``--help`` lists before all others."""
     config: type[Config] | None = None
     """Dataclass of its options; None: it has no options."""
     run: Callable[[list[str], Config], Result | str] | None = None
@@ -64,7 +70,12 @@ class Command(Generic[Config]):
             self.run_arguments(arguments)
             return
         assert self.run is not None
-        places, overrides, as_json = split_arguments(arguments, self.arguments)
+        places, overrides, as_json = split_arguments(arguments, self.arguments, self.config)
+        for name, place in zip(self.arguments, places, strict=True):
+            if name == "RUN":
+                check_run(Path(place))
+            elif name == "DST.beton":
+                check_output(place, Path(place))
         result = self.run(places, self._load(overrides))
         if environment_ranks().is_first:
             print(_printed(result, as_json))  # noqa: T201
@@ -76,30 +87,12 @@ class Command(Generic[Config]):
             return None
         from fastmoco.configuration import load_config, quote_values
 
-        return load_config(self.config, quote_values(self.config, overrides))
+        cfg = load_config(self.config, quote_values(self.config, overrides))
+        check_outputs(cfg)
+        return cfg
 
 
 def _printed(result: Result | str, as_json: bool) -> str:
     if isinstance(result, str):
         return json.dumps(result) if as_json else result
     return json.dumps(result.to_json()) if as_json else result.to_text()
-
-
-def split_arguments(
-    arguments: Sequence[str], positional: Sequence[str]
-) -> tuple[list[str], list[str], bool]:
-    """Positional arguments, ``key=value`` overrides, and whether ``--json`` was given.
-
-    Raises:
-        UsageError: If an argument is missing, or is neither of these.
-    """
-    flags = [a for a in arguments if a.startswith("--")]
-    if unknown := [flag for flag in flags if flag != "--json"]:
-        raise UsageError(f"unknown flag {unknown[0]}; options are given as key=value")
-    words = [a for a in arguments if not a.startswith("--")]
-    places, rest = words[: len(positional)], words[len(positional) :]
-    if len(places) < len(positional):
-        raise UsageError(f"{positional[len(places)]} is missing; see --help")
-    if stray := [a for a in rest if "=" not in a]:
-        raise UsageError(f"unexpected argument {stray[0]}; options are given as key=value")
-    return places, rest, bool(flags)

@@ -17,6 +17,10 @@ COMMAND = Command(
     name="convert",
     arguments=("SRC", "DST.beton"),
     summary="make a dataset file of a folder, manifest, tar shards, arrays, torchvision:NAME",
+    examples=(
+        "fastmoco convert photos/ train.beton",
+        "fastmoco convert torchvision:CIFAR10 train.beton split=train download=true encoding=raw",
+    ),
     config=ConvertConfig,
     run=_run,
 )

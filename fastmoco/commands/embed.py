@@ -17,6 +17,12 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.test=FILE.beton out=FILE.parquet [key=value ...]",
     summary="write the features of a dataset as Parquet or npy",
+    examples=("fastmoco embed runs/first data.test=test.beton out=features.parquet",),
+    first=(
+        "data.test",
+        "out",
+        "features",
+    ),
     config=EmbedConfig,
     run=_run,
 )

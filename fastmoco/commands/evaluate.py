@@ -17,6 +17,15 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="knn, linear and finetune of a run with their baselines, as one table",
+    examples=("fastmoco evaluate runs/first data.train=train.beton data.test=test.beton",),
+    first=(
+        "data.train",
+        "data.test",
+        "methods",
+        "linear_protocol",
+        "finetune_epochs",
+        "label_share",
+    ),
     config=EvaluateConfig,
     run=_run,
 )

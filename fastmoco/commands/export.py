@@ -17,6 +17,7 @@ COMMAND = Command(
     arguments=("RUN",),
     options="to=TARGET out=PATH [key=value ...]",
     summary="export the encoder for torchvision, timm, Hugging Face, detectron2 or ONNX",
+    examples=("fastmoco export runs/first to=torchvision out=encoder.pth",),
     config=ExportConfig,
     run=_run,
 )

@@ -17,6 +17,7 @@ COMMAND = Command(
     arguments=("RUN",),
     options="image=FILE [layer=NAME] [out=FILE.png] [key=value ...]",
     summary="write a picture of the maps after a layer, of one image",
+    examples=("fastmoco feature-maps runs/first image=cat.jpg layer=layer1 out=maps.png",),
     config=FeatureMapsConfig,
     run=_run,
 )

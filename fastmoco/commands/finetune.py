@@ -17,6 +17,21 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="train a run's encoder, or a part of it, with few or all labels",
+    examples=(
+        "fastmoco finetune runs/first data.train=train.beton data.test=test.beton label_share=0.01",
+    ),
+    first=(
+        "data.train",
+        "data.test",
+        "label_share",
+        "init",
+        "trainable",
+        "train.epochs",
+        "global_batch_size",
+        "optimizer.learning_rate",
+        "head_learning_rate",
+        "out",
+    ),
     config=FinetuneConfig,
     run=_run,
 )

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from fastmoco.commands.arguments import check_blanks, check_flags, check_outputs, check_strays
 from fastmoco.configuration import (
     check_overrides,
     load_config,
@@ -20,11 +21,11 @@ from fastmoco.configuration import (
 )
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
-from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig, run_path
 
 # Flags of Hydra that are followed by a value.
 VALUE_FLAGS = "--cfg -c --info -i --package -p --config-dir -cd --config-name -cn".split()
+FLAGS = (*VALUE_FLAGS, *"--multirun -m --run -r --resolve --hydra-help --config-path -cp".split())
 
 
 def run_application(arguments: Sequence[str]) -> None:
@@ -38,6 +39,9 @@ def run_application(arguments: Sequence[str]) -> None:
         Exception: The first one raised by a job.
     """
     flags, overrides = _split_flags(arguments)
+    check_flags(arguments, FLAGS, TrainConfig)
+    check_blanks(overrides)
+    check_strays(overrides, TrainConfig)
     overrides = quote_values(TrainConfig, overrides, lists=False)
     sweeping = bool({"-m", "--multirun"} & set(flags))
     if sweeping and environment_ranks().several:
@@ -47,10 +51,10 @@ def run_application(arguments: Sequence[str]) -> None:
         )
     own = [one for one in overrides if not one.lstrip("+~").startswith("hydra")]
     _refuse_sweep_names(own)
-    parsed = check_overrides(TrainConfig, own)
+    parsed = check_overrides(TrainConfig, own, sweeping=sweeping)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     if not sweeping:
-        load_config(TrainConfig, own)
+        check_outputs(load_config(TrainConfig, own))
     register_schema(TrainConfig)
     failures: list[BaseException] = []
     launching = os.getpid()
@@ -58,6 +62,8 @@ def run_application(arguments: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit with code 1 for any exception.
         try:
+            from fastmoco.train.pretrain import pretrain  # torch: after all options are checked
+
             pretrain(_job_config(composed, swept))
         except BaseException as error:
             if os.getpid() != launching:  # the job of a launcher, which reports the error itself

@@ -34,5 +34,6 @@ COMMAND = Command(
     arguments=("FILE.beton",),
     options="",
     summary="say what a dataset file holds",
+    examples=("fastmoco info train.beton",),
     run=_run,
 )

@@ -17,6 +17,18 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="evaluate a run by k-nearest neighbors",
+    examples=(
+        "fastmoco knn runs/first data.train=train.beton data.test=test.beton",
+        "fastmoco knn runs/first data.train=train.beton leave_one_out=true k=20",
+    ),
+    first=(
+        "data.train",
+        "data.test",
+        "k",
+        "temperature",
+        "leave_one_out",
+        "baselines",
+    ),
     config=KnnConfig,
     run=_run,
 )

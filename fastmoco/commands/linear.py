@@ -17,6 +17,21 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [protocol=NAME] [key=value ...]",
     summary="evaluate a run by a linear classifier on the frozen encoder",
+    examples=(
+        "fastmoco linear runs/first data.train=train.beton data.test=test.beton protocol=official",
+    ),
+    first=(
+        "data.train",
+        "data.test",
+        "label_share",
+        "learning_rates",
+        "views",
+        "train.epochs",
+        "global_batch_size",
+        "optimizer.learning_rate",
+        "baselines",
+        "out",
+    ),
     config=LinearConfig,
     run=_run,
 )

@@ -17,6 +17,9 @@ COMMAND = Command(
     arguments=("REQUEST",),
     options="labels=FILE.csv data.train=FILE.beton out=FILE.beton [key=value ...]",
     summary="bring the labels that were granted on a request into a dataset file",
+    examples=(
+        "fastmoco merge-labels request/ labels=granted.csv data.train=a.beton out=labeled.beton",
+    ),
     config=MergeLabelsConfig,
     run=_run,
 )

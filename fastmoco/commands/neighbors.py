@@ -17,6 +17,14 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.test=FILE.beton [queries=ID,ID] [key=value ...]",
     summary="write a picture of images and those that are nearest to them",
+    examples=("fastmoco neighbors runs/first data.test=test.beton queries=3,17 out=neighbors.png",),
+    first=(
+        "data.test",
+        "queries",
+        "count",
+        "k",
+        "out",
+    ),
     config=NeighborsConfig,
     run=_run,
 )

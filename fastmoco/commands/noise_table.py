@@ -17,6 +17,7 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
     summary="accuracy against wrong labels, pretrained, untrained and supervised",
+    examples=("fastmoco noise-table runs/first data.train=train.beton data.test=test.beton",),
     config=NoiseTableConfig,
     run=_run,
 )

@@ -17,6 +17,15 @@ COMMAND = Command(
     arguments=("RUN",),
     options="data.train=FILE.beton count=N [out=FOLDER] [key=value ...]",
     summary="choose the images that are most worth a label; the same command again resumes",
+    examples=("fastmoco request runs/first data.train=unlabeled.beton count=1000 out=request",),
+    first=(
+        "data.train",
+        "count",
+        "out",
+        "mode",
+        "diversity",
+        "balance",
+    ),
     config=RequestConfig,
     run=_run,
 )

@@ -21,6 +21,7 @@ COMMAND = Command(
     arguments=("NAME",),
     options="[scale=small|full] [key=value ...]",
     summary="make a sweep's table and plots from its run folders; voc: of fastmoco detect",
+    examples=("fastmoco table temperature",),
     config=SweepTableConfig,
     run=_run,
     notes=_notes,

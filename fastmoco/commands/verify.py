@@ -14,5 +14,6 @@ COMMAND = Command(
     arguments=("FILE.beton",),
     options="",
     summary="check and decode every sample",
+    examples=("fastmoco verify train.beton",),
     run=_run,
 )

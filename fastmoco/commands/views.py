@@ -15,6 +15,7 @@ COMMAND = Command(
     arguments=("FILE.beton",),
     options="[policy=NAME] [key=value ...]",
     summary="write a picture of the first images and their augmented views",
+    examples=("fastmoco views train.beton policy=simclr out=views.png",),
     config=ViewsConfig,
     run=_run,
 )

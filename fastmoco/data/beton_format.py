@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmoco.errors import UsageError
+
 FORMAT_VERSION = 2
 MODE_JPEG = 0
 MODE_RAW = 1
@@ -78,6 +80,10 @@ _DIGEST = slice(ARGUMENTS_OFFSET + 40, ARGUMENTS_OFFSET + 72)
 
 class BetonError(ValueError):
     """A .beton file is damaged, cut, or of another format; one line says where and what to do."""
+
+
+class NotBetonError(BetonError, UsageError):
+    """A file is of another format from its first bytes on, as far as they tell."""
 
 
 def index_digest(head: bytes, parts: Iterable[bytes]) -> bytes:

@@ -24,8 +24,8 @@ from fastmoco.data.beton_format import (
     PAGE_BYTES_MAX,
     SECTION_VERSION,
     TABLE,
-    BetonError,
     Handle,
+    NotBetonError,
     align,
     decode_text,
     index_digest,
@@ -69,7 +69,7 @@ def read_index(handle: Handle) -> Index:
         BetonError: If any of them is wrong.
     """
     if handle.num_bytes < HEAD.itemsize:
-        raise BetonError(
+        raise NotBetonError(
             f"{handle.path}: is not a .beton file ({handle.num_bytes} bytes, the shortest has "
             f"{HEAD.itemsize}); name a file made by `fastmoco convert`"
         )
@@ -112,7 +112,7 @@ def _check_header(handle: Handle, header: Any) -> None:
     """Check version, counts and the resulting extents, before anything is allocated."""
     version, fields = int(header["version"]), int(header["num_fields"])
     if version != FORMAT_VERSION:
-        raise BetonError(
+        raise NotBetonError(
             f"{handle.path}: is not a .beton file of version {FORMAT_VERSION} (byte 0 says version "
             f"{version}); name a file made by `fastmoco convert`"
         )

@@ -6,8 +6,6 @@ what the unfinished file holds. The journal stays until the complete conversion 
 so that finished shards are not made again.
 """
 
-import csv
-import io
 import json
 import time
 import warnings
@@ -20,17 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.data.beton_format import encode_text, sidecar_path
+from fastmoco.data.beton_format import sidecar_path
 from fastmoco.data.beton_writer import BetonWriter
 from fastmoco.data.encode import EncodedBatch
 from fastmoco.data.facts import channel_statistics, describe_contents
 from fastmoco.data.journal import Journal, Record, journal_path
 from fastmoco.data.progress import show_progress
+from fastmoco.data.quarantine import write_quarantine
 from fastmoco.data.settings import ConvertConfig, OnError
 from fastmoco.data.sources import SampleSet
 from fastmoco.data.tally import Row, Tally, Totals
 from fastmoco.data.workers import encoded_batches
-from fastmoco.files import atomic_path, atomic_write_text
+from fastmoco.files import atomic_write_text
 
 LISTED_DUPLICATES = 1000  # groups of images; all are counted
 RECORD_SECONDS = 1.0  # of work that a kill loses; the journal grows by some 0.1 MB per second
@@ -230,7 +229,7 @@ class _Conversion:
         fingerprint = self.writer.finish(self.job.samples.classes, facts)
         self.journal.append({"fingerprint": fingerprint})
         if totals.quarantined:
-            _write_quarantine(self.job.target, totals.quarantined)
+            write_quarantine(quarantine_path(self.job.target), totals.quarantined)
         self.writer.commit()
         return fingerprint
 
@@ -258,10 +257,3 @@ def _is_complete(target: Path, fingerprint: str) -> bool:
             return beton.fingerprint == fingerprint
     except (BetonError, OSError):
         return False
-
-
-def _write_quarantine(target: Path, quarantined: list[tuple[str, str]]) -> None:
-    rows = io.StringIO()
-    csv.writer(rows, lineterminator="\n").writerows([("path", "reason"), *quarantined])
-    with atomic_path(quarantine_path(target)) as temporary:
-        temporary.write_bytes(encode_text(rows.getvalue()))  # file names may hold any bytes

@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fastmoco.data.beton_format import is_page_size
 from fastmoco.data.facts import plain_values
 from fastmoco.data.shards import MAX_SHARDS
+from fastmoco.ranges import Range, Ranges, check_ranges
 
 
 class Encoding(StrEnum):
@@ -55,6 +56,14 @@ class DataConfig:
 class ConvertConfig:
     """Options of `convert`."""
 
+    RANGES: ClassVar[Ranges] = {
+        "max_size": Range(1, 32_768),
+        "quality": Range(1, 100),
+        "workers": Range(0, 1024),
+        "shards": Range(1, MAX_SHARDS),
+        "page_bytes": Range(1, 1 << 31),
+    }
+
     split: str = ""
     """Split to convert, for sources with splits; empty means train."""
     labels: Path | None = None
@@ -91,15 +100,7 @@ class ConvertConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, with a ValueError."""
-        limits = {
-            "max_size": (1, 32_768),
-            "quality": (1, 100),
-            "workers": (0, 1024),
-            "shards": (1, MAX_SHARDS),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is not in {low}..{high}")
+        check_ranges(self)
         if not is_page_size(self.page_bytes):
             raise ValueError(
                 f"page_bytes={self.page_bytes} is not a power of two from 2 MiB to 2 GiB; set for "

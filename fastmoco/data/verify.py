@@ -14,7 +14,7 @@ import numpy as np
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.beton_set import BetonSet
-from fastmoco.data.dataset import open_files
+from fastmoco.data.dataset import open_dataset, open_files
 from fastmoco.data.facts import describe_contents, description_text, plain_values
 from fastmoco.data.progress import show_progress
 
@@ -80,22 +80,18 @@ def verify(path: str | Path) -> VerifyReport:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe a file, or the shards of a pattern, as JSON values, from the index alone.
+    """Describe a dataset, converted or not, as JSON values; of a dataset file from the index alone.
 
     Raises:
-        UsageError: If the path is a folder or tar shards.
         BetonError: If the index is wrong; images are not read.
-        ValueError: If shards are missing.
-        OSError: If the file does not exist or cannot be read.
+        ValueError: If shards are missing, or a folder has no JPEG that can be read unconverted.
+        OSError: If nothing exists at the path, or it cannot be read.
     """
-    with open_files(path) as dataset:
+    with open_dataset(path) as dataset:
         raw = int(np.count_nonzero(dataset.modes == MODE_RAW))
-        files = _files(dataset)
         return {
             "path": str(dataset.path),
-            "num_files": len(files),
-            "num_bytes": sum(beton.num_bytes for beton in files),
-            "page_bytes": files[0].page_bytes,
+            **(_storage(dataset) if isinstance(dataset, BetonFile | BetonSet) else {}),
             "has_checksums": dataset.has_checksums,
             "num_jpeg": len(dataset) - raw,
             "num_raw": raw,
@@ -104,6 +100,16 @@ def describe(path: str | Path) -> dict[str, Any]:
             "fingerprint": dataset.fingerprint,
             **describe_contents(dataset.labels, dataset.widths, dataset.heights, dataset.classes),
         }
+
+
+def _storage(dataset: BetonFile | BetonSet) -> dict[str, int]:
+    """Facts about the files of a dataset."""
+    files = _files(dataset)
+    return {
+        "num_files": len(files),
+        "num_bytes": sum(beton.num_bytes for beton in files),
+        "page_bytes": files[0].page_bytes,
+    }
 
 
 def _files(dataset: BetonFile | BetonSet) -> tuple[BetonFile, ...]:

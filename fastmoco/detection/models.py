@@ -138,11 +138,8 @@ def check_detector(cfg: DetectConfig, num_keypoints: int) -> None:
             f"model.anchor_sizes has {len(sizes)} sizes; arch=fpn needs one for each of its "
             f"{PYRAMID_LEVELS} levels, such as [32,64,128,256,512]"
         )
-    if not sizes or min(sizes) < 1 or cfg.model.roi_size < 0:
-        raise UsageError(
-            f"model.anchor_sizes must be 1 or more, model.roi_size 0 or more, got {sizes} and "
-            f"{cfg.model.roi_size}; leave them out for the published ones"
-        )
+    if not sizes:
+        raise UsageError("model.anchor_sizes must name a size or more, got []; leave it out")
     if cfg.task is DetectionTask.keypoints and not num_keypoints:
         raise UsageError(
             "task=keypoints, but no category of data.train names keypoints; give an annotation "

@@ -10,6 +10,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fastmoco.ranges import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Range,
+    Ranges,
+    check_ranges,
+)
+
 
 class AnnotationFormat(StrEnum):
     """Format of annotations on disk."""
@@ -94,6 +105,17 @@ class DetectionDataConfig:
 class DetectorConfig:
     """The detector; the channels after the backbone are in proportion to its width."""
 
+    RANGES: ClassVar[Ranges] = {
+        "anchor_sizes": COUNT,
+        "roi_size": COUNT_OR_ZERO,
+        "rpn_samples": COUNT,
+        "roi_samples": COUNT,
+        "proposals": COUNT,
+        "test_proposals": COUNT,
+        "keypoint_sigma": POSITIVE,
+        "dilation": COUNT,
+    }
+
     anchor_sizes: list[int] = field(default_factory=lambda: [32, 64, 128, 256, 512])
     """Sides of the anchors in pixels; fpn: one per level."""
     roi_size: int = 0
@@ -118,6 +140,26 @@ class DetectConfig:
 
     PRESET: ClassVar[str] = "detect"
     GROUPS: ClassVar[Mapping[str, Any]] = {"recipe": None}
+    RANGES: ClassVar[Ranges] = {
+        "steps": COUNT,
+        "global_batch_size": COUNT,
+        "learning_rate": NOT_NEGATIVE,
+        "sgd_momentum": Range(0, 1, below=True),
+        "weight_decay": NOT_NEGATIVE,
+        "warmup_steps": COUNT_OR_ZERO,
+        "milestones": COUNT_OR_ZERO,
+        "train_sizes": COUNT,
+        "test_size": COUNT,
+        "max_size": COUNT,
+        "scale_range": POSITIVE,
+        "crop_size": COUNT,
+        "precise_norm_steps": COUNT_OR_ZERO,
+        "trials": COUNT,
+        "seed": SEED,
+        "num_threads": COUNT_OR_ZERO,
+        "log_every_steps": COUNT,
+        "checkpoint_every_steps": COUNT,
+    }
 
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     layout: AnnotationFormat = AnnotationFormat.voc
@@ -173,3 +215,7 @@ class DetectConfig:
     """Steps per row of metrics.jsonl."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints; the last step is always saved."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers out of range."""
+        check_ranges(self)

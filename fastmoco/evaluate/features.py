@@ -136,17 +136,12 @@ def open_encoder(run: Path, cfg: FeaturesConfig, *, untrained: bool = False) -> 
     """Load an encoder (`load_encoder`) onto its device, with the crops of the options.
 
     Raises:
-        UsageError: If an option is out of range.
         CheckpointError: If there is no checkpoint, or it is damaged.
     """
     encoder = load_encoder(run, untrained=untrained).to(resolve_device(cfg.device))
     encoder.eval_size = cfg.pipeline.eval_size or encoder.eval_size
-    if encoder.eval_size < 1:
-        raise UsageError(f"pipeline.eval_size must be 0 or more, got {encoder.eval_size}")
     if cfg.pipeline.center_crop is not None:
         encoder.center_crop = cfg.pipeline.center_crop
-    if not 0 < encoder.center_crop <= 1:
-        raise UsageError(f"pipeline.center_crop must be in (0, 1], got {encoder.center_crop}")
     return encoder
 
 

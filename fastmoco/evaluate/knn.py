@@ -161,10 +161,6 @@ def check_knn_config(cfg: KnnConfig) -> None:
         raise UsageError(
             f"data.{which} is not set; add a labeled dataset, data.{which}=FILE.beton{one}"
         )
-    if cfg.k < 1:
-        raise UsageError(f"k must be 1 or more, got {cfg.k}")
-    if cfg.temperature <= 0:
-        raise UsageError(f"temperature must be above 0, got {cfg.temperature}; try temperature=0.1")
 
 
 def knn(run: Path, cfg: KnnConfig) -> KnnResult:

@@ -113,12 +113,6 @@ def _check(cfg: ClassifierConfig) -> None:
             raise UsageError(
                 f"data.{which} is not set; add a labeled dataset, data.{which}=FILE.beton"
             )
-    if not 0 < cfg.label_share <= 1:
-        raise UsageError(f"label_share must be in (0, 1], got {cfg.label_share}")
-    if cfg.train.epochs < 1:
-        raise UsageError(f"train.epochs must be 1 or more, got {cfg.train.epochs}")
-    if cfg.global_batch_size < 1:
-        raise UsageError(f"global_batch_size must be 1 or more, got {cfg.global_batch_size}")
 
 
 def is_measured(epoch: int, epochs: int, times: int) -> bool:

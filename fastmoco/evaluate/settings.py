@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.data.settings import DataConfig
-from fastmoco.errors import UsageError, check_least
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.settings import OptimizerConfig, Schedule
 from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.ranges import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Range,
+    Ranges,
+    check_ranges,
+)
 
 
 class Features(StrEnum):
@@ -29,6 +39,12 @@ class Features(StrEnum):
 class CropConfig:
     """How evaluation reads images; default: as the run did."""
 
+    RANGES: ClassVar[Ranges] = {
+        "eval_size": COUNT_OR_ZERO,
+        "center_crop": SHARE,
+        "num_threads": COUNT_OR_ZERO,
+    }
+
     name: str = "auto"
     """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
     eval_size: int = 0
@@ -43,6 +59,8 @@ class CropConfig:
 class FeaturesConfig:
     """Options of every command that runs a frozen encoder over datasets."""
 
+    RANGES: ClassVar[Ranges] = {"global_batch_size": COUNT}
+
     data: DataConfig = field(default_factory=DataConfig)
     pipeline: CropConfig = field(default_factory=CropConfig)
     features: Features = Features.backbone
@@ -55,6 +73,10 @@ class FeaturesConfig:
     """Images per forward pass; in training, per step."""
     cache: bool = True
     """Keep features in RUN/features, and reuse them from there if nothing has changed."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers out of range."""
+        check_ranges(self)
 
 
 class Vote(StrEnum):
@@ -69,6 +91,8 @@ class Vote(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class KnnConfig(FeaturesConfig):
     """Options of `fastmoco knn`."""
+
+    RANGES: ClassVar[Ranges] = {"k": COUNT, "temperature": POSITIVE}
 
     k: int = 200
     """Neighbors that vote."""
@@ -88,6 +112,8 @@ class KnnConfig(FeaturesConfig):
 class EpochsConfig:
     """Length of a classifier's training."""
 
+    RANGES: ClassVar[Ranges] = {"epochs": COUNT}
+
     epochs: int = 100
     """Passes over the labeled images; the schedule spans all of them."""
 
@@ -95,6 +121,8 @@ class EpochsConfig:
 @dataclass(kw_only=True, slots=True)
 class ClassifierConfig(FeaturesConfig):
     """Options of both commands that train a classifier."""
+
+    RANGES: ClassVar[Ranges] = {"seed": SEED, "label_share": SHARE}
 
     name: str = "official"
     """Name of the results, in RUN/evaluation/COMMAND-NAME unless `out` is set."""
@@ -132,6 +160,10 @@ class LinearConfig(ClassifierConfig):
 
     PRESET: ClassVar[str] = "linear"
     GROUPS: ClassVar[Mapping[str, Any]] = {"protocol": None, "policy": POLICIES}
+    RANGES: ClassVar[Ranges] = {
+        "learning_rates": POSITIVE,
+        "holdout": Range(0, 1, above=True, below=True),
+    }
 
     views: LinearViews = LinearViews.augmented
     """augmented, both (augmented and central), central, or cached (central, computed once)."""
@@ -174,6 +206,10 @@ class FinetuneConfig(ClassifierConfig):
 
     PRESET: ClassVar[str] = "finetune"
     GROUPS: ClassVar[Mapping[str, Any]] = {"policy": POLICIES}
+    RANGES: ClassVar[Ranges] = {
+        "head_learning_rate": NOT_NEGATIVE,
+        "scratch_learning_rate": NOT_NEGATIVE,
+    }
 
     name: str = ""
     """Name of the results, in RUN/evaluation/finetune-NAME; default: the value of init."""
@@ -203,6 +239,13 @@ class Method(StrEnum):
 class TableConfig(FeaturesConfig):
     """Options of both commands that make a table of several methods."""
 
+    RANGES: ClassVar[Ranges] = {
+        "seed": SEED,
+        "linear_epochs": COUNT_OR_ZERO,
+        "finetune_epochs": COUNT,
+        "label_share": SHARE,
+    }
+
     seed: int = 0
     """Seed for data order, augmentation, choice of labels and initial weights."""
     linear_protocol: str = "fast"
@@ -218,6 +261,8 @@ class TableConfig(FeaturesConfig):
 @dataclass(kw_only=True, slots=True)
 class EvaluateConfig(TableConfig):
     """Options of `fastmoco evaluate`."""
+
+    RANGES: ClassVar[Ranges] = {"k": COUNT, "temperature": POSITIVE}
 
     methods: list[Method] = field(default_factory=lambda: list(Method))
     """Any of knn, linear and finetune; each with its baselines."""
@@ -249,6 +294,8 @@ class EmbedConfig(FeaturesConfig):
 class MonitorConfig:
     """A kNN classifier on the frozen encoder while it trains."""
 
+    RANGES: ClassVar[Ranges] = {"every_epochs": COUNT_OR_ZERO, "k": COUNT, "temperature": POSITIVE}
+
     every_epochs: int = 0
     """Epochs between measurements; 0 = off. Needs data.test and labels."""
     k: int = 200
@@ -259,11 +306,5 @@ class MonitorConfig:
     """backbone or embedding."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range.
-
-        Raises:
-            UsageError: Naming the option to change.
-        """
-        check_least(self, "monitor", every_epochs=0, k=1)
-        if not self.temperature > 0:
-            raise UsageError(f"monitor.temperature must be above 0, got {self.temperature}")
+        """Raise `UsageError` for numbers out of range."""
+        check_ranges(self, prefix="monitor.")

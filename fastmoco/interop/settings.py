@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 from fastmoco.moco.settings import Stem
 from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
+from fastmoco.ranges import COUNT_OR_ZERO, FRACTION, SHARE, Ranges, check_ranges
 
 
 class Target(StrEnum):
@@ -80,6 +82,13 @@ class ExportConfig:
 class ImportConfig:
     """Settings of `fastmoco import`."""
 
+    RANGES: ClassVar[Ranges] = {
+        "mean": FRACTION,
+        "std": SHARE,
+        "view_size": COUNT_OR_ZERO,
+        "center_crop": FRACTION,
+    }
+
     out: Path | None = None
     """Folder to write; every command then takes it as RUN."""
     layout: WeightsLayout = WeightsLayout.auto
@@ -96,3 +105,7 @@ class ImportConfig:
     """Side of evaluation crops, pixels; 0 = 224 for the imagenet stem, else 32."""
     center_crop: float = 0.0
     """Fraction of the short side that evaluation crops; 0 = 0.875 for the imagenet stem, else 1."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers out of range."""
+        check_ranges(self)

@@ -108,16 +108,10 @@ def _checked(cfg: RequestConfig) -> Path:
     """The dataset file.
 
     Raises:
-        UsageError: If it is missing, or a number is out of range.
+        UsageError: If it is missing.
     """
     if cfg.data.train is None:
         raise UsageError("data.train is not set; give the unlabeled images, data.train=FILE.beton")
-    least = {"count": 1, "views": 1, "samples": 1, "sample_size": 2, "pool": 1, "sheet": 1}
-    for name, low in (least | {"epochs": 0, "clusters": 0, "global_batch_size": 1}).items():
-        if getattr(cfg, name) < low:
-            raise UsageError(f"{name} must be {low} or more, got {getattr(cfg, name)}")
-    if not 0 < cfg.max_similarity <= 1:
-        raise UsageError(f"max_similarity must be in (0, 1], got {cfg.max_similarity}")
     return cfg.data.train
 
 

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
 
 from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.settings import FeaturesConfig
+from fastmoco.ranges import COUNT, COUNT_OR_ZERO, MOST, SEED, SHARE, Range, Ranges
 
 
 class RequestMode(StrEnum):
@@ -50,6 +52,19 @@ class Balance(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class RequestConfig(FeaturesConfig):
     """Settings of `fastmoco request`."""
+
+    RANGES: ClassVar[Ranges] = {
+        "count": COUNT,
+        "views": COUNT,
+        "seed": SEED,
+        "samples": COUNT,
+        "sample_size": Range(2, MOST),
+        "epochs": COUNT_OR_ZERO,
+        "max_similarity": SHARE,
+        "pool": COUNT,
+        "clusters": COUNT_OR_ZERO,
+        "sheet": COUNT,
+    }
 
     count: int = 1000
     """Number of images to request."""

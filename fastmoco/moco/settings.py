@@ -5,9 +5,20 @@ A string under a field is its help text on the command line.
 
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import ClassVar
 
-from fastmoco.errors import UsageError, check_least
+from fastmoco.errors import UsageError
 from fastmoco.pipelines.settings import PipelineConfig
+from fastmoco.ranges import (
+    COUNT,
+    COUNT_OR_ZERO,
+    FRACTION,
+    POSITIVE,
+    SEED,
+    Range,
+    Ranges,
+    check_ranges,
+)
 
 
 class Stem(StrEnum):
@@ -105,6 +116,8 @@ class Precision(StrEnum):
 class ModelConfig:
     """The encoder."""
 
+    RANGES: ClassVar[Ranges] = {"width": COUNT}
+
     encoder: str = "resnet50"
     """resnet18 to resnet152, resnext50_32x4d, alexnet, alexnet_bn and others; halves:NAME, a pair
     of half the width for L and ab; timm:NAME, any model of timm (pip install 'fastmoco[timm]')."""
@@ -140,6 +153,18 @@ NOT_SYMMETRIC = {
 @dataclass(kw_only=True, slots=True)
 class MocoConfig:
     """Momentum Contrast, and the mechanisms that it is compared with."""
+
+    RANGES: ClassVar[Ranges] = {
+        "head_hidden_dim": COUNT_OR_ZERO,
+        "dim": COUNT,
+        "hidden_dim": COUNT,
+        "queue_size": COUNT,
+        "momentum": FRACTION,
+        "final_momentum": FRACTION,
+        "bank_momentum": Range(0, 1, below=True),
+        "temperature": POSITIVE,
+        "batch_norm_splits": COUNT,
+    }
 
     mechanism: Mechanism = Mechanism.moco
     """moco (queue), end_to_end (SimCLR), memory_bank or moco_v3."""
@@ -178,15 +203,7 @@ class MocoConfig:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values out of range and for options of other mechanisms."""
-        check_least(self, "moco", dim=1, hidden_dim=1, queue_size=1, head_hidden_dim=0)
-        for name, fits, allowed in (
-            ("momentum", 0 <= self.momentum <= 1, "in [0, 1]"),
-            ("final_momentum", 0 <= (self.final_momentum or 0) <= 1, "in [0, 1]"),
-            ("bank_momentum", 0 <= self.bank_momentum < 1, "in [0, 1)"),
-            ("temperature", self.temperature > 0, "above 0"),
-        ):
-            if not fits:
-                raise UsageError(f"moco.{name} must be {allowed}, got {getattr(self, name)}")
+        check_ranges(self, prefix="moco.")
         self._check_owners()
         self._check_head()
         if self.mechanism is not Mechanism.moco:
@@ -244,6 +261,8 @@ class EncoderConfig:
 
     A run's configuration extends it; other keys of a saved configuration are ignored.
     """
+
+    RANGES: ClassVar[Ranges] = {"seed": SEED}
 
     seed: int = 0
     """Seed for data order, augmentation and initial weights."""

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
+from typing import ClassVar
 
 from fastmoco.errors import UsageError
+from fastmoco.ranges import COUNT_OR_ZERO, NOT_NEGATIVE, Range, Ranges
 
 
 class OptimizerName(StrEnum):
@@ -31,6 +33,15 @@ class Schedule(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
+
+    RANGES: ClassVar[Ranges] = {
+        "learning_rate": NOT_NEGATIVE,
+        "sgd_momentum": Range(0, 1, below=True),
+        "weight_decay": NOT_NEGATIVE,
+        "warmup_epochs": NOT_NEGATIVE,
+        "milestones": COUNT_OR_ZERO,
+        "milestone_factor": NOT_NEGATIVE,
+    }
 
     name: OptimizerName = OptimizerName.sgd
     """sgd, adam, adamw, or lars (pip install 'fastmoco[timm]')."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fastmoco.configuration import describe, load_config, preset_groups
 from fastmoco.data.settings import DataConfig
-from fastmoco.errors import UsageError, nearest_name
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.settings import KnnConfig, LinearConfig
+from fastmoco.option_names import nearest_option
 from fastmoco.reproduce.definition import Definition, Measure
 from fastmoco.train.settings import TrainConfig
 
@@ -127,7 +128,7 @@ def check_names(overrides: Sequence[str], own: Sequence[str]) -> None:
     known += [*preset_groups(TrainConfig), *own]
     for key in map(key_of, overrides):
         if key not in known:
-            raise UsageError(f"unknown option {key}{nearest_name(key, known)}")
+            raise UsageError(f"unknown option {key}{nearest_option(key, known)}")
 
 
 def run_config(run: PlannedRun, data: DataConfig) -> TrainConfig:

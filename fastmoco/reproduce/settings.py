@@ -6,6 +6,9 @@ This module does not import torch, so commands that do not need torch start at o
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar
+
+from fastmoco.ranges import COUNT_OR_ZERO, SEED, Ranges
 
 
 class Scale(StrEnum):
@@ -20,6 +23,8 @@ class Scale(StrEnum):
 @dataclass(kw_only=True, slots=True)
 class SweepConfig:
     """Options of `fastmoco sweep`, in addition to those of `fastmoco train`."""
+
+    RANGES: ClassVar[Ranges] = {"seeds": SEED, "jobs": COUNT_OR_ZERO}
 
     scale: Scale = Scale.small
     """small (for a CPU, in minutes) or full (as published)."""

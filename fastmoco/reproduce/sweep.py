@@ -15,13 +15,12 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import atomic_write_text, locked, read_json_object
-from fastmoco.reproduce.definition import Definition, load_definition
+from fastmoco.reproduce.definition import Definition
 from fastmoco.reproduce.one_run import do_run
 from fastmoco.reproduce.orderings import check_claims
 from fastmoco.reproduce.plan import (
     PlannedRun,
     check_measures,
-    check_names,
     key_of,
     needs_labels,
     plan_runs,
@@ -30,7 +29,7 @@ from fastmoco.reproduce.plan import (
 from fastmoco.reproduce.record import STATE_ADVICE, STATE_NAME, read_record
 from fastmoco.reproduce.schedule import do_all
 from fastmoco.reproduce.settings import Scale, SweepConfig, sweep_folder
-from fastmoco.reproduce.sweep_job import DATA_KEYS, OWN_KEYS, SweepJob, learned
+from fastmoco.reproduce.sweep_job import DATA_KEYS, SweepJob, learned, read_options
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, check_run_folder
 from fastmoco.train.checks import check_config
 from fastmoco.train.settings import FREE_KEYS, TrainConfig
@@ -67,13 +66,7 @@ def prepare(name: str, arguments: Sequence[str]) -> SweepJob:
     Raises:
         UsageError: If one is wrong; names the run.
     """
-    own = [item for item in arguments if key_of(item) in OWN_KEYS]
-    overrides = [item for item in arguments if key_of(item) not in OWN_KEYS]
-    cfg = load_config(SweepConfig, quote_values(SweepConfig, quote_run(own)))
-    check_names(overrides, OWN_KEYS)
-    if cfg.jobs < 0 or not cfg.seeds or len(set(cfg.seeds)) < len(cfg.seeds):
-        raise UsageError("jobs must be 0 or more, seeds must be distinct, such as seeds=[0,1]")
-    definition = load_definition(name).at(cfg.scale)
+    cfg, definition, overrides = read_options(name, arguments)
     folder = sweep_folder(name, cfg)
     settings = [item for item in overrides if key_of(item) not in DATA_KEYS]
     runs = plan_runs(definition, folder, cfg.seeds, quote_values(TrainConfig, settings))
@@ -86,15 +79,6 @@ def prepare(name: str, arguments: Sequence[str]) -> SweepJob:
     _check_configs(runs, configs)
     kept = [item for item in arguments if key_of(item) not in ("run", "jobs", "print", "retry")]
     return SweepJob(name, definition, cfg, folder, data, runs, configs, kept)
-
-
-def quote_run(overrides: Sequence[str]) -> list[str]:
-    """Quote the value of ``run``, which contains commas, for Hydra's grammar."""
-    quoted = ("run='", 'run="')
-    return [
-        f'run="{item[4:]}"' if item.startswith("run=") and not item.startswith(quoted) else item
-        for item in overrides
-    ]
 
 
 def _only(label: str, runs: Sequence[PlannedRun]) -> PlannedRun:

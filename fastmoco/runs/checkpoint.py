@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path, atomic_write_text, file_sha256
 from fastmoco.runs.encoder_file import read_encoder_file
 
@@ -23,6 +24,10 @@ FORMAT_VERSION = 1
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another model."""
+
+
+class NoCheckpointError(CheckpointError, UsageError):
+    """No checkpoint is at the path that was given."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,24 +95,25 @@ def find_checkpoint(path: Path) -> Path:
         path: Run folder (for its newest checkpoint), or a checkpoint's JSON or safetensors file.
 
     Raises:
-        CheckpointError: If no checkpoint is there.
+        NoCheckpointError: If no checkpoint is there.
     """
     if path.is_dir():
         folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         found = _newest_first(folder)
         if not found:
-            raise CheckpointError(
+            raise NoCheckpointError(
                 f"{path} contains no checkpoint; give a run folder of fastmoco train"
             )
         return found[0]
     if path.suffix == ".safetensors" and path.exists() and not path.with_suffix(".json").exists():
         return path
-    path = path.with_suffix(".json")
-    if not path.exists():
-        raise CheckpointError(
-            f"{path} does not exist; give a run folder or a checkpoint of fastmoco train"
+    record = path.with_suffix(".json")
+    if not record.exists():
+        problem = "is not a checkpoint" if path.exists() else "does not exist"
+        raise NoCheckpointError(
+            f"{path} {problem}; give a run folder or a checkpoint of fastmoco train"
         )
-    return path
+    return record
 
 
 def weights_sha256(path: Path) -> str:

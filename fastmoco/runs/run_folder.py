@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "train.log"
 
     @property
+    def quarantine(self) -> Path:
+        """Images of a folder that were left out, with reasons."""
+        return self.path / "quarantine.csv"
+
+    @property
     def views(self) -> Path:
         """Picture of the first views."""
         return self.path / "views.png"

@@ -17,6 +17,8 @@ from fastmoco.errors import UsageError
 from fastmoco.runs.encoder_file import METADATA_KEY
 
 TIMEOUT_SECONDS = 900
+PYTORCH_STARTS = (b"PK\x03\x04", b"\x80")
+"""First bytes of what `torch.save` writes: a zip archive, before torch 1.6 a pickle."""
 _SCRIPT = Path(__file__).with_name("unpickle.py")
 
 
@@ -33,6 +35,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path} is not a file; give a weights file (.pth, .safetensors)")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    with path.open("rb") as file:
+        if not file.read(4).startswith(PYTORCH_STARTS):
+            raise UsageError(
+                f"{path} is not a weights file of PyTorch; give a .pth, .pt, .tar, .ckpt, .bin or "
+                ".safetensors file"
+            )
     with tempfile.TemporaryDirectory(prefix="fastmoco-import-") as folder:
         target = Path(folder) / "weights.safetensors"
         _convert(path, target)

@@ -8,6 +8,7 @@ from fastmoco.moco.build import check_encoder
 from fastmoco.moco.settings import BatchNorm, Loss, Mechanism
 from fastmoco.pipelines.build import check_loader
 from fastmoco.pipelines.contract import LoaderSpec
+from fastmoco.ranges import check_ranges
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import resolve_rank_device
 from fastmoco.train.acceleration import resolve_cuda_graph
@@ -27,11 +28,14 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
     Raises:
         UsageError: One line that names the option to change.
     """
+    check_ranges(cfg)  # the command line has; a caller from Python may not
     if cfg.data.train is None:
         raise UsageError(
             "data.train is not set; make a dataset file with `fastmoco convert FOLDER train.beton` "
             "and give data.train=train.beton"
         )
+    if not cfg.name and cfg.run_dir is None:
+        raise UsageError("name must not be empty; set name=NAME or run_dir=FOLDER")
     device = resolve_rank_device(cfg.device, ranks)
     _check_groups(cfg, ranks)
     check_encoder(cfg.model, cfg.moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)

@@ -5,6 +5,8 @@ from contextlib import closing
 from pathlib import Path
 
 from fastmoco.data.dataset import open_dataset
+from fastmoco.data.quarantine import write_quarantine
+from fastmoco.data.source_set import SourceSet
 from fastmoco.errors import Interrupted
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.contract import ViewLoader
@@ -32,7 +34,7 @@ def train(cfg: TrainConfig) -> Path:
 
     Returns:
         The run folder: ``config.yaml``, ``metrics.jsonl``, ``train.log``, ``checkpoints/``,
-        ``views.png``, ``curves.png``, ``tensorboard/``.
+        ``views.png``, ``curves.png``, ``tensorboard/``, perhaps ``quarantine.csv``.
 
     Raises:
         UsageError: If settings conflict with each other, the data or the run folder.
@@ -56,6 +58,8 @@ def train(cfg: TrainConfig) -> Path:
         if trainer.finished:
             logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)
             return run.path
+        if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
+            write_quarantine(run.quarantine, dataset.left_out)
         if ranks.is_first and not run.views.exists():
             write_first_views(trainer)
         with closing(trainer.open_loader()) as loader:

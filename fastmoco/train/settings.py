@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.data.settings import DataConfig
-from fastmoco.errors import check_least
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.moco.settings import EncoderConfig
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.ranges import COUNT, COUNT_OR_ZERO, Ranges, check_ranges
 
 # Keys that do not change what is learned: a run may resume with other values.
 FREE_KEYS = frozenset(
@@ -53,6 +53,13 @@ class CudaGraph(StrEnum):
 class LoopConfig:
     """The training loop."""
 
+    RANGES: ClassVar[Ranges] = {
+        "epochs": COUNT,
+        "max_steps": COUNT_OR_ZERO,
+        "log_every_steps": COUNT,
+        "accumulate": COUNT,
+    }
+
     epochs: int = 200
     """Passes over the dataset; the schedules span all of them."""
     max_steps: int = 0
@@ -73,12 +80,14 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""
-        check_least(self, "train", epochs=1, max_steps=0, log_every_steps=1, accumulate=1)
+        check_ranges(self, prefix="train.")
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     """Checkpoints."""
+
+    RANGES: ClassVar[Ranges] = {"every_steps": COUNT_OR_ZERO, "keep": COUNT}
 
     every_steps: int = 0
     """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
@@ -87,7 +96,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""
-        check_least(self, "checkpoint", every_steps=0, keep=1)
+        check_ranges(self, prefix="checkpoint.")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,6 +105,7 @@ class TrainConfig(EncoderConfig):
 
     PRESET: ClassVar[str] = "train"
     GROUPS: ClassVar[Mapping[str, Any]] = {"experiment": None, "policy": POLICIES}
+    RANGES: ClassVar[Ranges] = {"global_batch_size": COUNT}
 
     name: str = "moco"
     """Name of the run; its folder is runs/NAME unless run_dir is set."""

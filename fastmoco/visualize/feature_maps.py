@@ -66,8 +66,6 @@ def write_feature_maps(run: Path, cfg: FeatureMapsConfig) -> FeatureMaps:
         raise UsageError("image is not set; add image=FILE.jpg, or image=FILE.beton sample=N")
     if cfg.out.suffix not in (".png", ".npy"):
         raise UsageError(f"out={cfg.out} must end in .png or .npy")
-    if cfg.channels < 1:
-        raise UsageError(f"channels must be 1 or more, got {cfg.channels}")
     encoder = open_encoder(run, FeaturesConfig(pipeline=cfg.pipeline, device=cfg.device))
     layer, module = find_layer(encoder.backbone, cfg.layer)
     crop = _central_crop(_pixels(cfg.image, cfg.sample), encoder)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from fastmoco.evaluate.settings import CropConfig, FeaturesConfig
 from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.ranges import COUNT, COUNT_OR_ZERO, SEED, SHARE, Ranges, check_ranges
 
 
 @dataclass(kw_only=True, slots=True)
@@ -15,6 +16,14 @@ class ViewsConfig:
 
     PRESET: ClassVar[str] = "views"
     GROUPS: ClassVar[Mapping[str, Any]] = {"policy": POLICIES}
+    RANGES: ClassVar[Ranges] = {
+        "count": COUNT,
+        "views": COUNT,
+        "view_size": COUNT,
+        "seed": SEED,
+        "epoch": COUNT_OR_ZERO,
+        "center_crop": SHARE,
+    }
 
     policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
     count: int = 8
@@ -35,10 +44,16 @@ class ViewsConfig:
     center_crop: float = 0.875
     """For crops=true: side of the center crop, as a fraction of the image's short side."""
 
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers out of range."""
+        check_ranges(self)
+
 
 @dataclass(kw_only=True, slots=True)
 class FeatureMapsConfig:
     """Options of `fastmoco feature-maps`."""
+
+    RANGES: ClassVar[Ranges] = {"sample": COUNT_OR_ZERO, "channels": COUNT}
 
     image: Path | None = None
     """Image file, or a dataset file from which `sample` is read."""
@@ -54,10 +69,16 @@ class FeatureMapsConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers out of range."""
+        check_ranges(self)
+
 
 @dataclass(kw_only=True, slots=True)
 class NeighborsConfig(FeaturesConfig):
     """Options of `fastmoco neighbors`."""
+
+    RANGES: ClassVar[Ranges] = {"queries": COUNT_OR_ZERO, "count": COUNT, "k": COUNT}
 
     queries: list[int] = field(default_factory=list)
     """Ids of the query images, such as 3,17; empty = `count` images chosen by a hash."""

@@ -29,12 +29,8 @@ def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
         UsageError: If an option is out of range.
         BetonError: If the dataset file is damaged.
     """
-    if cfg.views < 1:
-        raise UsageError(f"views must be 1 or more, got {cfg.views}")
-    if cfg.view_size < 1:
-        raise UsageError(f"view_size must be 1 or more, got {cfg.view_size}")
-    if not 0 < cfg.center_crop <= 1:
-        raise UsageError(f"center_crop must be in (0, 1], got {cfg.center_crop}")
+    if cfg.out.suffix != ".png":
+        raise UsageError(f"out={cfg.out} must end in .png")
     with open_dataset(dataset_path) as dataset:
         if not 1 <= cfg.count <= len(dataset):
             raise UsageError(

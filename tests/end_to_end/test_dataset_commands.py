@@ -71,9 +71,9 @@ def test_wrong_words_exit_2(capsys, source: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path,split\na.png,train\n")
     for arguments, words in (
         ([source, tmp_path / "x.bin"], "does not end in .beton; name a file"),
-        ([source, target, "quality=0"], "quality=0 is not in 1..100"),
+        ([source, target, "quality=0"], "quality must be in [1, 100], got 0"),
         ([source, target, "page_bytes=3"], "page_bytes=3 is not a power of two"),
-        ([source, target, "check=all"], "expected one of [decode, header]"),
+        ([source, target, "check=all"], "check must be one of decode, header, got all"),
         ([source, target, "shards=100"], "shards=100 is more than the 42 images"),
         ([source, target, "shard=4/4"], "shard=4/4 is not I/N with I < N, such as 0/4"),
         ([source, target, "root=data"], "takes no root=data"),

@@ -182,7 +182,7 @@ def test_neighbors(run, dataset, expected, tmp_path, capsys):
         ("embed", ["out=x.npy", "data.test=none.beton"], "none.beton"),
         ("embed", ["out=x.npy", "featuers=backbone"], "did you mean features?"),
         ("neighbors", ["k=21"], "k must be 1 to 20, got 21"),
-        ("neighbors", ["count=0"], "count must be 1 to 21, got 0"),
+        ("neighbors", ["count=0"], "count must be 1 or more, got 0"),
         ("neighbors", ["queries=3,21"], "0 to 20, got 21"),
         ("neighbors", ["queries=a"], "queries"),
         ("neighbors", ["out=x.jpg"], "out=x.jpg must end in .png"),

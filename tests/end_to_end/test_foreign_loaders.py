@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from fastmoco import cli
-from fastmoco.pipelines.build import LOADERS
+from fastmoco.pipelines.build import LOADERS, PACKAGES
 from tests.end_to_end.test_training import assert_same_run, run_killer, train_arguments
 from tests.optional import require
 from tests.pictures import write_class_folders
 
 STEPS = 50
-PACKAGES = {"dali": "nvidia.dali", "ffcv": "ffcv"}
 NEVER = 1000
 
 
@@ -50,8 +49,13 @@ def test_killed_and_resumed_equals_uninterrupted(dataset: Path, tmp_path: Path, 
     assert f"decoded on the cpu by the loader {name} (as asked)" in header
 
 
+@pytest.mark.filterwarnings("always")  # one warns of the damaged image
 @pytest.mark.parametrize("name", sorted({*LOADERS} - {"ffcv"}))
 def test_a_folder_is_trained_on_as_it_is(folder: Path, tmp_path: Path, name: str) -> None:
+    """Without its damaged image, which is listed."""
     if name in PACKAGES:
         require(PACKAGES[name])
+    (folder / "class_0" / "cut.jpg").write_bytes((folder / "class_0" / "0.jpg").read_bytes()[:-90])
     assert cli.main(arguments(folder, tmp_path / "run", name, 2)) == 0
+    rows = (tmp_path / "run" / "quarantine.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["path", "class_0/cut.jpg"]

@@ -305,7 +305,10 @@ def test_the_worst_sample_has_the_lowest_accuracy_and_the_highest_loss():
         (["count=22"], "count must be at most 21, the images that can be requested, got 22"),
         (["count=0"], "count must be 1 or more, got 0"),
         (["max_similarity=1.5"], "max_similarity must be in (0, 1], got 1.5"),
-        (["mode=trainde"], "mode: Invalid value 'trainde'"),
+        (
+            ["mode=trainde"],
+            "mode must be one of trained, per_sample_runs, random, got trainde",
+        ),
         (["coutn=3"], "unknown option coutn; did you mean count?"),
         (["count=3", "mode=per_sample_runs"], "sample_size must be from 8 (the run's"),
         (

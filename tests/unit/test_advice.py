@@ -21,6 +21,7 @@ from fastmoco.pipelines.build import AUTO, LOADERS
 ROOT = Path(__file__).parents[2]
 NOT_OPTIONS = {
     "key": "stands for any option",
+    **dict.fromkeys(("cur", "words", "words_known"), "variables of the scripts of completion"),
     "index": "an argument of a function of fastmoco.data.textures",
     "kind": "a key of a plot in configs/sweep",
     "queue_size": "an argument of the queue; the message advises moco.queue_size",
@@ -76,10 +77,11 @@ def allows(kinds: set[str], value: str) -> bool:
     if not value or PLACEHOLDER in value or re.search(r"[A-Z]|\.\.\.|ya?ml$", value):
         return True  # it stands for a value, or is a file of a preset
     for kind in kinds:
-        numbers = {"int": r"\d+", "float": r"[\d.e-]+"}
-        if "|" in kind and value in kind.split("|"):
+        numbers = {"int": r"[\d,]+", "float": r"[\d.e,-]+"}  # several: a sweep
+        names = "|" in kind and not kind.startswith("list")
+        if names and value in kind.split("|"):
             return True
-        if "|" not in kind and re.fullmatch(numbers.get(kind, ".*"), value):
+        if not names and re.fullmatch(numbers.get(kind, ".*"), value):
             return True
     return False
 

@@ -5,11 +5,11 @@ import pytest
 
 from fastmoco import cli
 from fastmoco.commands import COMMANDS
+from fastmoco.commands.help_text import help_lines
 from fastmoco.configuration import (
     config_from_dict,
     config_to_dict,
     describe,
-    help_lines,
     load_config,
     preset_names,
     quote_values,
@@ -104,12 +104,9 @@ def test_every_preset_composes(name):
         (["queue_size=5"], "unknown option queue_size; did you mean moco.queue_size?"),
         (["experiment=moco_v4"], "unknown experiment=moco_v4; did you mean moco_v"),
         (["policy=moco"], "unknown policy=moco; did you mean moco_v"),
-        (["moco.dim=many"], "moco.dim: Value 'many' of type 'str' could not be converted to Int"),
-        (
-            ["precision=fp8"],
-            "precision: Invalid value 'fp8', expected one of [float32, fp16, bf16]",
-        ),
-        (["seed"], "cannot read the options"),
+        (["moco.dim=many"], "moco.dim must be a whole number, got many"),
+        (["precision=fp8"], "precision must be one of float32, fp16, bf16, got fp8; did you mean"),
+        (["seed"], "cannot read seed; options are given as key=value"),
     ],
 )
 def test_wrong_options_get_one_line(options, message):

@@ -204,7 +204,7 @@ def test_a_segmenter_gives_each_pixel_a_class():
             replace(SMALL, task=DetectionTask.keypoints),
             r"no category of data\.train names keypoints",
         ),
-        (replace(SMALL, model=DetectorConfig(anchor_sizes=[])), r"must be 1 or more, model"),
+        (replace(SMALL, model=DetectorConfig(anchor_sizes=[])), r"must name a size or more"),
     ],
 )
 def test_settings_that_no_detector_has(cfg, words):

@@ -289,7 +289,7 @@ def test_a_damaged_own_file_is_refused(narrow, tmp_path):
         (["to=torchvision", "out=."], ["out=. is a folder"]),
         (["to=pytorch", "out=a.pth"], ["to", "torchvision"]),
         (["to=torchvision", "out=a.pth", "part=encoder"], ["holds only a backbone"]),
-        (["out=file/a.safetensors"], ["file: file exists"]),
+        (["out=file/a.safetensors"], ["out=file/a.safetensors: ", "file is not a folder; choose"]),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(narrow, tmp_path, capsys, monkeypatch, options, words):

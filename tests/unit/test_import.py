@@ -323,13 +323,13 @@ def test_where_the_tensors_are(container, expected):
         (resnet18().state_dict, ["layout=mocco"], ["layout"]),
         (
             resnet18().state_dict,
-            ["mean=[1,2]"],
-            ["mean must be three numbers in [0, 1] (R, G, B), got [1.0, 2.0]"],
+            ["mean=[1,0.5]"],
+            ["mean must be three numbers in [0, 1] (R, G, B), got [1.0, 0.5]"],
         ),
         (
             resnet18().state_dict,
             ["std=[0,1,1]"],
-            ["std must be above 0 in every channel, got [0.0, 1.0, 1.0]"],
+            ["std must be in (0, 1], got [0.0, 1.0, 1.0]"],
         ),
         (
             lambda: {"blocks.0.attn.qkv.weight": torch.zeros(2)},
@@ -363,4 +363,4 @@ def test_files_and_folders_that_cannot_be(tmp_path, capsys):
     assert "exists; give a new or an empty folder" in fails(own, f"out={run}")
     weights = tmp_path / "weights.safetensors"
     save_file(resnet18().state_dict(), weights)
-    assert "own.safetensors: file exists" in fails(weights, f"out={own}/taken")
+    assert "own.safetensors is not a folder" in fails(weights, f"out={own}/taken")

@@ -1,5 +1,6 @@
 """Specs, boxes, and how the beton loader treats its memory."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from fastmoco.data.beton import BetonFile
+from fastmoco.errors import UsageError
+from fastmoco.pipelines import choose
 from fastmoco.pipelines.beton_loader import BetonLoader
 from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.choose import is_installed
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import central_boxes
 from tests.limits import HANG_SECONDS
@@ -69,6 +73,23 @@ def test_spec_refuses_what_no_loader_can_serve(name: str, value: float) -> None:
     values = {"view_size": 32, "policy": None, name: value}
     with pytest.raises(ValueError, match=rf"pipeline\.{name} must be .*, got {value}$"):
         LoaderSpec(**values)
+
+
+@pytest.mark.parametrize(("name", "package"), [("dali", "nvidia.dali"), ("ffcv", "ffcv")])
+def test_a_loader_that_is_not_installed_is_refused_with_the_extra(
+    dataset: BetonFile, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    plan = EpochPlan(seed=0, epoch=0, num_samples=8, global_batch_size=4)
+    spec = LoaderSpec(view_size=32, policy=None)
+    arguments = {"spec": spec, "stop_epoch": 1, "device": torch.device("cpu"), "name": name}
+    monkeypatch.setitem(sys.modules, f"fastmoco.pipelines.{name}_loader", None)  # cannot be loaded
+    if is_installed(package):
+        with pytest.raises(UsageError, match=rf"pipeline\.name={name} cannot be loaded .*=beton"):
+            build_loader(dataset, plan, **arguments)
+    monkeypatch.setattr(choose, "is_installed", lambda _: False)
+    with pytest.raises(UsageError, match=rf"needs {package}, .*'fastmoco\[{name}\]', or set pip"):
+        build_loader(dataset, plan, **arguments)
+    assert not is_installed("no_such_parent.module")
 
 
 def test_unknown_loader_is_refused_with_the_allowed_names(dataset: BetonFile) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import ColorJitter, GaussianBlur
 
+from fastmoco.commands.help_text import help_lines
 from fastmoco.configuration import (
     check_overrides,
     config_from_dict,
     config_to_dict,
-    help_lines,
     load_config,
     quote_values,
 )
@@ -195,13 +195,13 @@ def lists(policy: Policy) -> list[tuple[str, object]]:
         ("base: mocov2", "unknown base: mocov2; did you mean moco_v2?"),
         ("base: [1]", "unknown base: [1]"),
         ("hue: red", "Value 'red' of type 'str' could not be converted to Float (key hue)"),
-        ("hue: 0.6", "policy.hue must be in [0, 0.5], in turns, got 0.6"),
+        ("hue: 0.6", "policy.hue must be in [0, 0.5], got 0.6"),
         ("hue: null", "key hue"),
         (
             "crop_scale: [0.5]",
-            "policy.crop_scale must be [low,high] with 0 < low <= high, got [0.5]",
+            "policy.crop_scale must be [low,high] with low <= high, got [0.5]",
         ),
-        ("crop_scale: [0, 1]", "with 0 < low <= high, got [0.0, 1.0]"),
+        ("crop_scale: [0, 1]", "policy.crop_scale must be in (0, 1], got [0.0, 1.0]"),
         ("pool: [fog, snow]", "Invalid value 'snow'"),
         ("pool: [fog]", "policy.pool_draws must be at most 1, the pool's size, got 2"),
         (
@@ -227,11 +227,11 @@ def test_a_sweep_over_files_and_names(tmp_path):
     path = tmp_path / "my own.yaml"
     path.write_text("base: cifar\n")
     (override,) = quote_values(TrainConfig, [f"policy={path},moco_v1"])
-    (parsed,) = check_overrides(TrainConfig, [override])
+    (parsed,) = check_overrides(TrainConfig, [override], sweeping=True)
     assert parsed.is_sweep_override()
     assert str(parsed.value().list[0]).endswith("my_own_yaml")
     with pytest.raises(UsageError, match=r"unknown policy=moco_v9; did you mean moco_v"):
-        check_overrides(TrainConfig, ["policy=moco_v1,moco_v9"])
+        check_overrides(TrainConfig, ["policy=moco_v1,moco_v9"], sweeping=True)
 
 
 def test_a_missing_policy_file():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastmoco.data import source_set
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.jpeg_markers import ImageError
@@ -90,6 +91,23 @@ def test_what_a_file_would_not_hold_as_it_is_is_left_out(folder: Path) -> None:
     assert len(dataset) == NUM_SAMPLES
     assert dataset.labels.tolist() == [0] * 6 + [1] * 6
     assert "class0/a.png" not in [dataset.name(i) for i in range(NUM_SAMPLES)]
+
+
+def test_a_damaged_image_is_left_out_with_its_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = (folder / "class0" / "000.jpg").read_bytes()
+    (folder / "class0" / "cut.jpg").write_bytes(good[: len(good) * 2 // 3])
+    with pytest.warns(UserWarning, match=r"1 of 13 .*first class0/cut\.jpg.*; they are left out"):
+        dataset = open_dataset(folder)
+    assert isinstance(dataset, SourceSet)
+    ((name, reason),) = dataset.left_out
+    assert (name, len(dataset)) == ("class0/cut.jpg", NUM_SAMPLES)
+    assert "cut" in reason or "damaged" in reason
+    for sample_id in range(NUM_SAMPLES):
+        dataset.decode(sample_id)
+    monkeypatch.setattr(source_set, "PROVED_IMAGES", 12)  # of a larger set only headers are read
+    assert len(open_dataset(folder)) == 13
 
 
 @pytest.mark.parametrize(

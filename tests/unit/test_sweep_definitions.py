@@ -9,7 +9,7 @@ from fastmoco.reproduce.definition import load_definition, sweep_names
 from fastmoco.reproduce.orderings import check_claims
 from fastmoco.reproduce.plan import check_measures, combinations, plan_runs, run_config, run_name
 from fastmoco.reproduce.settings import Scale, SweepConfig
-from fastmoco.reproduce.sweep import quote_run
+from fastmoco.reproduce.sweep_job import quote_run
 from fastmoco.train.settings import TrainConfig
 from tests.sweeps import DEFINITION, write_definition
 

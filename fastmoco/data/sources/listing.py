@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.sources.samples import EXTENSIONS
+from fastmoco.errors import UsageError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,7 +30,7 @@ def list_images(root: Path) -> Listing:
     """Find the images of a folder.
 
     Raises:
-        ValueError: If there are none.
+        UsageError: If there are none.
     """
     found, num_ignored = [], 0
     for name, status in _walk(root, "", ()):
@@ -38,7 +39,7 @@ def list_images(root: Path) -> Listing:
         else:
             found.append((name, status.st_size, status.st_mtime_ns))
     if not found:
-        raise ValueError(
+        raise UsageError(
             f"{root}: holds no images; searched it and its subfolders for "
             f"{' '.join(sorted(EXTENSIONS))} ({num_ignored} other files)"
         )

@@ -33,12 +33,8 @@ class RateGrid:
     def of(cls, cfg: LinearConfig, task: LabeledTask) -> "RateGrid":
         """The grid of a configuration."""
         rates = cfg.learning_rates or [cfg.optimizer.learning_rate]
-        if any(rate <= 0 for rate in rates):
-            raise UsageError(f"learning_rates must be above 0, got {rates}")
         if len(rates) == 1:
             return cls(rates, None)
-        if not 0 < cfg.holdout < 1:
-            raise UsageError(f"holdout must be in (0, 1), got {cfg.holdout}; try holdout=0.1")
         held = np.zeros(len(task.train), bool)
         held[task.ids[hold_out(task.labels[task.ids], cfg.holdout, cfg.seed)]] = True
         if not held.any():
