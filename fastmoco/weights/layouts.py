@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.errors import UsageError
-from fastmoco.interop.settings import WeightsLayout
+from fastmoco.weights.settings import WeightsLayout
 
 # Prefixes that wrappers add to all names of a file.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastmoco.errors import UsageError
-from fastmoco.interop.layouts import Parts
-from fastmoco.interop.settings import WeightsLayout
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.resnet import RESNETS
 from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
+from fastmoco.weights.layouts import Parts
+from fastmoco.weights.settings import WeightsLayout
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 3
