@@ -53,6 +53,7 @@ def write_run(
         "dataset_fingerprint": "0123456789abcdef" * 4,
         "batch_norm": "shuffled, 2 groups",
         "torch_version": torch.__version__,
+        "origins": [{"weights": "timm:NAME", "sha256": "ab" * 32, "head": "taken"}],
     }
     tensors = with_prefix("model", model.state_dict())
     save_checkpoint(

@@ -13,7 +13,6 @@ from fastmoco.detection.result import DetectResult, protocol_of
 from fastmoco.detection.settings import (
     AnnotationFormat,
     DetectConfig,
-    DetectionInit,
     DetectionNorm,
     DetectionTask,
 )
@@ -32,10 +31,12 @@ from fastmoco.runs.distributed import (
 from fastmoco.runs.reporter import run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
+from fastmoco.weights.settings import RANDOM, start_name
 
 # Keys that do not change what is learned: a trial may resume with other values.
 # The fingerprint of the annotations is compared instead of data.train.
-FREE_KEYS = frozenset({"run_dir", "trials", "num_threads", "checkpoint_every_steps"}) | {
+# `init`, which older trials have, does not bind: the fingerprint of the backbone does.
+FREE_KEYS = frozenset({"run_dir", "trials", "num_threads", "checkpoint_every_steps", "init"}) | {
     f"data.{name}" for name in ("train", "test", "train_images", "test_images")
 }
 
@@ -57,10 +58,10 @@ def check_config(cfg: DetectConfig, ranks: Ranks) -> None:
             f"task={cfg.task.value} needs layout={layout.value}, got layout={cfg.layout.value}; "
             f"set layout={layout.value} and data.train"
         )
-    if cfg.init is DetectionInit.random and cfg.batch_norm is DetectionNorm.frozen:
+    if cfg.weights == RANDOM and cfg.batch_norm is DetectionNorm.frozen:
         raise UsageError(
-            "batch_norm=frozen needs pretrained statistics, but init=random has none; set "
-            "batch_norm=synchronized or init=pretrained"
+            "batch_norm=frozen needs pretrained statistics, but weights=random has none; set "
+            "batch_norm=synchronized, or leave out weights=random"
         )
     if not cfg.train_sizes:
         raise UsageError("train_sizes must name a size or more, such as train_sizes=[800]; got []")
@@ -117,11 +118,11 @@ def detect(run: Path, cfg: DetectConfig) -> DetectResult:
 
 
 def default_folder(run: Path, cfg: DetectConfig) -> Path:
-    """``RUN/detect/TASK-ARCH-INIT``; for a checkpoint file, RUN is the run that contains it."""
+    """``RUN/detect/TASK-ARCH-START``; for a checkpoint file, RUN is the run that contains it."""
     if not run.is_dir():
         run = run.parent.parent if run.parent.name == "checkpoints" else run.parent
     arch = "fcn" if cfg.task is DetectionTask.segment else cfg.arch.value
-    return run / "detect" / f"{cfg.task.value}-{arch}-{cfg.init.value}"
+    return run / "detect" / f"{cfg.task.value}-{arch}-{start_name(cfg.weights)}"
 
 
 def _run_trial(

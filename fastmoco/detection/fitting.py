@@ -182,7 +182,7 @@ class Fitting:
         if facts.get("data_fingerprint") != self.data_fingerprint:
             problem = "was trained on other data than data.train; give that data"
         elif facts.get("encoder_fingerprint") != self.encoder_fingerprint:
-            problem = "started from another encoder than that of RUN; give that run"
+            problem = "started from other weights; give that RUN and those weights"
         elif facts["world_size"] != devices:
             problem = (
                 f"was trained on {facts['world_size']} devices, here are {devices}; use as many"

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastmoco.detection.annotations import SceneSet
 from fastmoco.detection.settings import AnnotationFormat, DetectConfig, DetectionTask
+from fastmoco.weights.settings import start_name
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ def protocol_of(run: Path, cfg: DetectConfig, train: SceneSet, test: SceneSet) -
         "run": str(run),
         "task": cfg.task.value,
         "arch": "fcn" if cfg.task is DetectionTask.segment else cfg.arch.value,
-        "init": cfg.init.value,
+        "init": start_name(cfg.weights),
         "batch_norm": cfg.batch_norm.value,
         "train": train.name,
         "test": test.name,

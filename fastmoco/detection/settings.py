@@ -55,17 +55,6 @@ class DetectionTask(StrEnum):
     """Fully convolutional network, mean IoU."""
 
 
-class DetectionInit(StrEnum):
-    """Source of the backbone's weights."""
-
-    pretrained = "pretrained"
-    """The weights of the run."""
-    random = "random"
-    """Random weights, in the run's architecture."""
-    file = "file"
-    """The file `weights`."""
-
-
 class DetectionNorm(StrEnum):
     """Batch norm of the backbone and of the layers after it."""
 
@@ -168,10 +157,9 @@ class DetectConfig:
     """boxes, masks, keypoints (both layout=coco) or segment (layout=voc)."""
     arch: Arch = Arch.c4
     """c4, dc5 or fpn; segment ignores it."""
-    init: DetectionInit = DetectionInit.pretrained
-    """pretrained (weights of the run), random, or file (weights=FILE)."""
     weights: Path | None = None
-    """init=file: state dict of a torchvision ResNet, .pth or .safetensors."""
+    """What the backbone starts from: null (RUN's weights), random, another run, a file of weights,
+    torchvision:NAME or timm:NAME, of RUN's architecture."""
     batch_norm: DetectionNorm = DetectionNorm.synchronized
     """synchronized (trained) or frozen."""
     model: DetectorConfig = field(default_factory=DetectorConfig)
@@ -206,7 +194,7 @@ class DetectConfig:
     seed: int = 0
     """Seed for data order, augmentation, region sampling and new weights."""
     run_dir: Path | None = None
-    """Folder of the trials; default: RUN/detect/TASK-ARCH-INIT."""
+    """Folder of the trials; default: RUN/detect/TASK-ARCH-START."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     num_threads: int = 0

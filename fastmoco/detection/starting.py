@@ -12,14 +12,13 @@ from fastmoco.detection.coco import read_coco
 from fastmoco.detection.settings import (
     AnnotationFormat,
     DetectConfig,
-    DetectionInit,
     DetectionTask,
 )
 from fastmoco.detection.voc import read_voc
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
-from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
 from fastmoco.moco.resnet import ResNet
+from fastmoco.weights.settings import RANDOM
 
 
 def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
@@ -52,27 +51,23 @@ def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
 
 
 def open_backbone(run: Path, cfg: DetectConfig) -> tuple[ResNet, FrozenEncoder]:
-    """Open the backbone to fine-tune, and the run's encoder for its normalization.
+    """Open the backbone to fine-tune, and its encoder for the normalization.
 
     Args:
-        run: Run folder or checkpoint. It gives architecture, normalization, and with
-            ``init=pretrained`` the weights.
+        run: Run folder or checkpoint. It gives architecture, normalization, and unless others are
+            named the weights.
         cfg: Source of the weights, and seed of random ones.
 
     Raises:
-        UsageError: If the encoder is not a ResNet, or the file's weights do not fit it.
-        FileNotFoundError: If the file of weights does not exist.
+        UsageError: If the encoder is not a ResNet, or other weights do not fit it.
         CheckpointError: If the run's checkpoint is missing or damaged.
+        OSError: If other weights are missing or cannot be downloaded.
     """
-    encoder = load_encoder(run)
+    encoder = load_encoder(run, weights=cfg.weights)
     resnet = check_resnet(encoder.backbone)
-    if cfg.init is DetectionInit.random:
+    if cfg.weights == RANDOM:
         torch.manual_seed(cfg.seed)
         initialize(resnet)
-    elif cfg.init is DetectionInit.file:
-        if cfg.weights is None:
-            raise UsageError("init=file needs weights=FILE, a torchvision ResNet's state dict")
-        load_torchvision_weights(resnet, cfg.weights)
     return resnet, encoder
 
 

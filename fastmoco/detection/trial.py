@@ -28,6 +28,7 @@ from fastmoco.runs.distributed import largest, loader_threads
 from fastmoco.runs.metrics_file import MetricsFile
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.runs.stop_signals import StopRequest
+from fastmoco.weights.settings import start_name
 
 
 def build_fitting(
@@ -40,7 +41,8 @@ def build_fitting(
         CheckpointError: If the encoder's checkpoint is missing or damaged.
     """
     resnet, encoder = open_backbone(run, cfg)
-    start = fingerprint_of(resnet)
+    # Other weights come with their normalization, which is part of the encoder's state.
+    start = fingerprint_of(encoder if cfg.weights else resnet)
     torch.manual_seed(cfg.seed)
     build: Callable[..., nn.Module] = Segmenter
     if cfg.task is not DetectionTask.segment:
@@ -124,7 +126,7 @@ def log_header(
         "model     %s by %s, backbone %s, %.2fM trainable parameters, batch norm %s",
         cfg.task.value,
         "fcn" if cfg.task is DetectionTask.segment else cfg.arch.value,
-        cfg.init.value,
+        start_name(cfg.weights),
         parameters / 1e6,
         cfg.batch_norm.value,
     )

@@ -31,6 +31,8 @@ from fastmoco.pipelines.build import AUTO, build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.runs.checkpoint import load_checkpoint, restore_module, under_prefix
+from fastmoco.weights.settings import RANDOM
+from fastmoco.weights.start import read_start
 
 PIXELS = "pixels"
 """Beside `Features`: the normalized crop itself, the baseline of every encoder."""
@@ -108,16 +110,21 @@ class NoHead(nn.Module):
         raise UsageError("this encoder has no projection head; set features=backbone")
 
 
-def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
+def load_encoder(
+    path: str | Path, *, untrained: bool = False, weights: Path | None = None
+) -> FrozenEncoder:
     """Load the query encoder of a run, or one that was exported or imported.
 
     Args:
         path: A run folder, one of its checkpoint files, a folder of `fastmoco import`, or a file of
             `fastmoco export to=safetensors`.
-        untrained: Return the encoder as it was before the first step.
+        untrained: Return the encoder with the random weights of its seed.
+        weights: Other weights for its backbone, with their normalization (`read_start`); random is
+            `untrained`.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is damaged.
+        UsageError: If other weights do not fit; and other errors of `read_start`.
     """
     checkpoint = load_checkpoint(Path(path))
     facts = checkpoint.facts
@@ -126,19 +133,25 @@ def load_encoder(path: str | Path, *, untrained: bool = False) -> FrozenEncoder:
     encoder = build_query_encoder(cfg.model, cfg.moco, view_size=cfg.pipeline.view_size)
     if not facts.get("has_head", True):
         encoder.head = NoHead()
-    if not untrained:
-        restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
     mean, std = facts["channel_mean"], facts["channel_std"]
+    if weights is not None and weights != RANDOM:
+        start = read_start(weights, encoder, cfg, settable=False)
+        encoder.load_state_dict(start.state)
+        mean, std = start.mean, start.std
+    elif weights is None and not untrained:
+        restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
     return FrozenEncoder(encoder, cfg.pipeline, mean=mean, std=std)
 
 
-def open_encoder(run: Path, cfg: FeaturesConfig, *, untrained: bool = False) -> FrozenEncoder:
+def open_encoder(
+    run: Path, cfg: FeaturesConfig, *, untrained: bool = False, weights: Path | None = None
+) -> FrozenEncoder:
     """Load an encoder (`load_encoder`) onto its device, with the crops of the options.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is damaged.
     """
-    encoder = load_encoder(run, untrained=untrained).to(resolve_device(cfg.device))
+    encoder = load_encoder(run, untrained=untrained, weights=weights).to(resolve_device(cfg.device))
     encoder.eval_size = cfg.pipeline.eval_size or encoder.eval_size
     if cfg.pipeline.center_crop is not None:
         encoder.center_crop = cfg.pipeline.center_crop

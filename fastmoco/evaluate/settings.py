@@ -189,17 +189,6 @@ class Trainable(StrEnum):
     """Only the classifier."""
 
 
-class FinetuneInit(StrEnum):
-    """Weights that fine-tuning starts from."""
-
-    pretrained = "pretrained"
-    """The run's encoder."""
-    random = "random"
-    """The same encoder untrained: a supervised run from scratch."""
-    weights = "weights"
-    """A file of torchvision's weights for this architecture."""
-
-
 @dataclass(kw_only=True, slots=True)
 class FinetuneConfig(ClassifierConfig):
     """Options of `fastmoco finetune`."""
@@ -212,18 +201,17 @@ class FinetuneConfig(ClassifierConfig):
     }
 
     name: str = ""
-    """Name of the results, in RUN/evaluation/finetune-NAME; default: the value of init."""
-    init: FinetuneInit = FinetuneInit.pretrained
-    """pretrained, random, or weights (a file)."""
+    """Name of the results, in RUN/evaluation/finetune-NAME; default: what it starts from."""
     weights: Path | None = None
-    """For init=weights: a state dict with torchvision's names, .pth or .safetensors."""
+    """What the encoder starts from: null (RUN's weights), random (a supervised run from scratch),
+    another run, a file of weights, torchvision:NAME or timm:NAME, of RUN's architecture."""
     trainable: Trainable = Trainable.all
     """all, the last stages from layer2, layer3 or layer4 on, or head."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=0.1))
     head_learning_rate: float = 0.1
     """Peak learning rate of the classifier; `optimizer.learning_rate` is the encoder's."""
     scratch_learning_rate: float = 0.1
-    """Peak learning rate of the encoder with init=random."""
+    """Peak learning rate of the encoder with weights=random."""
     train: EpochsConfig = field(default_factory=lambda: EpochsConfig(epochs=30))
 
 

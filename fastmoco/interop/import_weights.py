@@ -10,8 +10,6 @@ from torch import Tensor
 from fastmoco.configuration import config_to_dict
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_folder, file_sha256
-from fastmoco.interop.architecture import find_architecture, find_head
-from fastmoco.interop.layouts import Parts, take_apart
 from fastmoco.interop.settings import ImportConfig
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.settings import MocoConfig, Stem
@@ -19,6 +17,8 @@ from fastmoco.pipelines.settings import PipelineConfig
 from fastmoco.runs.checkpoint import Checkpoint, save_checkpoint, with_prefix
 from fastmoco.runs.weights_file import read_weights
 from fastmoco.train.settings import TrainConfig
+from fastmoco.weights.architecture import find_architecture, find_head
+from fastmoco.weights.layouts import Parts, take_apart
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from fastmoco.evaluate.features import FrozenEncoder, load_encoder
 from fastmoco.interop.settings import Part
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train.settings import TrainConfig
+from fastmoco.weights.architecture import describe_architecture
 
 
 @dataclass(slots=True)
@@ -30,8 +31,7 @@ class LoadedEncoder:
     @property
     def architecture(self) -> str:
         """Description such as ``resnet18, small stem, width 16``."""
-        model = self.config.model
-        return f"{model.encoder}, {model.stem.value} stem, width {model.width}"
+        return describe_architecture(self.config.model)
 
     @property
     def imported(self) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from typing import Any
 from fastmoco.interop.loaded_encoder import LoadedEncoder
 from fastmoco.moco.settings import MocoConfig
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.train.beginning import describe_origins
 from fastmoco.version import __version__
 
 _CARD = """\
@@ -110,6 +111,7 @@ def _training_table(loaded: LoadedEncoder) -> str:
         "images": f"`{data}`, fingerprint `{facts['dataset_fingerprint'][:16]}`",
         "length": f"{loaded.step:,} steps of {cfg.global_batch_size} images "
         f"(of {cfg.train.epochs} epochs)",
+        "start": describe_origins(facts.get("origins", [])) or "from nothing",
         "views": f"{cfg.pipeline.view_size} pixels; {_policy_text(loaded)}",
         "MoCo": f"K = {moco.queue_size}, m = {moco.momentum:g}{_final_momentum(moco)}, "
         f"T = {moco.temperature:g}, {moco.head.value} head of {moco.dim}, "

@@ -17,6 +17,7 @@ _FACTS = (
     "batch_norm",
     "torch_version",
     "imported",
+    "origins",
 )
 
 
@@ -35,9 +36,13 @@ def write_own(out: Path, loaded: LoadedEncoder, cfg: ExportConfig) -> str:
         raise UsageError(f"out={out} must end in .safetensors")
     facts: dict[str, Any] = {key: loaded.facts[key] for key in _FACTS if key in loaded.facts}
     config = {**facts["config"], "run_dir": None}
-    config["data"] = {
-        key: Path(value).name if value else None for key, value in config["data"].items()
-    }
+    config["data"] = {key: _name(value) for key, value in config["data"].items()}
+    config["weights"] = _name(config.get("weights"))
+    config["train"] = {**config["train"], "from_run": _name(config["train"].get("from_run"))}
     facts |= {"config": config, "has_head": cfg.part is Part.encoder}
     write_encoder_file(out, loaded.tensors(cfg.part), step=loaded.step, facts=facts)
     return f"encoder = fastmoco.load_encoder({str(out)!r})"
+
+
+def _name(path: str | None) -> str | None:
+    return Path(path).name if path else None

@@ -8,6 +8,7 @@ from typing import ClassVar
 from fastmoco.moco.settings import Stem
 from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmoco.ranges import COUNT_OR_ZERO, FRACTION, SHARE, Ranges, check_ranges
+from fastmoco.weights.settings import WeightsLayout
 
 
 class Target(StrEnum):
@@ -43,23 +44,6 @@ class Normalize(StrEnum):
     """In the graph, which takes images in 0..1."""
     outside = "outside"
     """By the caller, before the graph."""
-
-
-class WeightsLayout(StrEnum):
-    """Project whose tensor names a weights file uses."""
-
-    auto = "auto"
-    """Recognized by the tensor names."""
-    moco = "moco"
-    """Official MoCo v1 and v2: encoder_q.*, the head as fc."""
-    moco_v3 = "moco_v3"
-    """Official MoCo v3's ResNets: base_encoder.*."""
-    solo_learn = "solo_learn"
-    """solo-learn: backbone.* (formerly encoder.*), projector.*."""
-    lightly = "lightly"
-    """lightly's benchmarks: backbone.0.* and so on, projection_head.layers.*."""
-    torchvision = "torchvision"
-    """torchvision and timm: conv1.*, layer1.*, and so on."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,9 +17,8 @@ from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
 from fastmoco.interop.loaded_encoder import LoadedEncoder
 from fastmoco.interop.settings import ExportConfig, Part, Target
+from fastmoco.weights.start import TIMM_MODULE, TIMM_PREFIX
 
-TIMM_PREFIX, TIMM_MODULE = "timm:", "network."
-"""Prefixes of `model.encoder`, and of the backbone's tensors, for a model of timm."""
 # Names in torchvision; timm has the same names for models and tensors (a test compares them all).
 RESNETS = (
     "resnet18",

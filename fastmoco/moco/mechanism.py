@@ -10,7 +10,7 @@ checkpoint and the evaluation use `ContrastiveModel` only; `build.build_model` c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -136,6 +136,16 @@ class ContrastiveModel(nn.Module, ABC):
         """
         moco = parts.moco
         return build_head(moco.head, parts.backbone.feature_dim, moco.dim, moco.head_hidden_dim)
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Give all encoders the same weights, in place: the key encoder too, where there is one.
+
+        Args:
+            state: Complete state of the query encoder.
+        """
+        for encoder in self.children():
+            if isinstance(encoder, Encoder):
+                encoder.load_state_dict(state)
 
     @abstractmethod
     def forward(self, views: Views) -> StepOutput:

@@ -1,6 +1,7 @@
 """Any model of timm as backbone, up to its pooled feature."""
 
 import difflib
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class TimmBackbone(Backbone):
                 replaced.
         """
         super().__init__()
-        self.network = _create(name, view_size)
+        self.network = create_network(name, view_size)
         self.feature_dim = _feature_dim(self.network, name, view_size)
         remove_dropout(self.network)
         if type(norm_layer(1)) is not nn.BatchNorm2d:
@@ -64,13 +65,34 @@ class TimmBackbone(Backbone):
         return features
 
 
-def _create(name: str, view_size: int) -> nn.Module:
+def import_timm(option: str) -> ModuleType:
+    """The package timm.
+
+    Raises:
+        UsageError: If it is missing, naming the option that needs it.
+    """
     try:
         import timm
     except ImportError as error:
         raise UsageError(
-            f"model.encoder=timm:{name} needs timm; install it: pip install 'fastmoco[timm]'"
+            f"{option} needs timm; install it: pip install 'fastmoco[timm]'"
         ) from error
+    module: ModuleType = timm
+    return module
+
+
+def create_network(name: str, view_size: int, *, pretrained: bool = False) -> nn.Module:
+    """Create a model of timm without its classifier.
+
+    Args:
+        name: timm's name, with or without a tag.
+        view_size: Side of the images, pixels.
+        pretrained: Load the weights that the tag names (timm downloads them); else random ones.
+
+    Raises:
+        UsageError: If timm is missing or has no such model.
+    """
+    timm = import_timm(f"model.encoder=timm:{name}")
     known = timm.list_models()
     if name.split(".")[0] not in known:  # also: hf-hub:NAME would download
         near = difflib.get_close_matches(name, known, n=1)
@@ -86,7 +108,9 @@ def _create(name: str, view_size: int) -> nn.Module:
     sized: dict[str, Any] = {"img_size": view_size}
     for options in ({**sized, "dynamic_img_size": True}, sized, {}):
         try:
-            model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
+            model: nn.Module = timm.create_model(
+                name, pretrained=pretrained, num_classes=0, **options
+            )
         except TypeError:
             if not options:
                 raise

@@ -126,8 +126,15 @@ def _row(summary: dict[str, dict[str, float]], protocol: dict[str, Any]) -> Row:
             f"{protocol['num_train']} training and {protocol['num_test']} test images of "
             f"{protocol['test']}, batch norm {protocol['batch_norm']}, AP by {RULES[rule]}"
         ),
-        role={"random": "random", "file": "supervised"}.get(init, ""),
+        role=_role(init),
     )
+
+
+def _role(init: str) -> str:
+    """Which row gaps refer to: torchvision's weights are supervised; older results say ``file``."""
+    if init == "file" or init.startswith("torchvision-"):
+        return "supervised"
+    return "random" if init == "random" else ""
 
 
 def gaps(row: Row, rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
@@ -147,8 +154,8 @@ def voc_markdown(ours: Sequence[Row]) -> str:
         "# Detection on VOC",
         "",
         "AP50 / AP / AP75, means over trials ± their deviation; then the gaps to the supervised "
-        "backbone (`init=file`) and to the random one in the same detector, in points. Published: "
-        "detectron2, trainval07+12, test2007, means of 5 trials.",
+        "backbone (`weights=torchvision:NAME`) and to the random one in the same detector, in "
+        "points. Published: detectron2, trainval07+12, test2007, means of 5 trials.",
     ]
     for arch, protocol in dict.fromkeys((row.arch, row.protocol) for row in ours):
         rows = [row for row in ours if (row.arch, row.protocol) == (arch, protocol)]

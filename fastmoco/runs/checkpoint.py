@@ -116,6 +116,25 @@ def find_checkpoint(path: Path) -> Path:
     return record
 
 
+def at_step(given: Path) -> Path:
+    """The checkpoint file that ``RUN@STEP`` names; any other path as it is.
+
+    Raises:
+        CheckpointError: If the run has no checkpoint of this step.
+    """
+    run, _, step = str(given).rpartition("@")
+    if given.exists() or not (run and step.isdigit()):
+        return given
+    folder = Path(run) / "checkpoints"
+    path = folder / f"{_stem(int(step))}.json"
+    if not path.exists():
+        steps = [str(int(old.stem.removeprefix("step-"))) for old in _newest_first(folder)]
+        raise CheckpointError(
+            f"{run} has no checkpoint of step {step}; it has {', '.join(steps) or 'none'}"
+        )
+    return path
+
+
 def weights_sha256(path: Path) -> str:
     """Hex SHA-256 of the weights file that belongs to a path from `find_checkpoint`.
 

@@ -50,6 +50,11 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
             "monitor.every_epochs is set but data.test is not; "
             "give data.test=FILE.beton or monitor.every_epochs=0"
         )
+    if cfg.train.from_run and cfg.weights:
+        raise UsageError(
+            f"train.from_run={cfg.train.from_run} takes the encoders of that run, so weights="
+            f"{cfg.weights} has no effect; set only one of them"
+        )
     resolve_cuda_graph(cfg, device, ranks)
     return device
 

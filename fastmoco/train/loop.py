@@ -16,6 +16,7 @@ from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.reporter import run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
+from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.first_views import write_first_views
 from fastmoco.train.report import StepClock, log_header, make_row, open_reporter
@@ -54,7 +55,7 @@ def train(cfg: TrainConfig) -> Path:
         stop_signals() as stop,
     ):
         trainer = Trainer(cfg, run, dataset, device, ranks)
-        trainer.resume()
+        begin(trainer)
         if trainer.finished:
             logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)
             return run.path

@@ -13,6 +13,7 @@ from fastmoco.device import describe_device
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.reporter import Reporter, SilentReporter
+from fastmoco.train.beginning import describe_origins
 from fastmoco.train.trainer import Trainer
 
 
@@ -127,6 +128,8 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         math.log(trainer.num_negatives + 1),
         model.loss.value,
     )
+    if trainer.origins:
+        logger.info("start     %s", describe_origins(trainer.origins))
     logger.info(
         "optimizer %s, %s, %s, batch %d%s%s",
         cfg.optimizer.name,

@@ -62,6 +62,9 @@ class LoopConfig:
 
     epochs: int = 200
     """Passes over the dataset; the schedules span all of them."""
+    from_run: Path | None = None
+    """Go on from the state of another run, RUN or RUN@STEP, in a new folder with other settings:
+    more epochs, another learning rate; steps are counted on."""
     max_steps: int = 0
     """Stop after this many steps, even before the end of the schedule; 0 = no limit."""
     log_every_steps: int = 20
@@ -116,6 +119,9 @@ class TrainConfig(EncoderConfig):
     global_batch_size: int = 256
     """Images per step, over all devices."""
     data: DataConfig = field(default_factory=DataConfig)
+    weights: Path | None = None
+    """What the encoders start from: null or random (from nothing), RUN or RUN@STEP, a file of
+    weights, torchvision:NAME or timm:NAME."""
     policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: LoopConfig = field(default_factory=LoopConfig)

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ from fastmoco.runs.checkpoint import (
     under_prefix,
     with_prefix,
 )
-from fastmoco.runs.distributed import check_same_step, loader_threads, of_first
+from fastmoco.runs.distributed import loader_threads, of_first
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import (
     CudaRecording,
@@ -41,6 +42,7 @@ from fastmoco.train.acceleration import (
 from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.settings import CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
+from fastmoco.weights.start import StartWeights
 
 
 class Trainer:
@@ -56,6 +58,7 @@ class Trainer:
         channel_std: Channel standard deviations that normalize views, in 0..1.
         step: Model, optimizer and loss scaler.
         metrics: Sum of the metrics since the last row.
+        origins: What the run started from, as JSON values, the oldest first; empty: from nothing.
         steps_per_epoch: Steps of one pass over the dataset.
         steps_done: Steps of the run that are done.
         loader_name: Loader in use; "" until one is opened.
@@ -82,6 +85,7 @@ class Trainer:
         self.cfg, self.run, self.dataset = cfg, run, dataset
         self.device, self.ranks = device, ranks
         self.steps_done, self.loader_name, self.loader_reason = 0, "", ""
+        self.origins: list[dict[str, Any]] = []
         self.steps_per_epoch = self.plan(epoch=0).num_batches
         graphed, self.graph = resolve_cuda_graph(cfg, device, ranks)
         compiling, self.compiled = resolve_compile(cfg.train.compile, device)
@@ -244,18 +248,52 @@ class Trainer:
             "metrics_count": self.metrics.count,
             "scaler": self.step.scaler.state(),
             "batch_norm": self.batch_norm,
+            "origins": self.origins,
             "loader": self.loader_name,  # on a GPU `auto` might choose another one on resuming
             "torch_version": torch.__version__,
         }
         return Checkpoint(step=self.steps_done, tensors=tensors, facts=facts)
 
+    def start_from(self, start: StartWeights) -> None:
+        """Take over the weights and the normalization of another encoder, in place."""
+        self.step.model.start_from(start.state)
+        self._normalize_by(start.mean, start.std)
+        self.origins = [{"weights": start.source, "sha256": start.sha256, "head": start.head}]
+
+    def _normalize_by(self, mean: list[float], std: list[float]) -> None:
+        """Normalize views by these, unless configuration or encoder set their own."""
+        backbone = self.step.model.query_encoder.backbone
+        if not self.cfg.pipeline.channel_mean and not backbone.takes_plain_rgb:
+            self.channel_mean, self.channel_std = mean, std
+            self.step.mean.copy_(torch.tensor(mean))
+            self.step.std.copy_(torch.tensor(std))
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state of a checkpoint, in place.
 
         Raises:
-            CheckpointError: If it is from another dataset or model, or if batch norm would differ
-                on these devices.
+            CheckpointError: If it is of another model.
         """
+        facts = checkpoint.facts
+        restore_module(self.step.model, under_prefix("model", checkpoint.tensors), checkpoint)
+        restore_optimizer(self.step.optimizer, under_prefix("optimizer", checkpoint.tensors))
+        self._normalize_by(facts["channel_mean"], facts["channel_std"])
+        self.metrics.total.copy_(checkpoint.tensors["metrics.total"])
+        self.metrics.count = facts["metrics_count"]
+        self.step.scaler.restore(facts["scaler"])
+        self.origins = facts.get("origins", [])
+        self.steps_done = checkpoint.step
+
+    def resume(self) -> bool:
+        """Restore the newest checkpoint of the run folder, on all ranks; False if there is none.
+
+        Raises:
+            CheckpointError: If it is damaged, from another dataset or model, or if batch norm would
+                differ on these devices.
+        """
+        checkpoint = newest_checkpoint(self.run.checkpoints)
+        if checkpoint is None:
+            return False
         if checkpoint.facts["dataset_fingerprint"] != self.dataset.fingerprint:
             raise CheckpointError(
                 f"{checkpoint.path} was trained on another dataset than {self.dataset.path}; "
@@ -267,25 +305,10 @@ class Trainer:
                 f"on {self.ranks.world_size} devices it would be {self.batch_norm}; use as many "
                 "devices as before, or give another run_dir"
             )
-        restore_module(self.step.model, under_prefix("model", checkpoint.tensors), checkpoint)
-        restore_optimizer(self.step.optimizer, under_prefix("optimizer", checkpoint.tensors))
-        self.metrics.total.copy_(checkpoint.tensors["metrics.total"])
-        self.metrics.count = checkpoint.facts["metrics_count"]
-        self.step.scaler.restore(checkpoint.facts["scaler"])
-        self.steps_done = checkpoint.step
+        self.restore(checkpoint)
         if self.cfg.pipeline.name == AUTO:
             self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
-
-    def resume(self) -> None:
-        """Restore the newest checkpoint of the run folder, if there is one, on all ranks.
-
-        Raises:
-            CheckpointError: If the checkpoint is damaged or does not fit (`restore`).
-            UsageError: If the ranks see different checkpoints.
-        """
-        if saved := newest_checkpoint(self.run.checkpoints):
-            self.restore(saved)
-        check_same_step(self.steps_done, self.ranks)
+        return True
 
     def frozen_encoder(self) -> FrozenEncoder:
         """Copy the current query encoder, on the device; the copy is eager, not compiled."""

@@ -106,7 +106,7 @@ def test_a_checkpoint_of_another_architecture(capsys, place, tmp_path, command):
             "optimizer.schedule=steps",
             "optimizer.schedule must be one of cosine, cosine_per_epoch, multistep, constant, got",
         ),
-        ("finetune", "init=weights", "init=weights and weights=FILE belong together"),
+        ("finetune", "weights=frist", "weights=frist does not exist; give a run folder"),
         ("finetune", "trainable=layer5", "trainable"),
         ("evaluate", "linear_protocol=slow", "unknown protocol=slow"),
         ("evaluate", "methods=[]", "methods must be some of [knn,linear,finetune], got []"),
@@ -126,9 +126,9 @@ def test_settings_that_do_not_fit(capsys, place, tmp_path, command, option, word
 
 def test_weights_of_another_architecture(capsys, place, tmp_path):
     wide = write_run(tmp_path / "wide", "model.width=8")
-    weights = next((wide / "checkpoints").glob("*.safetensors"))
-    options = ["init=weights", f"weights={weights}", f"out={tmp_path / 'out'}"]
-    refused(capsys, ["finetune", place / "run", *data(place), *options], "another architecture")
+    options = [f"weights={wide}", f"out={tmp_path / 'out'}"]
+    words = ["another architecture", "width 8) than RUN", "a RUN of theirs"]
+    refused(capsys, ["finetune", place / "run", *data(place), *options], *words)
 
 
 def test_one_class_is_no_task(capsys, place, tmp_path):

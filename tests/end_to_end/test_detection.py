@@ -160,7 +160,7 @@ def test_the_loss_falls(scenes, run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "figures"),
     [
-        (["arch=dc5", "model.roi_size=4", "init=random"], {"ap", "ap50", "ap75", "voc07"}),
+        (["arch=dc5", "model.roi_size=4", "weights=random"], {"ap", "ap50", "ap75", "voc07"}),
         (
             ["arch=fpn", "model.roi_size=4", "model.anchor_sizes=[8,16,24,32,48]"],
             {"ap", "ap50", "ap75", "voc07"},
@@ -194,8 +194,8 @@ def test_every_task_is_trained_and_measured(scenes, run, options, figures, capsy
         (["data.train_years=12"], ["VOC2012 is missing"]),
         (["data.classes=[]"], ["1100000.xml: class", "none of the 20", "data.classes"]),
         (["steps=0"], ["steps must be 1 or more, got 0"]),
-        (["init=random", "batch_norm=frozen"], ["batch_norm=frozen", "set batch_norm"]),
-        (["init=file"], ["init=file needs weights=FILE"]),
+        (["weights=random", "batch_norm=frozen"], ["batch_norm=frozen", "set batch_norm"]),
+        (["weights=frist"], ["weights=frist does not exist", "torchvision:NAME"]),
         (["arch=fpn"], ["model.anchor_sizes has 3 sizes"]),
         (["arch=c5"], ["c5"]),
         (["stepps=3"], ["unknown option stepps; did you mean steps?"]),

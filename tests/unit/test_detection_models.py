@@ -1,6 +1,7 @@
 """Detectors and segmenters: what is taken from the backbone, and what stands after it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torchvision.models import resnet18
 from torchvision.ops import FrozenBatchNorm2d
 
 from fastmoco.detection.backbones import Body, Conv5Head, check_resnet, dilate, set_batch_norm
+from fastmoco.detection.detect import FREE_KEYS
 from fastmoco.detection.fitting import Fitting, build_sgd, learning_rate, seed_region_sampling
 from fastmoco.detection.models import build_detector, region_size
 from fastmoco.detection.norm import DetectionBatchNorm2d
@@ -17,7 +19,6 @@ from fastmoco.detection.segmenter import Segmenter
 from fastmoco.detection.settings import (
     Arch,
     DetectConfig,
-    DetectionInit,
     DetectionNorm,
     DetectionTask,
     DetectorConfig,
@@ -28,6 +29,7 @@ from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.ranks import ALONE
+from fastmoco.runs.run_folder import RunIdentity
 from tests.detection_data import write_run
 
 SMALL = DetectConfig(
@@ -250,7 +252,7 @@ def test_weights_come_from_the_run_a_file_or_the_seed(tmp_path):
     assert all(p.requires_grad for p in pretrained.parameters())
     assert encoder.std.tolist() == pytest.approx([0.1] * 3)
     random = [
-        open_backbone(run, DetectConfig(init=DetectionInit.random, seed=s))[0] for s in (0, 0, 1)
+        open_backbone(run, DetectConfig(weights=Path("random"), seed=s))[0] for s in (0, 0, 1)
     ]
     first = [m.conv1.weight for m in (pretrained, *random)]
     spread = random[0].layer3[0].conv1.weight.std().item()
@@ -260,7 +262,7 @@ def test_weights_come_from_the_run_a_file_or_the_seed(tmp_path):
     assert not torch.equal(first[0], first[1])
     path = tmp_path / "w.pth"
     torch.save({**random[2].state_dict(), "fc.weight": torch.zeros(2, 2)}, path)
-    loaded, _ = open_backbone(run, DetectConfig(init=DetectionInit.file, weights=path))
+    loaded, _ = open_backbone(run, DetectConfig(weights=path))
     assert torch.equal(loaded.layer4[1].conv2.weight, random[2].layer4[1].conv2.weight)
 
 
@@ -324,3 +326,12 @@ def test_a_loss_that_is_no_number_stops_the_run():
     fitting.take([sample(0)])
     with pytest.raises(DivergedError, match="at step 1; lower learning_rate"):
         fitting.take([sample(1)])
+
+
+def test_trials_from_before_weights_had_one_spelling_resume(tmp_path):
+    identity = RunIdentity(DetectConfig(), FREE_KEYS)
+    path = tmp_path / "config.yaml"
+    path.write_text(identity.to_yaml() + "init: pretrained\n")
+    assert identity.differences(path) == []
+    path.write_text(identity.to_yaml().replace("weights: null", "weights: w.pth") + "init: file\n")
+    assert identity.differences(path) == ["weights: w.pth there, None now"]

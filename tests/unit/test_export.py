@@ -131,6 +131,7 @@ def test_model_card_says_what_the_run_was(run, tmp_path):
         "TODO: state under which license",
         "`train.beton`, fingerprint `0123456789abcdef`",
         "7 steps of 256 images",
+        "from weights timm:NAME (SHA-256 abababababababab), projection head taken",
         "K = 64, m = 0.999, T = 0.2, mlp head of 16, asymmetric loss",
         "mean 0.4, 0.5, 0.45",
         "blur 0.5",

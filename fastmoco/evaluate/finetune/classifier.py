@@ -1,7 +1,7 @@
 """Fine-tuning of a complete encoder or its last stages, with few or all labels.
 
 It starts from a run's encoder, from the same encoder untrained (a supervised run from scratch, the
-baseline of the others), or from a file of torchvision's weights. Trained stages have plain batch
+baseline of the others), or from other weights (`read_start`). Trained stages have plain batch
 norm, over the batch; frozen stages keep their statistics. The result is that of the last epoch: the
 test set chooses nothing.
 """
@@ -15,17 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastmoco.errors import DivergedError, UsageError
+from fastmoco.errors import DivergedError
 from fastmoco.evaluate.classes import class_ranks, top_accuracies
 from fastmoco.evaluate.features import FrozenEncoder, feature_batches, open_encoder, request_of
 from fastmoco.evaluate.finetune.tuning import Tuning
 from fastmoco.evaluate.labeled_task import LabeledTask, is_measured, open_task, out_folder
 from fastmoco.evaluate.results import ClassifierResult
-from fastmoco.evaluate.settings import FinetuneConfig, FinetuneInit, Trainable
-from fastmoco.evaluate.torchvision_weights import load_torchvision_weights
+from fastmoco.evaluate.settings import FinetuneConfig, Trainable
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.optim.schedules import learning_rate
-from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
+from fastmoco.weights.settings import RANDOM, start_name
 
 CURVE_POINTS = 5  # all test images go through the encoder each time
 
@@ -48,15 +47,13 @@ def finetune(run: Path, cfg: FinetuneConfig) -> ClassifierResult:
         CheckpointError: If there is no checkpoint, or it is damaged.
         DivergedError: If the loss is not finite.
     """
-    if (cfg.init is FinetuneInit.weights) != (cfg.weights is not None):
-        raise UsageError("init=weights and weights=FILE belong together; set both or neither")
-    cfg = dataclasses.replace(cfg, name=cfg.name or cfg.init.value)
+    cfg = dataclasses.replace(cfg, name=cfg.name or start_name(cfg.weights))
     folder = out_folder(run, cfg, "finetune")
     with open_task(cfg) as task:
         result = fit_finetuned(run, task, cfg, folder)
-        if cfg.baselines and cfg.init is not FinetuneInit.random:
+        if cfg.baselines and cfg.weights != RANDOM:
             scratch = dataclasses.replace(
-                cfg, name="random", init=FinetuneInit.random, weights=None, trainable=Trainable.all
+                cfg, name="random", weights=RANDOM, trainable=Trainable.all
             )
             result.baselines["random"] = fit_finetuned(run, task, scratch, folder / "random")
     result.write(folder)
@@ -76,12 +73,13 @@ def fit_finetuned(
         top1=last["top1"],
         top5=last["top5"],
         about=(
-            f"finetune, from {cfg.init.value}, {cfg.trainable.value} trained, {cfg.train.epochs} "
-            f"epochs, batch {task.batch_size(cfg)}, {cfg.optimizer.name}, learning rates "
-            f"{tuning.encoder_rate:g} and {cfg.head_learning_rate:g} (head), {task.described(cfg)}"
+            f"finetune, from {start_name(cfg.weights)}, {cfg.trainable.value} trained, "
+            f"{cfg.train.epochs} epochs, batch {task.batch_size(cfg)}, {cfg.optimizer.name}, "
+            f"learning rates {tuning.encoder_rate:g} and {cfg.head_learning_rate:g} (head), "
+            f"{task.described(cfg)}"
         ),
         protocol={
-            "init": cfg.init.value,
+            "init": start_name(cfg.weights),
             "trainable": cfg.trainable.value,
             "epochs": cfg.train.epochs,
             "global_batch_size": task.batch_size(cfg),
@@ -102,11 +100,7 @@ def start_encoder(run: Path, cfg: FinetuneConfig) -> FrozenEncoder:
     Raises:
         UsageError: If the weights are of another architecture.
     """
-    encoder = open_encoder(run, cfg, untrained=cfg.init is not FinetuneInit.pretrained)
-    if cfg.weights is not None:
-        load_torchvision_weights(encoder.backbone, cfg.weights)
-        encoder.mean.copy_(torch.tensor(IMAGENET_MEAN))  # of torchvision's weights
-        encoder.std.copy_(torch.tensor(IMAGENET_STD))
+    encoder = open_encoder(run, cfg, weights=cfg.weights)
     for module in encoder.modules():
         if isinstance(module, SplitBatchNorm2d):
             module.num_splits = 1

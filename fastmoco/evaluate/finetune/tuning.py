@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastmoco.configuration import config_to_dict
 from fastmoco.evaluate.features import FrozenEncoder
 from fastmoco.evaluate.labeled_task import LabeledTask
-from fastmoco.evaluate.settings import FinetuneConfig, FinetuneInit, Trainable
+from fastmoco.evaluate.settings import FinetuneConfig, Trainable
 from fastmoco.files import atomic_path
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.optimizers import build_optimizer
@@ -29,6 +29,7 @@ from fastmoco.runs.checkpoint import (
     under_prefix,
     with_prefix,
 )
+from fastmoco.weights.settings import RANDOM
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 FREE_KEYS = ("data", "out", "device", "cache", "baselines", "name", "scratch_learning_rate")
@@ -68,7 +69,7 @@ class Tuning:
         self.trained = trained_stages(encoder.backbone, cfg.trainable)
         parameters = [p for stage in self.trained for p in stage.parameters()]
         self.encoder_rate = cfg.optimizer.learning_rate
-        if cfg.init is FinetuneInit.random:
+        if cfg.weights == RANDOM:
             self.encoder_rate = cfg.scratch_learning_rate
         for parameter in parameters:
             parameter.requires_grad_()

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from fastmoco.errors import UsageError
-from fastmoco.interop.settings import WeightsLayout
+from fastmoco.weights.settings import WeightsLayout
 
 # Prefixes that wrappers add to all names of a file.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
-_CLASSIFIERS = ("fc", "linear", "classifier", "head")
+CLASSIFIERS = ("fc", "linear", "classifier", "head")
 _STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -51,7 +51,7 @@ def take_apart(tensors: Mapping[str, Tensor], layout: WeightsLayout = WeightsLay
     Raises:
         UsageError: If the layout is unknown, or the file has no backbone in this layout.
     """
-    tensors = _unwrapped(tensors)
+    tensors = unwrapped(tensors)
     if layout is WeightsLayout.auto:
         layout = recognize(tensors)
     backbones, head = _PREFIXES[layout]
@@ -65,7 +65,7 @@ def take_apart(tensors: Mapping[str, Tensor], layout: WeightsLayout = WeightsLay
     for name, tensor in tensors.items():
         if name.startswith(head):
             parts.head[name.removeprefix(head)] = tensor
-        elif name.startswith(prefix) and _first(name.removeprefix(prefix)) not in _CLASSIFIERS:
+        elif name.startswith(prefix) and _first(name.removeprefix(prefix)) not in CLASSIFIERS:
             parts.backbone[name.removeprefix(prefix)] = tensor
         else:
             first = _first(name)
@@ -102,7 +102,7 @@ def recognize(tensors: Iterable[str]) -> WeightsLayout:
     )
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove prefixes that all names share: of data parallelism, compilation or a wrapper."""
     plain = dict(tensors)
     while prefix := next((p for p in _WRAPPERS if all(n.startswith(p) for n in plain)), None):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from fastmoco.errors import UsageError
-from fastmoco.interop.layouts import Parts
-from fastmoco.interop.settings import WeightsLayout
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.resnet import RESNETS
 from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
+from fastmoco.weights.layouts import Parts
+from fastmoco.weights.settings import WeightsLayout
 
 Shapes = dict[str, tuple[int, ...]]
 SHOWN = 3
@@ -43,15 +43,15 @@ def find_architecture(parts: Parts, *, encoder: str = "", stem: Stem | None = No
             "only plain ResNets can be imported"
         )
     stem = stem or _stem(first[2], parts.layout)
-    differences = {}
+    misfits = {}
     for name in [encoder] if encoder else RESNETS:
         model = ModelConfig(encoder=name, stem=stem, width=first[0])
-        differing = _differences(shapes_of(_meta_encoder(model).backbone.state_dict()), found)
+        differing = differences(shapes_of(_meta_encoder(model).backbone.state_dict()), found)
         if not differing:
             return model
-        differences[name] = differing
-    nearest = min(differences, key=lambda name: len(differences[name]))
-    lines = differences[nearest]
+        misfits[name] = differing
+    nearest = min(misfits, key=lambda name: len(misfits[name]))
+    lines = misfits[nearest]
     more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     raise UsageError(
         f"no encoder has these tensors; the nearest, {nearest} with {stem.value} stem and width "
@@ -82,6 +82,11 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     }
 
 
+def describe_architecture(model: ModelConfig) -> str:
+    """Description such as ``resnet18, small stem, width 16``."""
+    return f"{model.encoder}, {model.stem.value} stem, width {model.width}"
+
+
 def _stem(kernel: int, layout: WeightsLayout) -> Stem:
     if kernel == 7:
         return Stem.imagenet
@@ -94,7 +99,7 @@ def _meta_encoder(model: ModelConfig, moco: MocoConfig | None = None) -> Encoder
         return build_query_encoder(model, moco or MocoConfig())
 
 
-def _differences(expected: Shapes, found: Shapes) -> list[str]:
+def differences(expected: Shapes, found: Shapes) -> list[str]:
     """Tensors whose shapes differ or that only one side has, one line each."""
     return [
         f"{name}: {expected.get(name, 'absent')} expected, {found.get(name, 'absent')} found"

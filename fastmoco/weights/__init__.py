@@ -1,0 +1,1 @@
+"""Weights of other runs, files and libraries, to start from."""

@@ -1,0 +1,147 @@
+"""Weights that torchvision and timm publish, through their own download code and caches.
+
+Both keep files for the next time: torchvision in torch.hub's folder (``TORCH_HOME``), timm in
+Hugging Face's (``HF_HOME``) or torch.hub's. Both write a download under another name first, so a
+connection that breaks leaves no file that could be taken for a complete one.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import file_sha256
+from fastmoco.moco.resnet import RESNETS
+
+
+class LibraryWeights(NamedTuple):
+    """A backbone as its library has it."""
+
+    tensors: dict[str, Tensor]
+    """Under the library's names."""
+    mean: list[float]
+    """Channel mean in 0..1 that the weights were trained with."""
+    std: list[float]
+    """Channel standard deviation in 0..1."""
+
+
+def torchvision_weights(name: str) -> LibraryWeights:
+    """Weights of a ResNet of torchvision, downloaded unless torch.hub's cache has them.
+
+    Args:
+        name: ``resnet50`` for torchvision's default weights, ``resnet50.IMAGENET1K_V1`` for others.
+
+    Raises:
+        UsageError: If there are no such weights.
+        OSError: If they cannot be downloaded, or the file is damaged.
+    """
+    import torchvision
+
+    model, _, tag = name.partition(".")
+    models = [name for name in torchvision.models.list_models() if name in RESNETS]
+    if model not in models:
+        raise UsageError(f"weights=torchvision:{name} is unknown{nearest_name(model, models)}")
+    known = torchvision.models.get_model_weights(model)
+    if tag and tag not in known.__members__:
+        tags = list(known.__members__)
+        raise UsageError(f"weights=torchvision:{name} is unknown{nearest_name(tag, tags)}")
+    chosen = known[tag] if tag else known.DEFAULT
+    with _one_line(f"torchvision:{name}"):
+        _check_cached(chosen.url)
+        tensors = chosen.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
+        )
+    preset = chosen.transforms()
+    return LibraryWeights(tensors, list(preset.mean), list(preset.std))
+
+
+def timm_weights(name: str, view_size: int) -> LibraryWeights:
+    """Weights of a model of timm without its classifier, downloaded unless they are cached.
+
+    Args:
+        name: timm's name, such as ``vit_small_patch16_224.dino`` (without a tag: timm's default).
+        view_size: Side of the images, pixels: timm resizes learned positions to it.
+
+    Raises:
+        UsageError: If timm is missing or has no such model.
+        OSError: If they cannot be downloaded, or the file is damaged.
+    """
+    from fastmoco.moco.timm_backbone import create_network, import_timm
+
+    source = f"timm:{name}"
+    published = _published(source, import_timm(f"weights={source}"), name)
+    with _one_line(source):
+        _check_hub_file(published)
+        network = create_network(name, view_size, pretrained=True)
+        _check_hub_file(published)
+    return LibraryWeights(network.state_dict(), list(published.mean), list(published.std))
+
+
+def _check_cached(url: str) -> None:
+    """Check a file that torch.hub would take from its cache: it does so unseen.
+
+    Raises:
+        OSError: If its checksum is not the one in its name.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    expected = torch.hub.HASH_REGEX.search(path.name)
+    if expected and path.exists() and not file_sha256(path).startswith(expected[1]):
+        raise OSError(f"{path} is damaged (wrong checksum); remove it to download it again")
+
+
+def _published(source: str, timm: Any, name: str) -> Any:
+    """What timm knows of the weights: where they are, and the normalization.
+
+    Raises:
+        UsageError: If it knows none.
+    """
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # the tag
+        found = None
+    if not (found and (found.hf_hub_id or found.url)):
+        raise UsageError(
+            f"timm {timm.__version__} knows no weights={source}; timm.list_pretrained() lists them"
+        )
+    return found
+
+
+def _check_hub_file(published: Any) -> None:
+    """Check a file in Hugging Face's cache by its name there, which their client does not do.
+
+    Raises:
+        OSError: If its checksum is another.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not published.hf_hub_id:
+        return
+    name = published.hf_hub_filename or "model.safetensors"
+    found = try_to_load_from_cache(published.hf_hub_id, name)
+    path = Path(found).resolve() if isinstance(found, str) else None
+    if path and len(path.name) == 64 and file_sha256(path) != path.name:
+        raise OSError(f"{path} is damaged (wrong checksum); remove it to download it again")
+
+
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Within the block, turn any error of a library into one line, and its prints to stderr.
+
+    What a download raises depends on the library's HTTP client and its version.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        raise OSError(
+            f"weights={source} cannot be downloaded or read ({reason}); repeat the command with a "
+            "connection, or give a file, weights=FILE"
+        ) from error
