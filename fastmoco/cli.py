@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -19,11 +20,23 @@ from fastmoco.commands import COMMANDS
 from fastmoco.errors import Interrupted, UsageError
 from fastmoco.ranks import environment_ranks, local_ranks
 
+PACKAGE = Path(__file__).parent
+ENVIRONMENT = {
+    # Threads that wait for others sleep. By default they spin, and beside any other program a step
+    # then waits for a thread that spins instead of one that works.
+    "OMP_WAIT_POLICY": ("passive", ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")),
+    "TORCH_LOGS": ("-all", ("TORCH_LOGS", "TORCH_COMPILE_DEBUG")),  # errors only
+    "TORCH_CPP_LOG_LEVEL": ("ERROR", ("TORCH_CPP_LOG_LEVEL",)),
+}
+"""Variables that torch and OpenMP read when they are loaded: a value, and the variables of which
+none must be set by the user."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths are printed as they are
+    _prepare_environment()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         _print_overview()
@@ -45,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_help(name)
         return 0
     return _guarded(lambda: COMMANDS[name](rest))
+
+
+def _prepare_environment() -> None:
+    """Set `ENVIRONMENT` for this process and its children, before torch is loaded."""
+    if "torch" in sys.modules:  # a program that calls `main`
+        return
+    for name, (value, users) in ENVIRONMENT.items():
+        if not any(user in os.environ for user in users):
+            os.environ[name] = value
 
 
 def _guarded(action: Callable[[], None]) -> int:
@@ -95,8 +117,15 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print fastmoco's own warnings as one line, once per machine; others in Python's format."""
+    """Print fastmoco's own warnings as one line, once per machine; others in Python's format.
+
+    Those from inside other packages are not for users of a command: only ``python -W`` shows them.
+    """
     if not local_ranks().is_first:
+        return
+    path = Path(filename)
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    if installed and not path.is_relative_to(PACKAGE) and not sys.warnoptions:
         return
     if category is UserWarning and not file:
         print(f"fastmoco: {_one_line(str(message))}", file=sys.stderr)  # noqa: T201

@@ -2,11 +2,13 @@
 
 from fastmoco.commands.command import Command, split_arguments
 from fastmoco.train.settings import TrainConfig
+from fastmoco.waiting import waiting
 
 
 def _run_arguments(arguments: list[str]) -> None:
     _, overrides, _ = split_arguments(arguments, ())
-    from fastmoco.demo import demo
+    with waiting("loading PyTorch"):
+        from fastmoco.demo import demo
 
     demo(overrides)
 
