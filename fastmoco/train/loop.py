@@ -144,7 +144,7 @@ def run_steps(
 def first_step_text(trainer: Trainer) -> str:
     """What the first step does besides learning, for the user who waits for it."""
     compiles = trainer.step.compiled or trainer.graphed is not None
-    return "first step: compiling once, about a minute" if compiles else "first step"
+    return "first step: compiling once, a minute or more" if compiles else "first step"
 
 
 def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
