@@ -188,6 +188,9 @@ def test_run_folder_holds_what_it_should(eager_run):
     assert [row["step"] for row in rows if row["knn_top1"] is not None] == [6, 12, 18, 20]
     assert {"loss", "learning_rate", "uniformity", "epoch", *TIMES} <= rows[0].keys()
     assert any((eager_run / "tensorboard").iterdir())
+    log = (eager_run / "train.log").read_text()
+    assert "monitor   kNN top-1 on 48 images of data.test: raw pixels" in log
+    assert "step 1/20  loss" in log  # shown at once, without a row
     assert not list(eager_run.rglob("*.partial"))
 
 
