@@ -13,7 +13,7 @@ class Baselines:
 
     knn_top1_pixels: float
     """Percent, of raw pixels."""
-    knn_top1_untrained: float
+    knn_top1_start: float
     """Percent, of the encoder as the run starts with it."""
     num_images: int
     """Images that are classified."""
@@ -22,9 +22,8 @@ class Baselines:
 
     def to_text(self) -> str:
         """The figures in one line."""
-        figures = (
-            f"raw pixels {self.knn_top1_pixels:.1f}%, untrained {self.knn_top1_untrained:.1f}%"
-        )
+        pixels, start = self.knn_top1_pixels, self.knn_top1_start
+        figures = f"raw pixels {pixels:.1f}%, encoder at the start {start:.1f}%"
         return f"kNN top-1 on {self.num_images:,} {self.about}: {figures}"
 
 

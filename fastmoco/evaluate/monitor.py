@@ -72,7 +72,7 @@ class KnnMonitor:
         )[0]
 
     def baselines(self, encoder: FrozenEncoder, path: Path) -> Baselines:
-        """Measure raw pixels and an untrained encoder once; later starts read them from `path`.
+        """Measure raw pixels and the encoder at the start once; later starts read them from `path`.
 
         Raises:
             ValueError: If the file is damaged.
@@ -80,7 +80,7 @@ class KnnMonitor:
         if not path.exists():
             found = Baselines(
                 knn_top1_pixels=self.measure(encoder, PIXELS),
-                knn_top1_untrained=self.measure(encoder),
+                knn_top1_start=self.measure(encoder),
                 num_images=len(self._sets[-1]) if self._part is None else len(self._part),
                 about=self._about(),
             )

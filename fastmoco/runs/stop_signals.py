@@ -68,4 +68,4 @@ def _say(text: str) -> None:
     """
     if local_ranks().is_first:
         erased = "\r\x1b[2K" if sys.stderr.isatty() else ""
-        os.write(sys.__stderr__.fileno(), f"{erased}fastmoco: {text}\n".encode())
+        os.write(2, f"{erased}fastmoco: {text}\n".encode())

@@ -90,7 +90,7 @@ def measure_baselines(
     older = bool(trainer.steps_done) and not path.exists()
     if not (monitor.is_on and trainer.ranks.is_first) or older:
         return None
-    with waiting("measuring raw pixels and the untrained encoder"):
+    with waiting("measuring raw pixels and the encoder at the start"):
         found = monitor.baselines(trainer.frozen_encoder(), path)
     logger.info("monitor   %s", found.to_text())
     return found

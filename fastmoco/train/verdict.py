@@ -3,7 +3,7 @@
 Pure functions of the rows of ``metrics.jsonl``, the monitor's baselines and a few facts; no torch.
 Loss and look-up alone never prove that something was learned: early in a run the query learns to be
 "newer than the queue", and a loss far below chance then means nothing (docs/log.md). Labels prove
-it, by kNN above raw pixels and above the untrained encoder. Without them the best outcome is
+it, by kNN above raw pixels and above the encoder at the start. Without them the best outcome is
 `Outcome.unproven`.
 """
 
@@ -35,7 +35,7 @@ class Outcome(StrEnum):
     """What came out of a run."""
 
     learned = "learned"
-    """kNN is above raw pixels and above the untrained encoder, beyond its error."""
+    """kNN is above raw pixels and above the encoder at the start, beyond its error."""
     unproven = "unproven"
     """Nothing speaks against it, but no labels prove it."""
     too_early = "too early"
@@ -155,7 +155,7 @@ def _figures(rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> dic
         figures["knn_top1"] = measured[-1]
     if baselines:
         figures["knn_top1_pixels"] = baselines.knn_top1_pixels
-        figures["knn_top1_untrained"] = baselines.knn_top1_untrained
+        figures["knn_top1_start"] = baselines.knn_top1_start
     return figures
 
 
@@ -190,10 +190,10 @@ def _by_labels(
     figures: dict[str, float], baselines: Baselines, doubts: Sequence[_Doubt]
 ) -> tuple[Outcome, str]:
     knn, pixels = figures["knn_top1"], baselines.knn_top1_pixels
-    untrained = baselines.knn_top1_untrained
-    best, share = max(pixels, untrained), knn / 100
+    start = baselines.knn_top1_start
+    best, share = max(pixels, start), knn / 100
     error = 100 * math.sqrt(2 * share * (1 - share) / baselines.num_images)
-    against = f"raw pixels {pixels:.1f}% and the untrained encoder {untrained:.1f}%"
+    against = f"raw pixels {pixels:.1f}% and the encoder at the start {start:.1f}%"
     on = f"on {baselines.num_images:,} {baselines.about}"
     if knn > best + STANDARD_ERRORS * error:
         return Outcome.learned, f"kNN {knn:.1f}% is above {against} ({on})"

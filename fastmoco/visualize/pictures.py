@@ -170,7 +170,7 @@ def _draw_monitor(axes: Axes, rows: Sequence[dict[str, Any]], baselines: Baselin
     if baselines:
         axes.set_ylabel("kNN top-1, %")
         _dotted(axes, baselines.knn_top1_pixels, "raw pixels")
-        _dotted(axes, baselines.knn_top1_untrained, "untrained encoder", "tab:brown")
+        _dotted(axes, baselines.knn_top1_start, "encoder at the start", "tab:brown")
     elif not measured:
         axes.set_title("no kNN monitor (monitor.every_epochs)", fontsize=9)
 

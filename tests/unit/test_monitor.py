@@ -65,7 +65,7 @@ def test_baselines_are_measured_once(images, encoder, tmp_path, monkeypatch):
     data, path = DataConfig(train=images, test=images), tmp_path / "baselines.json"
     with KnnMonitor(MONITOR, data, 8) as monitor:
         first = monitor.baselines(encoder, path)
-        assert first.knn_top1_untrained == pytest.approx(monitor.measure(encoder))
+        assert first.knn_top1_start == pytest.approx(monitor.measure(encoder))
         monkeypatch.setattr(KnnMonitor, "measure", lambda *_: pytest.fail("measured again"))
         assert monitor.baselines(encoder, path) == first
     assert "on 18 images of data.test" in first.to_text()

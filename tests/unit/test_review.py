@@ -101,7 +101,7 @@ def test_baselines_are_dotted_lines(monkeypatch):
     with_both, without = (figure.axes[3] for figure in figures)
     dotted = {line.get_label(): line for line in with_both.lines if line.get_linestyle() == ":"}
     heights = {label: line.get_ydata()[0] for label, line in dotted.items()}
-    assert heights == {"raw pixels": 31.0, "untrained encoder": 20.0}
+    assert heights == {"raw pixels": 31.0, "encoder at the start": 20.0}
     assert "monitor.every_epochs" in without.get_title()
 
 

@@ -17,7 +17,7 @@ FACTS = RunFacts(
     momentum=0.99,
 )
 BASELINES = Baselines(
-    knn_top1_pixels=30.0, knn_top1_untrained=25.0, num_images=500, about="images of data.test"
+    knn_top1_pixels=30.0, knn_top1_start=25.0, num_images=500, about="images of data.test"
 )
 
 
@@ -44,7 +44,7 @@ def test_learned_is_above_both_baselines():
     verdict = judge(rows(knn=45.0), FACTS, BASELINES)
     assert verdict.outcome is Outcome.learned
     (reason,) = verdict.reasons
-    assert "kNN 45.0% is above raw pixels 30.0% and the untrained encoder 25.0%" in reason
+    assert "kNN 45.0% is above raw pixels 30.0% and the encoder at the start 25.0%" in reason
     assert verdict.advice == []
     assert verdict.figures["knn_top1"] == 45.0
 
