@@ -145,6 +145,11 @@ def test_memorized_where_the_look_up_is_solved_without_a_gain():
     assert "although 99% of look-ups find the positive" in verdict.reasons[0]
 
 
+def test_a_solved_look_up_in_a_run_that_was_stopped_is_too_early():
+    verdict = judge(rows(loss=0.1, look_up=99.0, knn=24.0, steps=600), FACTS, BASELINES)
+    assert verdict.outcome is Outcome.too_early
+
+
 def test_memorized_in_a_queue_longer_than_the_set():
     long = facts(num_images=300, queue_size=4_096)
     verdict = judge(rows(loss=4.0, look_up=30.0, knn=24.0), long, BASELINES)
@@ -181,6 +186,7 @@ def test_it_is_written_and_read_by_people():
 def test_a_lasting_collapse_is_warned_of():
     assert "nearly the same features" in warning(rows(loss=5.54, deviation=0.02), 3_000)
     assert "is at chance" in warning(rows(loss=5.54), 3_000)
+    assert "is at chance" in warning([*rows()[:14], *rows(loss=5.54)[14:]], 3_000)
     assert warning(rows(), 3_000) is None
 
 

@@ -15,9 +15,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_quick_block_says_nothing(capsys):
+def test_a_quick_block_says_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.05)
     with waiting("loading"):
         pass
+    time.sleep(0.1)
     assert capsys.readouterr().err == ""
 
 
