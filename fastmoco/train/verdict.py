@@ -8,6 +8,7 @@ it, by kNN above raw pixels and above the encoder at the start. Without them the
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -84,10 +85,12 @@ class Verdict:
         return asdict(self)
 
     def to_lines(self) -> list[str]:
-        """For people, in the form of the run's header."""
-        head = f"verdict   {self.outcome.value}: {self.reasons[0]}"
-        more = [f"          also: {reason}" for reason in self.reasons[1:]]
-        return [head, *more, *(f"          to do: {advice}" for advice in self.advice)]
+        """For people, in the form of the run's header; at most 80 columns."""
+        texts = [f"{self.outcome.value}: {self.reasons[0]}"]
+        texts += [f"also: {reason}" for reason in self.reasons[1:]]
+        texts += [f"to do: {advice}" for advice in self.advice]
+        wrapped = [line for text in texts for line in textwrap.wrap(text, 70)]
+        return [f"{'' if number else 'verdict':<10}{line}" for number, line in enumerate(wrapped)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,7 +201,7 @@ def test_a_finished_run_says_so(dataset, eager_run, capsys):
     assert "is finished (step 20)" in said
     verdict = json.loads((eager_run / "verdict.json").read_text())
     assert (verdict["outcome"], verdict["step"]) == ("too early", 20)
-    assert f"verdict   too early: {verdict['reasons'][0]}" in said
+    assert f"verdict too early: {verdict['reasons'][0]}" in " ".join(said.split())  # wrapped
     assert verdict["next"].startswith(f"fastmoco knn {eager_run} 'data.train={dataset}'")
     assert f"next      {verdict['next']}" in said
     assert before == sorted(

@@ -180,6 +180,8 @@ def test_it_is_written_and_read_by_people():
     lines = verdict.to_lines()
     assert lines[0].startswith("verdict   too early: ")
     assert all(line.startswith(" " * 10) for line in lines[1:])
+    assert all(len(line) <= 80 for line in lines)
+    assert "to do: train longer" in "\n".join(lines)
     assert judge([], FACTS, None) is None
 
 
