@@ -164,6 +164,7 @@ def _figures(rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> dic
 
 def _doubts(figures: dict[str, float], facts: RunFacts, step: int) -> list[_Doubt]:
     doubts, size = [], facts.queue_size
+    is_long = size is not None and size >= facts.num_images
     if step < facts.scheduled_steps:
         text = f"it stopped at step {step} of {facts.scheduled_steps} (train.max_steps)"
         doubts.append(_Doubt(text, "raise train.max_steps; the same command resumes", early=True))
@@ -172,14 +173,14 @@ def _doubts(figures: dict[str, float], facts: RunFacts, step: int) -> list[_Doub
         advice = "set moco.momentum=0.99 for few steps"
         doubts.append(_Doubt(text, advice, early=True))
     if _is_chance(figures):
-        doubts.append(_Doubt(_at_chance(figures), "", early=True))
+        doubts.append(_Doubt(_at_chance(figures), "", early=not is_long))
     if figures["feature_deviation"] < COLLAPSED_BELOW:
         advice = "if that lasts, set a shorter moco.queue_size or a lower optimizer.learning_rate"
         doubts.append(_Doubt(_spread(figures), advice, early=True))
     if size is not None and step * facts.global_batch_size < size:
         text = f"the queue of {size:,} keys was never filled"
         doubts.append(_Doubt(text, "", early=True))
-    if size is not None and size >= facts.num_images:
+    if is_long:
         text = (
             f"the queue of {size:,} keys is longer than the set of {facts.num_images:,} images: "
             "images are their own negatives"
@@ -205,13 +206,15 @@ def _by_labels(
     if solved:
         reason += f", although {figures['accuracy_top1']:.0f}% of look-ups find the positive"
     settled = not any(doubt.early for doubt in doubts)
-    memorized = settled and (solved or any(not doubt.early for doubt in doubts))
+    memorized = settled and (solved or bool(doubts))
     return (Outcome.memorized if memorized else Outcome.too_early), reason
 
 
 def _without_labels(figures: dict[str, float], doubts: Sequence[_Doubt]) -> tuple[Outcome, str]:
     if early := [doubt.text for doubt in doubts if doubt.early]:
         return Outcome.too_early, early[0]
+    if _is_chance(figures):
+        return Outcome.too_early, _at_chance(figures)
     if doubts and figures["accuracy_top1"] > SOLVED_ABOVE:
         found = f"{figures['accuracy_top1']:.0f}% of look-ups find the positive"
         return Outcome.memorized, f"{found} in a queue that holds all images"

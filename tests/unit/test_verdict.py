@@ -160,6 +160,18 @@ def test_memorized_in_a_queue_longer_than_the_set():
     assert blind.outcome is Outcome.memorized
 
 
+@pytest.mark.parametrize("loss", [7.24, 7.5])
+def test_a_run_on_300_images_with_a_queue_of_2048(loss):
+    """Made on 300 images of CIFAR-10, 720 steps: the loss was 5.8 at step 150, and rose again."""
+    long = facts(num_images=300, queue_size=2_048, global_batch_size=32, scheduled_steps=720)
+    found = [{**row, "loss_floor_ln_k1": 7.63} for row in rows(loss, 8.0, 0.5, 14.2, steps=720)]
+    baselines = dataclasses.replace(BASELINES, knn_top1_pixels=24.6, knn_top1_start=16.6)
+    assert judge(found, long, baselines).outcome is Outcome.memorized
+    blind = judge(found, long, None)
+    assert blind.outcome is (Outcome.unproven if loss < 7.4 else Outcome.too_early)
+    assert "longer than the set of 300 images" in blind.reasons[1]
+
+
 def test_without_labels_nothing_is_proven():
     verdict = judge(rows(), FACTS, None)
     assert verdict.outcome is Outcome.unproven
