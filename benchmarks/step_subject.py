@@ -1,5 +1,7 @@
 """fastmoco's model and step as `Trainer` makes them, for benchmarks that have no run."""
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -8,11 +10,11 @@ from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
 from fastmoco.moco.mechanism import ContrastiveModel
 from fastmoco.moco.model import MoCo
-from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.policies import Policy
+from fastmoco.pipelines.policies import POLICIES, Policy
 from fastmoco.train.step import TrainStep
 
 LEARNING_RATE = 0.03
@@ -72,6 +74,27 @@ def feed_step(
         precision=Precision.bf16,
         compiled=device.type == "cuda",
     )
+
+
+def seconds_a_step(seconds: float) -> dict[str, float]:
+    """Times steps of a small ResNet-18 on the CPU for this long, after 2 untimed ones."""
+    device = torch.device("cpu")
+    step = training_step(
+        ModelConfig(encoder="resnet18", stem=Stem.small_stride2, width=16),
+        MocoConfig(queue_size=4096, batch_norm_splits=4),
+        policy=POLICIES["cifar"],
+        device=device,
+        precision=Precision.float32,
+        compiled=False,
+    )
+    batch, count = noise_batch(64, 32, device), 0
+    for _ in range(2):
+        step(batch, LEARNING_RATE)
+    start = time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        step(batch, LEARNING_RATE)
+        count += 1
+    return {"seconds": (time.perf_counter() - start) / count}
 
 
 def noise_batch(batch_size: int, view_size: int, device: torch.device) -> Batch:

@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -30,11 +31,25 @@ WRONG_USAGE = (
 """Errors of exit code 2: the command line must change, or what it names."""
 HELP_WORDS, VERSION_WORDS = ("help", "--help", "-h"), ("version", "--version", "-V")
 
+PACKAGE = Path(__file__).parent
+ENVIRONMENT = {
+    # Threads that wait for others sleep. By default they spin, and beside other programs take the
+    # time of the thread that they wait for. A step of ResNet-18 (width 16, 64 images of 32 pixels,
+    # 2 threads on 2 cores beside some 10 processes) took 8.3 s, with sleeping threads 1.4 s (n = 1,
+    # 2026-11-28, benchmarks/bench_wait_policy.py). The cost on a free machine was not measured.
+    "OMP_WAIT_POLICY": ("passive", ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")),
+    "TORCH_LOGS": ("-all", ("TORCH_LOGS", "TORCH_COMPILE_DEBUG")),  # errors only
+    "TORCH_CPP_LOG_LEVEL": ("ERROR", ("TORCH_CPP_LOG_LEVEL",)),
+}
+"""Variables that torch and OpenMP read when they are loaded: a value, and the variables of which
+none must be set by the user."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # paths are printed as they are
+    _prepare_environment()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name, *rest = arguments or [""]
     if name in HELP_WORDS and rest:  # fastmoco help train
@@ -56,6 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = [word for word in rest if word not in asking and "=" in word]
         return _guarded(lambda: _print_help(name, options))
     return _guarded(lambda: COMMANDS[name](rest))
+
+
+def _prepare_environment() -> None:
+    """Set `ENVIRONMENT` for this process and its children, before torch is loaded."""
+    if "torch" in sys.modules:  # a program that calls `main`
+        return
+    for name, (value, users) in ENVIRONMENT.items():
+        if not any(user in os.environ for user in users):
+            os.environ[name] = value
 
 
 def _guarded(action: Callable[[], None]) -> int:
@@ -118,8 +142,15 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print fastmoco's own warnings as one line, once per machine; others in Python's format."""
+    """Print fastmoco's own warnings as one line, once per machine; others in Python's format.
+
+    Those from inside other packages are not for users of a command: only ``python -W`` shows them.
+    """
     if not local_ranks().is_first:
+        return
+    path = Path(filename)
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    if installed and not path.is_relative_to(PACKAGE) and not sys.warnoptions:
         return
     if category is UserWarning and not file:
         print(f"fastmoco: {_one_line(str(message))}", file=sys.stderr)  # noqa: T201

@@ -1,6 +1,7 @@
 """The device of a run."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -42,3 +43,12 @@ def synchronize(device: torch.device) -> None:
     """Wait until a device has finished all queued work; a CPU has no queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that torch allocated on a GPU; on a CPU, most that this process had in use."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # getrusage would include the peak of the process which started this one.
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

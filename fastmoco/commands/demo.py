@@ -4,6 +4,7 @@ from fastmoco.commands.arguments import check_outputs, split_arguments
 from fastmoco.commands.command import Command
 from fastmoco.errors import UsageError
 from fastmoco.train.settings import TrainConfig
+from fastmoco.waiting import waiting
 
 
 def _run_arguments(arguments: list[str]) -> None:
@@ -17,7 +18,8 @@ def _run_arguments(arguments: list[str]) -> None:
         )
     cfg = load_config(TrainConfig, ["experiment=demo", *quote_values(TrainConfig, overrides)])
     check_outputs(cfg)
-    from fastmoco.demo import demo
+    with waiting("loading PyTorch"):
+        from fastmoco.demo import demo
 
     demo(cfg)
 

@@ -22,6 +22,7 @@ from fastmoco.configuration import (
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
 from fastmoco.train.settings import TrainConfig, run_path
+from fastmoco.waiting import waiting
 
 # Flags of Hydra that are followed by a value.
 VALUE_FLAGS = "--cfg -c --info -i --package -p --config-dir -cd --config-name -cn".split()
@@ -62,8 +63,8 @@ def run_application(arguments: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit with code 1 for any exception.
         try:
-            from fastmoco.train.pretrain import pretrain  # torch: after all options are checked
-
+            with waiting("loading PyTorch"):  # after all options are checked
+                from fastmoco.train.pretrain import pretrain
             pretrain(_job_config(composed, swept))
         except BaseException as error:
             if os.getpid() != launching:  # the job of a launcher, which reports the error itself

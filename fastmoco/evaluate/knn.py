@@ -22,7 +22,6 @@ from fastmoco.evaluate.features import (
     FeatureSet,
     FrozenEncoder,
     dataset_features,
-    extract_features,
     features_folder,
     open_encoder,
     request_of,
@@ -125,28 +124,22 @@ def knn_votes(
 
 
 def knn_accuracy(
-    train: FeatureSet, test: FeatureSet, *, k: int, temperature: float
-) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent; k is reduced to the size of the training set."""
-    scores = knn_votes(train, test.vectors, k=min(k, len(train.labels)), temperature=temperature)
-    return top_accuracies(class_ranks(scores, test.labels))
-
-
-def encoder_accuracy(
-    encoder: FrozenEncoder,
-    request: FeatureRequest,
-    train: Dataset,
-    test: Dataset,
+    train: FeatureSet,
+    test: FeatureSet,
     *,
     k: int,
     temperature: float,
+    leave_one_out: bool = False,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in percent of an encoder; its features are not kept on disk.
-
-    `train` has the images that vote, `test` those to classify; see `knn_votes` for the rest.
-    """
-    sets = [extract_features(encoder, dataset, request) for dataset in (train, test)]
-    return knn_accuracy(*sets, k=k, temperature=temperature)
+    """Top-1 and top-5 accuracy in percent; k is reduced to the images that may vote."""
+    scores = knn_votes(
+        train,
+        test.vectors,
+        k=min(k, len(train.labels) - leave_one_out),
+        temperature=temperature,
+        leave_one_out=leave_one_out,
+    )
+    return top_accuracies(class_ranks(scores, test.labels))
 
 
 def check_knn_config(cfg: KnnConfig) -> None:

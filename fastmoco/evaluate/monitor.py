@@ -1,24 +1,35 @@
 """The kNN monitor: accuracy of the encoder's features while it trains."""
 
+from pathlib import Path
 from typing import Self
 
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.settings import DataConfig
-from fastmoco.evaluate.features import FeatureRequest, FrozenEncoder
-from fastmoco.evaluate.knn import encoder_accuracy
-from fastmoco.evaluate.labels import check_labels
+from fastmoco.draws.streams import INT64
+from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
+from fastmoco.evaluate.features import PIXELS, FeatureRequest, FrozenEncoder, extract_features
+from fastmoco.evaluate.knn import knn_accuracy
+from fastmoco.evaluate.labels import check_labels, stratified_part
 from fastmoco.evaluate.settings import MonitorConfig
+
+MOST_IMAGES = 10_000
+"""Images of data.train that the monitor uses where there is no data.test."""
 
 
 class KnnMonitor:
-    """Measures kNN top-1 every few epochs; opens both datasets before the first step."""
+    """Measures kNN top-1 every few epochs; opens its datasets before the first step.
+
+    The images of data.train vote for those of data.test. Without data.test each image of data.train
+    is classified by the others; at most `MOST_IMAGES` of them, the same in every run, bound the
+    cost.
+    """
 
     def __init__(self, monitor: MonitorConfig, data: DataConfig, batch_size: int) -> None:
         """Open the datasets if the monitor is on.
 
         Args:
             monitor: Protocol and interval.
-            data: The datasets; both are set if the monitor is on.
+            data: The datasets; data.train is set.
             batch_size: Images per forward pass.
 
         Raises:
@@ -26,22 +37,60 @@ class KnnMonitor:
         """
         self._monitor, self._batch_size = monitor, batch_size
         self._sets: list[Dataset] = []
+        self._part: INT64 | None = None
+        self._alone = data.test is None
         if monitor.every_epochs:
-            for path in (data.train, data.test):
-                assert path is not None  # train.checks refused it
-                self._sets.append(open_dataset(path))
-            check_labels(*self._sets)
+            self._sets = [open_dataset(path) for path in (data.train, data.test) if path]
+            check_labels(self._sets[0], self._sets[-1])
+            labels = self._sets[0].labels
+            if self._alone and len(labels) > MOST_IMAGES:
+                self._part = stratified_part(labels, MOST_IMAGES / len(labels), seed=0)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it measures at all."""
+        return bool(self._sets)
 
     def is_due(self, epoch: int) -> bool:
         """Whether to measure after the end of an epoch, counted from 1."""
-        return bool(self._monitor.every_epochs) and epoch % self._monitor.every_epochs == 0
+        return self.is_on and epoch % self._monitor.every_epochs == 0
 
-    def measure(self, encoder: FrozenEncoder) -> float:
-        """Measure the top-1 of an encoder on its device, in percent, by ``monitor.*``."""
-        train, test = self._sets
-        request = FeatureRequest(features=self._monitor.features.value, batch_size=self._batch_size)
+    def measure(self, encoder: FrozenEncoder, features: str | None = None) -> float:
+        """Measure the top-1 of an encoder on its device, in percent, by ``monitor.*``.
+
+        `features`, if given, replaces the kind of vectors that ``monitor.features`` names.
+        """
+        request = FeatureRequest(
+            features=features or self._monitor.features.value,
+            batch_size=self._batch_size,
+            sample_ids=self._part,
+        )
+        sets = [extract_features(encoder, one, request) for one in self._sets]
         k, temperature = self._monitor.k, self._monitor.temperature
-        return encoder_accuracy(encoder, request, train, test, k=k, temperature=temperature)[0]
+        return knn_accuracy(
+            sets[0], sets[-1], k=k, temperature=temperature, leave_one_out=self._alone
+        )[0]
+
+    def baselines(self, encoder: FrozenEncoder, path: Path) -> Baselines:
+        """Measure raw pixels and the encoder at the start once; later starts read them from `path`.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        if not path.exists():
+            found = Baselines(
+                knn_top1_pixels=self.measure(encoder, PIXELS),
+                knn_top1_start=self.measure(encoder),
+                num_images=len(self._sets[-1]) if self._part is None else len(self._part),
+                about=self._about(),
+            )
+            write_baselines(path, found)
+        return read_baselines(path)
+
+    def _about(self) -> str:
+        if not self._alone:
+            return "images of data.test"
+        return "images of data.train, each classified by the others"
 
     def __enter__(self) -> Self:
         """Return self."""

@@ -157,8 +157,9 @@ def _evaluation(loaded: LoadedEncoder) -> str:
         )
     monitor = loaded.config.monitor
     test = loaded.config.data.test
+    images = f"`{test.name}`" if test else "training images, each by the others,"
     return (
         f"Weighted kNN (k = {monitor.k}, T = {monitor.temperature:g}, {monitor.features.value} "
-        f"features) on `{test.name if test else 'unknown'}` after {measured[-1]['step']:,} steps: "
+        f"features) on {images} after {measured[-1]['step']:,} steps: "
         f"{measured[-1]['knn_top1']:.2f}% top-1."
     )

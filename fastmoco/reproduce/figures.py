@@ -11,11 +11,10 @@ from fastmoco.reproduce.definition import Definition
 from fastmoco.reproduce.plan import combinations, run_label, run_name
 from fastmoco.reproduce.record import RunRecord, Status, read_record
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.train.verdict import COLLAPSED_BELOW
 
 SETTINGS = ("parameters", "global_batch_size", "epochs")
 """Facts of a run that a table has columns for if they differ."""
-COLLAPSED_BELOW = 0.1
-"""Feature deviation: about 1 if features are spread over the sphere, 0 if all are equal."""
 
 
 @dataclass(frozen=True, slots=True)

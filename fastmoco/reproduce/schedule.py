@@ -56,7 +56,7 @@ def do_all(job: SweepJob) -> None:
     )
     running: list[Child] = []
     terminated = False
-    with stop_signals() as stop, _none_left(running):
+    with stop_signals("stopping when the runs have saved") as stop, _none_left(running):
         while running or (waiting and not stop.signal_number):
             while waiting and free and not stop.signal_number:
                 running.append(_start(job, waiting.popleft(), free.popleft()))

@@ -2,16 +2,26 @@
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
+import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 
+from fastmoco.device import peak_memory_bytes
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.metrics_file import MetricsFile
 from fastmoco.runs.run_folder import RunFolder
+
+SCREEN_SECONDS = 10.0
+"""Longest time between two lines on the screen, if steps are that quick."""
+WIDTH = 80
+SHOWN_WAIT = 0.1
+"""Fraction of the time spent waiting for data from which the screen says so."""
 
 
 @contextmanager
@@ -24,13 +34,25 @@ def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]
         return
     file = logging.FileHandler(run.log, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    screen = logging.StreamHandler(sys.stderr)
+    screen = _Screen()
     logger.addHandler(file)
     logger.addHandler(screen)
     try:
         yield logger
     finally:
         file.close()
+
+
+class _Screen(logging.Handler):
+    """Writes to stderr as it is at that moment: a progress line puts text above itself.
+
+    A terminal shows the line of a running training anyway.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        if not (getattr(record, "live", False) and sys.stderr.isatty()):
+            print(self.format(record), file=sys.stderr)  # noqa: T201
 
 
 class Reporter:
@@ -40,35 +62,42 @@ class Reporter:
         self,
         run: RunFolder,
         logger: logging.Logger,
+        device: torch.device,
         *,
         resume_step: int,
         total_steps: int,
-        epochs: int,
     ) -> None:
         """Open the files; rows after `resume_step` are removed.
 
         Args:
             run: Folder to write to.
-            logger: Gets a plain line per row where stderr is not a terminal.
+            logger: Gets all lines; a terminal shows the progress line in one place.
+            device: Device whose memory is shown.
             resume_step: Steps done before.
             total_steps: Steps of the run.
-            epochs: Epochs of the run.
         """
         from torch.utils.tensorboard import SummaryWriter  # 1 s to import
 
         self.file = MetricsFile(run.metrics, resume_step=resume_step)
         self._board = SummaryWriter(str(run.tensorboard), purge_step=resume_step + 1)
-        self._logger = logger
-        self._epochs = epochs
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TimeRemainingColumn())
+        self._logger, self._device = logger, device
+        self._clock = StepsLeft(total_steps)
         self._progress = Progress(
-            *columns, console=Console(stderr=True), disable=not sys.stderr.isatty()
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.description}"),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
         )
-        self._task = self._progress.add_task("starting", total=total_steps, completed=resume_step)
-        self._progress.start()
+        self._task = self._progress.add_task("", total=total_steps, completed=resume_step)
+        self._next_line = 0.0
+
+    @property
+    def line_is_due(self) -> bool:
+        """Whether nothing was shown for `SCREEN_SECONDS`, or nothing at all."""
+        return time.monotonic() >= self._next_line
 
     def advance(self, step: int) -> None:
-        """Move the progress bar; reads nothing from the device."""
+        """Count a step; reads nothing from the device."""
+        self._clock.count(step)
         self._progress.update(self._task, completed=step)
 
     def row(self, row: dict[str, Any]) -> None:
@@ -77,10 +106,29 @@ class Reporter:
         for name, value in row.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._board.add_scalar(name, value, row["step"])
-        line = progress_line(row, self._epochs)
+        self.show(row)
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Show a row, or the means since the last one, on the screen and in ``train.log``."""
+        self._progress.start()
+        self._next_line = time.monotonic() + SCREEN_SECONDS
+        step = f"step {row['step']}/{self._clock.total}  "
+        memory = peak_memory_bytes(self._device)
+        line = progress_line(row, self._clock.left(), memory, WIDTH - len(step))
         self._progress.update(self._task, description=line)
-        if self._progress.disable:
-            self._logger.info(line)
+        self._logger.info("%s", step + line, extra={"live": True})
+
+    def say(self, line: str) -> None:
+        """Log a line of its own."""
+        self._logger.info("%s", line)
+
+    @contextmanager
+    def busy(self, text: str) -> Iterator[None]:
+        """Show in the progress line what is done instead of steps."""
+        before = self._progress.tasks[0].description
+        self._progress.update(self._task, description=text)
+        yield
+        self._progress.update(self._task, description=before)
 
     def sync(self) -> None:
         """Write all rows through to the disk."""
@@ -97,11 +145,24 @@ class Reporter:
 class SilentReporter:
     """Reporter of the ranks that neither write nor print."""
 
+    line_is_due = False
+
     def advance(self, step: int) -> None:
         """Nothing."""
 
     def row(self, row: dict[str, Any]) -> None:
         """Nothing."""
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def busy(self, text: str) -> AbstractContextManager[None]:
+        """Nothing."""
+        del text
+        return nullcontext()
 
     def sync(self) -> None:
         """Nothing."""
@@ -110,13 +171,48 @@ class SilentReporter:
         """Nothing."""
 
 
-def progress_line(row: dict[str, Any], epochs: int) -> str:
-    """One line to read: progress, loss and accuracy, speed, time spent waiting for data."""
-    parts = [f"epoch {row['epoch']:.2f}/{epochs}", f"step {row['step']}", f"loss {row['loss']:.3f}"]
-    parts.append(f"top-1 {row['accuracy_top1']:.1f}%")
-    if row["images_per_second"] is not None:
-        parts.append(f"{row['images_per_second']:.0f} images/s")
-        parts.append(f"data wait {100 * row['data_wait_fraction']:.0f}%")
-    if row.get("knn_top1") is not None:
-        parts.append(f"kNN {row['knn_top1']:.1f}%")
-    return "  ".join(parts)
+class StepsLeft:
+    """Estimates the time that a run still needs, from all steps after the first one.
+
+    The first step is left out, because it compiles. Saving and measuring count: they come again.
+    """
+
+    def __init__(self, total: int) -> None:
+        """Start before the first step."""
+        self.total = total
+        self._first: tuple[int, float] | None = None
+        self._step = 0
+
+    def count(self, step: int) -> None:
+        """Count a step that is done."""
+        self._step = step
+        if self._first is None:
+            self._first = step, time.monotonic()
+
+    def left(self) -> timedelta | None:
+        """The estimate, in full seconds; None after the first step."""
+        if self._first is None or self._step == self._first[0]:
+            return None
+        seconds = (time.monotonic() - self._first[1]) / (self._step - self._first[0])
+        return timedelta(seconds=round(seconds * (self.total - self._step)))
+
+
+def progress_line(
+    row: dict[str, Any], left: timedelta | None, memory_bytes: int, width: int
+) -> str:
+    """Means of the last steps and what is left, in one line; what does not fit is left out.
+
+    ``look-up`` is the percentage of queries whose positive is found among K negatives: not an
+    accuracy of classes.
+    """
+    parts = [f"loss {row['loss']:.3f}", f"look-up {row['accuracy_top1']:.1f}%"]
+    if left is not None:
+        parts.append(f"ETA {left}")
+    if row.get("images_per_second") is not None:
+        parts.append(f"{row['images_per_second']:,.0f} images/s")
+        if row["data_wait_fraction"] >= SHOWN_WAIT:
+            parts.append(f"waits {100 * row['data_wait_fraction']:.0f}%")
+    parts.append(f"{memory_bytes / 1e9:.1f} GB")
+    while len(line := "  ".join(parts)) > width:
+        parts.pop()
+    return line

@@ -17,7 +17,14 @@ from fastmoco.ranks import Ranks
 from fastmoco.runs.distributed import wait_for_all
 
 LOCK_NAME = ".lock"
-OUTPUTS = ("metrics.jsonl", "views.png", "curves.png", "tensorboard")
+OUTPUTS = (
+    "metrics.jsonl",
+    "views.png",
+    "curves.png",
+    "baselines.json",
+    "verdict.json",
+    "tensorboard",
+)
 """Files of a run without a checkpoint, which the next run replaces."""
 
 
@@ -61,6 +68,16 @@ class RunFolder:
     def curves(self) -> Path:
         """Picture of the metrics."""
         return self.path / "curves.png"
+
+    @property
+    def baselines(self) -> Path:
+        """What the encoder must exceed, measured before the first step."""
+        return self.path / "baselines.json"
+
+    @property
+    def verdict(self) -> Path:
+        """What came out of the run."""
+        return self.path / "verdict.json"
 
     @property
     def tensorboard(self) -> Path:

@@ -45,11 +45,6 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
     if cfg.moco.loss is Loss.fused and device.type != "cuda":
         raise UsageError(f"moco.loss=fused needs a CUDA device, got {device}; set moco.loss=auto")
     cfg.optimizer.check_available()
-    if cfg.monitor.every_epochs and cfg.data.test is None:
-        raise UsageError(
-            "monitor.every_epochs is set but data.test is not; "
-            "give data.test=FILE.beton or monitor.every_epochs=0"
-        )
     if cfg.train.from_run and cfg.weights:
         raise UsageError(
             f"train.from_run={cfg.train.from_run} takes the encoders of that run, so weights="

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fastmoco.data.dataset import open_dataset
-from fastmoco.device import synchronize
+from fastmoco.device import peak_memory_bytes, synchronize
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
 from fastmoco.optim.precision import AUTOCAST_DTYPES
@@ -147,7 +147,7 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
         first_step_seconds=first_step_seconds,
         images_per_second=speeds["images_per_second"] or cfg.global_batch_size / first_step_seconds,
         data_wait_fraction=speeds["data_wait_fraction"] or 0.0,
-        peak_bytes=_peak_bytes(trainer.device),
+        peak_bytes=peak_memory_bytes(trainer.device),
         flops_per_image=flops,
         device_flops=matrix_flops(trainer.device, AUTOCAST_DTYPES[cfg.precision]),
         total_steps=trainer.total_steps,
@@ -162,14 +162,6 @@ def _take(trainer: Trainer, loader: ViewLoader) -> float:
     if trainer.steps_done == 1:
         synchronize(trainer.device)
     return batch.data_wait_seconds
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # getrusage would include the peak of the process which started this one.
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 @contextmanager

@@ -1,28 +1,29 @@
 """`train`: load, loop, step, log, save, close."""
 
 import logging
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.errors import Interrupted
+from fastmoco.evaluate.baselines import Baselines, read_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
-from fastmoco.runs.metrics_file import read_metrics
-from fastmoco.runs.reporter import run_logger
+from fastmoco.runs.reporter import Reporter, SilentReporter, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.first_views import write_first_views
-from fastmoco.train.report import StepClock, log_header, make_row, open_reporter
+from fastmoco.train.report import StepClock, log_header, make_row, open_reporter, screen_row
+from fastmoco.train.review import Review
 from fastmoco.train.settings import FREE_KEYS, TrainConfig, run_path
 from fastmoco.train.trainer import Trainer
-from fastmoco.visualize.pictures import draw_curves
+from fastmoco.waiting import waiting
 
 
 def train(cfg: TrainConfig) -> Path:
@@ -35,7 +36,8 @@ def train(cfg: TrainConfig) -> Path:
 
     Returns:
         The run folder: ``config.yaml``, ``metrics.jsonl``, ``train.log``, ``checkpoints/``,
-        ``views.png``, ``curves.png``, ``tensorboard/``, perhaps ``quarantine.csv``.
+        ``views.png``, ``curves.png``, ``verdict.json``, ``tensorboard/``, perhaps
+        ``quarantine.csv``.
 
     Raises:
         UsageError: If settings conflict with each other, the data or the run folder.
@@ -54,27 +56,57 @@ def train(cfg: TrainConfig) -> Path:
         run_logger(run, ranks) as logger,
         stop_signals() as stop,
     ):
-        trainer = Trainer(cfg, run, dataset, device, ranks)
-        begin(trainer)
+        stop.nothing_to_save = not ranks.several  # several stop together, after a step
+        with waiting("building the model, trying the compiler"):
+            trainer = Trainer(cfg, run, dataset, device, ranks)
+            begin(trainer)
         if trainer.finished:
             logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)
+            tell_again(trainer, logger)
             return run.path
         if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
             write_quarantine(run.quarantine, dataset.left_out)
         if ranks.is_first and not run.views.exists():
-            write_first_views(trainer)
+            with waiting("drawing the first views"):
+                write_first_views(trainer)
         with closing(trainer.open_loader()) as loader:
             log_header(logger, trainer, loader)
-            run_steps(trainer, loader, monitor, logger, stop)
-        if ranks.is_first:
-            draw_curves(run.curves, read_metrics(run.metrics))
+            baselines = measure_baselines(trainer, monitor, logger)
+            review = Review(trainer, baselines, logger)
+            run_steps(trainer, loader, monitor, review, logger, stop)
+        review.at_end()
     return run.path
+
+
+def tell_again(trainer: Trainer, logger: logging.Logger) -> None:
+    """Say the verdict on a finished run, on the first rank."""
+    if trainer.ranks.is_first:
+        path = trainer.run.baselines
+        Review(trainer, read_baselines(path) if path.exists() else None, logger).tell()
+
+
+def measure_baselines(
+    trainer: Trainer, monitor: KnnMonitor, logger: logging.Logger
+) -> Baselines | None:
+    """Measure and log what the encoder must exceed, before the first step of a run.
+
+    None without a monitor, on other ranks, and for a run that an older version began.
+    """
+    path = trainer.run.baselines
+    older = bool(trainer.steps_done) and not path.exists()
+    if not (monitor.is_on and trainer.ranks.is_first) or older:
+        return None
+    with waiting("measuring raw pixels and the encoder at the start"):
+        found = monitor.baselines(trainer.frozen_encoder(), path)
+    logger.info("monitor   %s", found.to_text())
+    return found
 
 
 def run_steps(
     trainer: Trainer,
     loader: ViewLoader,
     monitor: KnnMonitor,
+    review: Review,
     logger: logging.Logger,
     stop: StopRequest,
 ) -> None:
@@ -83,31 +115,59 @@ def run_steps(
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
     """
-    clock, compiling = StepClock(), True
+    clock, first = StepClock(), True
     with closing(open_reporter(trainer, logger)) as reporter:
         while not trainer.finished:
-            batch = next(loader)
             rate = trainer.learning_rate
-            trainer.take(batch, rate)
+            with waiting(first_step_text(trainer)) if first else nullcontext():
+                batch = next(loader)
+                trainer.take(batch, rate)
+            clock.restart() if first else clock.add(batch.data_wait_seconds)
+            first = stop.nothing_to_save = False
             reporter.advance(trainer.steps_done)
-            clock.restart() if compiling else clock.add(batch.data_wait_seconds)
-            compiling = False  # the first step did
             signal_number = largest(stop.signal_number, trainer.ranks)  # all stop at one step
-            measuring = trainer.epoch_ends and monitor.is_due(trainer.epochs_done)
-            knn_top1 = None
-            if measuring and trainer.ranks.is_first:
-                with clock.paused():
-                    knn_top1 = monitor.measure(trainer.frozen_encoder())
+            measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
+                with clock.paused(), reporter.busy("measuring kNN"):
+                    knn_top1 = measure(trainer, monitor, reporter) if measuring else None
                 trainer.check_finite()
                 reporter.row(make_row(trainer, clock, rate, knn_top1))
+            elif reporter.line_is_due:
+                reporter.show(screen_row(trainer, clock))
             if trainer.save_is_due or signal_number:
                 with clock.paused():
                     trainer.check_finite()
                     reporter.sync()
                     trainer.save()
+                    review.at_checkpoint()
             if signal_number and not trainer.finished:
                 raise Interrupted(
                     signal_number,
                     f"stopped after step {trainer.steps_done}, saved; the same command resumes",
                 )
+
+
+def first_step_text(trainer: Trainer) -> str:
+    """What the first step does besides learning, for the user who waits for it."""
+    compiles = trainer.step.compiled or trainer.graphed is not None
+    return "first step: compiling once, a minute or more" if compiles else "first step"
+
+
+def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
+    """Whether the monitor measures after this step: at the end of some epochs, and of the run."""
+    if trainer.finished:
+        return monitor.is_on
+    return trainer.epoch_ends and monitor.is_due(trainer.epochs_done)
+
+
+def measure(
+    trainer: Trainer, monitor: KnnMonitor, reporter: Reporter | SilentReporter
+) -> float | None:
+    """Measure the encoder by the monitor on the first rank; None on the others."""
+    if not trainer.ranks.is_first:
+        return None
+    knn_top1 = monitor.measure(trainer.frozen_encoder())
+    reporter.say(
+        f"kNN {knn_top1:.1f}% after epoch {trainer.steps_done / trainer.steps_per_epoch:g}"
+    )
+    return knn_top1

@@ -67,9 +67,14 @@ class MetricsSum:
         self.total += values
         self.count += 1
 
-    def flush(self) -> dict[str, float]:
-        """Read the means (this waits for the device) and set the sum to zero."""
+    def means(self) -> dict[str, float]:
+        """Read the means; this waits for the device."""
         means = (self.total / max(1, self.count)).tolist()
+        return dict(zip(STEP_METRICS, means, strict=True))
+
+    def flush(self) -> dict[str, float]:
+        """Read the means and set the sum to zero."""
+        means = self.means()
         self.total.zero_()
         self.count = 0
-        return dict(zip(STEP_METRICS, means, strict=True))
+        return means

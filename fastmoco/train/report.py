@@ -47,18 +47,22 @@ class StepClock:
         yield
         self._start += time.perf_counter() - start
 
-    def read(self, batch_size: int) -> dict[str, float | None]:
-        """Return speeds since the last reading, None without a timed step, and restart."""
+    def speeds(self, batch_size: int) -> dict[str, float | None]:
+        """Return speeds since the last reading, None without a timed step."""
         seconds, steps = time.perf_counter() - self._start, self.steps
-        wait = self.data_wait_seconds
-        self.restart()
         if not steps:
             return {"images_per_second": None, "data_wait_fraction": None, "step_seconds": None}
         return {
             "images_per_second": batch_size * steps / seconds,
-            "data_wait_fraction": wait / seconds,
+            "data_wait_fraction": self.data_wait_seconds / seconds,
             "step_seconds": seconds / steps,
         }
+
+    def read(self, batch_size: int) -> dict[str, float | None]:
+        """Return `speeds`, and restart."""
+        speeds = self.speeds(batch_size)
+        self.restart()
+        return speeds
 
 
 def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | SilentReporter:
@@ -68,9 +72,9 @@ def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | Silent
     return Reporter(
         trainer.run,
         logger,
+        trainer.device,
         resume_step=trainer.steps_done,
         total_steps=trainer.total_steps,
-        epochs=trainer.cfg.train.epochs,
     )
 
 
@@ -90,6 +94,12 @@ def make_row(
         "device_memory_peak_bytes": memory,
         "knn_top1": knn_top1,
     }
+
+
+def screen_row(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
+    """Make what the screen shows between two rows: means since the last row; reads the device."""
+    speeds = clock.speeds(trainer.cfg.global_batch_size)
+    return {"step": trainer.steps_done, **trainer.metrics.means(), **speeds}
 
 
 def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> None:

@@ -79,6 +79,7 @@ class TrainStep:
             self._micro_batches = MicroBatches(
                 model, accumulate, autocast=self._autocast, stage=STAGES[0], compiled=compiled
             )
+        self.compiled = compiled
         self.eager_part = ""  # for the run's header
         self._forward: Callable[..., Any] = (
             self.make_views if accumulate > 1 else self._plain_forward

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from fastmoco.evaluate.baselines import Baselines
 from fastmoco.files import atomic_path
 
 IMAGE = npt.NDArray[np.uint8]
@@ -129,12 +130,15 @@ def draw_contact_sheet(
     save_figure(figure, path)
 
 
-def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the curves of loss, look-up accuracy, similarities and kNN monitor over epochs.
+def draw_curves(
+    path: Path, rows: Sequence[dict[str, Any]], baselines: Baselines | None = None
+) -> None:
+    """Write the curves of loss, look-up, similarities and kNN monitor over epochs.
 
     Args:
         path: PNG file, replaced atomically; not written if there are no rows.
         rows: Rows of ``metrics.jsonl``.
+        baselines: kNN before the first step, as dotted lines.
     """
     if not rows:
         return
@@ -142,26 +146,37 @@ def draw_curves(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     loss, accuracy, similarity, knn = figure.subplots(1, 4)
     _curves(loss, rows, {"loss": "InfoNCE"}, "loss, nats")
     floor = rows[-1]["loss_floor_ln_k1"]
-    loss.axhline(floor, color="gray", linestyle=":", label=f"ln(K+1) = {floor:.2f}, chance")
-    _curves(
-        accuracy, rows, {"accuracy_top1": "top-1", "accuracy_top5": "top-5"}, "(K+1)-way look-up, %"
-    )
+    _dotted(loss, floor, f"ln(K+1) = {floor:.2f}, chance")
+    names = {"accuracy_top1": "positive found first", "accuracy_top5": "among the first 5"}
+    _curves(accuracy, rows, names, "(K+1)-way look-up, %")
     names = {
         "positive_similarity": "positive",
         "negative_similarity": "negative",
         "feature_deviation": "deviation",
     }
     _curves(similarity, rows, names, "cosine similarity")
-    measured = [row for row in rows if row.get("knn_top1") is not None]
-    if measured:
-        _curves(knn, measured, {"knn_top1": "kNN monitor"}, "top-1, %")
-    else:
-        knn.set_title("no kNN monitor (monitor.every_epochs)", fontsize=9)
+    _draw_monitor(knn, rows, baselines)
     for axes in (loss, accuracy, similarity, knn):
         axes.set_xlabel("epoch")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     save_figure(figure, path)
+
+
+def _draw_monitor(axes: Axes, rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> None:
+    measured = [row for row in rows if row.get("knn_top1") is not None]
+    if measured:
+        _curves(axes, measured, {"knn_top1": "kNN monitor"}, "kNN top-1, %")
+    if baselines:
+        axes.set_ylabel("kNN top-1, %")
+        _dotted(axes, baselines.knn_top1_pixels, "raw pixels")
+        _dotted(axes, baselines.knn_top1_start, "encoder at the start", "tab:brown")
+    elif not measured:
+        axes.set_title("no kNN monitor (monitor.every_epochs)", fontsize=9)
+
+
+def _dotted(axes: Axes, value: float, label: str, color: str = "gray") -> None:
+    axes.axhline(value, color=color, linestyle=":", label=label)
 
 
 def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], unit: str) -> None:

@@ -90,7 +90,6 @@ def test_cut_or_foreign_beton(capsys, tmp_path, dataset):  # noqa: F811
         ("device=tpu", ["device=tpu"]),
         ("optimizer.name=lamb", ["optimizer.name must be one of sgd, adam, adamw, lars, got lamb"]),
         ("pipeline.channel_mean=[0.5,0.5,0.5]", ["pipeline.channel_std=[] cannot normalize"]),
-        ("data.test=null", ["monitor.every_epochs is set but data.test is not"]),
     ],
 )
 def test_settings_that_do_not_fit(capsys, tmp_path, dataset, option, words):  # noqa: F811

@@ -153,7 +153,8 @@ def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypa
     assert cli.main(arguments) == 0
     (other,) = others
     assert other.returncode == 2
-    (line,) = other.stderr.strip().splitlines()
+    *waits, line = other.stderr.strip().splitlines()  # a slow import says what it waits for
+    assert all(wait == "fastmoco: loading PyTorch ..." for wait in waits)
     assert line.startswith(f"fastmoco: {run} is in use by another process")
     assert load_checkpoint(run).step == 3
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [2, 3]
@@ -179,19 +180,30 @@ def test_run_folder_holds_what_it_should(eager_run):
         "checkpoints",
         "views.png",
         "curves.png",
+        "baselines.json",
+        "verdict.json",
     }
     rows = read_metrics(eager_run / "metrics.jsonl")
     assert rows[-1]["step"] == 20
-    assert [row["step"] for row in rows if row["knn_top1"] is not None] == [6, 12, 18]
+    assert [row["step"] for row in rows if row["knn_top1"] is not None] == [6, 12, 18, 20]
     assert {"loss", "learning_rate", "uniformity", "epoch", *TIMES} <= rows[0].keys()
     assert any((eager_run / "tensorboard").iterdir())
+    log = (eager_run / "train.log").read_text()
+    assert "monitor   kNN top-1 on 48 images of data.test: raw pixels" in log
+    assert "step 1/20  loss" in log  # shown at once, without a row
     assert not list(eager_run.rglob("*.partial"))
 
 
 def test_a_finished_run_says_so(dataset, eager_run, capsys):
     before = sorted((p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir())
     assert cli.main(train_arguments(dataset, eager_run, "train.compile=never")) == 0
-    assert "is finished (step 20)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is finished (step 20)" in said
+    verdict = json.loads((eager_run / "verdict.json").read_text())
+    assert (verdict["outcome"], verdict["step"]) == ("too early", 20)
+    assert f"verdict too early: {verdict['reasons'][0]}" in " ".join(said.split())  # wrapped
+    assert verdict["next"].startswith(f"fastmoco knn {eager_run} 'data.train={dataset}'")
+    assert f"next      {verdict['next']}" in said
     assert before == sorted(
         (p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir()
     )
@@ -222,7 +234,7 @@ def test_another_configuration_is_refused(dataset, eager_run, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_signal_saves_and_the_run_goes_on(
-    dataset, eager_run, tmp_path, monkeypatch, capsys, number, code
+    dataset, eager_run, tmp_path, monkeypatch, capfd, number, code
 ):
     plain, steps = Trainer.take, []
 
@@ -237,7 +249,8 @@ def test_a_stop_signal_saves_and_the_run_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "take", signalling)
         assert cli.main(arguments) == code
-    assert "stopped after step 7, saved" in capsys.readouterr().err
+    said = capfd.readouterr().err
+    assert said.index("fastmoco: stopping after this step") < said.index("stopped after step 7")
     assert load_checkpoint(run).step == 7
     assert cli.main(arguments) == 0
     assert_same_run(run, eager_run)

@@ -1,0 +1,56 @@
+"""What the command line sets before torch is loaded, and whose warnings it shows."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fastmoco import cli
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A process that has not loaded torch, with none of the variables."""
+    environment = {}
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(modules={}))
+    monkeypatch.setattr(cli, "os", SimpleNamespace(environ=environment))
+    return environment
+
+
+def test_waiting_threads_sleep_and_torch_is_quiet(fresh):
+    cli._prepare_environment()
+    assert fresh == {
+        "OMP_WAIT_POLICY": "passive",
+        "TORCH_LOGS": "-all",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_the_user_decides(fresh, name):
+    fresh[name] = "5"
+    cli._prepare_environment()
+    assert fresh[name] == "5"
+    assert fresh.get("OMP_WAIT_POLICY") in (None, "5")
+
+
+def test_a_program_that_has_loaded_torch_keeps_its_environment(fresh, monkeypatch):
+    monkeypatch.setattr(cli, "sys", SimpleNamespace(modules={"torch": None}))
+    cli._prepare_environment()
+    assert fresh == {}
+
+
+def test_warnings_of_other_packages_are_for_developers(capsys, monkeypatch):
+    def shown(filename, category=UserWarning):
+        cli._show_warning("careful", category, filename, 1)
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(sys, "warnoptions", [])
+    inside = "/usr/lib/python3/site-packages/torch/_inductor/utils.py"
+    assert shown(inside) == shown(inside, FutureWarning) == ""
+    assert shown(str(cli.PACKAGE / "files.py")) == "fastmoco: careful\n"
+    assert "FutureWarning: careful" in shown("mine.py", FutureWarning)
+    monkeypatch.setattr(cli, "PACKAGE", cli.Path("/usr/lib/python3/site-packages/fastmoco"))
+    assert shown("/usr/lib/python3/site-packages/fastmoco/files.py") == "fastmoco: careful\n"
+    monkeypatch.setattr(sys, "warnoptions", ["always"])
+    assert shown(inside) == "fastmoco: careful\n"

@@ -1,0 +1,91 @@
+"""The kNN monitor with and without a test set, and its baselines."""
+
+import numpy as np
+import pytest
+import torch
+
+from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError
+from fastmoco.evaluate import monitor as module
+from fastmoco.evaluate.baselines import read_baselines
+from fastmoco.evaluate.features import load_encoder
+from fastmoco.evaluate.monitor import KnnMonitor
+from fastmoco.evaluate.settings import MonitorConfig
+from tests.pictures import write_class_folders
+from tests.runs import write_colors, write_run
+
+MONITOR = MonitorConfig(every_epochs=2, k=3)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_colors(tmp_path_factory.mktemp("train"), seed=0, per_class=6)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return load_encoder(write_run(tmp_path_factory.mktemp("run")))
+
+
+def test_without_a_test_set_images_classify_each_other(images, encoder):
+    with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
+        assert [monitor.is_due(epoch) for epoch in (1, 2)] == [False, True]
+        found = monitor.measure(encoder, module.PIXELS)
+    with KnnMonitor(MONITOR, DataConfig(train=images, test=images), 8) as seen:
+        assert seen.measure(encoder, module.PIXELS) >= found  # each votes for itself
+    # Colors are classes here; an image's own class has five others to vote.
+    assert found > 80
+
+
+def test_a_single_image_of_a_class_is_always_wrong(tmp_path, encoder):
+    """Leave-one-out: nothing of its class is left to vote."""
+    write_class_folders(tmp_path, classes=4, per_class=1)
+    with KnnMonitor(MonitorConfig(every_epochs=1, k=1), DataConfig(train=tmp_path), 4) as monitor:
+        assert monitor.measure(encoder) == 0.0
+
+
+def test_the_images_are_bounded_and_the_same_each_time(images, encoder, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "MOST_IMAGES", 9)
+    parts, plain = [], module.extract_features
+
+    def recorded(encoder, dataset, request):
+        parts.append(request.sample_ids.tolist())
+        return plain(encoder, dataset, request)
+
+    monkeypatch.setattr(module, "extract_features", recorded)
+    for number in range(2):
+        with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
+            found = monitor.baselines(encoder, tmp_path / f"{number}.json")
+    assert parts[0] == parts[2]
+    assert (len(set(parts[0])), found.num_images) == (9, 9)
+    assert np.bincount(np.array(parts[0]) // 6).tolist() == [3, 3, 3]  # of each class
+
+
+def test_baselines_are_measured_once(images, encoder, tmp_path, monkeypatch):
+    data, path = DataConfig(train=images, test=images), tmp_path / "baselines.json"
+    with KnnMonitor(MONITOR, data, 8) as monitor:
+        first = monitor.baselines(encoder, path)
+        assert first.knn_top1_start == pytest.approx(monitor.measure(encoder))
+        monkeypatch.setattr(KnnMonitor, "measure", lambda *_: pytest.fail("measured again"))
+        assert monitor.baselines(encoder, path) == first
+    assert "on 18 images of data.test" in first.to_text()
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"baselines\.json is damaged .*; remove it"):
+        read_baselines(path)
+
+
+def test_it_needs_labels_only_if_it_is_on(tmp_path):
+    write_class_folders(tmp_path / "in", classes=1, per_class=2)
+    flat = tmp_path / "in" / "class_0"
+    with KnnMonitor(MonitorConfig(), DataConfig(train=flat), 8) as monitor:
+        assert not monitor.is_on
+        assert not monitor.is_due(1)
+    with pytest.raises(UsageError, match=r"data\.train has images without a label"):
+        KnnMonitor(MONITOR, DataConfig(train=flat), 8)
+
+
+def test_measuring_changes_no_generator(images, encoder):
+    with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
+        before = torch.get_rng_state()
+        monitor.measure(encoder)
+        assert torch.equal(before, torch.get_rng_state())

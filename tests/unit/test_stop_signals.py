@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM are answered at once, and with the right exit code."""
+
+import os
+import signal
+
+import pytest
+
+from fastmoco.errors import Interrupted
+from fastmoco.runs.stop_signals import stop_signals
+
+
+def send(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+
+
+def test_the_first_signal_is_answered_at_once(capfd):
+    with stop_signals() as stop:
+        send()
+        said = capfd.readouterr().err
+        assert stop.signal_number == signal.SIGINT
+    assert said == (
+        "fastmoco: stopping after this step, then saving; Ctrl-C again quits without saving\n"
+    )
+
+
+def send_to_a_block(*numbers, nothing_to_save=False):
+    with stop_signals() as stop:
+        stop.nothing_to_save = nothing_to_save
+        for number in numbers:
+            send(number)
+        pytest.fail("the block went on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_quits(number):
+    with pytest.raises(Interrupted, match="nothing more was saved") as caught:
+        send_to_a_block(number, number)
+    assert caught.value.signal_number == number
+
+
+def test_before_anything_is_computed_one_signal_quits():
+    words = "nothing new was computed; the same command resumes"
+    with pytest.raises(Interrupted, match=words):
+        send_to_a_block(signal.SIGTERM, nothing_to_save=True)
+
+
+def test_an_interrupt_of_another_origin_stays_one():
+    with pytest.raises(KeyboardInterrupt), stop_signals():
+        raise KeyboardInterrupt
