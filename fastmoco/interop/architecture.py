@@ -15,7 +15,7 @@ from fastmoco.interop.layouts import Parts
 from fastmoco.interop.settings import WeightsLayout
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
-from fastmoco.moco.resnet import RESNETS
+from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
 
 Shapes = dict[str, tuple[int, ...]]
