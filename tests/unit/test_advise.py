@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastmoco import cli
-from fastmoco.commands import hydra_application
 from fastmoco.configuration import complete, describe, load_config, to_dataclass
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
@@ -16,7 +15,7 @@ from fastmoco.moco.resnet_designs import view_cost
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.roofline import OperationCounter
 from fastmoco.runs.run_folder import RunFolder, RunIdentity
-from fastmoco.train import own
+from fastmoco.train import own, pretrain
 from fastmoco.train.advice import advise, momentum, norm_groups, outlook, queue_size
 from fastmoco.train.checks import check_config
 from fastmoco.train.machine import Machine, machine_of
@@ -238,7 +237,7 @@ def test_hydra_shows_what_was_chosen(images, tmp_path, capfd):
 def test_each_job_of_a_sweep_is_advised_by_its_own_options(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Hydra writes multirun.yaml there
     jobs: list[TrainConfig] = []
-    monkeypatch.setattr(hydra_application, "pretrain", jobs.append)
+    monkeypatch.setattr(pretrain, "train", jobs.append)
     data = [f"data.train='{images}'", "experiment=own", f"name={tmp_path.name}", "device=cpu"]
     assert cli.main(["train", *data, "global_batch_size=8,16", "--multirun"]) == 0
     assert [job.moco.queue_size for job in jobs] == [8, 16]
