@@ -17,8 +17,9 @@ PROCESS_BYTES = {"cpu": 1_000_000_000, "cuda": 1_000_000_000}
 """A process with torch (CPU, torch 2.15), or a CUDA context with its libraries (not measured)."""
 WORKING = {"cpu": 1.75, "cuda": 1.3}
 """Peak of a step, as a multiple of the activations that are kept: gradients, views, and what the
-allocator holds. CPU, eager, torch 2.15: 1.72 (ResNet-50, 128 pixels, batches of 8 to 128) and 1.74
-(ResNet-18, 64 pixels, 16 to 192), one run each. A GPU's is not measured."""
+allocator holds. CPU, torch 2.15, one run each: 1.72 (ResNet-50, 128 pixels, batches of 8 to 128)
+and 1.74 (ResNet-18, 64 pixels, 16 to 192) eager; compiled, the last needs 2% more. A GPU's is not
+measured."""
 SIXTEEN_BIT = 0.6
 """Activations under autocast, as a fraction of float32's: half, and what batch norm keeps wide."""
 RECOMPUTED = 0.7
@@ -32,10 +33,10 @@ BOTH_VIEWS = (Mechanism.end_to_end, Mechanism.moco_v3)
 FORWARDS = 4
 """A step in forward passes of a query: its own, its backward pass (2), and the key's."""
 FLOPS_PER_SECOND = {"cpu": 40e9, "cuda": 0.4e12}
-"""Reached by a core (float32, ResNet-18 at 32 pixels: 42e9 to 58e9 on an AMD EPYC) and by a
+"""Reached by a core (float32, narrow ResNet-18: 37e9 to 58e9 on an AMD EPYC) and by a
 multiprocessor (16 bits; computed from published rates: 0.25e12 on a T4 to 1e12 on an H100)."""
 FLOAT32_ON_A_GPU = 0.4
-"""Its speed as a fraction of 16 bits' (computed; docs/step.md)."""
+"""Its speed as a fraction of 16 bits' (computed, not measured)."""
 
 
 @dataclass(frozen=True, slots=True)
