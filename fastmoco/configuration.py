@@ -9,12 +9,12 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -32,6 +32,14 @@ from fastmoco.ranges import check_range, check_ranges, range_of
 T = TypeVar("T")
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
+
+
+@runtime_checkable
+class Deriving(Protocol):
+    """A configuration that chooses values by others, such as the images."""
+
+    def derive(self, keys: Collection[str]) -> list[str]:
+        """``key=value`` for options other than `keys`, which the user gave; [] = nothing."""
 
 
 def preset_groups(schema: type) -> Groups:
@@ -80,14 +88,34 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
         UsageError: If the schema does not know a key, a preset or a value; one line.
     """
     overrides = take_preset_files(preset_groups(schema), overrides)
-    check_overrides(schema, overrides)
+    keys = [override.key_or_group for override in check_overrides(schema, overrides)]
     name = register_schema(schema)
     try:
         with initialize_config_module("fastmoco.configs", version_base="1.3"):
             composed = compose(name, list(overrides))
-        return to_dataclass(schema, composed)
+        return complete(schema, composed, keys)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_one_line(error)) from error
+
+
+def complete(schema: type[T], composed: DictConfig, keys: Collection[str]) -> T:
+    """Convert what Hydra composed, and add what the schema derives from it (`Deriving`).
+
+    Args:
+        schema: A dataclass.
+        composed: Its values.
+        keys: Options that the user gave.
+
+    Raises:
+        UsageError: If a value is out of range, or cannot be derived.
+    """
+    config = to_dataclass(schema, composed)
+    derived = config.derive(keys) if isinstance(config, Deriving) else []
+    if not derived:
+        return config
+    merged = OmegaConf.merge(composed, OmegaConf.from_dotlist(derived))
+    assert isinstance(merged, DictConfig)
+    return to_dataclass(schema, merged)
 
 
 def config_from_dict(schema: type[T], values: dict[str, Any]) -> T:

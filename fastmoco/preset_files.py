@@ -48,8 +48,10 @@ def take_preset_files(groups: Groups, overrides: Sequence[str]) -> list[str]:
 def _taken(groups: Groups, override: str) -> str:
     key, _, value = override.partition("=")
     value, presets = _unquoted(value), groups.get(key)
+    if presets is None:
+        return override
     choices = [value] if Path(value).exists() else value.split(",")
-    if presets is None or not any(choice.endswith(SUFFIXES) for choice in choices):
+    if not any(choice.endswith(SUFFIXES) for choice in choices):
         return override
     return f"{key}=" + ",".join(
         _registered(key, Path(choice), presets) if choice.endswith(SUFFIXES) else choice

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 from fastmoco.commands.arguments import check_blanks, check_flags, check_outputs, check_strays
 from fastmoco.configuration import (
     check_overrides,
+    complete,
     load_config,
     preset_names,
     quote_values,
@@ -21,7 +21,7 @@ from fastmoco.configuration import (
 )
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
-from fastmoco.train.settings import TrainConfig, run_path
+from fastmoco.train.settings import TrainConfig, advised_overrides, run_path
 from fastmoco.waiting import waiting
 
 # Flags of Hydra that are followed by a value.
@@ -55,7 +55,9 @@ def run_application(arguments: Sequence[str]) -> None:
     parsed = check_overrides(TrainConfig, own, sweeping=sweeping)
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     if not sweeping:
-        check_outputs(load_config(TrainConfig, own))
+        cfg = load_config(TrainConfig, own)
+        check_outputs(cfg)
+        overrides = [*(advised_overrides(cfg.advice) if cfg.advice else []), *overrides]
     register_schema(TrainConfig)
     failures: list[BaseException] = []
     launching = os.getpid()
@@ -105,11 +107,15 @@ def _refuse_sweep_names(overrides: Sequence[str]) -> None:
 
 
 def _job_config(composed: DictConfig, swept: Collection[str]) -> TrainConfig:
-    """Configuration of a job; each job of a sweep has a run folder named after its options."""
+    """Configuration of a job; each job of a sweep has a run folder named after its options.
+
+    With ``experiment=own`` each job of a sweep has settings that follow from its own options.
+    """
     cfg = to_dataclass(TrainConfig, composed)
     hydra_config = HydraConfig.get()
+    options = hydra_config.overrides.task
     if hydra_config.mode is RunMode.MULTIRUN and cfg.run_dir is None:
-        varied = [item for item in hydra_config.overrides.task if item.split("=")[0] in swept]
+        varied = [item for item in options if item.split("=")[0] in swept]
         name = ",".join(varied).replace("/", "-") or str(hydra_config.job.num)
-        cfg = replace(cfg, run_dir=run_path(cfg) / name)
-    return cfg
+        composed.run_dir = run_path(cfg) / name
+    return complete(TrainConfig, composed, {item.split("=")[0] for item in options})

@@ -8,7 +8,7 @@ from fastmoco.commands.command import Command, Result
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """Facts about a dataset file."""
+    """Facts about a dataset file, and what its images allow."""
 
     facts: dict[str, Any]
 
@@ -25,15 +25,17 @@ class Description:
 
 def _run(arguments: list[str], _: None) -> Result:
     from fastmoco.data.verify import describe
+    from fastmoco.train.advice import outlook
 
-    return Description(describe(arguments[0]))
+    facts = describe(arguments[0])
+    return Description(facts | {"outlook": outlook(facts["num_samples"])})
 
 
 COMMAND = Command(
     name="info",
     arguments=("FILE.beton",),
     options="",
-    summary="say what a dataset file holds",
+    summary="say what a dataset file holds and what its images allow",
     examples=("fastmoco info train.beton",),
     run=_run,
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_set import BetonSet
-from fastmoco.data.source_set import SourceSet
+from fastmoco.data.source_set import SourceSet, survey_source
 from fastmoco.errors import UsageError
 
 
@@ -86,6 +86,24 @@ def open_dataset(path: str | Path) -> Dataset:
     """
     path = Path(path)
     return _kind_of(path).open(path)
+
+
+def survey(path: str | Path) -> tuple[int, int]:
+    """Count images and take the median of their short sides, in pixels.
+
+    Of a folder or tar shards, both are estimated by `survey_source`.
+
+    Raises:
+        BetonError: If a dataset file is damaged, or shards do not belong together.
+        ValueError: If shards are missing, or a folder has no JPEG that can be read unconverted.
+        OSError: If nothing exists at the path, or it cannot be read.
+    """
+    path = Path(path)
+    if issubclass(_kind_of(path), SourceSet):
+        count, shapes = survey_source(path)
+        return count, int(np.median(shapes.min(axis=1)))
+    with open_dataset(path) as dataset:
+        return len(dataset), int(np.median(np.minimum(dataset.widths, dataset.heights)))
 
 
 def open_files(path: str | Path) -> BetonFile | BetonSet:

@@ -29,6 +29,9 @@ PROVED_IMAGES = 50_000
 HEADER_BYTES = 1 << 14
 """Bytes read first of each file; a file with a longer header is read completely."""
 
+SURVEYED = 512
+"""Headers that `survey_source` reads; the median of their sizes is then known well enough."""
+
 
 class Place(NamedTuple):
     """Location of an image's bytes."""
@@ -151,6 +154,29 @@ class SourceSet:
             return decode_jpeg(blob)
         except ImageError as error:
             raise ImageError(f"{self.path}: {self.name(sample_id)}: {error}") from error
+
+
+def survey_source(path: Path) -> tuple[int, NDArray[np.int32]]:
+    """Estimate how many images can be read, by the headers of at most `SURVEYED` of them.
+
+    The same images of the same set are read every time, evenly spaced in its order.
+
+    Returns:
+        The number, and height and width of those that were read, ``(n, 2)``.
+
+    Raises:
+        ValueError: If none of them can be read unconverted.
+        OSError: If something cannot be read.
+    """
+    places = _places(path, open_source(str(path), SourceOptions()))
+    found = [_shape(place) for place in places[:: -(-len(places) // SURVEYED)]]
+    shapes = [one for one in found if not isinstance(one, str)]
+    if not shapes:
+        raise ValueError(
+            f"{path}: no image can be read unconverted (the first {found[0]}); "
+            f"`fastmoco convert {path} train.beton` reads more"
+        )
+    return len(places) * len(shapes) // len(found), np.array(shapes, np.int32)
 
 
 def _places(path: Path, samples: SampleSet) -> list[Place]:

@@ -11,7 +11,8 @@ from torch import nn
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.moco.backbone import Backbone, NormLayer
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
-from fastmoco.moco.resnet import RESNETS, ResNet
+from fastmoco.moco.resnet import ResNet
+from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import ModelConfig, Stem
 
 ALEXNETS = ("alexnet", "alexnet_bn")

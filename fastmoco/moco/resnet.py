@@ -7,7 +7,6 @@ renaming.
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +15,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from fastmoco.moco.activation_checkpointing import recomputed
 from fastmoco.moco.backbone import Backbone, NormLayer
+from fastmoco.moco.resnet_designs import ResNetDesign
 from fastmoco.moco.settings import Stem
-
-Block = type[BasicBlock] | type[Bottleneck]
-
-
-class ResNetDesign(NamedTuple):
-    """Blocks, depths and groups of a ResNet."""
-
-    block: Block
-    depths: tuple[int, int, int, int]
-    """Number of blocks in each stage."""
-    groups: int = 1
-    """Groups of the 3 x 3 convolution of a bottleneck (ResNeXt, arXiv:1611.05431)."""
-    group_width: int = 64
-    """Channels of each group, in a first stage of width 64."""
-
-
-RESNETS: dict[str, ResNetDesign] = {
-    "resnet18": ResNetDesign(BasicBlock, (2, 2, 2, 2)),
-    "resnet34": ResNetDesign(BasicBlock, (3, 4, 6, 3)),
-    "resnet50": ResNetDesign(Bottleneck, (3, 4, 6, 3)),
-    "resnet101": ResNetDesign(Bottleneck, (3, 4, 23, 3)),
-    "resnet152": ResNetDesign(Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": ResNetDesign(Bottleneck, (3, 4, 6, 3), 32, 4),
-    "resnext50_32x8d": ResNetDesign(Bottleneck, (3, 4, 6, 3), 32, 8),  # the MoCo paper's ResNeXt-50
-    "resnext101_32x8d": ResNetDesign(Bottleneck, (3, 4, 23, 3), 32, 8),
-    "wide_resnet50_2": ResNetDesign(Bottleneck, (3, 4, 6, 3), 1, 128),
-    "wide_resnet101_2": ResNetDesign(Bottleneck, (3, 4, 23, 3), 1, 128),
-}
 
 
 def _stem_layers(stem: Stem, in_channels: int, width: int) -> tuple[nn.Conv2d, nn.Module]:
@@ -94,7 +66,7 @@ class ResNet(Backbone):
         for stage, depth in enumerate(design.depths):
             planes, stride = width * 2**stage, 1 if stage == 0 else 2
             stages.append(_residual_stage(design, channels, planes, depth, stride, norm_layer))
-            channels = planes * design.block.expansion
+            channels = planes * design.expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.feature_dim = channels
@@ -144,14 +116,14 @@ class SlicedProjection(nn.Conv2d):
 def _residual_stage(
     design: ResNetDesign, channels: int, planes: int, depth: int, stride: int, norm_layer: NormLayer
 ) -> nn.Sequential:
-    out_channels = planes * design.block.expansion
+    out_channels = planes * design.expansion
     downsample = None
     if stride != 1 or channels != out_channels:
         make_projection = nn.Conv2d if channels >= SAFE_CHANNELS else SlicedProjection
         projection = make_projection(channels, out_channels, 1, stride=stride, bias=False)
         downsample = nn.Sequential(projection, norm_layer(out_channels))
     # A bottleneck's inner channels are planes x group_width / 64 x groups: they follow the width.
-    make: Callable[..., nn.Module] = design.block
+    make: Callable[..., nn.Module] = Bottleneck if design.bottleneck else BasicBlock
     block = partial(
         make, groups=design.groups, base_width=design.group_width, norm_layer=norm_layer
     )

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmoco.device import describe_device
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.reporter import Reporter, SilentReporter
 from fastmoco.train.beginning import describe_origins
+from fastmoco.train.machine import machine_of
+from fastmoco.train.run_warnings import RunFacts, warnings_for
 from fastmoco.train.trainer import Trainer
 
 
@@ -154,4 +157,19 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         f"from step {trainer.steps_done} " if trainer.steps_done else "",
         trainer.total_steps,
         trainer.steps_per_epoch,
+    )
+    for line in cfg.advice:
+        logger.info("advice    %s", line)
+    for line in warnings_for(cfg, _facts(trainer)):
+        logger.warning("warning   %s", line)
+
+
+def _facts(trainer: Trainer) -> RunFacts:
+    modules = trainer.step.model.query_encoder.modules()
+    return RunFacts(
+        images=len(trainer.dataset),
+        steps=trainer.total_steps,
+        steps_per_epoch=trainer.steps_per_epoch,
+        has_batch_norm=any(isinstance(module, _BatchNorm) for module in modules),
+        machine=machine_of(trainer.device, trainer.ranks.world_size),
     )

@@ -1,6 +1,6 @@
 """Settings of `fastmoco train`; imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastmoco.ranges import COUNT, COUNT_OR_ZERO, Ranges, check_ranges
 FREE_KEYS = frozenset(
     {
         "run_dir",
+        "advice",
         "data.train",  # the dataset's fingerprint decides, not the path of the file
         "data.test",
         "pipeline.num_threads",
@@ -29,6 +30,9 @@ FREE_KEYS = frozenset(
         "checkpoint.keep",
     }
 )
+
+PENDING = ["pending"]
+"""Value of ``advice`` in ``configs/experiment/own.yaml``."""
 
 
 class Compile(StrEnum):
@@ -127,6 +131,31 @@ class TrainConfig(EncoderConfig):
     train: LoopConfig = field(default_factory=LoopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    advice: list[str] = field(default_factory=list)
+    """Values that experiment=own chose and why; it writes them itself."""
+
+    def derive(self, keys: Collection[str]) -> list[str]:
+        """Choose the values of ``experiment=own``, which marks its settings as pending.
+
+        Args:
+            keys: Options that the user gave.
+
+        Raises:
+            UsageError: If data.train is not set.
+            OSError: If it cannot be read.
+        """
+        if self.advice != PENDING:
+            return []
+        from fastmoco.train.own import own_advice
+
+        advised = advised_overrides(own_advice(self, keys, run_path(self)))
+        return [override for override in advised if override.partition("=")[0] not in keys]
+
+
+def advised_overrides(advice: Sequence[str]) -> list[str]:
+    """``key=value`` of each value that a configuration's ``advice`` holds, and ``advice``."""
+    words = [word for line in advice for word in line.partition(": ")[0].split()]
+    return [*(word for word in words if "=" in word), f"advice=[{','.join(map(repr, advice))}]"]
 
 
 def run_path(cfg: TrainConfig) -> Path:

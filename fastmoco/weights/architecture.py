@@ -13,7 +13,7 @@ from torch import Tensor
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
-from fastmoco.moco.resnet import RESNETS
+from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
 from fastmoco.weights.layouts import Parts
 from fastmoco.weights.settings import WeightsLayout

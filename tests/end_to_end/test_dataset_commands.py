@@ -49,6 +49,7 @@ def test_tables_and_json(capsys, source: Path, tmp_path: Path) -> None:
     assert (made["num_samples"], made["num_quarantined"], made["num_duplicates"]) == (41, 1, 1)
     facts = json.loads(run(capsys, "info", target, "--json"))
     assert facts["class_counts"] == {"class_0": 20, "class_1": 21}
+    assert facts["outlook"].startswith("41 images: too few to learn from nothing")
     assert facts["fingerprint"] == made["fingerprint"]
     assert "class_0 20, class_1 21" in run(capsys, "info", target)
     report = json.loads(run(capsys, "verify", target, "--json"))

@@ -41,8 +41,8 @@ def dataset(tmp_path_factory):
 
 def small_config(name, dataset):
     """The preset made small: what it sets, in a size that a test can bear."""
-    preset = load_config(TrainConfig, [f"experiment={name}"])
     options = [f"experiment={name}", f"data.train={dataset}", f"data.test={dataset}", *SMALL]
+    preset = load_config(TrainConfig, options[:2])
     if preset.model.encoder.startswith("timm:"):
         options.append("model.encoder=timm:test_vit")
     else:

@@ -18,6 +18,7 @@ from fastmoco.draws.host import random_resized_crop_boxes
 from fastmoco.errors import UsageError
 from fastmoco.moco.settings import BatchNorm, Head, Precision
 from fastmoco.train.settings import TrainConfig
+from tests.pictures import write_class_folders
 
 SCHEMAS = list(dict.fromkeys(command.config for command in COMMANDS.values() if command.config))
 
@@ -93,8 +94,12 @@ def test_competition96_and_its_ablation():
 
 
 @pytest.mark.parametrize("name", preset_names("experiment"))
-def test_every_preset_composes(name):
-    assert load_config(TrainConfig, [f"experiment={name}"]).name == name
+def test_every_preset_composes(name, tmp_path):
+    options = [f"experiment={name}"]
+    if name == "own":  # it chooses by the images
+        write_class_folders(tmp_path, classes=2, per_class=8)
+        options.append(f"data.train={tmp_path}")
+    assert load_config(TrainConfig, options).name == name
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/architecture.md",
+    "docs/choosing.md",
     "docs/extending.md",
     "docs/metrics.md",
 ]

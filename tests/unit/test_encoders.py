@@ -14,7 +14,7 @@ from fastmoco.moco.alexnet import SMALLEST_VIEW
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
 from fastmoco.moco.encoders import build_encoder
-from fastmoco.moco.resnet import RESNETS
+from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig

@@ -1,0 +1,233 @@
+"""Settings that fit images and devices, each with its reason.
+
+Pure functions of the number and size of the images and of the kind, memory and number of the
+devices: static rules, no measurement, so that the same command does the same arithmetic. They serve
+`experiment=own` (`own.py`), the warnings of a run's header (`run_warnings.py`) and `fastmoco info`.
+docs/choosing.md has their results as a table. This module imports no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastmoco.errors import UsageError
+from fastmoco.moco.resnet_designs import RESNETS
+from fastmoco.moco.settings import Mechanism, ModelConfig, Precision, Stem
+from fastmoco.train.estimate import MEMORY_SHARE, memory_bytes
+from fastmoco.train.machine import Machine
+from fastmoco.train.rules import (
+    BLUR_FROM,
+    FEW_IMAGES,
+    FEWEST_BATCHES,
+    LONGEST_QUEUE,
+    MANY_IMAGES,
+    MOMENTA,
+    NORM_KEYS,
+    QUEUE_SHARE,
+    RATES,
+    RULES,
+    SAVE_STEPS,
+    SMALLEST_SET,
+    VIEW_SIZES,
+    WARMUP_STEPS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Values of some options, or none, and the reason."""
+
+    values: Mapping[str, Any]
+    """Value of each key, as on the command line."""
+    reason: str
+    """One line."""
+
+    def __str__(self) -> str:
+        """``KEY=VALUE KEY=VALUE: REASON``, or the reason alone."""
+        values = " ".join(f"{key}={value}" for key, value in self.values.items())
+        return f"{values}: {self.reason}" if values else self.reason
+
+
+class _Choices:
+    """The values chosen so far: what the user gave is kept, and later rules build on it."""
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.advice: list[Advice] = []
+        self.given = given
+        self._values = dict(given)
+
+    def add(self, reason: str, values: Mapping[str, Any]) -> None:
+        """Choose those values whose keys were not given."""
+        new = {key: value for key, value in values.items() if key not in self.given}
+        self._values |= new
+        if new:
+            self.advice.append(Advice(new, reason))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Value that was given or chosen, or the default."""
+        return self._values.get(key, default)
+
+    @property
+    def weights(self) -> str:
+        """Weights that the user starts from; "" = none."""
+        given = str(self.given.get("weights") or "random")
+        return "" if given == "random" else given
+
+    @property
+    def batch(self) -> int:
+        """Images per step, over all devices."""
+        return int(self._values["global_batch_size"])
+
+
+def advise(
+    images: int, side: int, machine: Machine, given: Mapping[str, Any] | None = None
+) -> list[Advice]:
+    """Choose the settings of a run of `experiment=own`.
+
+    Args:
+        images: Number of images.
+        side: Median of their short sides, pixels.
+        machine: Devices of the run.
+        given: Values that the user gave, by key; they are kept, and the others follow them.
+
+    Returns:
+        Values of options that were not given; later ones follow from earlier ones.
+
+    Raises:
+        UsageError: If there are fewer than `SMALLEST_SET` images.
+    """
+    if images < SMALLEST_SET:
+        raise UsageError(
+            f"experiment=own needs {SMALLEST_SET} images or more, got {images}; give a larger set "
+            "as data.train"
+        )
+    chosen = _Choices(given or {})
+    if images < FEW_IMAGES and not chosen.weights:
+        chosen.advice.append(Advice({}, outlook(images)))
+    _choose_views(chosen, side, machine.kind)
+    _choose_encoder(chosen, images, machine.kind)
+    _choose_batch(chosen, images, machine)
+    _choose_length(chosen, images, machine.kind)
+    return chosen.advice
+
+
+def outlook(images: int) -> str:
+    """Say in words what a number of images allows."""
+    if images < FEW_IMAGES:
+        return f"{images:,} images: too few to learn from nothing; start from published weights"
+    if images < MANY_IMAGES:
+        return f"{images:,} images: enough for a small encoder (ResNet-18) from nothing"
+    return f"{images:,} images: enough for a ResNet-50 from nothing, on a GPU"
+
+
+def _choose_views(chosen: _Choices, side: int, kind: str) -> None:
+    allowed = [size for size in VIEW_SIZES if size <= min(side, RULES[kind].largest_view)]
+    view = max(allowed, default=VIEW_SIZES[0])
+    reason = f"short sides of {side} pixels" + (", on a CPU" if kind == "cpu" else "")
+    values: dict[str, Any] = {"pipeline.view_size": view}
+    if chosen.given.get("pipeline.view_size", view) < BLUR_FROM and "policy" not in chosen.given:
+        values["policy.blur_probability"] = 0.0
+    chosen.add(reason, values)
+
+
+def _choose_encoder(chosen: _Choices, images: int, kind: str) -> None:
+    view, on_gpu = chosen.get("pipeline.view_size"), kind == "cuda"
+    values: dict[str, Any] = {}
+    if chosen.weights:  # the encoder is theirs; only torchvision's names say which one it is
+        source, _, name = chosen.weights.partition(":")
+        if source == "torchvision":
+            values = {"model.encoder": name, "model.width": 64, "model.stem": Stem.imagenet.value}
+    elif "model.encoder" not in chosen.given:
+        large = on_gpu and images >= MANY_IMAGES and view >= 96
+        values["model.encoder"] = "resnet50" if large else "resnet18"
+        values["model.width"] = RULES[kind].width
+    if not chosen.weights and chosen.get("model.encoder", "resnet18") in RESNETS:
+        small = Stem.small if on_gpu and view < BLUR_FROM else Stem.small_stride2
+        values["model.stem"] = (Stem.imagenet if view >= 96 else small).value
+    device = "a GPU" if on_gpu else "a CPU"
+    chosen.add(f"{images:,} images, views of {view} pixels, {device}", values)
+    if on_gpu:
+        chosen.add("half the time and memory of float32", {"precision": Precision.fp16.value})
+
+
+def _choose_batch(chosen: _Choices, images: int, machine: Machine) -> None:
+    """Choose batch, learning rate, and the groups of batch norm."""
+    share, reason = RULES[machine.kind].batch, f"usual on a {machine.kind.upper()}"
+    while share > 2 and share * machine.devices * FEWEST_BATCHES > images:
+        share, reason = share // 2, f"{FEWEST_BATCHES} steps or more an epoch"
+    while share > 2 and not _fits(chosen, share, machine):
+        share, reason = share // 2, f"{machine.memory_bytes / 1e9:.0f} GB of memory"
+    chosen.add(reason, {"global_batch_size": share * machine.devices})
+    batch, name = chosen.batch, chosen.get("optimizer.name", RULES[machine.kind].optimizer)
+    values = {"optimizer.name": str(name)}
+    if name in RATES:
+        rate, at_batch, power = RATES[name]
+        values["optimizer.learning_rate"] = f"{rate * (batch / at_batch) ** power:.3g}"
+    chosen.add(f"a batch of {batch}", values)
+    groups = norm_groups(batch)
+    if machine.devices == 1 and groups > 1 and not chosen.given.keys() & NORM_KEYS:
+        chosen.add(
+            f"{batch // groups} images in each group of batch norm (docs/choosing.md)",
+            {"moco.batch_norm_splits": groups},
+        )
+
+
+def _fits(chosen: _Choices, images: int, machine: Machine) -> bool:
+    model = ModelConfig(
+        encoder=chosen.get("model.encoder", "resnet50"),
+        stem=Stem(chosen.get("model.stem", Stem.imagenet)),
+        width=chosen.get("model.width", 64),
+    )
+    needed = memory_bytes(
+        model,
+        machine.kind,
+        view_size=chosen.get("pipeline.view_size"),
+        images=images,
+        precision=Precision(chosen.get("precision", Precision.float32)),
+    )
+    return (needed or 0) <= MEMORY_SHARE * machine.memory_bytes
+
+
+def norm_groups(batch: int) -> int:
+    """Groups of batch norm for a batch on one device; 1 = it cannot be divided.
+
+    They hold 16 or 32 images, as in experiment=cifar10_cpu and moco_v2_1gpu, or fewer where the
+    batch is small, and are a divisor of it.
+    """
+    wanted = max(min(4, batch // 8), batch // 32, 2)
+    divisors = (groups for groups in range(wanted, 1, -1) if batch % groups == 0)
+    return next((groups for groups in divisors if batch // groups > 1), 1)
+
+
+def _choose_length(chosen: _Choices, images: int, kind: str) -> None:
+    """Choose K, epochs and what depends on the number of steps."""
+    rules, batch = RULES[kind], chosen.batch
+    is_moco = chosen.get("moco.mechanism", Mechanism.moco) == Mechanism.moco
+    if is_moco:
+        keys = 2 * batch if chosen.get("moco.symmetric") else batch
+        queue = queue_size(images, keys)
+        chosen.add(f"{100 * queue / images:.0f}% of {images:,} images", {"moco.queue_size": queue})
+    per_epoch = max(1, images // batch)
+    epochs = min(max(-(-rules.steps // per_epoch), rules.fewest_epochs), rules.most_epochs)
+    values = {"train.epochs": epochs, "optimizer.warmup_epochs": max(1, WARMUP_STEPS // per_epoch)}
+    if per_epoch < SAVE_STEPS:
+        values["checkpoint.every_steps"] = SAVE_STEPS
+    chosen.add(f"{per_epoch:,} steps an epoch", values)
+    if is_moco:
+        steps = chosen.get("train.epochs") * per_epoch
+        m = momentum(steps)
+        chosen.add(
+            f"{steps:,} steps; the key encoder follows within {1 / (1 - m):.0f}",
+            {"moco.momentum": m},
+        )
+
+
+def queue_size(images: int, keys: int) -> int:
+    """K for a set of images: `QUEUE_SHARE` of it, in multiples of the keys of a step."""
+    wanted = min(images * QUEUE_SHARE, LONGEST_QUEUE)
+    return keys * max(1, int(wanted // keys))
+
+
+def momentum(steps: int) -> float:
+    """Momentum m of the key encoder for a number of steps."""
+    return next(m for m, fewest in MOMENTA if steps >= fewest)

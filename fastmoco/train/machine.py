@@ -1,0 +1,35 @@
+"""What a run may use: kind, memory and number of its devices."""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """The devices of a run."""
+
+    kind: str
+    """cpu or cuda."""
+    memory_bytes: int
+    """Memory of each device in bytes, used or not: a rule gives the same result every time."""
+    units: int
+    """Cores of a CPU, multiprocessors of a GPU; for estimates of duration only."""
+    devices: int = 1
+    """Number of devices, one process each."""
+
+
+def machine_of(device: "torch.device", devices: int = 1) -> Machine:
+    """Read a device's memory and size, for a run on `devices` like it."""
+    if device.type == "cuda":
+        import torch
+
+        found = torch.cuda.get_device_properties(device)
+        memory, units = found.total_memory, found.multi_processor_count
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        units = len(os.sched_getaffinity(0))
+    return Machine(kind=device.type, memory_bytes=memory, units=units, devices=devices)

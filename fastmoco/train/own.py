@@ -1,0 +1,52 @@
+"""`experiment=own`: the advice for the images and devices of a run."""
+
+from collections.abc import Collection
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from fastmoco.data.dataset import survey
+from fastmoco.device import resolve_device
+from fastmoco.errors import UsageError
+from fastmoco.ranks import environment_ranks
+from fastmoco.runs.run_folder import RunFolder
+from fastmoco.train.advice import advise
+from fastmoco.train.machine import machine_of
+
+if TYPE_CHECKING:
+    from fastmoco.train.settings import TrainConfig
+
+
+def own_advice(cfg: "TrainConfig", keys: Collection[str], folder: Path) -> list[str]:
+    """Choose the settings that the user left open, or take those of the run that is resumed.
+
+    A run with a checkpoint keeps its settings, whatever today's rules or devices are.
+
+    Args:
+        cfg: Configuration with what the user gave.
+        keys: Options and groups that the user gave.
+        folder: Folder of the run.
+
+    Returns:
+        Lines for the configuration's ``advice``.
+
+    Raises:
+        UsageError: If ``data.train`` is not set or has too few images.
+        OSError: If it cannot be read.
+    """
+    run = RunFolder(folder)
+    if run.has_checkpoint and run.config.exists():
+        saved = OmegaConf.to_container(OmegaConf.load(run.config))
+        assert isinstance(saved, dict)
+        return [str(line) for line in saved.get("advice", [])]
+    if cfg.data.train is None:
+        raise UsageError(
+            "experiment=own chooses settings by the images, and data.train is not set; "
+            "give data.train=FILE.beton, made by `fastmoco convert FOLDER FILE.beton`"
+        )
+    images, side = survey(cfg.data.train)
+    machine = machine_of(resolve_device(cfg.device), environment_ranks().world_size)
+    given = {key: attrgetter(key)(cfg) for key in keys if key != "experiment"}
+    return [str(one) for one in advise(images, side, machine, given)]
