@@ -35,9 +35,9 @@ from fastmoco.runs.stop_signals import StopRequest, stop_signals
 
 # Keys that do not change what is learned: a trial may resume with other values.
 # The fingerprint of the annotations is compared instead of data.train.
-FREE_KEYS = frozenset({"run_dir", "trials", "num_threads", "checkpoint_every_steps"}) | {
-    f"data.{name}" for name in ("train", "test", "train_images", "test_images")
-}
+FREE_KEYS = frozenset(
+    {"run_dir", "trials", "num_threads", "checkpoint_every_steps", "allow_overlap"}
+) | {f"data.{name}" for name in ("train", "test", "train_images", "test_images")}
 
 
 def check_config(cfg: DetectConfig, ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.features import FeatureRequest, FrozenEncoder
 from fastmoco.evaluate.knn import encoder_accuracy
 from fastmoco.evaluate.labels import check_labels
+from fastmoco.evaluate.overlap import check_overlap
 from fastmoco.evaluate.settings import MonitorConfig
 
 
@@ -22,7 +23,7 @@ class KnnMonitor:
             batch_size: Images per forward pass.
 
         Raises:
-            UsageError: If a dataset is unlabeled, or the classes differ.
+            UsageError: If a dataset is unlabeled, the classes differ, or images are in both.
         """
         self._monitor, self._batch_size = monitor, batch_size
         self._sets: list[Dataset] = []
@@ -31,6 +32,12 @@ class KnnMonitor:
                 assert path is not None  # train.checks refused it
                 self._sets.append(open_dataset(path))
             check_labels(*self._sets)
+            check_overlap(
+                *self._sets,
+                is_allowed=monitor.allow_overlap,
+                option="monitor.allow_overlap",
+                instead="set monitor.every_epochs=0",
+            )
 
     def is_due(self, epoch: int) -> bool:
         """Whether to measure after the end of an epoch, counted from 1."""
