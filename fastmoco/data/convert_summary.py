@@ -102,7 +102,7 @@ def _remarks(held_out: HeldOut) -> dict[str, tuple[int, str]]:
     alike = "images that look like another one, kept on the same side as that one"
     return {
         "copies": (held_out.num_copies, alike),
-        "untested": (len(names), f"classes of one image, or of copies of one: {listed}"),
+        "untested": (len(names), f"classes without a test image (too few that differ): {listed}"),
     }
 
 
@@ -155,13 +155,16 @@ def summarize(
         seconds=seconds,
         images_per_second=(totals.num_done - num_resumed) / seconds,
         fingerprint=set_fingerprint([one.fingerprint for one in made]),
-        held_out=split
-        and HeldOut(
-            path=parts[1].path,
-            num_samples=parts[1].num_stored,
-            num_copies=sum(map(len, split.copies)),
-            untested=split.untested,
-        ),
+        held_out=_held_out(parts[1], split) if split else None,
+    )
+
+
+def _held_out(part: Converted, split: Split) -> HeldOut:
+    return HeldOut(
+        path=part.path,
+        num_samples=part.num_stored,
+        num_copies=sum(map(len, split.copies)),
+        untested=split.untested,
     )
 
 

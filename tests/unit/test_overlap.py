@@ -94,7 +94,9 @@ def test_up_to_one_percent_is_said_and_more_is_refused(root: Path, tmp_path: Pat
         with open_dataset(tmp_path / "300.beton") as test:
             assert checked(train, test) == 3
         with open_dataset(tmp_path / "299.beton") as test:
-            with pytest.raises(UsageError, match=r"3 of the 299 images .* \(1.00%\).*allow_overlap"):
+            with pytest.raises(
+                UsageError, match=r"3 of the 299 images .* \(1.00%\).*allow_overlap"
+            ):
                 checked(train, test)
             assert checked(train, test, is_allowed=True) == 3
 
