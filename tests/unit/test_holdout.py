@@ -26,8 +26,8 @@ def test_every_image_is_on_one_side_with_its_copies_and_classes_give_their_share
     labels = np.sort(random.integers(-1, 6, 900))
     labels[0] = 9  # a class of one image
     groups = np.arange(900)
-    for start in random.choice(np.arange(1, 890), 60, replace=False):  # copies, of two classes too
-        groups[start : start + random.integers(2, 5)] = groups[start]
+    for copies in np.split(random.permutation(np.arange(1, 900))[:240], 80):  # of several classes
+        groups[copies] = copies.min()
     content = random.integers(0, 2**64, 900, dtype=np.uint64)
     is_test = choose_test(labels, groups, content, share)
     for group in np.unique(groups):
