@@ -106,8 +106,7 @@ def _cell_means(shrunk: _Shrunk, rows: int, columns: int) -> NDArray[np.float64]
     across = _overlaps(width, luma.shape[1], step, columns)
     # Integers below 2^53, so that sums are exact in any order.
     sums = down @ luma.astype(np.float64) @ across.T
-    means: NDArray[np.float64] = sums / float(height * width * step[1] ** 2)
-    return means
+    return sums / float(height * width * step[1] ** 2)
 
 
 @lru_cache(maxsize=1024)
@@ -119,7 +118,8 @@ def _overlaps(side: int, count: int, step: tuple[int, int], cells: int) -> NDArr
     pixels = np.minimum(np.arange(count + 1) * step[0], side * step[1]) * cells
     edges = np.arange(cells + 1)[:, None] * (side * step[1])
     ends = np.minimum(edges[1:], pixels[1:]) - np.maximum(edges[:-1], pixels[:-1])
-    return np.maximum(ends, 0).astype(np.float64)
+    overlaps: NDArray[np.float64] = np.maximum(ends, 0).astype(np.float64)
+    return overlaps
 
 
 def _upright(shrunk: _Shrunk, orientation: int) -> NDArray[np.float64]:

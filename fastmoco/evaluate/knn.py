@@ -83,9 +83,8 @@ class KnnResult:
 
     def remark(self) -> str:
         """Say which baselines are better; "" if none is."""
-        return better_baselines(
-            self.top1, {name: row["top1"] for name, row in self.baselines.items()}
-        )
+        others = {name: row["top1"] for name, row in self.baselines.items()}
+        return better_baselines(self.top1, others, self.num_test)
 
     def about(self) -> str:
         """The protocol in one line."""

@@ -1,6 +1,7 @@
 """Results of evaluation and the files that they are written to."""
 
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,14 +40,21 @@ _BASELINES = {
 }
 
 
-def better_baselines(top1: float, baselines: Mapping[str, float]) -> str:
-    """Say which baselines, top-1 in percent by name, are better than `top1`; "" if none is."""
+def better_baselines(top1: float, baselines: Mapping[str, float], num_test: int) -> str:
+    """Say which baselines, top-1 in percent by name, are better than `top1`; "" if none is.
+
+    The sentence ends with the standard error of an accuracy on so many test images.
+    """
     better = [
         f"{_BASELINES[name]} ({other:.2f}%)" for name, other in baselines.items() if other > top1
     ]
     if not better:
         return ""
-    return f"{top1:.2f}% is below {' and '.join(better)}: pretraining did not help here"
+    error = math.sqrt(top1 * (100 - top1) / num_test)
+    return (
+        f"{top1:.2f}% is below {' and '.join(better)}: pretraining did not help here (standard "
+        f"error {error:.1f} points, {num_test:,} test images)"
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,7 +99,8 @@ class ClassifierResult:
 
     def remark(self) -> str:
         """Say which baselines are better; "" if none is."""
-        return better_baselines(self.top1, {name: one.top1 for name, one in self.baselines.items()})
+        others = {name: one.top1 for name, one in self.baselines.items()}
+        return better_baselines(self.top1, others, self.protocol["num_test"])
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``, ``curves.jsonl`` and ``curves.png``, each atomically."""

@@ -102,7 +102,8 @@ def test_up_to_one_percent_is_said_and_more_is_refused(root: Path, tmp_path: Pat
 
 
 def test_baselines_that_are_better_are_said() -> None:
-    assert better_baselines(40.0, {"untrained": 30.0, "pixels": 40.0}) == ""
-    said = better_baselines(17.5, {"untrained": 28.78, "pixels": 35.36})
+    assert better_baselines(40.0, {"untrained": 30.0, "pixels": 40.0}, 40) == ""
+    said = better_baselines(17.5, {"untrained": 28.78, "pixels": 35.36}, 100)
     assert said.startswith("17.50% is below the untrained encoder (28.78%) and raw pixels (35.36%)")
-    assert "training from scratch (50.15%)" in better_baselines(49.5, {"random": 50.15})
+    assert said.endswith("(standard error 3.8 points, 100 test images)")
+    assert "training from scratch (50.15%)" in better_baselines(49.5, {"random": 50.15}, 9)
