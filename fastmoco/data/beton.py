@@ -16,7 +16,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmoco.data.beton_format import MODE_RAW, BetonError, Handle, bind_checksum, decode_text
+from fastmoco.data.beton_format import (
+    MODE_RAW,
+    BetonError,
+    Handle,
+    bind_checksum,
+    blob_checksum,
+    decode_text,
+    unbind_checksum,
+)
 from fastmoco.data.beton_index import read_index
 from fastmoco.data.images import decode_jpeg, jpeg_shape
 from fastmoco.data.jpeg_markers import ImageError
@@ -120,6 +128,13 @@ class BetonFile:
             if checksums[sample_id] != bind_checksum(sample_id, zlib.crc32(blob)):
                 raise self._problem("the checksum of its image disagrees", sample_id)
         return memoryview(blob)
+
+    def checksum(self, sample_id: int) -> int:
+        """`blob_checksum` of one image's stored bytes, which are read only without checksums."""
+        sample_id, checksums = self._existing(sample_id), self._index.checksums
+        if checksums is None:
+            return blob_checksum(self.blob(sample_id))
+        return unbind_checksum(sample_id, int(checksums[sample_id]))
 
     def decode(self, sample_id: int) -> NDArray[np.uint8]:
         """The pixels of one image, ``(H, W, 3)`` uint8 RGB, contiguous.

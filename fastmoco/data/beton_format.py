@@ -101,6 +101,19 @@ def bind_checksum(sample_id: int, crc32: int) -> int:
     return zlib.crc32(struct.pack("<Q", sample_id), crc32)
 
 
+def unbind_checksum(sample_id: int, checksum: int) -> int:
+    """Checksum of a blob alone, from its `bind_checksum`: equal blobs have equal ones.
+
+    The CRC-32 of a concatenation is a one-to-one function of the first part's, XOR the second's.
+    """
+    return checksum ^ zlib.crc32(struct.pack("<Q", sample_id))
+
+
+def blob_checksum(blob: bytes | memoryview) -> int:
+    """Compute what `unbind_checksum` returns from a blob."""
+    return unbind_checksum(0, bind_checksum(0, zlib.crc32(blob)))
+
+
 def is_page_size(page_bytes: int) -> bool:
     """Whether a page size is allowed: a power of two from 2 MiB to 2 GiB."""
     return not page_bytes & (page_bytes - 1) and PAGE_BYTES_MIN <= page_bytes <= PAGE_BYTES_MAX

@@ -90,6 +90,11 @@ class BetonSet:
         file, position = self._find(sample_id)
         return file.blob(position)
 
+    def checksum(self, sample_id: int) -> int:
+        """See `BetonFile.checksum`."""
+        file, position = self._find(sample_id)
+        return file.checksum(position)
+
     def decode(self, sample_id: int) -> NDArray[np.uint8]:
         """See `BetonFile.decode`."""
         file, position = self._find(sample_id)

@@ -1,4 +1,4 @@
-"""Conversion of a source's images to .beton files: options, shards and a summary.
+"""Conversion of a source's images to .beton files: options, split and shards.
 
 `conversion` makes each file.
 """
@@ -6,8 +6,9 @@
 import hashlib
 import json
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.beton_format import encode_text
-from fastmoco.data.conversion import ConversionJob, Made, forget, make_file, quarantine_path
-from fastmoco.data.facts import description_text, plain_values
+from fastmoco.data.conversion import LISTED_DUPLICATES, ConversionJob, Made, forget, make_file
+from fastmoco.data.convert_summary import Converted, ConvertSummary, summarize
+from fastmoco.data.holdout import Split, split_source
 from fastmoco.data.settings import Check, ConvertConfig, Encoding, OnError, Statistics
-from fastmoco.data.shards import set_fingerprint, shard_path, shard_samples
+from fastmoco.data.shards import shard_path, shard_samples
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
-from fastmoco.data.tally import RECORD_VERSION, Totals
+from fastmoco.data.tally import RECORD_VERSION
 from fastmoco.draws.streams import hashed_order
 from fastmoco.errors import UsageError
 from fastmoco.version import __version__
@@ -42,66 +44,10 @@ CHOSEN_SAMPLES = 10_000  # those of more images come from this many
 HEADER_SHARE, HEADER_SAMPLES = 16, 128
 
 
-@dataclass(kw_only=True, slots=True)
-class ConvertSummary:
-    """Summary of `convert`."""
-
-    path: Path
-    """The file; with several shards, the pattern that matches them."""
-    num_samples: int
-    """Images in it."""
-    num_resumed: int
-    """Images, good or bad, that an interrupted run had already processed."""
-    num_quarantined: int
-    """Images that were skipped, listed in ``quarantine_path``."""
-    quarantine_path: Path | None
-    """Path and reason of each skipped image; with several lists, the pattern that matches them;
-    None if there is none."""
-    num_ignored: int
-    """Files of the source that are hidden or have no image extension."""
-    classes: list[str]
-    """Class names; ``[]`` if unlabeled."""
-    num_duplicates: int
-    """Images with the same stored bytes as another one, over all shards made."""
-    num_bytes: int
-    """Size of the file in bytes."""
-    source_bytes: int
-    """Bytes read from the source."""
-    seconds: float
-    """Duration."""
-    images_per_second: float
-    """Images read, good or bad, per second."""
-    fingerprint: str
-    """Hex SHA-256 of the file's index; with several shards, of their fingerprints."""
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return plain_values(asdict(self))
-
-    def to_text(self) -> str:
-        """Format as a table, without counts that are zero."""
-        read = f"{self.source_bytes / 1e6 / self.seconds:,.1f} MB/s read"
-        rows = {
-            "file": self.path,
-            "images": f"{self.num_samples:,}",
-            "classes": f"{len(self.classes):,}" if self.classes else "none",
-            "size": f"{self.num_bytes / 1e6:,.1f} MB",
-            "time": f"{self.seconds:,.1f} s",
-            "rate": f"{self.images_per_second:,.0f} images/s, {read}",
-        }
-        remarks = {
-            "resumed": (self.num_resumed, "done by the interrupted run"),
-            "duplicates": (self.num_duplicates, "with the same bytes as another"),
-            "ignored": (self.num_ignored, "files that are hidden or not images"),
-            "skipped": (self.num_quarantined, f"bad images, listed in {self.quarantine_path}"),
-        }
-        rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
-        return description_text(rows)
-
-
 def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummary:
     """Convert the images of ``source`` to ``destination``, with facts in ``NAME.beton.json``.
 
+    With ``holdout``, ``NAME-train.beton`` and ``NAME-test.beton`` are made instead.
     An existing file at ``destination`` is replaced atomically at the end. After a kill or a full
     disk, the same call resumes, as long as the source is unchanged.
 
@@ -129,12 +75,42 @@ def convert(source: str, destination: Path, cfg: ConvertConfig) -> ConvertSummar
     )
     samples = open_source(source, options)
     _make_folder(destination.parent)
-    jobs = _jobs(source, destination, samples, cfg)
-    made = [_make(job, source) for job in jobs]
-    for job in jobs:
+    split, hashes = None, _hashes_target(destination, cfg)
+    if cfg.holdout:
+        recipe = _recipe(samples, cfg)
+        with _naming(source, hashes):
+            split = split_source(samples, cfg.holdout, hashes, recipe, cfg.workers)
+    parts = [
+        Converted(target, _jobs(source, target, some, cfg, facts))
+        for target, some, facts in _parts(destination, samples, split)
+    ]
+    for part in parts:
+        part.made = [_make(job, source) for job in part.jobs]
+    for target in [hashes, *(job.target for part in parts for job in part.jobs)]:
         with suppress(OSError):  # harmless if it stays: it says that the file is complete
-            forget(job.target)
-    return _summary(jobs, made, destination, samples, time.monotonic() - start)
+            forget(target)
+    return summarize(parts, destination, samples, split, time.monotonic() - start)
+
+
+def _hashes_target(destination: Path, cfg: ConvertConfig) -> Path:
+    """Path that names the journal of hashes; machines that make a shard each have one each."""
+    (number, *_), shards = cfg.shards_to_make()
+    return shard_path(destination, number, shards) if cfg.shard else destination
+
+
+def _parts(
+    destination: Path, samples: SampleSet, split: Split | None
+) -> list[tuple[Path, SampleSet, dict[str, Any]]]:
+    """The files to make, their samples, and facts for their JSON files."""
+    if split is None:
+        return [(destination, samples, {})]
+    parts = []
+    for name, chosen in (("train", ~split.is_test), ("test", split.is_test)):
+        copies = [group for group in split.copies if chosen[group[0]]][:LISTED_DUPLICATES]
+        facts = {"part": name, "copies": [[samples.names[i] for i in group] for group in copies]}
+        target = destination.with_name(f"{destination.stem}-{name}.beton")
+        parts.append((target, _subset(samples, np.flatnonzero(chosen)), facts))
+    return parts
 
 
 def _make_folder(folder: Path) -> None:
@@ -149,9 +125,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _jobs(
-    source: str, destination: Path, samples: SampleSet, cfg: ConvertConfig
+    source: str, destination: Path, samples: SampleSet, cfg: ConvertConfig, facts: dict[str, Any]
 ) -> list[ConversionJob]:
-    """The files to make."""
+    """The shards of a file to make, or the file itself."""
     numbers, shards = cfg.shards_to_make()
     count = len(samples.names)
     if shards > count:
@@ -159,6 +135,7 @@ def _jobs(
     measured = _measured(count, cfg)
     recipe = _recipe(samples, cfg)
     origin = {"source": source, "options": cfg.recorded(), "fastmoco_version": __version__}
+    origin |= facts
     if shards == 1:
         return [ConversionJob(destination, samples, measured, cfg, recipe, origin)]
     jobs = []
@@ -217,8 +194,17 @@ def _subset(samples: SampleSet, chosen: NDArray[np.int64]) -> SampleSet:
 
 def _make(job: ConversionJob, source: str) -> Made:
     """Call `make_file`; errors name their file and say what to do."""
-    try:
+    with _naming(source, job.target):
         return make_file(job)
+
+
+@contextmanager
+def _naming(source: str, target: Path) -> Iterator[None]:
+    """Let errors name the source or the target, and say what to do."""
+    try:
+        yield
+    except UsageError:
+        raise
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     except OSError as error:
@@ -226,44 +212,8 @@ def _make(job: ConversionJob, source: str) -> Made:
             raise
         raise OSError(
             error.errno,
-            f"{job.target}: cannot be written ({error.strerror}); an existing file is unchanged; "
+            f"{target}: cannot be written ({error.strerror}); an existing file is unchanged; "
             "fix the cause, then the same command resumes",
         ) from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"{job.target}: interrupted; the same command resumes") from None
-
-
-def _summary(
-    jobs: list[ConversionJob],
-    made: list[Made],
-    destination: Path,
-    samples: SampleSet,
-    seconds: float,
-) -> ConvertSummary:
-    totals = Totals()
-    for one in made:
-        totals.merge(one.totals)
-    paths = [job.target for job in jobs]
-    lists = [
-        quarantine_path(job.target)
-        for job, one in zip(jobs, made, strict=True)
-        if one.totals.quarantined
-    ]
-    pattern = destination.with_name(f"{destination.stem}-*.beton")
-    listed = lists[0] if len(lists) == 1 else quarantine_path(pattern)
-    num_resumed = sum(one.num_resumed for one in made)
-    return ConvertSummary(
-        path=paths[0] if len(paths) == 1 else pattern,
-        num_samples=totals.num_stored,
-        num_resumed=num_resumed,
-        num_quarantined=len(totals.quarantined),
-        quarantine_path=listed if lists else None,
-        num_ignored=samples.num_ignored,
-        classes=samples.classes,
-        num_duplicates=totals.num_duplicates,
-        num_bytes=sum(path.stat().st_size for path in paths),
-        source_bytes=totals.source_bytes,
-        seconds=seconds,
-        images_per_second=(totals.num_done - num_resumed) / seconds,
-        fingerprint=set_fingerprint([one.fingerprint for one in made]),
-    )
+        raise KeyboardInterrupt(f"{target}: interrupted; the same command resumes") from None

@@ -63,6 +63,14 @@ class Dataset(Protocol):
             OSError: If they cannot be read.
         """
 
+    def checksum(self, sample_id: int) -> int:
+        """`blob_checksum` of the stored bytes; only files with checksums know it without reading.
+
+        Raises:
+            ValueError: If the bytes must be read and are damaged.
+            OSError: If they cannot be read.
+        """
+
     def decode(self, sample_id: int) -> NDArray[np.uint8]:
         """The pixels of an image, ``(H, W, 3)`` uint8 RGB, contiguous.
 

@@ -87,15 +87,8 @@ def encode_batch(
             loaded = load(key)
             batch.source_bytes += len(loaded) if isinstance(loaded, bytes) else loaded.nbytes
             image, pixels = encode_image(loaded, cfg, want_pixels=measure)
-        except ImageError as error:
-            batch.images.append(str(error))
-        except OSError as error:
-            if error.errno in NO_FAULT_OF_THE_IMAGE:
-                raise OSError(
-                    f"{error.filename or 'the source'}: cannot be read ({error.strerror}); fix the "
-                    "cause, then the same command resumes"
-                ) from error
-            batch.images.append(error.strerror or str(error))
+        except (ImageError, OSError) as error:
+            batch.images.append(fault_of(error))
         else:
             batch.images.append(image)
             if measure and pixels is not None:
@@ -104,6 +97,22 @@ def encode_batch(
                     batch.measure(pixels_to_measure)
     batch.measure(pixels_to_measure)
     return batch
+
+
+def fault_of(error: ImageError | OSError) -> str:
+    """Why an image is bad, in words.
+
+    Raises:
+        OSError: If reading it failed for a reason outside the image; see `encode_batch`.
+    """
+    if isinstance(error, ImageError):
+        return str(error)
+    if error.errno in NO_FAULT_OF_THE_IMAGE:
+        raise OSError(
+            f"{error.filename or 'the source'}: cannot be read ({error.strerror}); fix the "
+            "cause, then the same command resumes"
+        ) from error
+    return error.strerror or str(error)
 
 
 def encode_image(

@@ -21,7 +21,7 @@ MAX_PIXELS = 1 << 27  # 134 megapixels, 0.4 GB decoded; the largest camera files
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # From EXIF orientation (TIFF 6.0, tag 274) to the operation that turns the image upright.
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -81,6 +81,25 @@ def decode_jpeg(
     except ValueError as error:
         raise ImageError(f"damaged JPEG ({error})") from error
     return pixels
+
+
+def decode_luma(blob: bytes | memoryview, *, least: int) -> NDArray[np.uint8]:
+    """Decode only the luma of a JPEG as stored, ``(H, W)`` uint8; warnings count as errors.
+
+    Args:
+        blob: The JPEG; the caller must check its size first.
+        least: The scale is the smallest of 1/8 to 8/8 at which both sides reach this many pixels.
+
+    Raises:
+        ImageError: If the decoder fails or warns.
+    """
+    try:
+        luma: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            blob, "GRAY", min_height=least, min_width=least
+        )
+    except ValueError as error:
+        raise ImageError(f"damaged JPEG ({error})") from error
+    return luma[:, :, 0]
 
 
 def prove_jpeg(blob: bytes | memoryview, info: JpegInfo) -> None:
@@ -188,7 +207,7 @@ def _decode_upright(blob: bytes, info: JpegInfo, max_size: int) -> NDArray[np.ui
         width, height = fitted_size(info.width, info.height, 2 * max_size)
         at_least = height, width
     pixels = decode_jpeg(blob, at_least=at_least)
-    turn = _UPRIGHT.get(info.orientation)
+    turn = UPRIGHT.get(info.orientation)
     return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
 
 

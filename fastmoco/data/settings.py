@@ -73,6 +73,9 @@ class ConvertConfig:
     """Folder of torchvision's datasets; null means data/ in the current folder."""
     download: bool = False
     """Download missing files of torchvision's datasets into that folder."""
+    holdout: float = 0.0
+    """Fraction of each class to hold out for testing: makes NAME-train.beton and NAME-test.beton.
+    Copies of an image, also recompressed or rescaled ones, stay on one side."""
     max_size: int = 512
     """Longest side in pixels; larger images are shrunk to it, antialiased."""
     quality: int = 90
@@ -106,6 +109,11 @@ class ConvertConfig:
                 f"page_bytes={self.page_bytes} is not a power of two from 2 MiB to 2 GiB; set for "
                 "example page_bytes=8388608"
             )
+        if not 0 <= self.holdout < 1:
+            raise ValueError(
+                f"holdout must be 0 (no split) or more and below 1, got {self.holdout:g}; set for "
+                "example holdout=0.2"
+            )
         if self.shard:
             self.shards_to_make()
 
@@ -126,7 +134,7 @@ class ConvertConfig:
 
     def choices(self) -> dict[str, Any]:
         """Options that determine the bytes of a file of given samples, as JSON values."""
-        left_out = ("on_error", "root", "download", "labels")
+        left_out = ("on_error", "root", "download", "labels", "holdout")
         return {name: value for name, value in self.recorded().items() if name not in left_out}
 
     def recorded(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmoco.data.beton_format import MODE_JPEG
+from fastmoco.data.beton_format import MODE_JPEG, blob_checksum
 from fastmoco.data.images import check_size, decode_jpeg, is_jpeg, jpeg_shape, prove_jpeg
 from fastmoco.data.jpeg_markers import ImageError, inspect_jpeg, inspect_jpeg_header
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
@@ -138,6 +138,10 @@ class SourceSet:
         if len(data) != place.size:
             raise ImageError(f"{self.path}: {self.name(sample_id)} was cut since it was opened")
         return memoryview(data)
+
+    def checksum(self, sample_id: int) -> int:
+        """`blob_checksum` of an image's file, which is read."""
+        return blob_checksum(self.blob(sample_id))
 
     def decode(self, sample_id: int) -> NDArray[np.uint8]:
         """The pixels of one image, ``(H, W, 3)`` uint8 RGB, contiguous.

@@ -1,4 +1,4 @@
-"""`encode_batch` over a source, on threads, in order.
+"""Work over a source's samples, such as `encode_batch`, on threads, in order.
 
 Reading, decoding, resizing, encoding and checksums release the GIL; the rest of Python limits the
 rate to some 10,000 photographs per second, which few disks can write. Processes would be faster
@@ -8,8 +8,9 @@ need mostly Python, for which threads would only wait for each other, so one thr
 
 import os
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,32 +23,51 @@ BATCH_SAMPLES = 32
 SMALL_BYTES = 8192  # mean size of a source's files below which threads do not help
 
 
+Batch = TypeVar("Batch")
+
+
 def encoded_batches(
     samples: SampleSet, measured: NDArray[np.bool_], cfg: ConvertConfig, start: int = 0
 ) -> Generator[EncodedBatch, None, None]:
-    """Encode a source's samples in batches, in order; memory holds four batches more than threads.
+    """Encode a source's samples in batches, in order.
 
     Args:
         samples: The source.
         measured: Which samples' pixels count in the batches' moments, ``(n,)``.
-        cfg: Options; with ``workers=0``, small images get one thread, others one per usable CPU.
+        cfg: Options; see `in_batches` for ``workers``.
         start: Index of the first sample.
     """
-    jobs = (
-        (samples.load, samples.keys[first:last], measured[first:last].tolist(), cfg)
+
+    def encode(batch: slice) -> EncodedBatch:
+        return encode_batch(samples.load, samples.keys[batch], measured[batch].tolist(), cfg)
+
+    return in_batches(samples, encode, cfg.workers, start)
+
+
+def in_batches(
+    samples: SampleSet, work: Callable[[slice], Batch], workers: int, start: int
+) -> Generator[Batch, None, None]:
+    """Do work on a source's samples in batches, in order; at most threads + 4 wait in memory.
+
+    Args:
+        samples: The source.
+        work: What to do with some consecutive samples.
+        workers: Number of threads; 0: one for small images, else one per usable CPU.
+        start: Index of the first sample.
+    """
+    batches = (
+        slice(first, first + BATCH_SAMPLES)
         for first in range(start, len(samples.names), BATCH_SAMPLES)
-        for last in [first + BATCH_SAMPLES]
     )
-    count = cfg.workers or _choose_workers(samples)
+    count = workers or _choose_workers(samples)
     if count == 1:
-        for job in jobs:
-            yield encode_batch(*job)
+        yield from map(work, batches)
         return
     pool = ThreadPoolExecutor(count, "fastmoco-convert")
-    pending: deque[Future[EncodedBatch]] = deque()
+    pending: deque[Future[Batch]] = deque()
     try:
-        for job in jobs:
-            pending.append(pool.submit(encode_batch, *job))
+        for batch in batches:
+            pending.append(pool.submit(work, batch))
             if len(pending) >= count + 4:
                 yield pending.popleft().result()
         while pending:

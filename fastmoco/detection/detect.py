@@ -36,9 +36,9 @@ from fastmoco.weights.settings import RANDOM, start_name
 # Keys that do not change what is learned: a trial may resume with other values.
 # The fingerprint of the annotations is compared instead of data.train.
 # `init`, which older trials have, does not bind: the fingerprint of the backbone does.
-FREE_KEYS = frozenset({"run_dir", "trials", "num_threads", "checkpoint_every_steps", "init"}) | {
-    f"data.{name}" for name in ("train", "test", "train_images", "test_images")
-}
+FREE_KEYS = frozenset(
+    {"run_dir", "trials", "num_threads", "checkpoint_every_steps", "allow_overlap", "init"}
+) | {f"data.{name}" for name in ("train", "test", "train_images", "test_images")}
 
 
 def check_config(cfg: DetectConfig, ranks: Ranks) -> None:

@@ -189,6 +189,8 @@ class DetectConfig:
     """segment: side of the training crops in pixels."""
     precise_norm_steps: int = 200
     """Steps to average batch norm's statistics over before testing; 0: keep running ones."""
+    allow_overlap: bool = False
+    """Accept a test set of which more than 1% of the images are also in the training set."""
     trials: int = 1
     """Number of trials, with seeds seed, seed + 1, ...; the result is their mean."""
     seed: int = 0

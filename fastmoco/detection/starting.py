@@ -17,6 +17,7 @@ from fastmoco.detection.settings import (
 from fastmoco.detection.voc import read_voc
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import FrozenEncoder, load_encoder
+from fastmoco.evaluate.overlap import check_shared
 from fastmoco.moco.resnet import ResNet
 from fastmoco.weights.settings import RANDOM
 
@@ -25,7 +26,7 @@ def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
     """Open the training set and the test set.
 
     Raises:
-        UsageError: If one is not given or cannot be used.
+        UsageError: If one is not given or cannot be used, or images are in both.
         AnnotationError: If an annotation or an image is missing or broken.
     """
     data, segment = cfg.data, cfg.task is DetectionTask.segment
@@ -43,6 +44,9 @@ def open_sets(cfg: DetectConfig) -> tuple[SceneSet, SceneSet]:
         train = read_coco(data.train, images=data.train_images, option="data.train_images")
         test = read_coco(data.test, images=data.test_images, option="data.test_images")
     check_same_classes(train, test)
+    known = {scene.image.resolve() for scene in train.scenes}
+    shared = sum(scene.image.resolve() in known for scene in test.scenes)
+    check_shared(shared, len(test.scenes), is_allowed=cfg.allow_overlap, option="allow_overlap")
     if not segment:
         train = train.to_learn_from(
             ignored_too=data.train_difficult and cfg.layout is AnnotationFormat.voc

@@ -58,8 +58,12 @@ class Stream(IntEnum):
     """First random sample of a request by runs; sample n adds n. Keep last."""
 
 
+def mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Hash each value one-to-one; unlike `draws.host`, without Numba."""
+    keys = values * np.uint64(GOLDEN)
+    return (keys ^ (keys >> np.uint64(31))) * np.uint64(MIX_1)
+
+
 def hashed_order(count: int) -> INT64:
     """Fixed pseudo-random order of ``0..count - 1``, unrelated to class or folder, ``(count,)``."""
-    keys = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN)
-    keys = (keys ^ (keys >> np.uint64(31))) * np.uint64(MIX_1)
-    return np.argsort(keys, kind="stable")
+    return np.argsort(mixed(np.arange(1, count + 1, dtype=np.uint64)), kind="stable")

@@ -26,9 +26,10 @@ from fastmoco.evaluate.features import (
     open_encoder,
     request_of,
 )
-from fastmoco.evaluate.labels import Classes, check_labels
+from fastmoco.evaluate.labels import Classes, check_labels, missing_set
 from fastmoco.evaluate.nearest import nearest
-from fastmoco.evaluate.results import results_folder, write_result
+from fastmoco.evaluate.overlap import check_overlap, shared_text
+from fastmoco.evaluate.results import better_baselines, results_folder, write_result
 from fastmoco.evaluate.settings import KnnConfig, Vote
 
 
@@ -49,6 +50,8 @@ class KnnResult:
     """backbone, embedding or pixels."""
     num_train: int
     num_test: int
+    num_shared: int
+    """Test images that are also in the training set."""
     seconds: float
     """Time for features and classification."""
     features_reused: bool = False
@@ -64,6 +67,7 @@ class KnnResult:
         """The result as a JSON object."""
         values = asdict(self)
         del values["classes"], values["tables"]
+        values["remark"] = self.remark()
         return values | (self.classes.to_json() if self.classes else {})
 
     def to_text(self) -> str:
@@ -71,15 +75,21 @@ class KnnResult:
         rows = {"trained" if self.baselines else self.features: self.to_json(), **self.baselines}
         lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
         lines += [f"{name:<12}{row['top1']:>9.2f}{row['top5']:>9.2f}" for name, row in rows.items()]
-        lines.append(self.about())
+        lines += filter(None, [self.about(), self.remark()])
         if self.classes and (self.tables or len(self.classes.names) <= MAX_PRINTED):
             lines += ["", self.classes.to_text()]
         return "\n".join(lines)
+
+    def remark(self) -> str:
+        """Say which baselines are better; "" if none is."""
+        others = {name: row["top1"] for name, row in self.baselines.items()}
+        return better_baselines(self.top1, others, self.num_test)
 
     def about(self) -> str:
         """The protocol in one line."""
         vote = f"T={self.temperature:g}" if self.vote == Vote.weighted else "majority"
         images = f"{self.num_train} training and {self.num_test} test images"
+        images += shared_text(self.num_shared)
         if self.leave_one_out:
             images = f"{self.num_train} images, each by all others"
         reused = " (found on disk)" if self.features_reused else ""
@@ -148,12 +158,10 @@ def check_knn_config(cfg: KnnConfig) -> None:
     Raises:
         UsageError: Naming the option to change.
     """
-    if cfg.data.train is None or (cfg.data.test is None and not cfg.leave_one_out):
-        which = "train" if cfg.data.train is None else "test"
-        one = ", or leave_one_out=true for one set" if which == "test" else ""
-        raise UsageError(
-            f"data.{which} is not set; add a labeled dataset, data.{which}=FILE.beton{one}"
-        )
+    if cfg.data.train is None:
+        raise missing_set("train")
+    if cfg.data.test is None and not cfg.leave_one_out:
+        raise missing_set("test")
 
 
 def knn(run: Path, cfg: KnnConfig) -> KnnResult:
@@ -179,7 +187,10 @@ def knn(run: Path, cfg: KnnConfig) -> KnnResult:
         classes = check_labels(train, test)
         if cfg.leave_one_out and len(train) < 2:
             raise UsageError(f"leave_one_out=true needs two images, but {cfg.data.train} has one")
-        measured = _Measured(train, test, classes, cfg, folder)
+        shared = (
+            0 if cfg.leave_one_out else check_overlap(train, test, is_allowed=cfg.allow_overlap)
+        )
+        measured = _Measured(train, test, classes, shared, cfg, folder)
         result = measured.result(trained, request_of(cfg))
         if cfg.baselines:
             untrained = open_encoder(run, cfg, untrained=True)
@@ -201,6 +212,7 @@ class _Measured:
     train: Dataset
     test: Dataset
     classes: Classes
+    num_shared: int
     cfg: KnnConfig
     folder: Path | None
 
@@ -233,6 +245,7 @@ class _Measured:
             features=request.features,
             num_train=len(self.train),
             num_test=len(self.test),
+            num_shared=self.num_shared,
             seconds=time.perf_counter() - start,
             features_reused=all(one.reused for one in sets),
             classes=ClassTable.count(self.classes.names, queries.labels, scores.argmax(1)),

@@ -10,7 +10,14 @@ from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.draws.streams import INT64
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.features import FrozenEncoder
-from fastmoco.evaluate.labels import Classes, check_labels, noisy_labels, stratified_part
+from fastmoco.evaluate.labels import (
+    Classes,
+    check_labels,
+    missing_set,
+    noisy_labels,
+    stratified_part,
+)
+from fastmoco.evaluate.overlap import check_overlap, shared_text
 from fastmoco.evaluate.results import results_folder
 from fastmoco.evaluate.settings import ClassifierConfig
 from fastmoco.pipelines.build import build_loader
@@ -31,6 +38,8 @@ class LabeledTask:
     """Ids of the training images whose labels are used."""
     noise_share: float
     """Fraction of `ids` whose label differs from the dataset's."""
+    num_shared: int
+    """Test images that are also in the training set."""
 
     def batch_size(self, cfg: ClassifierConfig) -> int:
         """Images per step; all of them if there are fewer than a batch."""
@@ -73,7 +82,7 @@ class LabeledTask:
             text = f"{100 * cfg.label_share:g}% of the labels: {text}"
         if cfg.label_noise:
             text += f", {100 * self.noise_share:.1f}% of the labels wrong ({cfg.label_noise})"
-        return text
+        return text + shared_text(self.num_shared)
 
     def facts(self, cfg: ClassifierConfig) -> dict[str, Any]:
         """Labels, noise and seed as JSON values."""
@@ -83,6 +92,7 @@ class LabeledTask:
             "label_noise_share": self.noise_share,
             "num_train": len(self.ids),
             "num_test": len(self.test),
+            "num_shared": self.num_shared,
             "seed": cfg.seed,
         }
 
@@ -99,20 +109,19 @@ def open_task(cfg: ClassifierConfig) -> Iterator[LabeledTask]:
     assert cfg.data.test
     with open_dataset(cfg.data.train) as train, open_dataset(cfg.data.test) as test:
         classes = check_labels(train, test)
+        num_shared = check_overlap(train, test, is_allowed=cfg.allow_overlap)
         if classes.count < 2:
             raise UsageError("data.train has one class only; a classifier needs two or more")
         labels = noisy_labels(train, cfg.label_noise, classes, cfg.seed)
         ids = stratified_part(train.labels, cfg.label_share, cfg.seed)
         noise_share = float((labels[ids] != train.labels[ids]).mean())
-        yield LabeledTask(train, test, classes, labels, ids, noise_share)
+        yield LabeledTask(train, test, classes, labels, ids, noise_share, num_shared)
 
 
 def _check(cfg: ClassifierConfig) -> None:
     for which in ("train", "test"):
         if getattr(cfg.data, which) is None:
-            raise UsageError(
-                f"data.{which} is not set; add a labeled dataset, data.{which}=FILE.beton"
-            )
+            raise missing_set(which)
 
 
 def is_measured(epoch: int, epochs: int, times: int) -> bool:

@@ -27,6 +27,17 @@ class Classes:
     """One name per class; its number if the datasets do not name it."""
 
 
+def missing_set(which: str) -> UsageError:
+    """The error for a dataset that is not set, ``train`` or ``test``."""
+    advice = f"add a labeled dataset, data.{which}=FILE.beton"
+    if which == "test":
+        advice += (
+            "; fastmoco convert FOLDER set.beton holdout=0.2 makes one, and fastmoco knn with "
+            "leave_one_out=true needs none"
+        )
+    return UsageError(f"data.{which} is not set; {advice}")
+
+
 def check_labels(train: Dataset, test: Dataset) -> Classes:
     """Check that a classifier can learn from one dataset and be measured on the other.
 

@@ -10,6 +10,7 @@ from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselin
 from fastmoco.evaluate.features import PIXELS, FeatureRequest, FrozenEncoder, extract_features
 from fastmoco.evaluate.knn import knn_accuracy
 from fastmoco.evaluate.labels import check_labels, stratified_part
+from fastmoco.evaluate.overlap import check_overlap
 from fastmoco.evaluate.settings import MonitorConfig
 
 MOST_IMAGES = 10_000
@@ -33,7 +34,7 @@ class KnnMonitor:
             batch_size: Images per forward pass.
 
         Raises:
-            UsageError: If a dataset is unlabeled, or the classes differ.
+            UsageError: If a dataset is unlabeled, the classes differ, or images are in both.
         """
         self._monitor, self._batch_size = monitor, batch_size
         self._sets: list[Dataset] = []
@@ -42,9 +43,21 @@ class KnnMonitor:
         if monitor.every_epochs:
             self._sets = [open_dataset(path) for path in (data.train, data.test) if path]
             check_labels(self._sets[0], self._sets[-1])
-            labels = self._sets[0].labels
-            if self._alone and len(labels) > MOST_IMAGES:
-                self._part = stratified_part(labels, MOST_IMAGES / len(labels), seed=0)
+            self._check_sets()
+
+    def _check_sets(self) -> None:
+        """Refuse known test images; without a test set choose the part of a large training set."""
+        if not self._alone:
+            check_overlap(
+                *self._sets,
+                is_allowed=self._monitor.allow_overlap,
+                option="monitor.allow_overlap",
+                instead="leave data.test out, or set monitor.every_epochs=0",
+            )
+            return
+        labels = self._sets[0].labels
+        if len(labels) > MOST_IMAGES:
+            self._part = stratified_part(labels, MOST_IMAGES / len(labels), seed=0)
 
     @property
     def is_on(self) -> bool:

@@ -1,8 +1,9 @@
 """Results of evaluation and the files that they are written to."""
 
 import json
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,30 @@ def write_text(path: Path, text: str) -> None:
         atomic_write_text(path, text)
     except OSError as error:
         warnings.warn(f"{path} cannot be written: {error}", stacklevel=2)
+
+
+_BASELINES = {
+    "untrained": "the untrained encoder",
+    "pixels": "raw pixels",
+    "random": "training from scratch",
+}
+
+
+def better_baselines(top1: float, baselines: Mapping[str, float], num_test: int) -> str:
+    """Say which baselines, top-1 in percent by name, are better than `top1`; "" if none is.
+
+    The sentence ends with the standard error of an accuracy on so many test images.
+    """
+    better = [
+        f"{_BASELINES[name]} ({other:.2f}%)" for name, other in baselines.items() if other > top1
+    ]
+    if not better:
+        return ""
+    error = math.sqrt(top1 * (100 - top1) / num_test)
+    return (
+        f"{top1:.2f}% is below {' and '.join(better)}: pretraining did not help here (standard "
+        f"error {error:.1f} points, {num_test:,} test images)"
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +86,7 @@ class ClassifierResult:
             **self.protocol,
             "seconds": self.seconds,
             "seconds_training": self.seconds_training,
+            "remark": self.remark(),
             "baselines": {name: one.to_json() for name, one in self.baselines.items()},
         }
 
@@ -69,7 +95,12 @@ class ClassifierResult:
         rows = {str(self.protocol["init"]): self, **self.baselines}
         lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
         lines += [f"{name:<12}{one.top1:>9.2f}{one.top5:>9.2f}" for name, one in rows.items()]
-        return "\n".join([*lines, self.about])
+        return "\n".join([*lines, *filter(None, [self.about, self.remark()])])
+
+    def remark(self) -> str:
+        """Say which baselines are better; "" if none is."""
+        others = {name: one.top1 for name, one in self.baselines.items()}
+        return better_baselines(self.top1, others, self.protocol["num_test"])
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``, ``curves.jsonl`` and ``curves.png``, each atomically."""

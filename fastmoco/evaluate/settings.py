@@ -79,6 +79,14 @@ class FeaturesConfig:
         check_ranges(self)
 
 
+@dataclass(kw_only=True, slots=True)
+class AccuracyConfig(FeaturesConfig):
+    """Options of every command that learns from data.train and measures on data.test."""
+
+    allow_overlap: bool = False
+    """Accept a data.test of which more than 1% of the images are also in data.train."""
+
+
 class Vote(StrEnum):
     """How neighbors vote."""
 
@@ -89,7 +97,7 @@ class Vote(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class KnnConfig(FeaturesConfig):
+class KnnConfig(AccuracyConfig):
     """Options of `fastmoco knn`."""
 
     RANGES: ClassVar[Ranges] = {"k": COUNT, "temperature": POSITIVE}
@@ -102,7 +110,7 @@ class KnnConfig(FeaturesConfig):
     """weighted or majority."""
     leave_one_out: bool = False
     """Classify each image of data.train by all others; data.test is not needed."""
-    baselines: bool = False
+    baselines: bool = True
     """Measure raw pixels and the untrained encoder as well."""
     tables: bool = False
     """Print classes and confusion matrix of more than 20 classes too; JSON always has them."""
@@ -119,7 +127,7 @@ class EpochsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class ClassifierConfig(FeaturesConfig):
+class ClassifierConfig(AccuracyConfig):
     """Options of both commands that train a classifier."""
 
     RANGES: ClassVar[Ranges] = {"seed": SEED, "label_share": SHARE}
@@ -137,8 +145,9 @@ class ClassifierConfig(FeaturesConfig):
     """Fraction of every class's labels to learn from, such as 0.01 or 0.1."""
     label_noise: str = ""
     """Fraction of wrong labels, 0 to 1; or FILE.csv:COLUMN of a table with a column path."""
-    baselines: bool = False
-    """Measure the baselines as well."""
+    baselines: bool = True
+    """Measure the baselines as well: linear: raw pixels and the untrained encoder; finetune: a run
+    from scratch."""
 
 
 class LinearViews(StrEnum):
@@ -224,7 +233,7 @@ class Method(StrEnum):
 
 
 @dataclass(kw_only=True, slots=True)
-class TableConfig(FeaturesConfig):
+class TableConfig(AccuracyConfig):
     """Options of both commands that make a table of several methods."""
 
     RANGES: ClassVar[Ranges] = {
@@ -293,6 +302,8 @@ class MonitorConfig:
     """Their votes weigh exp(similarity / temperature)."""
     features: Features = Features.backbone
     """backbone or embedding."""
+    allow_overlap: bool = False
+    """Accept a data.test of which more than 1% of the images are also in data.train."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""

@@ -89,21 +89,21 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> AccuracyTable:
     table = AccuracyTable([PRETRAINED, UNTRAINED, PIXELS], {}, [])
     for method in cfg.methods:
         if method is Method.knn:
-            near = KnnConfig(**_shared(cfg), k=cfg.k, temperature=cfg.temperature, baselines=True)
+            near = KnnConfig(**_shared(cfg), k=cfg.k, temperature=cfg.temperature)
             neighbors = knn(run, near)
             rest = neighbors.baselines
             row = [neighbors.top1, rest["untrained"]["top1"], rest["pixels"]["top1"]]
             note, found = neighbors.about(), neighbors.to_json()
         elif method is Method.linear:
-            result = linear(run, linear_config(cfg, baselines=True))
+            result = linear(run, linear_config(cfg))
             row = [one.top1 for one in (result, *result.baselines.values())]
             note, found = result.about, result.to_json()
         else:
-            result = finetune(run, finetune_config(cfg, baselines=True))
+            result = finetune(run, finetune_config(cfg))
             row = [result.top1, result.baselines["random"].top1, None]
             note, found = f"{result.about}; untrained is supervised from scratch", result.to_json()
         table.rows[_row_name(method, cfg)], table.results[method.value] = row, found
-        table.notes.append(note)
+        table.notes += filter(None, [note, found["remark"]])
     table.write(results_folder(run), "evaluate")
     return table
 
@@ -137,7 +137,7 @@ def noise_table(run: Path, cfg: NoiseTableConfig) -> AccuracyTable:
         row: list[float | None] = []
         results: dict[str, Any] = {}
         for method in cfg.methods:
-            given = {"baselines": True, "label_noise": noise, "out": folder / method}
+            given = {"label_noise": noise, "out": folder / method}
             if method is Method.linear:
                 result = linear(run, linear_config(cfg, **given), pixels=False)
             else:
@@ -146,6 +146,8 @@ def noise_table(run: Path, cfg: NoiseTableConfig) -> AccuracyTable:
             results[method.value] = result.to_json()
             if noise == cfg.noises[0]:
                 table.notes.append(result.about)
+            if remark := result.remark():
+                table.notes.append(f"noise {noise}, {method}: {remark}")
         table.rows[f"noise {noise}"] = row
         table.results[noise] = results
     table.write(results_folder(run), "noise-table")
@@ -172,7 +174,10 @@ def _check(cfg: TableConfig, methods: Sequence[Method], allowed: Sequence[Method
 
 def _shared(cfg: FeaturesConfig) -> dict[str, Any]:
     """The options that all methods share."""
-    names = ("data", "pipeline", "features", "device", "precision", "global_batch_size", "cache")
+    names = (
+        "data", "pipeline", "features", "device", "precision", "global_batch_size", "cache",
+        "allow_overlap",
+    )  # fmt: skip
     return {name: getattr(cfg, name) for name in names}
 
 

@@ -27,6 +27,7 @@ from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+NO_BASELINES = ("baselines=false",)  # runs are compared with each other
 
 
 def do_run(run: PlannedRun, cfg: TrainConfig, definition: Definition, log: Path) -> RunRecord:
@@ -149,9 +150,9 @@ def _measured(
     if measure is Measure.dry_run:
         return cost_of(cfg)
     if measure is Measure.knn:
-        neighbors = load_config(KnnConfig, definition.knn)
+        neighbors = load_config(KnnConfig, [*NO_BASELINES, *definition.knn])
         found = knn(run.folder, dataclasses.replace(neighbors, data=data, device=device)).to_json()
         # No table shows the confusion matrix and the classes.
         return {name: value for name, value in found.items() if not isinstance(value, list | dict)}
-    classifier = load_config(LinearConfig, definition.linear)
+    classifier = load_config(LinearConfig, [*NO_BASELINES, *definition.linear])
     return linear(run.folder, dataclasses.replace(classifier, data=data, device=device)).to_json()

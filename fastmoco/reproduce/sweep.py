@@ -14,6 +14,7 @@ from fastmoco.data.builtin_file import builtin_file
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.evaluate.overlap import check_overlap
 from fastmoco.files import atomic_write_text, locked, read_json_object
 from fastmoco.reproduce.definition import Definition
 from fastmoco.reproduce.one_run import do_run
@@ -112,6 +113,11 @@ def resolve_data(
         raise UsageError(
             "data.test is not set; this sweep measures on labeled images; set data.test=FILE.beton"
         )
+    if data.test is not None and needs_labels(definition):
+        option = "allow_overlap"
+        allowed = f"{option}=true" in (*definition.knn, *definition.linear)
+        with open_dataset(data.train) as train, open_dataset(data.test) as test:
+            check_overlap(train, test, is_allowed=allowed, option=f"in the definition, {option}")
     return data
 
 

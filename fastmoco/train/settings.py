@@ -22,6 +22,7 @@ FREE_KEYS = frozenset(
         "data.test",
         "pipeline.num_threads",
         "pipeline.prefetch_batches",
+        "monitor.allow_overlap",
         "train.max_steps",
         "train.cuda_graph",  # the same kernels either way
         "train.dry_run",

@@ -16,6 +16,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     write_run(folder / "run")
     write_colors(folder / "good", seed=1, per_class=2)
+    write_colors(folder / "other", seed=2, per_class=2)
     write_colors(folder / "two classes", seed=1, per_class=2, names="blue green")
     write_colors(folder / "other names", seed=1, per_class=2, names="blue green violet")
     write_colors(folder / "one class", seed=1, per_class=3, names="red")
@@ -34,7 +35,7 @@ def refused(capsys, arguments, *words):
         assert str(word) in lines[0]
 
 
-def data(place, train="good", test="good"):
+def data(place, train="good", test="other"):
     return [f"data.train={place / train}", f"data.test={place / test}"]
 
 
@@ -42,6 +43,11 @@ def data(place, train="good", test="good"):
 def test_sets_that_cannot_serve(capsys, place, command):
     run = place / "run"
     for train, test, words in (
+        (
+            "good",
+            "good",
+            "good, so the answers would be known; use fastmoco knn with leave_one_out",
+        ),
         ("unlabeled", "good", "data.train has images without a label"),
         ("good", "unlabeled", "data.test has images without a label"),
         ("good", "other names", "different classes (such as red)"),
@@ -50,7 +56,8 @@ def test_sets_that_cannot_serve(capsys, place, command):
     ):
         refused(capsys, [command, run, *data(place, train, test)], words)
     refused(capsys, [command, run, f"data.test={place / 'good'}"], "data.train is not set")
-    refused(capsys, [command, run, f"data.train={place / 'good'}"], "data.test is not set")
+    without = [command, run, f"data.train={place / 'good'}"]
+    refused(capsys, without, "data.test is not set", "holdout=0.2", "leave_one_out=true")
 
 
 def test_a_class_that_is_missing_in_training(capsys, place, tmp_path):
@@ -132,5 +139,5 @@ def test_weights_of_another_architecture(capsys, place, tmp_path):
 
 
 def test_one_class_is_no_task(capsys, place, tmp_path):
-    sets = data(place, "one class", "one class")
+    sets = [*data(place, "one class", "one class"), "allow_overlap=true"]
     refused(capsys, ["linear", place / "run", *sets, f"out={tmp_path}"], "has one class only")

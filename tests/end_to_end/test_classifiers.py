@@ -12,6 +12,7 @@ from fastmoco.evaluate.linear import steps
 from fastmoco.runs.checkpoint import load_checkpoint
 from tests.runs import write_colors, write_run
 
+ALONE = "baselines=false"
 FAST = ["global_batch_size=16", "train.epochs=4"]
 
 
@@ -36,7 +37,7 @@ def curve(folder):
 
 
 def test_the_official_protocol_learns_beside_its_baselines(capsys, place, tmp_path):
-    options = [*FAST, "optimizer.learning_rate=3", "baselines=true", f"out={tmp_path}"]
+    options = [*FAST, "optimizer.learning_rate=3", f"out={tmp_path}"]
     found = command(capsys, place, "linear", *options)
     assert (found["protocol"], found["views"]) == ("official", "augmented")
     assert found["learning_rate"] == 3
@@ -56,7 +57,7 @@ def test_the_official_protocol_learns_beside_its_baselines(capsys, place, tmp_pa
 def test_cached_features_learn_as_images_do(capsys, place, tmp_path):
     for views in ("cached", "central"):
         out = f"out={tmp_path / views}"
-        command(capsys, place, "linear", "protocol=fast", *FAST, f"views={views}", out)
+        command(capsys, place, "linear", "protocol=fast", *FAST, ALONE, f"views={views}", out)
     fast, full = curve(tmp_path / "cached"), curve(tmp_path / "central")
     for one, other in zip(fast, full, strict=True):
         assert one["loss_train"] == pytest.approx(other["loss_train"], rel=1e-3)
@@ -66,7 +67,7 @@ def test_cached_features_learn_as_images_do(capsys, place, tmp_path):
 def test_of_a_grid_the_best_reports_as_if_alone_and_the_test_set_chooses_nothing(
     capsys, place, tmp_path
 ):
-    options = ["protocol=fast", *FAST]
+    options = ["protocol=fast", *FAST, ALONE]
     grid = "learning_rates=[0.001,0.1,3.0]"
     found = command(capsys, place, "linear", *options, grid, f"out={tmp_path / 'grid'}")
     held_out = found["held_out_top1"]
@@ -95,7 +96,7 @@ def test_both_views_and_other_presets(capsys, place, tmp_path, monkeypatch):
 
     monkeypatch.setattr("fastmoco.evaluate.linear.classifier.encoded_steps", watched)
     found = command(
-        capsys, place, "linear", "protocol=imagenette", "train.epochs=1", f"out={tmp_path}"
+        capsys, place, "linear", "protocol=imagenette", "train.epochs=1", ALONE, f"out={tmp_path}"
     )
     assert sizes == [64]  # 32 images, twice
     assert (found["optimizer"], found["learning_rate"]) == ("adam", 0.001)
@@ -110,20 +111,18 @@ def test_an_encoder_that_moves_is_noticed(capsys, place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(steps, "_encoded", careless)
     with pytest.raises(RuntimeError, match="frozen weight or statistic of the encoder moved"):
-        command(capsys, place, "linear", *FAST, f"out={tmp_path}")
+        command(capsys, place, "linear", *FAST, ALONE, f"out={tmp_path}")
 
 
 def test_labels_may_be_few_or_wrong(capsys, place, tmp_path):
-    options = ["protocol=fast", "train.epochs=1", f"out={tmp_path}", "learning_rates=[1.0]"]
+    options = ["protocol=fast", "train.epochs=1", f"out={tmp_path}", "learning_rates=[1.0]", ALONE]
     found = command(capsys, place, "linear", *options, "label_share=0.1", "label_noise=1.0")
     assert (found["num_train"], found["label_noise_share"]) == (6, 1.0)
 
 
 def test_finetune_trains_what_it_should(capsys, place, tmp_path):
     start = load_encoder(place / "run").backbone.state_dict()
-    found = command(
-        capsys, place, "finetune", *FAST, "trainable=layer4", "baselines=true", f"out={tmp_path}"
-    )
+    found = command(capsys, place, "finetune", *FAST, "trainable=layer4", f"out={tmp_path}")
     assert found["top1"] > 45
     assert found["baselines"]["random"]["init"] == "random"
     tuned = load_file(tmp_path / "weights.safetensors")
@@ -136,14 +135,14 @@ def test_finetune_trains_what_it_should(capsys, place, tmp_path):
 
 def test_finetune_of_the_head_alone_is_a_linear_classifier(capsys, place, tmp_path):
     start = load_encoder(place / "run").backbone.state_dict()
-    command(capsys, place, "finetune", *FAST, "trainable=head", f"out={tmp_path}")
+    command(capsys, place, "finetune", *FAST, ALONE, "trainable=head", f"out={tmp_path}")
     tuned = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(value, tuned[name]) for name, value in start.items())
     assert tuned["fc.weight"].abs().max() > 0.05
 
 
 def test_finetune_goes_on_where_it_stopped(capsys, place, tmp_path, monkeypatch):
-    whole = command(capsys, place, "finetune", *FAST, f"out={tmp_path / 'whole'}")
+    whole = command(capsys, place, "finetune", *FAST, ALONE, f"out={tmp_path / 'whole'}")
     plain, calls = tuning.Tuning.step, []
 
     def failing(self, *arguments):
@@ -154,18 +153,18 @@ def test_finetune_goes_on_where_it_stopped(capsys, place, tmp_path, monkeypatch)
 
     monkeypatch.setattr(tuning.Tuning, "step", failing)
     data = [f"data.train={place / 'train'}", f"data.test={place / 'test'}"]
-    arguments = ["finetune", str(place / "run"), *data, *FAST, f"out={tmp_path / 'cut'}"]
+    arguments = ["finetune", str(place / "run"), *data, *FAST, ALONE, f"out={tmp_path / 'cut'}"]
     assert cli.main(arguments) == 130
     assert load_checkpoint(tmp_path / "cut").step == 2
     monkeypatch.setattr(tuning.Tuning, "step", plain)
     capsys.readouterr()
-    cut = command(capsys, place, "finetune", *FAST, f"out={tmp_path / 'cut'}")
+    cut = command(capsys, place, "finetune", *FAST, ALONE, f"out={tmp_path / 'cut'}")
     assert cut["top1"] == whole["top1"]
     ours, theirs = (load_file(tmp_path / one / "weights.safetensors") for one in ("cut", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
     # Another setting is another fine-tuning: it starts anew.
-    other = command(capsys, place, "finetune", *FAST, "seed=1", f"out={tmp_path / 'cut'}")
+    other = command(capsys, place, "finetune", *FAST, ALONE, "seed=1", f"out={tmp_path / 'cut'}")
     assert other["seed"] == 1
     assert curve(tmp_path / "cut") != curve(tmp_path / "whole")
 

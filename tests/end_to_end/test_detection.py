@@ -192,6 +192,7 @@ def test_every_task_is_trained_and_measured(scenes, run, options, figures, capsy
         (["layout=coco", "task=segment"], ["task=segment needs layout=voc"]),
         (["layout=coco"], ["data.test is not set"]),
         (["data.train_years=12"], ["VOC2012 is missing"]),
+        (["data.train_split=test"], ["(100.00%) are also in data.train", "allow_overlap=true"]),
         (["data.classes=[]"], ["1100000.xml: class", "none of the 20", "data.classes"]),
         (["steps=0"], ["steps must be 1 or more, got 0"]),
         (["weights=random", "batch_norm=frozen"], ["batch_norm=frozen", "set batch_norm"]),

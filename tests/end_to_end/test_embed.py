@@ -202,9 +202,10 @@ def test_what_was_exported_and_imported_is_a_run(run, dataset, tmp_path, capsys)
     """The same features, hence the same kNN accuracy, by all ways around."""
 
     batches = "global_batch_size=8"  # as in the tests above, whose features are kept in `run`
+    knn = [f"data.train={dataset}", "leave_one_out=true", "baselines=false", "k=3", batches]
 
     def top1(path):
-        return command(capsys, "knn", path, dataset, f"data.train={dataset}", "k=3", batches)
+        return command(capsys, "knn", path, dataset, *knn)
 
     exported, foreign = tmp_path / "encoder.safetensors", tmp_path / "foreign.safetensors"
     assert cli.main(["export", str(run), f"out={exported}", "part=encoder"]) == 0

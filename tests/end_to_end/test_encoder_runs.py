@@ -58,7 +58,8 @@ def test_trained_resumed_and_evaluated(dataset, tmp_path, capfd, more):
     assert ours.step == theirs.step == 4
     assert [n for n, t in theirs.tensors.items() if not torch.equal(t, ours.tensors[n])] == []
     capfd.readouterr()
-    assert cli.main(["knn", str(whole), *data, "k=3", "--json"]) == 0
+    knn = [f"data.train={dataset}", "leave_one_out=true", "k=3", "baselines=false"]
+    assert cli.main(["knn", str(whole), *knn, "--json"]) == 0
     assert 0 <= json.loads(capfd.readouterr().out)["top1"] <= 100
 
 

@@ -126,7 +126,8 @@ def test_killed_and_resumed_equals_uninterrupted(
 @pytest.mark.parametrize("features", ["backbone", "embedding"])
 def test_knn_of_a_moco_v3_run(dataset, killed_runs, capsys, features):  # noqa: F811
     """By the backbone, and by the projection head of its own."""
-    data = [f"data.train={dataset}", f"data.test={dataset}", "k=3", f"features={features}"]
+    data = [f"data.train={dataset}", "leave_one_out=true", "k=3", f"features={features}"]
+    data += ["baselines=false"]
     assert cli.main(["knn", str(killed_runs / "moco_v3"), *data, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["features"] == features

@@ -57,6 +57,7 @@ TOLERANCES = {
     "accuracy_top5": {"abs": ONE_OF_32},
 }
 KNN = ["data.train=train.beton", "data.test=test.beton", "k=5", "device=cpu", "cache=false"]
+KNN += ["baselines=false"]
 
 
 def write_datasets(folder: Path) -> None:

@@ -68,7 +68,7 @@ def arguments(tmp_path_factory):
     text = DEFINITION.format(settings=", ".join(SETTINGS))
     path = write_definition(folder, text, "tiny.yaml")
     for split in ("train", "test"):
-        source = write_colors(folder / split, seed=0, per_class=8)
+        source = write_colors(folder / split, seed=len(split), per_class=8)
         assert cli.main(["convert", str(source), str(folder / f"{split}.beton")]) == 0
     data = [f"data.{split}={folder / split}.beton" for split in ("train", "test")]
     return [str(path), "scale=full", f"folder={folder / 'runs'}", *data]

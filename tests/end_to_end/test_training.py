@@ -37,6 +37,7 @@ OPTIONS = [
     "checkpoint.every_steps=5",
     "monitor.every_epochs=1",
     "monitor.k=5",
+    "monitor.allow_overlap=true",  # measured on the training images
 ]
 TIMES = {"images_per_second", "data_wait_fraction", "step_seconds", "device_memory_peak_bytes"}
 
@@ -258,12 +259,14 @@ def test_a_stop_signal_saves_and_the_run_goes_on(
 
 def test_knn_prints_table_and_json(dataset, eager_run, capsys):
     data = [f"data.train={dataset}", f"data.test={dataset}", "k=3", "temperature=0.2"]
-    assert cli.main(["knn", str(eager_run), *data, "baselines=true"]) == 0
+    data += ["allow_overlap=true"]
+    assert cli.main(["knn", str(eager_run), *data]) == 0
     table = capsys.readouterr().out
     assert re.search(r"trained +\d", table)
     assert re.search(r"untrained +\d", table)
-    assert "k=3, T=0.2, backbone features, 48 training and 48 test images" in table
-    assert cli.main(["knn", str(eager_run), *data, "features=embedding", "--json"]) == 0
+    assert "k=3, T=0.2, backbone features, 48 training and 48 test images, 48 of them also" in table
+    data += ["features=embedding", "baselines=false"]
+    assert cli.main(["knn", str(eager_run), *data, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["top1"] <= result["top5"] <= 100
     assert (result["k"], result["temperature"], result["features"]) == (3, 0.2, "embedding")

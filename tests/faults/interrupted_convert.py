@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastmoco.data import conversion
+from fastmoco.data import conversion, holdout
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 
 CALLS = ("open", "pwrite", "pwritev", "fsync", "replace", "ftruncate", "unlink")
@@ -24,16 +24,18 @@ NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 def main() -> None:
     request = json.load(sys.stdin)
-    conversion.RECORD_SECONDS = 0.0  # a record each batch, not each second
+    conversion.RECORD_SECONDS = holdout.RECORD_SECONDS = 0.0  # a record each batch, not each second
+    share = request.get("holdout", 0.0)
+    options = ConvertConfig(encoding=Encoding.raw, workers=1, page_bytes=1 << 21, holdout=share)
     source, target = request["source"], Path(request["target"])
     for kind, number in request["instants"]:
         for path in target.parent.iterdir():
             path.unlink()
         for name, text in request["old"].items():
             (target.parent / name).write_bytes(bytes.fromhex(text))
-        first = _in_a_fork(source, target, kind, number)
+        first = _in_a_fork(source, target, options, kind, number)
         after = hashes(target.parent)
-        second = _in_a_fork(source, target, "", 0)
+        second = _in_a_fork(source, target, options, "", 0)
         report = {"first": first, "after": after, "second": second, "end": hashes(target.parent)}
         sys.stdout.write(json.dumps({"kind": kind, "number": number, **report}) + "\n")
 
@@ -43,7 +45,9 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def _in_a_fork(source: str, target: Path, kind: str, number: int) -> dict[str, Any]:
+def _in_a_fork(
+    source: str, target: Path, options: ConvertConfig, kind: str, number: int
+) -> dict[str, Any]:
     """One conversion in a child; what became of it."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -51,7 +55,6 @@ def _in_a_fork(source: str, target: Path, kind: str, number: int) -> dict[str, A
         os.close(reading)
         counted = _arm(kind, number)
         try:
-            options = ConvertConfig(encoding=Encoding.raw, workers=1, page_bytes=1 << 21)
             summary = convert(source, target, options)
             result: dict[str, Any] = {"resumed": summary.num_resumed, "calls": counted}
         except OSError as error:

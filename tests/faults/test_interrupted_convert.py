@@ -15,7 +15,7 @@ import pytest
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from tests.faults.interrupted_convert import hashes
 from tests.limits import HANG_SECONDS
-from tests.pictures import encoded, picture
+from tests.pictures import encoded, picture, write_class_folders
 
 OPTIONS = {"encoding": Encoding.raw, "page_bytes": 1 << 21}
 IMAGES = 200  # seven batches, the last one short, on four pages
@@ -40,21 +40,8 @@ class Bench:
 
     def interrupt(self, instants: list[tuple[str, int]]) -> list[dict[str, Any]]:
         """What became of a conversion cut short at each instant, and of the next one."""
-        request = {
-            "source": str(self.source),
-            "target": str(self.target),
-            "old": {name: data.hex() for name, data in self.old.items()},
-            "instants": instants,
-        }
-        process = subprocess.run(
-            [sys.executable, "-m", "tests.faults.interrupted_convert"],
-            input=json.dumps(request),
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=HANG_SECONDS,
-            check=True,
-        )
-        return [json.loads(line) for line in process.stdout.splitlines()]
+        old = {name: data.hex() for name, data in self.old.items()}
+        return interrupted(self.source, self.target, instants, old=old)
 
     def check(self, report: dict[str, Any]) -> None:
         """The old file or the new one stands at any time, whole; the next run ends as if alone."""
@@ -63,6 +50,22 @@ class Bench:
         assert standing in (self.old_hashes["x.beton"], self.end_hashes["x.beton"]), instant
         assert "error" not in report["second"], (instant, report["second"])
         assert report["end"] == self.end_hashes, instant
+
+
+def interrupted(
+    source: Path, target: Path, instants: list[tuple[str, int]], **more: Any
+) -> list[dict[str, Any]]:
+    """What became of a conversion cut short at each instant, and of the next one."""
+    request = {"source": str(source), "target": str(target), "old": {}, "instants": instants}
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.faults.interrupted_convert"],
+        input=json.dumps(request | more),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=True,
+    )
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,25 @@ def test_killed_at_any_instant_it_goes_on(
 def _share(report: dict[str, Any]) -> str:
     done = report["second"]["resumed"]
     return "none" if done == 0 else "all" if done == IMAGES + 1 else "some"
+
+
+def test_a_split_killed_at_any_instant_goes_on(tmp_path: Path, full_faults: bool) -> None:
+    """Train and test file end as if alone; meanwhile each is whole or not there."""
+    source, target = tmp_path / "src", tmp_path / "out" / "x.beton"
+    write_class_folders(source, classes=2, per_class=40)
+    (source / "class_0" / "bad.jpg").write_bytes(b"no image")
+    convert(str(source), target, ConvertConfig(workers=1, holdout=0.2, **OPTIONS))
+    end = hashes(target.parent)
+    assert {"x-train.beton", "x-test.beton", "x-train.quarantine.csv"} < end.keys()
+    (alone,) = interrupted(source, target, [("", 0)], holdout=0.2)
+    calls = alone["first"]["calls"]["calls"]
+    every = [(kind, n + 1) for kind in ("before", "after", "torn") for n in range(calls)]
+    for report in interrupted(source, target, every[:: 1 if full_faults else 17], holdout=0.2):
+        instant = report["kind"], report["number"]
+        assert report["first"]["killed"], instant
+        for name in ("x-train.beton", "x-test.beton"):
+            assert report["after"].get(name, end[name]) == end[name], instant
+        assert report["end"] == end, instant
 
 
 def test_a_full_disk_leaves_the_old_file_and_one_line(

@@ -99,7 +99,7 @@ def test_training_stops_at_the_target(tmp_path: Path) -> None:
         convert(str(Path(file).with_suffix("")), Path(file), ConvertConfig(encoding=Encoding.raw))
     overrides = ["experiment=demo", "train.compile=never", "global_batch_size=20"]
     overrides += ["moco.queue_size=40", "model.width=4", "monitor.every_epochs=1"]
-    overrides += ["train.epochs=3", "device=cpu"]
+    overrides += ["train.epochs=3", "device=cpu", "monitor.allow_overlap=true"]
     run = str(tmp_path / "run")
     found = accuracy_subject.train_until(*files, run, 0.0, 0.0, overrides)
     ((seconds, images, _),) = found["curve"]

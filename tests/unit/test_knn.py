@@ -118,3 +118,15 @@ def test_classes_are_counted():
     lines = table.to_text().splitlines()
     assert lines[1].split() == ["0", "cat", "3", "66.67", "2", "0", "1"]
     assert lines[3].split() == ["2", "eel", "0", "-", "0", "0", "0"]
+
+
+def test_an_image_does_not_answer_for_itself_when_left_out():
+    """Of noise nothing can be learned, which a set that is classified by itself hides."""
+    generator = torch.Generator().manual_seed(3)
+    noise = FeatureSet(torch.randn(300, 16, generator=generator), torch.arange(300) % 5)
+    found = {}
+    for alone in (False, True):
+        scores = knn.knn_votes(noise, noise.vectors, k=1, temperature=0.1, leave_one_out=alone)
+        found[alone], _ = top_accuracies(class_ranks(scores, noise.labels))
+    assert found[False] == 100
+    assert 10 < found[True] < 30

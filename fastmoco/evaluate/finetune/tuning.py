@@ -32,7 +32,9 @@ from fastmoco.runs.checkpoint import (
 from fastmoco.weights.settings import RANDOM
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
-FREE_KEYS = ("data", "out", "device", "cache", "baselines", "name", "scratch_learning_rate")
+FREE_KEYS = (
+    "data", "out", "device", "cache", "baselines", "name", "scratch_learning_rate", "allow_overlap",
+)  # fmt: skip
 """Settings that do not change the training, or that are compared in another form."""
 
 

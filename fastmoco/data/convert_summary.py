@@ -1,0 +1,176 @@
+"""Summary of a conversion."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastmoco.data.conversion import ConversionJob, Made, quarantine_path
+from fastmoco.data.facts import description_text, plain_values
+from fastmoco.data.holdout import Split
+from fastmoco.data.shards import set_fingerprint
+from fastmoco.data.sources import SampleSet
+from fastmoco.data.tally import Totals
+
+MAX_PRINTED = 5
+
+
+@dataclass(kw_only=True, slots=True)
+class HeldOut:
+    """The second file of a conversion with ``holdout``."""
+
+    path: Path
+    """The test file; with several shards, the pattern that matches them."""
+    num_samples: int
+    """Images in it."""
+    num_copies: int
+    """Images of the source that are copies of another one, on the same side as that one."""
+    untested: list[str]
+    """Classes without a test image."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ConvertSummary:
+    """Summary of `convert`."""
+
+    path: Path
+    """The file; with several shards, the pattern that matches them."""
+    num_samples: int
+    """Images in it."""
+    num_resumed: int
+    """Images, good or bad, that an interrupted run had already processed."""
+    num_quarantined: int
+    """Images that were skipped, listed in ``quarantine_path``."""
+    quarantine_path: Path | None
+    """Path and reason of each skipped image; with several lists, the pattern that matches them;
+    None if there is none."""
+    num_ignored: int
+    """Files of the source that are hidden or have no image extension."""
+    classes: list[str]
+    """Class names; ``[]`` if unlabeled."""
+    num_duplicates: int
+    """Images with the same stored bytes as another one, over all files made."""
+    num_bytes: int
+    """Size of all files made, in bytes."""
+    source_bytes: int
+    """Bytes read from the source."""
+    seconds: float
+    """Duration."""
+    images_per_second: float
+    """Images read, good or bad, per second."""
+    fingerprint: str
+    """Hex SHA-256 of the file's index; of several files, of their fingerprints."""
+    held_out: HeldOut | None = None
+    """The test file, if ``holdout`` is set; ``path`` and ``num_samples`` are then of the training
+    file, all else is of both."""
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        held_out = plain_values(asdict(self.held_out)) if self.held_out else None
+        return plain_values(asdict(self)) | {"held_out": held_out}
+
+    def to_text(self) -> str:
+        """Format as a table, without counts that are zero."""
+        read = f"{self.source_bytes / 1e6 / self.seconds:,.1f} MB/s read"
+        rows = {"file": self.path, "images": f"{self.num_samples:,}"}
+        if self.held_out:
+            rows |= {
+                "test file": self.held_out.path,
+                "test images": f"{self.held_out.num_samples:,}",
+            }
+        rows |= {
+            "classes": f"{len(self.classes):,}" if self.classes else "none",
+            "size": f"{self.num_bytes / 1e6:,.1f} MB",
+            "time": f"{self.seconds:,.1f} s",
+            "rate": f"{self.images_per_second:,.0f} images/s, {read}",
+        }
+        remarks = {
+            "resumed": (self.num_resumed, "done by the interrupted run"),
+            "duplicates": (self.num_duplicates, "with the same bytes as another"),
+            "ignored": (self.num_ignored, "files that are hidden or not images"),
+            "skipped": (self.num_quarantined, f"bad images, listed in {self.quarantine_path}"),
+        }
+        if self.held_out:
+            remarks |= _remarks(self.held_out)
+        rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
+        return description_text(rows)
+
+
+def _remarks(held_out: HeldOut) -> dict[str, tuple[int, str]]:
+    names = held_out.untested
+    listed = ", ".join(names[:MAX_PRINTED]) + (", ..." if len(names) > MAX_PRINTED else "")
+    alike = "images that look like another one, kept on the same side as that one"
+    return {
+        "copies": (held_out.num_copies, alike),
+        "untested": (len(names), f"classes without a test image (too few that differ): {listed}"),
+    }
+
+
+@dataclass(slots=True)
+class Converted:
+    """A finished file, or the finished shards of one."""
+
+    target: Path
+    """The file that was asked for; shards have its name and a number."""
+    jobs: list[ConversionJob]
+    made: list[Made] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The file, or the pattern that matches its shards."""
+        if len(self.jobs) == 1:
+            return self.jobs[0].target
+        return self.target.with_name(f"{self.target.stem}-*.beton")
+
+    @property
+    def num_stored(self) -> int:
+        """Images in it."""
+        return sum(one.totals.num_stored for one in self.made)
+
+
+def summarize(
+    parts: Sequence[Converted],
+    destination: Path,
+    samples: SampleSet,
+    split: Split | None,
+    seconds: float,
+) -> ConvertSummary:
+    """Sum up all files of a conversion: one part, or with a split those to train and test on."""
+    totals, made = Totals(), [one for part in parts for one in part.made]
+    for one in made:
+        totals.merge(one.totals)
+    targets = [job.target for part in parts for job in part.jobs]
+    num_resumed = sum(one.num_resumed for one in made)
+    return ConvertSummary(
+        path=parts[0].path,
+        num_samples=parts[0].num_stored,
+        num_resumed=num_resumed,
+        num_quarantined=len(totals.quarantined),
+        quarantine_path=_lists(dict(zip(targets, made, strict=True)), destination),
+        num_ignored=samples.num_ignored,
+        classes=samples.classes,
+        num_duplicates=totals.num_duplicates,
+        num_bytes=sum(target.stat().st_size for target in targets),
+        source_bytes=totals.source_bytes,
+        seconds=seconds,
+        images_per_second=(totals.num_done - num_resumed) / seconds,
+        fingerprint=set_fingerprint([one.fingerprint for one in made]),
+        held_out=_held_out(parts[1], split) if split else None,
+    )
+
+
+def _held_out(part: Converted, split: Split) -> HeldOut:
+    return HeldOut(
+        path=part.path,
+        num_samples=part.num_stored,
+        num_copies=sum(map(len, split.copies)),
+        untested=split.untested,
+    )
+
+
+def _lists(made: Mapping[Path, Made], destination: Path) -> Path | None:
+    """The list of bad images, or the pattern that matches several."""
+    lists = [quarantine_path(target) for target, one in made.items() if one.totals.quarantined]
+    if len(lists) > 1:
+        return quarantine_path(destination.with_name(f"{destination.stem}-*.beton"))
+    return lists[0] if lists else None
