@@ -24,7 +24,7 @@ COMMAND = Command(
         "layout",
         "task",
         "arch",
-        "init",
+        "weights",
         "steps",
         "global_batch_size",
         "learning_rate",

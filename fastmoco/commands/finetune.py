@@ -24,7 +24,7 @@ COMMAND = Command(
         "data.train",
         "data.test",
         "label_share",
-        "init",
+        "weights",
         "trainable",
         "train.epochs",
         "global_batch_size",

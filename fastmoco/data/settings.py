@@ -62,6 +62,7 @@ class ConvertConfig:
         "workers": Range(0, 1024),
         "shards": Range(1, MAX_SHARDS),
         "page_bytes": Range(1, 1 << 31),
+        "holdout": Range(0, 1, below=True),
     }
 
     split: str = ""
@@ -108,11 +109,6 @@ class ConvertConfig:
             raise ValueError(
                 f"page_bytes={self.page_bytes} is not a power of two from 2 MiB to 2 GiB; set for "
                 "example page_bytes=8388608"
-            )
-        if not 0 <= self.holdout < 1:
-            raise ValueError(
-                f"holdout must be 0 (no split) or more and below 1, got {self.holdout:g}; set for "
-                "example holdout=0.2"
             )
         if self.shard:
             self.shards_to_make()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import file_sha256
-from fastmoco.moco.resnet import RESNETS
+from fastmoco.moco.resnet_designs import RESNETS
 
 
 class LibraryWeights(NamedTuple):

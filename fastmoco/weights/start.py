@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmoco.configuration import config_from_dict
 from fastmoco.errors import UsageError
 from fastmoco.moco.encoder import Encoder
-from fastmoco.moco.resnet import RESNETS
+from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import EncoderConfig, ModelConfig
 from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmoco.runs.checkpoint import at_step, load_checkpoint, under_prefix, with_prefix

@@ -14,7 +14,9 @@ from fastmoco.errors import UsageError
 from fastmoco.option_names import OTHER_NAMES, OTHER_VALUES
 from fastmoco.train.settings import TrainConfig
 
-SCHEMAS = {command.config for command in COMMANDS.values() if command.config}
+SCHEMAS = list(
+    dict.fromkeys(command.config for command in COMMANDS.values() if command.config)
+)  # in a fixed order, for tests in several processes
 
 
 def printed(capsys, *words):
