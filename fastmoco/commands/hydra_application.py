@@ -21,7 +21,7 @@ from fastmoco.configuration import (
 )
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
-from fastmoco.train.settings import TrainConfig, advised_overrides, run_path
+from fastmoco.train.settings import TrainConfig, advised_overrides, check_given, run_path
 from fastmoco.waiting import waiting
 
 # Flags of Hydra that are followed by a value.
@@ -65,9 +65,11 @@ def run_application(arguments: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit with code 1 for any exception.
         try:
+            cfg = _job_config(composed, swept)
+            check_given(cfg)
             with waiting("loading PyTorch"):  # after all options are checked
                 from fastmoco.train.pretrain import pretrain
-            pretrain(_job_config(composed, swept))
+            pretrain(cfg)
         except BaseException as error:
             if os.getpid() != launching:  # the job of a launcher, which reports the error itself
                 raise

@@ -12,7 +12,7 @@ from fastmoco.ranges import check_ranges
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import resolve_rank_device
 from fastmoco.train.acceleration import resolve_cuda_graph
-from fastmoco.train.settings import TrainConfig
+from fastmoco.train.settings import TrainConfig, check_given
 
 
 def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
@@ -29,13 +29,7 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
         UsageError: One line that names the option to change.
     """
     check_ranges(cfg)  # the command line has; a caller from Python may not
-    if cfg.data.train is None:
-        raise UsageError(
-            "data.train is not set; make a dataset file with `fastmoco convert FOLDER train.beton` "
-            "and give data.train=train.beton"
-        )
-    if not cfg.name and cfg.run_dir is None:
-        raise UsageError("name must not be empty; set name=NAME or run_dir=FOLDER")
+    check_given(cfg)
     device = resolve_rank_device(cfg.device, ranks)
     _check_groups(cfg, ranks)
     check_encoder(cfg.model, cfg.moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)

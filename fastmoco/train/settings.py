@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.moco.settings import EncoderConfig
 from fastmoco.optim.settings import OptimizerConfig
@@ -157,6 +158,21 @@ def advised_overrides(advice: Sequence[str]) -> list[str]:
     """``key=value`` of each value that a configuration's ``advice`` holds, and ``advice``."""
     words = [word for line in advice for word in line.partition(": ")[0].split()]
     return [*(word for word in words if "=" in word), f"advice=[{','.join(map(repr, advice))}]"]
+
+
+def check_given(cfg: TrainConfig) -> None:
+    """Check that data and a run folder are given, before torch is loaded.
+
+    Raises:
+        UsageError: One line that names the option to set.
+    """
+    if cfg.data.train is None:
+        raise UsageError(
+            "data.train is not set; make a dataset file with `fastmoco convert FOLDER train.beton` "
+            "and give data.train=train.beton"
+        )
+    if not cfg.name and cfg.run_dir is None:
+        raise UsageError("name must not be empty; set name=NAME or run_dir=FOLDER")
 
 
 def run_path(cfg: TrainConfig) -> Path:

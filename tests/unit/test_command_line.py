@@ -13,6 +13,7 @@ from fastmoco.configuration import describe, load_config, preset_groups, preset_
 from fastmoco.errors import UsageError
 from fastmoco.option_names import OTHER_NAMES, OTHER_VALUES
 from fastmoco.train.settings import TrainConfig
+from tests.limits import HANG_SECONDS
 
 SCHEMAS = list(
     dict.fromkeys(command.config for command in COMMANDS.values() if command.config)
@@ -97,7 +98,9 @@ def test_completion_in_bash():
         "fastmoco knn runs/fi": "",
     }
     script = completion("bash") + "".join(COMPLETED.format(words=words) for words in cases)
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.stdout.splitlines() == list(cases.values())
 
 
