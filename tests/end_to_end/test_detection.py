@@ -253,7 +253,11 @@ def test_another_encoder_or_other_data_are_refused(scenes, run, whole, tmp_path,
     (tmp_path / "d/seed-0/result.json").unlink()
     options = [*SHORT, f"run_dir={tmp_path / 'd'}"]
     other = write_run(tmp_path / "wide", width=16)
-    fails(capsys, ["detect", str(other), *voc_options(scenes), *options], ["another encoder"])
+    fails(
+        capsys,
+        ["detect", str(other), *voc_options(scenes), *options],
+        ["started from other weights"],
+    )
     more = write_small_scenes(tmp_path / "s", train=6, test=3)
     fails(capsys, ["detect", str(run), *voc_options(more), *options], ["other data"])
 
@@ -264,7 +268,9 @@ def test_help_lists_options_and_recipes(capsys):
     assert "fastmoco detect RUN data.train=VOCdevkit" in text
     for word in ("data.train_years", "c4|dc5|fpn", "24000", "precise_norm_steps"):
         assert word in text
-    assert "recipe=NAME: coco_1x, coco_2x, scenes, voc, voc_segment" in text
+    presets = text.partition("recipe=NAME, a preset:\n")[2].partition("\n\n")[0].splitlines()
+    names = [line.split()[0] for line in presets]
+    assert names == ["coco_1x", "coco_2x", "scenes", "voc", "voc_segment"]
 
 
 @pytest.mark.parametrize("recipe", ["voc", "coco_1x", "coco_2x", "voc_segment", "scenes"])
