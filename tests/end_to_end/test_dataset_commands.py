@@ -93,7 +93,7 @@ def test_wrong_words_exit_2(capsys, source: Path, tmp_path: Path) -> None:
 def test_where_nothing_can_be_written(capsys, source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     target = tmp_path / "file" / "x.beton"
-    fails(capsys, ["convert", source, target], 2, tmp_path / "file", "name a file in a folder")
+    fails(capsys, ["convert", source, target], 2, tmp_path / "file", "is not a folder")
     (tmp_path / "x.beton.partial").mkdir()
     target = tmp_path / "x.beton"
     fails(capsys, ["convert", source, target], 1, f"{target}: cannot be written (Is a directory)")
