@@ -96,7 +96,7 @@ def test_where_nothing_can_be_written(capsys, source: Path, tmp_path: Path) -> N
     fails(capsys, ["convert", source, target], 2, tmp_path / "file", "is not a folder")
     (tmp_path / "x.beton.partial").mkdir()
     target = tmp_path / "x.beton"
-    fails(capsys, ["convert", source, target], 1, f"{target}: cannot be written (Is a directory)")
+    fails(capsys, ["convert", source, target], 2, f"{target}: cannot be written (Is a directory)")
 
 
 @pytest.mark.usefixtures("interruptible")
