@@ -110,6 +110,7 @@ def test_killed_and_resumed_with_a_run_that_diverges(arguments, folder, capsys):
 
 
 def test_other_options_are_refused_before_anything_starts(arguments, capsys):
+    assert cli.main(["sweep", *arguments, "run=good,seed=0"]) == 0  # the folder has a run
     assert cli.main(["sweep", *arguments, "moco.dim=16"]) == 2
     assert "moco.dim: 8 there, 16 now" in capsys.readouterr().err
     assert cli.main(["sweep", *arguments, "run=bad,seed=0", "moco.dim=8"]) == 2
