@@ -310,7 +310,7 @@ def test_thread_that_dies_silently_is_reported(results: dict[str, dict]) -> None
 
 def test_what_cannot_be_read_is_refused_with_the_loader_to_take(results: dict[str, dict]) -> None:
     error = results["refused"]["error"]
-    assert error.startswith("ValueError")
+    assert error.startswith("UsageError")
     assert error.endswith("set pipeline.name=beton")
 
 

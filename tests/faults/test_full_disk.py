@@ -147,7 +147,8 @@ measure: [knn]
 @pytest.fixture
 def arguments(pool, tmp_path):
     path = write_definition(tmp_path, TINY)
-    data = [f"data.{split}={pool / 'set.beton'}" for split in ("train", "test")]
+    test = write_colors(tmp_path / "test", seed=1, per_class=2)
+    data = [f"data.train={pool / 'set.beton'}", f"data.test={test}"]
     options = ["global_batch_size=4", "moco.queue_size=16", f"folder={tmp_path / 'runs'}"]
     return [str(path), ["scale=full", *options, *data]]
 
