@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import simplejpeg
 from PIL import Image
 
@@ -40,6 +41,7 @@ np.save(sys.argv[2], decoded)
 """
 
 
+@pytest.mark.full
 def test_ffcv_compiled_library_decodes_jpeg(tmp_path: Path) -> None:
     require("ffcv")
     blob = jpeg(photograph(48, 64), 0)

@@ -142,6 +142,7 @@ def test_an_error_on_one_rank_ends_all(options, tmp_path):
     assert load_checkpoint(tmp_path / "run").step == 5
 
 
+@pytest.mark.full
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(options, whole_run, tmp_path):
     run = tmp_path / "stopped"
     code, output = finish(start(*one_rank(signal.SIGINT, 1, 13, options(run))))

@@ -27,6 +27,7 @@ LARS = [
 ]
 
 
+@pytest.mark.full
 def test_lars_in_micro_batches_resumes_in_the_middle_of_an_epoch(dataset, tmp_path):  # noqa: F811
     require("timm")
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -66,6 +67,7 @@ def recorded(monkeypatch):
     return made
 
 
+@pytest.mark.full
 def test_a_recorded_run_is_the_plain_one(dataset, tmp_path, recorded, monkeypatch):  # noqa: F811
     plain, whole, resumed = (tmp_path / name for name in ("plain", "whole", "resumed"))
     with monkeypatch.context() as patch:

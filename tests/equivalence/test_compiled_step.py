@@ -1,5 +1,6 @@
 """Steps of different settings in one process do not share a compiled graph."""
 
+import pytest
 import torch
 from torch._dynamo.utils import counters
 
@@ -13,6 +14,7 @@ from tests.compiling import require_compiler
 CPU = torch.device("cpu")
 
 
+@pytest.mark.full
 def test_another_precision_is_compiled_anew() -> None:
     require_compiler()
     torch.compiler.reset()

@@ -79,6 +79,7 @@ def gradients_and_buffers(encoder, run):
     return found | dict(encoder.named_buffers())
 
 
+@pytest.mark.full
 def test_compiled_statistics_are_counted_once(compile_without_inductor):
     """Under autocast, with two groups of batch norm."""
     compile_without_inductor()

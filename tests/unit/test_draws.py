@@ -140,6 +140,7 @@ def test_boxes_equal_plain_python_and_lie_inside(height: int, width: int):
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (40, 200)])
+@pytest.mark.full
 def test_boxes_are_distributed_as_torchvisions(height: int, width: int):
     """The second shape: most attempts fail, so central crops are common."""
     image = torch.empty(3, height, width)
