@@ -104,7 +104,7 @@ def check_range(key: str, given: Any, allowed: Range) -> None:
 
 
 def range_of(schema: type, key: str) -> Range | None:
-    """Range of an option by its dotted key; None: it is no number."""
+    """Range of an option by its dotted key; None if it is not a number."""
     section, _, rest = key.partition(".")
     if rest:
         return range_of(_sections(schema)[section], rest)
