@@ -27,10 +27,10 @@ TARGET = "benchmarks.step_subject:seconds_a_step"
 def bench_wait_policy(settings: Settings, report: Report) -> None:
     """Milliseconds a step of a small ResNet-18, alone and beside a program that computes."""
     report.subject = "ResNet-18 of width 16, views of 32, batch 64, float32, eager"
-    arguments = {"seconds": settings.pick(10, 30)}
+    arguments = {"seconds": settings.pick(10, 12)}
     for neighbors, words in ((0, "alone"), (1, "beside one other program")):
         found: dict[str, list[float]] = {name: [] for name in ENVIRONMENTS}
-        for _ in range(settings.pick(1, 5)):
+        for _ in range(settings.pick(1, 3)):
             for name, environment in ENVIRONMENTS.items():
                 with _neighbors(neighbors):
                     done = call_in_child(TARGET, arguments, environment=environment)

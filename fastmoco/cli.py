@@ -35,8 +35,9 @@ PACKAGE = Path(__file__).parent
 ENVIRONMENT = {
     # Threads that wait for others sleep. By default they spin, and beside other programs take the
     # time of the thread that they wait for. A step of ResNet-18 (width 16, 64 images of 32 pixels,
-    # 2 threads on 2 cores beside some 10 processes) took 8.3 s, with sleeping threads 1.4 s (n = 1,
-    # 2026-11-28, benchmarks/bench_wait_policy.py). The cost on a free machine was not measured.
+    # 2 threads on 2 cores) took 269 ms beside one other program, and 4,167 ms by spinning (15.5 x,
+    # 6.3 to 17.5 in 3 rounds); alone 185 and 147 ms (0.89 x, 0.79 to 0.94, within the noise):
+    # benchmarks/bench_wait_policy.py, 2026-11-28.
     "OMP_WAIT_POLICY": ("passive", ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")),
     "TORCH_LOGS": ("-all", ("TORCH_LOGS", "TORCH_COMPILE_DEBUG")),  # errors only
     "TORCH_CPP_LOG_LEVEL": ("ERROR", ("TORCH_CPP_LOG_LEVEL",)),
