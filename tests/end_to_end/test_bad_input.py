@@ -103,6 +103,7 @@ def test_settings_that_do_not_fit(capsys, tmp_path, dataset, option, words):  # 
     assert not (run / "checkpoints").exists()
 
 
+@pytest.mark.full
 def test_the_advised_command_works_in_the_folder_of_a_refused_start(capsys, tmp_path, dataset):  # noqa: F811
     """Only a checkpoint binds a folder to its settings."""
     run = tmp_path / "run"

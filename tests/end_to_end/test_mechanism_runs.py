@@ -87,6 +87,7 @@ def killed_runs(dataset, tmp_path_factory):  # noqa: F811
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_killed_and_resumed_equals_uninterrupted(
     dataset,  # noqa: F811
@@ -123,6 +124,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert encoder(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape == (2, 32)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("features", ["backbone", "embedding"])
 def test_knn_of_a_moco_v3_run(dataset, killed_runs, capsys, features):  # noqa: F811
     """By the backbone, and by the projection head of its own."""

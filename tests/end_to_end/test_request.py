@@ -239,6 +239,7 @@ def test_random(run, dataset, tmp_path, capsys):
     assert task["image"] == task["path"]
 
 
+@pytest.mark.full
 def test_published_mode_goes_on_and_ranks_samples(run, dataset, tmp_path, capsys, monkeypatch):
     from fastmoco.labeling import sample_runs
 

@@ -120,6 +120,7 @@ def test_a_lost_device_is_named_although_torchrun_ends_the_process(monkeypatch, 
     assert capsys.readouterr().err == "fastmoco: the process of another device ended\n"
 
 
+@pytest.mark.full
 def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
     run = tmp_path / "killed"
     for rank, place, saved in ((1, 13, 10), (0, 8, 15)):  # counted from the checkpoint
@@ -134,6 +135,7 @@ def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
     assert_same_run(run, whole_run)
 
 
+@pytest.mark.full
 def test_an_error_on_one_rank_ends_all(options, tmp_path):
     code, output = finish(start(*one_rank(0, 1, 7, options(tmp_path / "run"))))
     assert code != 0
@@ -171,9 +173,10 @@ def test_a_signal_to_torchrun_saves(options, tmp_path):
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (
+        pytest.param(
             "global_batch_size=9",
             "global_batch_size must be a positive multiple of the 2 devices, got 9",
+            marks=pytest.mark.full,
         ),
         ("--multirun", "--multirun cannot be used with torchrun"),
     ],

@@ -163,6 +163,7 @@ def test_printed_lines_do_one_run_each(arguments, folder, capsys):
     assert record["command"].startswith("fastmoco train ")
 
 
+@pytest.mark.full
 def test_cost_is_measured_without_training(arguments, folder, capsys):
     text = Path(arguments[0]).read_text().replace("[knn]", "[dry_run]")
     path = write_definition(folder.parent / "cost", text)

@@ -119,7 +119,11 @@ def eager_run(dataset, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("place", "count"),
-    [("step", 13), ("step", 1), ("checkpoint", 3)],
+    [
+        ("step", 13),
+        pytest.param("step", 1, marks=pytest.mark.full),
+        pytest.param("checkpoint", 3, marks=pytest.mark.full),
+    ],
     ids=["in step 13", "in the first step", "between a checkpoint's two files"],
 )
 def test_killed_and_resumed_equals_uninterrupted(dataset, eager_run, tmp_path, place, count):

@@ -140,6 +140,7 @@ def test_steps_equal_the_definition(symmetric):
     assert max(moved) > 1e-3  # the encoders went apart: equality above says something
 
 
+@pytest.mark.full
 def test_compiled_steps_equal_eager_ones():
     """Captured as one graph, forward and backward; how kernels are made of it is torch's matter."""
     torch.compiler.reset()

@@ -46,7 +46,7 @@ torch.save(loaded, sys.argv[2])
 """
 
 
-@pytest.fixture(scope="module", params=[Encoding.jpeg, Encoding.raw])
+@pytest.fixture(scope="module", params=[Encoding.jpeg, pytest.param(Encoding.raw, marks=pytest.mark.full)])
 def dataset(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BetonFile]:

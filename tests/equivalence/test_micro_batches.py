@@ -108,6 +108,7 @@ def test_plain_and_eman_groups_are_micro_batches_without_shuffling():
         assert_same(train(parts), train(whole), 1e-10)
 
 
+@pytest.mark.full
 def test_compiled_micro_batches_are_eager_ones(compile_without_inductor):
     compile_without_inductor()
     counters.clear()

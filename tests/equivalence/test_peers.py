@@ -110,7 +110,7 @@ def test_official_peer_goes_through_a_small_set_many_times_in_an_epoch(tmp_path:
     assert drawn[:20] != drawn[20:]
 
 
-@pytest.mark.parametrize("module", ["ffcv", "lightly"])
+@pytest.mark.parametrize("module", [pytest.param("ffcv", marks=pytest.mark.full), "lightly"])
 def test_streams_of_peers_do_not_end_with_a_small_set(tmp_path: Path, module: str) -> None:
     """Both drop what is less than a batch: of 20 images alone nothing would ever come."""
     if module == "lightly":  # a peer of the benchmarks alone, which nothing else needs
