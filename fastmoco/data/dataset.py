@@ -5,7 +5,7 @@ reader of images accepts each of them.
 """
 
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,10 +96,21 @@ def open_dataset(path: str | Path) -> Dataset:
     return _kind_of(path).open(path)
 
 
-def survey(path: str | Path) -> tuple[int, int]:
-    """Count images and take the median of their short sides, in pixels.
+class Survey(NamedTuple):
+    """What a set holds, as far as settings depend on it."""
 
-    Of a folder or tar shards, both are estimated by `survey_source`.
+    images: int
+    """Number of images."""
+    side: int
+    """Median of their short sides, pixels."""
+    classes: int
+    """Classes that occur; 0 if an image has no label."""
+
+
+def survey(path: str | Path) -> Survey:
+    """Count images and classes, and take the median of the short sides.
+
+    Of a folder or tar shards, images and sides are estimated by `survey_source`.
 
     Raises:
         BetonError: If a dataset file is damaged, or shards do not belong together.
@@ -108,10 +119,16 @@ def survey(path: str | Path) -> tuple[int, int]:
     """
     path = Path(path)
     if issubclass(_kind_of(path), SourceSet):
-        count, shapes = survey_source(path)
-        return count, int(np.median(shapes.min(axis=1)))
+        count, shapes, labels = survey_source(path)
+        return Survey(count, int(np.median(shapes.min(axis=1))), _count_classes(labels))
     with open_dataset(path) as dataset:
-        return len(dataset), int(np.median(np.minimum(dataset.widths, dataset.heights)))
+        sides = np.minimum(dataset.widths, dataset.heights)
+        return Survey(len(dataset), int(np.median(sides)), _count_classes(dataset.labels))
+
+
+def _count_classes(labels: NDArray[np.int64]) -> int:
+    found = np.unique(labels)
+    return len(found) if found[0] >= 0 else 0
 
 
 def open_files(path: str | Path) -> BetonFile | BetonSet:

@@ -160,19 +160,20 @@ class SourceSet:
             raise ImageError(f"{self.path}: {self.name(sample_id)}: {error}") from error
 
 
-def survey_source(path: Path) -> tuple[int, NDArray[np.int32]]:
+def survey_source(path: Path) -> tuple[int, NDArray[np.int32], NDArray[np.int64]]:
     """Estimate how many images can be read, by the headers of at most `SURVEYED` of them.
 
     The same images of the same set are read every time, evenly spaced in its order.
 
     Returns:
-        The number, and height and width of those that were read, ``(n, 2)``.
+        The number; height and width of those that were read, ``(n, 2)``; the labels of all.
 
     Raises:
         ValueError: If none of them can be read unconverted.
         OSError: If something cannot be read.
     """
-    places = _places(path, open_source(str(path), SourceOptions()))
+    samples = open_source(str(path), SourceOptions())
+    places = _places(path, samples)
     found = [_shape(place) for place in places[:: -(-len(places) // SURVEYED)]]
     shapes = [one for one in found if not isinstance(one, str)]
     if not shapes:
@@ -180,7 +181,8 @@ def survey_source(path: Path) -> tuple[int, NDArray[np.int32]]:
             f"{path}: no image can be read unconverted (the first {found[0]}); "
             f"`fastmoco convert {path} train.beton` reads more"
         )
-    return len(places) * len(shapes) // len(found), np.array(shapes, np.int32)
+    count = len(places) * len(shapes) // len(found)
+    return count, np.array(shapes, np.int32), samples.labels
 
 
 def _places(path: Path, samples: SampleSet) -> list[Place]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastmoco.data.dataset import Survey
 from fastmoco.errors import UsageError
 from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import Mechanism, ModelConfig, Precision, Stem
@@ -21,7 +22,9 @@ from fastmoco.train.rules import (
     FEWEST_BATCHES,
     LONGEST_QUEUE,
     MANY_IMAGES,
+    MEASUREMENTS,
     MOMENTA,
+    NEIGHBORS,
     NORM_KEYS,
     QUEUE_SHARE,
     RATES,
@@ -80,13 +83,12 @@ class _Choices:
 
 
 def advise(
-    images: int, side: int, machine: Machine, given: Mapping[str, Any] | None = None
+    found: Survey, machine: Machine, given: Mapping[str, Any] | None = None
 ) -> list[Advice]:
     """Choose the settings of a run of `experiment=own`.
 
     Args:
-        images: Number of images.
-        side: Median of their short sides, pixels.
+        found: Number and size of the images, and their classes.
         machine: Devices of the run.
         given: Values that the user gave, by key; they are kept, and the others follow them.
 
@@ -96,6 +98,7 @@ def advise(
     Raises:
         UsageError: If there are fewer than `SMALLEST_SET` images.
     """
+    images = found.images
     if images < SMALLEST_SET:
         raise UsageError(
             f"experiment=own needs {SMALLEST_SET} images or more, got {images}; give a larger set "
@@ -104,10 +107,12 @@ def advise(
     chosen = _Choices(given or {})
     if images < FEW_IMAGES and not chosen.weights:
         chosen.advice.append(Advice({}, outlook(images)))
-    _choose_views(chosen, side, machine.kind)
+    _choose_views(chosen, found.side, machine.kind)
     _choose_encoder(chosen, images, machine.kind)
     _choose_batch(chosen, images, machine)
     _choose_length(chosen, images, machine.kind)
+    if found.classes > 1:
+        _choose_monitor(chosen, found)
     return chosen.advice
 
 
@@ -220,6 +225,14 @@ def _choose_length(chosen: _Choices, images: int, kind: str) -> None:
             f"{steps:,} steps; the key encoder follows within {1 / (1 - m):.0f}",
             {"moco.momentum": m},
         )
+
+
+def _choose_monitor(chosen: _Choices, found: Survey) -> None:
+    """Measure kNN while training where there are labels: the verdict rests on it."""
+    epochs = chosen.get("train.epochs")
+    k = next(k for k, fewest in NEIGHBORS if found.images >= fewest)
+    values = {"monitor.every_epochs": max(1, epochs // MEASUREMENTS), "monitor.k": k}
+    chosen.add(f"{found.classes:,} classes: kNN tells whether they are learned", values)
 
 
 def queue_size(images: int, keys: int) -> int:

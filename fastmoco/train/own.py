@@ -46,7 +46,7 @@ def own_advice(cfg: "TrainConfig", keys: Collection[str], folder: Path) -> list[
             "experiment=own chooses settings by the images, and data.train is not set; "
             "give data.train=FILE.beton, made by `fastmoco convert FOLDER FILE.beton`"
         )
-    images, side = survey(cfg.data.train)
+    found = survey(cfg.data.train)
     machine = machine_of(resolve_device(cfg.device), environment_ranks().world_size)
     given = {key: attrgetter(key)(cfg) for key in keys if key != "experiment"}
-    return [str(one) for one in advise(images, side, machine, given)]
+    return [str(one) for one in advise(found, machine, given)]

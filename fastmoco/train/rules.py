@@ -75,6 +75,11 @@ SAVE_STEPS = 100
 """Fewest steps between checkpoints."""
 FEWEST_STEPS = 1_000
 """Shorter runs have hardly begun: experiment=demo learns its classes after 900 steps or more."""
+MEASUREMENTS = 5
+"""Measurements of kNN in a run with labels; on a CPU they take about 4% of its time."""
+NEIGHBORS = ((200, 50_000), (20, 0))
+"""Neighbors that vote, and the fewest images for them: 200 is published for CIFAR-10 and ImageNet
+(arXiv:1805.01978, section 4.1); of 300 images, 200 are not near."""
 NORM_KEYS = {"moco.mechanism", "moco.batch_norm", "train.accumulate"}
 """Keys with which a user chooses how batch norm is grouped."""
 RATES = {"sgd": (0.06, 256, 1.0), "adamw": (0.002, 64, 0.5)}

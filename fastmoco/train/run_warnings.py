@@ -66,7 +66,7 @@ def _about_keys(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
         )
     left = moco.momentum**facts.steps
     constant = moco.final_momentum is None and not cfg.train.max_steps
-    if left > LARGEST_SHARE_LEFT and constant:
+    if left > LARGEST_SHARE_LEFT and constant and _from_nothing(cfg):
         m = momentum(facts.steps)
         yield (
             f"m = {moco.momentum:g} keeps {100 * left:.0f}% of the random first key encoder after "
@@ -84,8 +84,12 @@ def _about_keys(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
         )
 
 
+def _from_nothing(cfg: TrainConfig) -> bool:
+    return str(cfg.weights or "random") == "random"
+
+
 def _about_length(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
-    if facts.steps < FEWEST_STEPS and not cfg.train.max_steps:
+    if _from_nothing(cfg) and facts.steps < FEWEST_STEPS and not cfg.train.max_steps:
         epochs = math.ceil(FEWEST_STEPS / facts.steps_per_epoch)
         yield (
             f"{facts.steps:,} steps are too few to learn from nothing; set train.epochs={epochs} "

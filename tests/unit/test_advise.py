@@ -9,6 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fastmoco import cli
 from fastmoco.configuration import complete, describe, load_config, to_dataclass
+from fastmoco.data.dataset import Survey, survey
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.resnet_designs import view_cost
@@ -32,8 +33,9 @@ MACHINES = {"a CPU": CPU, "a GPU of 8 GB": SMALL_GPU, "a GPU of 80 GB": LARGE_GP
 SIZES = sorted({round(SMALLEST_SET * 1.13**power) for power in range(110)} | {10**7})
 
 
-def advised(images: int, side: int = 400, machine: Machine = CPU, **given):
-    return {key: v for one in advise(images, side, machine, given) for key, v in one.values.items()}
+def advised(images: int, side: int = 400, machine: Machine = CPU, classes: int = 0, **given):
+    found = Survey(images, side, classes)
+    return {key: v for one in advise(found, machine, given) for key, v in one.values.items()}
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
@@ -69,8 +71,8 @@ def test_every_advised_value_is_an_option_and_valid(machine):
     keys = {key for key, _, _ in describe(TrainConfig)}
     for images in (SMALLEST_SET, 300, 10_000, 10**6):
         for side in (8, 32, 100, 400):
-            advice = [str(one) for one in advise(images, side, machine)]
-            assert advice == [str(one) for one in advise(images, side, machine)]
+            advice = [str(one) for one in advise(Survey(images, side, 3), machine)]
+            assert advice == [str(one) for one in advise(Survey(images, side, 3), machine)]
             assert advised(images, side, machine).keys() <= keys
     words = advised_overrides(advice)
     cfg = load_config(TrainConfig, [*words, "data.train=x", "device=cpu"])
@@ -98,12 +100,22 @@ def test_what_is_given_stays_and_the_rest_follows():
     weights = advised(300, weights="torchvision:resnet50")
     model = {"model.encoder": "resnet50", "model.width": 64, "model.stem": "imagenet"}
     assert weights.items() >= model.items()
-    assert "too few" not in str(advise(300, 400, CPU, {"weights": "torchvision:resnet50"})[0])
+    assert "too few" not in str(advise(Survey(300, 400, 0), CPU, {"weights": "torchvision:resnet50"})[0])
     assert not advised(300, weights="runs/first").keys() & model.keys()
     assert advised(300, weights="random") == advised(300)
     for key, value in {"moco.batch_norm": "plain", "train.accumulate": 2}.items():
         assert "moco.batch_norm_splits" not in advised(10_000, **{key: value})
     assert "moco.momentum" not in advised(10_000, **{"moco.mechanism": "end_to_end"})
+
+
+def test_a_set_with_classes_is_measured_while_it_trains():
+    monitor = {"monitor.every_epochs": 6, "monitor.k": 20}
+    assert advised(10_000, classes=10).items() >= monitor.items()
+    assert advised(50_000, classes=10)["monitor.k"] == 200
+    assert advised(10**6, classes=10)["monitor.every_epochs"] == 1
+    for classes in (0, 1):  # unlabeled, or nothing to tell apart
+        assert not advised(10_000, classes=classes).keys() & monitor.keys()
+    assert "monitor.k" not in advised(10_000, classes=10, **{"monitor.k": 5})
 
 
 def test_several_devices_share_the_batch_and_are_its_groups():
@@ -125,10 +137,10 @@ def test_less_memory_means_smaller_batches():
 
 def test_few_images_are_told_so():
     with pytest.raises(UsageError, match="needs 16 images or more, got 15"):
-        advise(15, 400, CPU)
-    assert str(advise(309, 400, CPU)[0]) == outlook(309)
+        advise(Survey(15, 400, 0), CPU)
+    assert str(advise(Survey(309, 400, 0), CPU)[0]) == outlook(309)
     assert outlook(309).startswith("309 images: too few to learn from nothing; start from")
-    assert all("too few" not in str(one) for one in advise(10_000, 400, CPU))
+    assert all("too few" not in str(one) for one in advise(Survey(10_000, 400, 0), CPU))
     assert len({outlook(n).partition(":")[2] for n in (300, 10_000, 100_000)}) == 3
 
 
@@ -187,6 +199,8 @@ def test_own_gives_the_same_for_a_folder_and_its_file(images, tmp_path, capsys):
     assert cli.main(["convert", str(images), str(target)]) == 0
     capsys.readouterr()
     assert own_config(images, tmp_path / "run").advice == own_config(target, tmp_path).advice
+    assert survey(images) == survey(target)
+    assert survey(images).classes == 2
 
 
 def test_a_folder_is_surveyed_by_a_sample(images, monkeypatch):
@@ -196,8 +210,8 @@ def test_a_folder_is_surveyed_by_a_sample(images, monkeypatch):
     shape = source_set._shape
     monkeypatch.setattr(source_set, "SURVEYED", 10)
     monkeypatch.setattr(source_set, "_shape", lambda place: read.append(place) or shape(place))
-    count, shapes = source_set.survey_source(images)
-    assert (count, len(shapes), len(read)) == (40, 10, 10)
+    count, shapes, labels = source_set.survey_source(images)
+    assert (count, len(shapes), len(read), len(labels)) == (40, 10, 10, 40)
     bad = read[:3]
     monkeypatch.setattr(source_set, "_shape", lambda x: "is cut" if x in bad else shape(x))
     assert source_set.survey_source(images)[0] == 40 - 3 * 4
@@ -324,6 +338,8 @@ GOOD = ["model.encoder=resnet18", "pipeline.view_size=96", "moco.batch_norm_spli
         (["train.epochs=9", "moco.momentum=0.99"], 70_000, LARGE_GPU, []),
         (["moco.momentum=1", "moco.final_momentum=0.9"], 70_000, LARGE_GPU, []),
         (["moco.momentum=1"], 70_000, LARGE_GPU, ["m = 1 keeps 100%"]),
+        (["moco.momentum=1", "train.epochs=3", "weights=runs/a"], 70_000, LARGE_GPU, []),
+        (["train.epochs=3", "weights=random"], 70_000, LARGE_GPU, ["too few", "m = 0.999"]),
         (["moco.batch_norm_splits=1"], 70_000, LARGE_GPU, ["one group", "batch_norm_splits=8"]),
         (["moco.batch_norm=plain"], 70_000, LARGE_GPU, ["one group"]),
         (["moco.batch_norm_splits=1", "train.accumulate=2"], 70_000, LARGE_GPU, []),
@@ -396,7 +412,7 @@ def test_small_presets_have_no_warning_on_a_cpu(name, images):
 @pytest.mark.parametrize("images", [300, 10_000, 100_000])
 def test_own_is_never_warned_of_its_own_settings(images):
     for machine in MACHINES.values():
-        advice = [str(one) for one in advise(images, 400, machine)]
+        advice = [str(one) for one in advise(Survey(images, 400, 2), machine)]
         cfg = config(*advised_overrides(advice)[:-1])
         assert [x for x in warnings_for(cfg, facts(cfg, images, machine)) if "days" not in x] == []
 
