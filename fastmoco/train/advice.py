@@ -82,9 +82,7 @@ class _Choices:
         return int(self._values["global_batch_size"])
 
 
-def advise(
-    found: Survey, machine: Machine, given: Mapping[str, Any] | None = None
-) -> list[Advice]:
+def advise(found: Survey, machine: Machine, given: Mapping[str, Any] | None = None) -> list[Advice]:
     """Choose the settings of a run of `experiment=own`.
 
     Args:

@@ -46,7 +46,9 @@ torch.save(loaded, sys.argv[2])
 """
 
 
-@pytest.fixture(scope="module", params=[Encoding.jpeg, pytest.param(Encoding.raw, marks=pytest.mark.full)])
+@pytest.fixture(
+    scope="module", params=[Encoding.jpeg, pytest.param(Encoding.raw, marks=pytest.mark.full)]
+)
 def dataset(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BetonFile]:

@@ -100,7 +100,9 @@ def test_what_is_given_stays_and_the_rest_follows():
     weights = advised(300, weights="torchvision:resnet50")
     model = {"model.encoder": "resnet50", "model.width": 64, "model.stem": "imagenet"}
     assert weights.items() >= model.items()
-    assert "too few" not in str(advise(Survey(300, 400, 0), CPU, {"weights": "torchvision:resnet50"})[0])
+    assert "too few" not in str(
+        advise(Survey(300, 400, 0), CPU, {"weights": "torchvision:resnet50"})[0]
+    )
     assert not advised(300, weights="runs/first").keys() & model.keys()
     assert advised(300, weights="random") == advised(300)
     for key, value in {"moco.batch_norm": "plain", "train.accumulate": 2}.items():
