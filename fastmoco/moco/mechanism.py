@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.encoder import Encoder, build_head
@@ -172,6 +173,15 @@ class ContrastiveModel(nn.Module, ABC):
     def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances of the trained layers and of the key encoder: the buffers."""
         return floating_buffers(self.query_encoder), []
+
+    def moved_by_forward(self) -> list[Tensor]:
+        """All buffers of batch norms: statistics and counts, which a forward pass moves."""
+        return [
+            buffer
+            for module in self.modules()
+            if isinstance(module, _NormBase)
+            for buffer in module.buffers(recurse=False)
+        ]
 
     def learnable(self) -> list[nn.Parameter]:
         """Parameters that the optimizer trains."""

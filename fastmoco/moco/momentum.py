@@ -75,10 +75,15 @@ def follow(
     if learned is None and isinstance(step, float):
         torch._foreach_lerp_(keys, queries, step)
         return
-    # A weight on the device, which lerp takes for one tensor only.
+    dtype = queries[0].dtype
     if learned is not None:
-        step = learned.to(queries[0].dtype) * step
+        step = learned.to(dtype) * step
     assert isinstance(step, Tensor)
+    weight = step.to(dtype)
+    if weight.device.type == "cpu":
+        # The same bits as with a number. On a GPU it would be one launch for each tensor.
+        torch._foreach_lerp_(keys, queries, [weight] * len(keys))
+        return
     difference = torch._foreach_sub(queries, keys)
-    torch._foreach_mul_(difference, step.to(queries[0].dtype))
+    torch._foreach_mul_(difference, weight)
     torch._foreach_add_(keys, difference)

@@ -15,86 +15,57 @@ INITIAL_SCALE = 65536.0
 GROWTH_FACTOR = 2.0
 BACKOFF_FACTOR = 0.5
 GROWTH_INTERVAL = 2000
+SMALLEST_SCALE = 1.0
+"""Where an unscaled loss overflows, a smaller one would only lose what is small."""
 
 
 class LossScaler:
-    """Multiplies the loss, divides its gradients, and skips a step in which one is not finite.
+    """Multiplies the loss and divides its gradients; `StepGuard` skips steps that overflow.
 
     Attributes:
+        enabled: Whether the loss is scaled; if not, every method leaves everything as it is.
         scale: Factor of the loss, float32 scalar on the device.
         growth_tracker: Steps since the scale last changed, int32 scalar on the device.
-        found_inf: 1 if the last step was skipped, else 0, float32 scalar on the device.
     """
 
     def __init__(self, device: torch.device, *, enabled: bool) -> None:
-        """Start at `INITIAL_SCALE`.
-
-        Args:
-            device: Device of the model.
-            enabled: False turns scaling off: no step is skipped.
-        """
+        """Start at `INITIAL_SCALE`, on the device of the model."""
         self.enabled = enabled
         self.scale = torch.full((), INITIAL_SCALE, device=device)
         self.growth_tracker = torch.zeros((), dtype=torch.int32, device=device)
-        self.found_inf = torch.zeros((), device=device)
+
+    @property
+    def is_smallest(self) -> Tensor:
+        """Whether the scale cannot be halved any more, bool scalar on the device."""
+        return self.scale <= SMALLEST_SCALE
 
     def scaled(self, loss: Tensor) -> Tensor:
         """``loss * scale``, the tensor to call `backward` on."""
         return loss * self.scale if self.enabled else loss
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Divide the gradients by the scale, and do the optimizer's step if all are finite.
+    def unscale_(self, gradients: list[Tensor]) -> None:
+        """Divide the gradients by the scale, in place."""
+        if self.enabled:
+            torch._foreach_mul_(gradients, self.scale.reciprocal())
 
-        The scale is halved after a skipped step and doubled after `GROWTH_INTERVAL` steps without
-        one. The host reads nothing. Gradients must already be averaged over ranks: the mean is
-        infinite or NaN wherever one of them is, so all ranks skip the same steps.
+    @torch.no_grad()
+    def update(self, found_inf: Tensor) -> None:
+        """Halve the scale after a skipped step, double it after `GROWTH_INTERVAL` steps without.
 
         Args:
-            optimizer: Parameters, gradients and state change in place.
-
-        Returns:
-            Whether the step was done, bool scalar on the device; None if scaling is off.
+            found_inf: 1 if the step was skipped, else 0, float32 scalar on the device.
         """
-        if not self.enabled:
-            optimizer.step()
-            return None
-        gradients = [parameter.grad for parameter in _parameters(optimizer)]
-        self.found_inf.zero_()
-        torch._amp_foreach_non_finite_check_and_unscale_(
-            [gradient for gradient in gradients if gradient is not None],
-            self.found_inf,
-            self.scale.reciprocal(),
-        )
-        self._step_where_finite(optimizer)
-        torch._amp_update_scale_(
-            self.scale,
-            self.growth_tracker,
-            self.found_inf,
-            GROWTH_FACTOR,
-            BACKOFF_FACTOR,
-            GROWTH_INTERVAL,
-        )
-        return self.found_inf == 0
-
-    def _step_where_finite(self, optimizer: torch.optim.Optimizer) -> None:
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
-            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
-            optimizer.step()
-            return
-        # LARS has no support for `found_inf`: its step is always done, and undone if need be.
-        # `copies` take as much memory as weights and momentum.
-        tensors = _parameters(optimizer)
-        tensors += [
-            value
-            for state in optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
-        copies = [tensor.clone() for tensor in tensors]
-        optimizer.step()
-        for tensor, copy in zip(tensors, copies, strict=True):
-            tensor.copy_(torch.where(self.found_inf == 0, tensor, copy))
+        if self.enabled:
+            torch._amp_update_scale_(
+                self.scale,
+                self.growth_tracker,
+                found_inf,
+                GROWTH_FACTOR,
+                BACKOFF_FACTOR,
+                GROWTH_INTERVAL,
+            )
+            self.scale.clamp_(min=SMALLEST_SCALE)
 
     def state(self) -> dict[str, Any]:
         """State for the checkpoint as JSON values, with GradScaler's keys; reads the device."""
@@ -113,7 +84,3 @@ class LossScaler:
         if state:
             self.scale.fill_(state["scale"])
             self.growth_tracker.fill_(state["_growth_tracker"])
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

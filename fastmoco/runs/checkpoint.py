@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fastmoco.errors import UsageError
+from fastmoco.errors import DivergedError, UsageError
 from fastmoco.files import atomic_path, atomic_write_text, file_sha256
 from fastmoco.runs.encoder_file import read_encoder_file
+from fastmoco.runs.finite import first_not_finite
 
 FORMAT_VERSION = 1
 
@@ -60,8 +61,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         The JSON file's path.
 
     Raises:
+        DivergedError: If a value is not finite; earlier checkpoints are unchanged.
         OSError: If it cannot be written (disk full); earlier checkpoints are unchanged.
     """
+    if bad := first_not_finite(checkpoint.tensors):
+        raise DivergedError(
+            f"{bad} has values that are not finite after step {checkpoint.step}; it was not saved, "
+            "earlier checkpoints stay; lower optimizer.learning_rate"
+        )
     weights = folder / f"{_stem(checkpoint.step)}.safetensors"
     with atomic_path(weights) as temporary:
         # Clones: safetensors refuses tensors that share memory, and writes contiguous ones only.
@@ -183,7 +190,10 @@ def _read(path: Path) -> Checkpoint:
         )
     if not weights.exists() or file_sha256(weights) != digest:
         raise CheckpointError(f"{weights} is missing or damaged (wrong checksum); {advice}")
-    return Checkpoint(step=step, tensors=load_file(weights), facts=facts, path=path)
+    tensors = load_file(weights)
+    if bad := first_not_finite(tensors):
+        raise CheckpointError(f"{weights}: {bad} has values that are not finite; {advice}")
+    return Checkpoint(step=step, tensors=tensors, facts=facts, path=path)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -193,6 +203,16 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         CheckpointError: If the newest is damaged: resuming from an older one would hide that.
     """
     found = _newest_first(folder)
+    return _read(found[0]) if found else None
+
+
+def checkpoint_before(folder: Path, step: int) -> Checkpoint | None:
+    """The newest checkpoint with fewer steps, None if there is none.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    found = [path for path in _newest_first(folder) if int(path.stem.removeprefix("step-")) < step]
     return _read(found[0]) if found else None
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fastmoco.files import atomic_path
+from fastmoco.runs.finite import first_not_finite
 
 FORMAT_VERSION = 1
 METADATA_KEY = "fastmoco"
@@ -97,4 +98,6 @@ def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any
         )
     if tensors_digest(tensors) != digest:
         raise EncoderFileError(f"{path} is damaged (wrong checksum); export it again")
+    if bad := first_not_finite(tensors):
+        raise EncoderFileError(f"{path}: {bad} has values that are not finite; export another run")
     return tensors, step, facts

@@ -17,6 +17,7 @@ from fastmoco.ranks import Ranks
 from fastmoco.runs.distributed import wait_for_all
 
 LOCK_NAME = ".lock"
+BAD_STEPS = "bad-step-*.json"
 OUTPUTS = (
     "metrics.jsonl",
     "views.png",
@@ -78,6 +79,31 @@ class RunFolder:
     def verdict(self) -> Path:
         """What came out of the run."""
         return self.path / "verdict.json"
+
+    def bad_step(self, step: int) -> Path:
+        """Images and draws of a step that was not finite."""
+        return self.path / BAD_STEPS.replace("*", str(step))
+
+    def bad_steps(self) -> list[int]:
+        """The steps that `bad_step` files are of."""
+        before, after = BAD_STEPS.split("*")
+        names = [path.name for path in self.path.glob(BAD_STEPS)]
+        numbers = [name.removeprefix(before).removesuffix(after) for name in names]
+        return sorted(int(number) for number in numbers if number.isdigit())
+
+    def read_config(self) -> dict[str, Any]:
+        """The values of ``config.yaml``.
+
+        Raises:
+            UsageError: If it is missing or no configuration.
+        """
+        try:
+            values = OmegaConf.to_container(OmegaConf.load(self.config))
+        except (YAMLError, OSError, ValueError) as error:
+            raise UsageError(f"{self.config} cannot be read: {error}; give a run folder") from error
+        if not isinstance(values, dict):
+            raise UsageError(f"{self.config} is no configuration; give a run folder")
+        return {str(key): value for key, value in values.items()}
 
     @property
     def tensorboard(self) -> Path:
@@ -189,8 +215,7 @@ def _has_foreign_files(path: Path) -> bool:
 
 
 def _remove_outputs(run: RunFolder) -> None:
-    for name in OUTPUTS:
-        path = run.path / name
+    for path in [*(run.path / name for name in OUTPUTS), *run.path.glob(BAD_STEPS)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

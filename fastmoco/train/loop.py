@@ -18,6 +18,7 @@ from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
+from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
 from fastmoco.train.report import StepClock, log_header, make_row, open_reporter, screen_row
 from fastmoco.train.review import Review
@@ -114,6 +115,7 @@ def run_steps(
 
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
+        DivergedError: If numbers are not finite, or weights grow without bound.
     """
     clock, first = StepClock(), True
     with closing(open_reporter(trainer, logger)) as reporter:
@@ -130,13 +132,13 @@ def run_steps(
             if measuring or trainer.log_is_due:
                 with clock.paused(), reporter.busy("measuring kNN"):
                     knn_top1 = measure(trainer, monitor, reporter) if measuring else None
-                trainer.check_finite()
+                check_numbers(trainer, logger)
                 reporter.row(make_row(trainer, clock, rate, knn_top1))
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
             if trainer.save_is_due or signal_number:
                 with clock.paused():
-                    trainer.check_finite()
+                    check_numbers(trainer, logger)
                     reporter.sync()
                     trainer.save()
                     review.at_checkpoint()

@@ -54,27 +54,28 @@ class MetricsSum:
 
     Attributes:
         total: ``(8,)`` float32, on the device.
-        count: Steps summed.
+        count: Steps summed, int64 scalar on the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         """Start empty."""
         self.total = torch.zeros(len(STEP_METRICS), device=device)
-        self.count = 0
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, values: Tensor) -> None:
-        """Add one step's values, in place, without a host read."""
-        self.total += values
-        self.count += 1
+        """Add one step's values, in place, without a host read; none if the loss is not finite."""
+        is_finite = values[0].isfinite()
+        self.total += torch.where(is_finite, values, 0)
+        self.count += is_finite
 
     def means(self) -> dict[str, float]:
-        """Read the means; this waits for the device."""
-        means = (self.total / max(1, self.count)).tolist()
+        """Read the means, NaN without a step; this waits for the device."""
+        means = (self.total / self.count).tolist()
         return dict(zip(STEP_METRICS, means, strict=True))
 
     def flush(self) -> dict[str, float]:
         """Read the means and set the sum to zero."""
         means = self.means()
         self.total.zero_()
-        self.count = 0
+        self.count.zero_()
         return means

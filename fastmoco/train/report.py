@@ -85,12 +85,14 @@ def make_row(
     trainer: Trainer, clock: StepClock, learning_rate: float, knn_top1: float | None
 ) -> dict[str, Any]:
     """Make a row of ``metrics.jsonl``: means since the last row; reads the device."""
-    device = trainer.device
+    device, skipped = trainer.device, trainer.skipped_steps
+    trainer.skipped_steps = 0
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return {
         "step": trainer.steps_done,
         "epoch": trainer.steps_done / trainer.steps_per_epoch,
         **trainer.metrics.flush(),
+        "skipped_steps": skipped,
         "loss_floor_ln_k1": math.log(trainer.num_negatives + 1),
         "learning_rate": learning_rate,
         **clock.read(trainer.cfg.global_batch_size),

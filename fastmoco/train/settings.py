@@ -25,6 +25,7 @@ FREE_KEYS = frozenset(
         "pipeline.prefetch_batches",
         "monitor.allow_overlap",
         "train.max_steps",
+        "train.on_nonfinite",  # either way such a step changes nothing
         "train.cuda_graph",  # the same kernels either way
         "train.dry_run",
         "train.profile",
@@ -55,6 +56,15 @@ class CudaGraph(StrEnum):
     never = "never"
 
 
+class OnNonfinite(StrEnum):
+    """What follows a step with a loss, gradient or running statistic that is not finite."""
+
+    stop = "stop"
+    """The run stops, with the checkpoint before it."""
+    skip = "skip"
+    """The run says so and continues, unless 20 such steps follow each other."""
+
+
 @dataclass(kw_only=True, slots=True)
 class LoopConfig:
     """The training loop."""
@@ -73,6 +83,9 @@ class LoopConfig:
     more epochs, another learning rate; steps are counted on."""
     max_steps: int = 0
     """Stop after this many steps, even before the end of the schedule; 0 = no limit."""
+    on_nonfinite: OnNonfinite = OnNonfinite.stop
+    """After a step whose loss or gradient is not finite, which changes nothing: stop the run, or
+    skip the step and continue."""
     log_every_steps: int = 20
     """Steps per line of metrics.jsonl; each line is the mean since the last."""
     dry_run: bool = False
@@ -152,6 +165,23 @@ class TrainConfig(EncoderConfig):
 
         advised = advised_overrides(own_advice(self, keys, run_path(self)))
         return [override for override in advised if override.partition("=")[0] not in keys]
+
+
+@dataclass(kw_only=True, slots=True)
+class ReplayConfig:
+    """All settings of `fastmoco replay`."""
+
+    RANGES: ClassVar[Ranges] = {"step": COUNT_OR_ZERO}
+
+    step: int = 0
+    """Step to compute again, counted from 1; 0 = that of the run's bad-step-N.json."""
+    device: str = "auto"
+    """auto (CUDA if available), cpu, cuda or cuda:N."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers out of range."""
+        check_ranges(self)
 
 
 def advised_overrides(advice: Sequence[str]) -> list[str]:

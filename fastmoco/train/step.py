@@ -18,6 +18,7 @@ from fastmoco.moco.settings import Precision
 from fastmoco.optim.loss_scaler import LossScaler
 from fastmoco.optim.optimizers import set_learning_rate
 from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
+from fastmoco.optim.step_guard import StepGuard
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import Policy
@@ -35,8 +36,8 @@ class TrainStep:
     """Turns a batch of crops into one update of the model.
 
     Views have the weights' dtype (autocast casts them at the first convolution); weights are
-    channels_last. Nothing is read back to the host: where fp16 overflows, the device skips
-    optimizer, momentum update and enqueue (not batch norm's running statistics).
+    channels_last. Nothing is read back to the host: where a number is not finite, the step changes
+    nothing (`StepGuard`).
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class TrainStep:
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
+        self.guard = StepGuard(self.scaler, model.moved_by_forward())
         self._micro_batches: MicroBatches | None = None
         if accumulate > 1:
             assert isinstance(model, MoCo)  # `check_config` refuses the others
@@ -108,10 +110,11 @@ class TrainStep:
         it reads are the same in every step.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        self.guard.remember()
         output, metrics = self._differentiate(batch)
         self._average(metrics)
         with record_function(STAGES[2]):
-            learned = self.scaler.step(self.optimizer)
+            learned = self.guard.step(self.optimizer, metrics[0])
         with record_function(STAGES[3]):
             self.model.after_step(output, learned)
         return metrics

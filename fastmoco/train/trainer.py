@@ -1,15 +1,14 @@
 """The parts of one run: model, optimizer, data and progress."""
 
 import copy
-import math
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmoco.configuration import config_to_dict
 from fastmoco.data.dataset import Dataset
-from fastmoco.errors import DivergedError
 from fastmoco.evaluate.features import FrozenEncoder
 from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.batchnorm import resolve_batch_norm
@@ -58,6 +57,8 @@ class Trainer:
         channel_std: Channel standard deviations that normalize views, in 0..1.
         step: Model, optimizer and loss scaler.
         metrics: Sum of the metrics since the last row.
+        skipped_steps: Steps since the last row that changed nothing.
+        start_norm: Euclidean norm of the weights before the first step.
         origins: What the run started from, as JSON values, the oldest first; empty: from nothing.
         steps_per_epoch: Steps of one pass over the dataset.
         steps_done: Steps of the run that are done.
@@ -91,6 +92,7 @@ class Trainer:
         compiling, self.compiled = resolve_compile(cfg.train.compile, device)
         self.step = self._build_step(compiling)
         self.metrics = MetricsSum(device)
+        self.skipped_steps, self.start_norm = 0, self.weights_norm()
         self.graphed: GraphedStep | None = None
         if graphed:
             required = cfg.train.cuda_graph is CudaGraph.always
@@ -213,25 +215,18 @@ class Trainer:
             name=self.loader_name,
         )
 
-    def take(self, batch: Batch, learning_rate: float) -> None:
-        """Do one step."""
+    def take(self, batch: Batch, learning_rate: float) -> Tensor:
+        """Do one step; return its metrics on the device, which the next step may overwrite."""
         schedule_steps = self.cfg.train.epochs * self.steps_per_epoch
         self.step.model.set_progress(self.steps_done / schedule_steps)
-        self.metrics.add((self.graphed or self.step)(batch, learning_rate))
+        metrics = (self.graphed or self.step)(batch, learning_rate)
+        self.metrics.add(metrics)
         self.steps_done += 1
+        return metrics
 
-    def check_finite(self) -> None:
-        """Check that the loss is finite, before it is logged or saved.
-
-        Raises:
-            DivergedError: If the loss is infinite or NaN.
-        """
-        if not math.isfinite(self.metrics.total[0].item()):
-            raise DivergedError(
-                f"the loss is not finite at step {self.steps_done}; lower "
-                f"optimizer.learning_rate (now {self.learning_rate:g}) or use another precision; "
-                "earlier checkpoints stay"
-            )
+    def weights_norm(self) -> float:
+        """Euclidean norm of all trained weights; reads the device."""
+        return float(torch.stack(torch._foreach_norm(self.step.model.learnable())).norm())
 
     def checkpoint(self) -> Checkpoint:
         """Collect the complete current state."""
@@ -245,7 +240,8 @@ class Trainer:
             "dataset_fingerprint": self.dataset.fingerprint,
             "channel_mean": self.channel_mean,
             "channel_std": self.channel_std,
-            "metrics_count": self.metrics.count,
+            "metrics_count": self.metrics.count.item(),
+            "start_norm": self.start_norm,
             "scaler": self.step.scaler.state(),
             "batch_norm": self.batch_norm,
             "origins": self.origins,
@@ -257,6 +253,7 @@ class Trainer:
     def start_from(self, start: StartWeights) -> None:
         """Take over the weights and the normalization of another encoder, in place."""
         self.step.model.start_from(start.state)
+        self.start_norm = self.weights_norm()
         self._normalize_by(start.mean, start.std)
         self.origins = [{"weights": start.source, "sha256": start.sha256, "head": start.head}]
 
@@ -279,7 +276,8 @@ class Trainer:
         restore_optimizer(self.step.optimizer, under_prefix("optimizer", checkpoint.tensors))
         self._normalize_by(facts["channel_mean"], facts["channel_std"])
         self.metrics.total.copy_(checkpoint.tensors["metrics.total"])
-        self.metrics.count = facts["metrics_count"]
+        self.metrics.count.fill_(facts["metrics_count"])
+        self.start_norm = facts.get("start_norm", self.start_norm)
         self.step.scaler.restore(facts["scaler"])
         self.origins = facts.get("origins", [])
         self.steps_done = checkpoint.step
@@ -294,6 +292,18 @@ class Trainer:
         checkpoint = newest_checkpoint(self.run.checkpoints)
         if checkpoint is None:
             return False
+        self.check_checkpoint(checkpoint)
+        self.restore(checkpoint)
+        if self.cfg.pipeline.name == AUTO:
+            self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
+        return True
+
+    def check_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Check that a checkpoint of this run can be continued with these data and devices.
+
+        Raises:
+            CheckpointError: If it is from another dataset, or batch norm would differ.
+        """
         if checkpoint.facts["dataset_fingerprint"] != self.dataset.fingerprint:
             raise CheckpointError(
                 f"{checkpoint.path} was trained on another dataset than {self.dataset.path}; "
@@ -305,10 +315,6 @@ class Trainer:
                 f"on {self.ranks.world_size} devices it would be {self.batch_norm}; use as many "
                 "devices as before, or give another run_dir"
             )
-        self.restore(checkpoint)
-        if self.cfg.pipeline.name == AUTO:
-            self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
-        return True
 
     def frozen_encoder(self) -> FrozenEncoder:
         """Copy the current query encoder, on the device; the copy is eager, not compiled."""

@@ -27,6 +27,8 @@ SOLVED_ABOVE = 90.0
 """Percent of look-ups that find the positive: the task has little left to teach."""
 STANDARD_ERRORS = 2.0
 """How far kNN must be above a baseline; in errors of the difference of two shares."""
+MOST_SKIPPED = 0.05
+"""Fraction of the steps that may be skipped: fp16 looks for its scale in the first steps."""
 LAST_PART = 0.1
 """Figures are means over the rows of this last fraction of the steps."""
 FIGURES = ("loss", "loss_floor_ln_k1", "accuracy_top1", "feature_deviation")
@@ -153,7 +155,9 @@ def warning(rows: Sequence[dict[str, Any]], total_steps: int) -> str | None:
 
 def _figures(rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> dict[str, float]:
     last = [row for row in rows if row["step"] > (1 - LAST_PART) * rows[-1]["step"]]
+    last = [row for row in last if math.isfinite(row["loss"])] or last  # else all were skipped
     figures = {name: fmean(row[name] for row in last) for name in FIGURES}
+    figures["skipped_steps"] = sum(row.get("skipped_steps", 0) for row in rows)
     if measured := [row["knn_top1"] for row in rows if row.get("knn_top1") is not None]:
         figures["knn_top1"] = measured[-1]
     if baselines:
@@ -172,6 +176,9 @@ def _doubts(figures: dict[str, float], facts: RunFacts, step: int) -> list[_Doub
         text = f"the key encoder keeps {100 * kept:.0f}% of its start (momentum {facts.momentum:g})"
         advice = "set moco.momentum=0.99 for few steps"
         doubts.append(_Doubt(text, advice, early=True))
+    if figures["skipped_steps"] > MOST_SKIPPED * step:
+        text = f"{figures['skipped_steps']:,.0f} steps changed nothing: they were not finite"
+        doubts.append(_Doubt(text, "lower optimizer.learning_rate", early=True))
     if _is_chance(figures):
         doubts.append(_Doubt(_at_chance(figures), "", early=not is_long))
     if figures["feature_deviation"] < COLLAPSED_BELOW:

@@ -70,7 +70,7 @@ def test_every_preset_trains(dataset, tmp_path, name):
             for _ in range(STEPS):
                 rates.append(trainer.learning_rate)
                 trainer.take(next(loader), rates[-1])
-                trainer.check_finite()
+                check_numbers(trainer, logging.getLogger("fastmoco"))
     assert trainer.channel_mean == (cfg.pipeline.channel_mean or images.facts["channel_mean"])
     torch.testing.assert_close(trainer.step.std, torch.tensor(trainer.channel_std))
     assert trainer.checkpoint().facts["channel_mean"] == trainer.channel_mean

@@ -1,6 +1,8 @@
 """Loss scaling on the device against twins that decide on the host; steps without host reads."""
 
+import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fastmoco.moco.settings import Loss, Mechanism, Precision
 from fastmoco.optim.loss_scaler import LossScaler
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
+from fastmoco.optim.step_guard import StepGuard
 from fastmoco.train.step import TrainStep
 from tests.optional import require
 from tests.recording import HostReads
@@ -57,29 +60,37 @@ def test_a_host_read_is_noticed():
     assert reads.found == ["aten._local_scalar_dense.default"]
 
 
-class HostScaler:
+class HostGuard:
     """The plain twin: looks at the gradients, and does or leaves all of it."""
 
-    enabled = True
+    def __init__(self, step):
+        self.model, self.scaler, self.skipped = step.model, step.scaler, False
 
-    def __init__(self, scaler):
-        self.scale, self.growth_tracker = scaler.scale, scaler.growth_tracker
+    def remember(self):
+        self.before = copy.deepcopy(self.model.state_dict())
 
-    def scaled(self, loss):
-        return loss * self.scale
-
-    def step(self, optimizer):
+    def step(self, optimizer, loss):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
-        if finite:
+        if self.scaler.enabled:
             for gradient in gradients:
-                gradient.mul_(1 / self.scale)
+                gradient.mul_(1 / self.scaler.scale)
+        squares = sum(float((gradient**2).sum()) for gradient in gradients)
+        self.skipped = not (math.isfinite(squares) and math.isfinite(loss))
+        if self.skipped:
+            self.model.load_state_dict(self.before)
+        else:
             optimizer.step()
-        tracked = self.growth_tracker.item() + 1
-        self.scale.mul_(1.0 if finite else 0.5)
-        self.growth_tracker.fill_(tracked if finite else 0)
-        self.skipped = not finite
+        if self.scaler.enabled:
+            tracked = self.scaler.growth_tracker.item() + 1
+            self.scaler.scale.mul_(0.5 if self.skipped else 1.0)
+            self.scaler.growth_tracker.fill_(0 if self.skipped else tracked)
         return torch.tensor(True)
+
+
+def use_host_guard(step):
+    step.guard = HostGuard(step)
+    after_step = step.model.after_step
+    step.model.after_step = lambda *given: None if step.guard.skipped else after_step(*given)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -88,15 +99,13 @@ def test_overflown_steps_are_skipped_as_by_the_host(optimizer, change):
     """The first step overflows, where momentum does not exist yet, and a later one."""
     settings = {"optimizer": optimizer_config(optimizer), "precision": Precision.fp16, **change}
     step, twin = make_step(**settings), make_step(**settings)
-    twin.scaler = HostScaler(twin.scaler)
-    after_step = twin.model.after_step
-    twin.model.after_step = lambda *given: None if twin.scaler.skipped else after_step(*given)
+    use_host_guard(twin)
     skipped = []
     for number in range(5):
         for one in (step, twin):
             one.scaler.scale.fill_(3e38 if number in (0, 3) else 1024.0)
             one(make_batch(number), 0.03)
-        skipped.append(twin.scaler.skipped)
+        skipped.append(twin.guard.skipped)
         if number:  # Adam's state does not exist yet in a twin whose first step was left out
             assert differing(step, twin) == []
     assert skipped == [True, False, False, True, False]
@@ -115,7 +124,7 @@ def test_the_scale_moves_as_torchs(optimizer, monkeypatch):
         for weight, scaler in zip(weights, (ours, theirs), strict=True):
             scale = scaler.scale if scaler is ours else scaler.scale(torch.ones(()))
             weight.grad = torch.full_like(weight, gradient) * scale
-        learned = ours.step(optimizers[0])
+        learned = StepGuard(ours, []).step(optimizers[0], torch.zeros(()))
         theirs.step(optimizers[1])
         theirs.update()
         assert learned.item() == (gradient in (1.0, 2.0, 3.0, 4.0))

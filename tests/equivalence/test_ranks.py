@@ -93,7 +93,7 @@ def train_model(
         overflows = number in overflowing and model.ranks.rank == 1
         step.scaler.scale.fill_(3e38 if overflows else 1024.0)
         metrics.append(step(own_batch(batch, model.ranks), algorithm.LEARNING_RATE))
-        skipped.append(step.scaler.found_inf.clone())
+        skipped.append(step.guard.found_inf.clone())
     found = {"metrics": torch.stack(metrics), "skipped": torch.stack(skipped)}
     return {**found, **model.state_dict()}
 

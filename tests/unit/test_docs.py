@@ -140,6 +140,7 @@ def row_of(mechanism: Mechanism) -> dict[str, object]:
         steps_done=1,
         steps_per_epoch=10,
         metrics=metrics,
+        skipped_steps=0,
         num_negatives=step.model.num_negatives(8),
         cfg=SimpleNamespace(global_batch_size=8),
     )
