@@ -1,8 +1,8 @@
 """The guard of a step: nothing is learned from numbers that are not finite.
 
-A NaN or an infinity in a gradient would be in all weights after the optimizer's step, and a gradient
-whose square overflows would be in Adam's second moment for ever. So the device looks at each step,
-in every precision, and where loss, gradients or running statistics are not finite, the step changes
+A NaN or an infinity in a gradient would be in all weights after the optimizer's step, and one whose
+square overflows would be in Adam's second moment for ever. So the device looks at each step, in
+every precision, and where loss, gradients or running statistics are not finite, the step changes
 nothing: no weights, no optimizer state, no key encoder, no queue, no running statistics. The host
 reads nothing in a step; it asks for the count when it reads the metrics anyway.
 """
@@ -16,8 +16,8 @@ from torch import Tensor
 from fastmoco.optim.loss_scaler import LossScaler
 
 MOST_SKIPPED_IN_A_ROW = 20
-"""Steps in a row that loss scaling may skip while it looks for a scale: it starts at 2^16 and halves
-at each, so that more mean that no scale helps."""
+"""Steps in a row that loss scaling may skip while it looks for a scale: it starts at 2^16 and is
+halved at each, so that more mean that no scale helps."""
 
 
 class GuardCounts(NamedTuple):
@@ -56,7 +56,9 @@ class StepGuard:
         dtypes = dict.fromkeys(tensor.dtype for tensor in statistics)
         self._kinds = [[t for t in statistics if t.dtype == dtype] for dtype in dtypes]
         self._before: list[Tensor] = []
-        counts = torch.zeros(len(GuardCounts._fields), dtype=torch.int64, device=scaler.scale.device)
+        counts = torch.zeros(
+            len(GuardCounts._fields), dtype=torch.int64, device=scaler.scale.device
+        )
         self._counts = counts  # the fields of GuardCounts
 
     @torch.no_grad()
@@ -69,9 +71,9 @@ class StepGuard:
         """Do the optimizer's step, or put the running statistics back.
 
         Finite are the loss and, in float32, the sums of the squares of gradients and of running
-        statistics: 1e38 is finite and its square is not. Gradients, statistics and loss must already
-        be averaged over ranks: a mean is not finite wherever one of its terms is not, so that all
-        ranks skip the same steps.
+        statistics: 1e38 is finite and its square is not. Gradients, statistics and loss must
+        already be averaged over ranks: a mean is not finite wherever one of its terms is not, so
+        that all ranks skip the same steps.
 
         Args:
             optimizer: Parameters, gradients and state change in place.

@@ -1,8 +1,8 @@
 """`fastmoco replay`: compute one step of a run again and say where it is not finite.
 
-The state is that of the newest checkpoint before the step (or of the start), from which the steps in
-between are taken as the run took them: draws are functions of the step. The step itself runs eagerly,
-so that its layers can be watched, and it changes nothing on the disk.
+The state is that of the newest checkpoint before the step (or of the start), from which the steps
+in between are taken as the run took them: draws are functions of the step. All steps run eagerly,
+so that layers can be watched. The run folder is only read.
 """
 
 import tempfile

@@ -3,6 +3,7 @@
 On few and small images, with a narrow encoder.
 """
 
+import logging
 from contextlib import closing
 
 import pytest
@@ -14,6 +15,7 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
+from fastmoco.train.divergence import check_numbers
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
 from tests.optional import require

@@ -51,7 +51,11 @@ def test_sum_gives_means_and_starts_anew():
     total.add(torch.arange(8.0) + 2)
     assert total.flush()["accuracy_top1"] == 2.0
     assert total.count == 0
-    assert total.flush()["accuracy_top1"] == 0.0
+    assert math.isnan(total.flush()["accuracy_top1"])
+    for loss in (1.0, torch.nan, torch.inf):
+        total.add(torch.tensor([loss, 3.0, *[0.0] * 6]))
+    assert total.count == 1
+    assert total.flush()["accuracy_top1"] == 3.0
 
 
 def test_resuming_cuts_later_rows_and_a_torn_line(tmp_path):

@@ -10,7 +10,6 @@ from fastmoco.optim.step_guard import MOST_SKIPPED_IN_A_ROW, StepGuard
 from tests.optional import require
 from tests.steps import make_batch, make_step, tensors_of
 
-BAD = {"NaN": torch.nan, "Inf": torch.inf, "1e38": 1e38}
 MECHANISMS = {
     "moco": {},
     "eman": {"moco": {"batch_norm": "eman"}},
@@ -28,7 +27,7 @@ def spoil_gradient(step, value):
     def spoil(gradient):
         handle.remove()
         gradient = gradient.clone()
-        gradient.view(-1)[3] = value
+        gradient[0, 1, 2, 1] = value
         return gradient
 
     handle = parameter.register_hook(spoil)
@@ -36,42 +35,50 @@ def spoil_gradient(step, value):
 
 def spoil_view(step, value):
     """One pixel of the next views."""
-    views = step.make_views
+    name = "_forward" if step._micro_batches else "make_views"
+    views = getattr(step, name)
 
     def spoiled(*given):
-        step.make_views = views
+        setattr(step, name, views)
         made = views(*given)
         made.query[0, 0, 0, 0] = value
         return made
 
-    step.make_views = spoiled
+    setattr(step, name, spoiled)
 
 
 SPOILERS = {"gradient": spoil_gradient, "view": spoil_view}
 
 
-@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
-@pytest.mark.parametrize("precision", Precision)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lars"])
-def test_a_bad_step_changes_nothing(optimizer, precision, spoil, value):
+@pytest.mark.parametrize(
+    ("optimizer", "precision"),
+    [
+        ("sgd", Precision.float32),
+        ("adam", Precision.bf16),
+        ("adamw", Precision.fp16),
+        ("lars", Precision.float32),
+    ],
+)
+def test_a_bad_step_changes_nothing(optimizer, precision, spoil):
     if optimizer == "lars":
         require("timm")
     step = make_step(optimizer=OptimizerConfig(name=optimizer), precision=precision)
-    step.scaler.scale.fill_(16.0)
-    for number in range(2):
-        step(make_batch(number), 0.03)
-    before = {name: value.clone() for name, value in tensors_of(step).items()}
-    spoil(step, value)
-    step(make_batch(2), 0.03)
-    scale = before.pop("scaler.scale")
-    before.pop("scaler.growth_tracker")
-    moved = [n for n, old in before.items() if not torch.equal(tensors_of(step)[n], old)]
-    assert moved == []
-    assert step.scaler.scale == (scale / 2 if precision is Precision.fp16 else scale)
-    step(make_batch(3), 0.03)
-    faults = 0 if precision is Precision.fp16 else 1  # loss scaling looks for its scale
-    assert step.guard.read() == (4, 1, faults, 3 * faults, 0)
+    step.scaler.scale.fill_(64.0)
+    scales = precision is Precision.fp16
+    for number, value in enumerate((torch.nan, -torch.inf, 1e38)):
+        step(make_batch(2 * number), 0.03)
+        before = {name: value.clone() for name, value in tensors_of(step).items()}
+        spoil(step, value)
+        step(make_batch(2 * number + 1), 0.03)
+        after = tensors_of(step)
+        moved = [name for name, old in before.items() if not torch.equal(after[name], old)]
+        assert [name for name in moved if not name.startswith("scaler.")] == []
+        assert after["scaler.scale"] == before["scaler.scale"] / (2 if scales else 1)
+        faults = 0 if scales else number + 1  # loss scaling looks for its scale
+        first = 2 if faults else 0
+        assert step.guard.read() == (2 * number + 2, number + 1, faults, first, 1)
+    step(make_batch(9), 0.03)
     assert all(tensor.isfinite().all() for tensor in tensors_of(step).values())
 
 
