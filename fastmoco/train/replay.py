@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastmoco.configuration import config_from_dict
@@ -40,7 +39,7 @@ class Replay:
     first_layer: str | None = None
     """First layer of the query encoder whose output is not finite."""
     images: list[str] = field(default_factory=list)
-    """Images of the batch whose embeddings are not finite."""
+    """Images whose output of this layer is not finite; batch norm then spreads it to others."""
     gradients: list[str] = field(default_factory=list)
     """Weights whose gradient is not finite, or too large for its square."""
     largest_gradient: float = 0.0
@@ -127,33 +126,34 @@ def _compute(trainer: Trainer, step: int) -> Replay:
         loss=float(metrics[0]),
         changed=trainer.step.guard.read().in_a_row == 0,
         first_layer=seen.layer,
-        images=[trainer.dataset.name(i) for i in seen.bad_samples(batch.sample_id)],
+        images=[trainer.dataset.name(i) for i in seen.samples(batch.sample_id)],
         **_gradients(trainer.step.model),
     )
 
 
 class _Seen:
-    """What hooks saw: the first layer, and rows of the embedding, that are not finite."""
+    """What hooks saw: the first layer with an output that is not finite, and the rows of it."""
 
     def __init__(self) -> None:
         self.layer: str | None = None
-        self._bad_rows: list[Tensor] = []
+        self._bad_rows: list[int] = []
+        self._rows_before = 0  # of earlier micro-batches, or of the other direction of a loss
 
-    def bad_samples(self, ids: Tensor) -> list[int]:
-        """Those of a batch's sample ids ``(N,)`` of which an embedding is not finite."""
-        bad = torch.cat(self._bad_rows).view(-1, len(ids)).any(dim=0)  # both directions of a loss
-        found: list[int] = ids[bad].tolist()
-        return found
+    def samples(self, ids: Tensor) -> list[int]:
+        """The sample ids of the bad rows, of a batch's ``(N,)``."""
+        return [int(ids[row % len(ids)]) for row in self._bad_rows]
 
     def layer_hook(self, name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if self.layer is None and isinstance(output, Tensor) and not output.isfinite().all():
                 self.layer = name
+                bad = ~output.detach().flatten(1).isfinite().all(dim=1)
+                self._bad_rows = (bad.nonzero()[:, 0] + self._rows_before).tolist()
 
         return hook
 
-    def embedding_hook(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self._bad_rows.append(~output.detach().isfinite().all(dim=1))
+    def encoder_hook(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._rows_before += len(output)
 
 
 @contextmanager
@@ -161,7 +161,7 @@ def _watched(encoder: nn.Module) -> Iterator[_Seen]:
     seen = _Seen()
     leaves = [(n, m) for n, m in encoder.named_modules() if not list(m.children())]
     handles = [module.register_forward_hook(seen.layer_hook(name)) for name, module in leaves]
-    handles.append(encoder.register_forward_hook(seen.embedding_hook))
+    handles.append(encoder.register_forward_hook(seen.encoder_hook))
     try:
         yield seen
     finally:

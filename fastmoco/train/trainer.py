@@ -224,6 +224,7 @@ class Trainer:
         self.steps_done += 1
         return metrics
 
+    @torch.no_grad()
     def weights_norm(self) -> float:
         """Euclidean norm of all trained weights; reads the device."""
         return float(torch.stack(torch._foreach_norm(self.step.model.learnable())).norm())

@@ -1,12 +1,13 @@
 """Numbers that are not finite during a run: what stays, what is said, and how it goes on."""
 
 import json
-import shlex
 
 import pytest
 import torch
 
 from fastmoco import cli
+from fastmoco.draws.host import draw_keys
+from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.train.step import TrainStep
@@ -22,77 +23,59 @@ MORE = [
 
 
 @pytest.fixture
-def spoiled_image(monkeypatch):
-    """Views of one image become NaN; the image is chosen by the test."""
+def spoiled(monkeypatch):
+    """The view of an image becomes NaN in one epoch: draw keys, which the test chooses."""
     plain, chosen = TrainStep.make_views, []
 
     def make_views(self, crops, sample_id, draw_key):
         views = plain(self, crops, sample_id, draw_key)
-        views.query[torch.isin(sample_id, torch.tensor(chosen, dtype=torch.int64))] = torch.nan
+        views.query[torch.isin(draw_key, torch.tensor(chosen, dtype=torch.int64))] = torch.nan
         return views
 
     monkeypatch.setattr(TrainStep, "make_views", make_views)
     return chosen
 
 
-def image_of_step(arguments, step, capsys, monkeypatch):
-    """Id of an image of a step, from a run that is stopped there."""
-    ids = []
-    plain = TrainStep.learn
-
-    def learn(self, batch):
-        ids.append(batch.sample_id.tolist())
-        return plain(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "learn", learn)
-        assert cli.main([*arguments, f"train.max_steps={step}"]) == 0
-    capsys.readouterr()
-    return ids[step - 1][0]
-
-
-@pytest.mark.parametrize("place", ["other", "saving", "last"])
+@pytest.mark.parametrize(("step", "saved"), [(8, 5), (10, 5), (12, 10)])
 def test_a_bad_step_stops_the_run_and_can_be_computed_again(
     dataset,  # noqa: F811
     tmp_path,
     capsys,
-    monkeypatch,
-    spoiled_image,
-    place,
+    spoiled,
+    step,
+    saved,
 ):
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    step = {"other": 8, "saving": 10, "last": STEPS}[place]
-    wanted = image_of_step(train_arguments(dataset, whole, *MORE), step, capsys, monkeypatch)
-    spoiled_image.append(wanted)  # an epoch has 6 steps, so it is also in the epoch before
+    """Step 10 is a saving step, and step 12 the last."""
+    run = tmp_path / "run"
+    plan = EpochPlan(seed=0, epoch=1, num_samples=48, global_batch_size=8, start_batch=step - 7)
+    ids = next(iter(plan.batches()))
+    spoiled.append(int(draw_keys(0, 1, ids)[3]))
     arguments = train_arguments(dataset, run, *MORE)
     assert cli.main(arguments) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    (record,) = run.glob("bad-step-*.json")
-    bad = json.loads(record.read_text())
-    assert wanted in bad["sample_ids"]
-    assert 1 <= bad["step"] <= 6
-    assert f"step {bad['step']}: the loss, a gradient or a running statistic" in line
-    assert "fastmoco replay" in line
-    saved = sorted(path.stem for path in (run / "checkpoints").glob("*.json"))
-    assert saved == ([] if bad["step"] <= EVERY else ["step-00000005"])
+    assert f"step {step}: the loss, a gradient or a running statistic is not finite" in line
+    assert f"`fastmoco replay {run} step={step}`" in line
+    bad = json.loads((run / f"bad-step-{step}.json").read_text())
+    assert bad["sample_ids"] == ids.tolist()
+    assert bad["draw_keys"][3] == spoiled[0]
+    assert load_checkpoint(run).step == saved
 
     assert cli.main(["replay", str(run), "device=cpu", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["step"] == bad["step"]
-    assert again["images"] == [bad["names"][bad["sample_ids"].index(wanted)]]
+    assert (again["step"], again["from_step"]) == (step, saved)
+    assert again["images"] == [bad["names"][3]]
     assert again["first_layer"] == "backbone.conv1"
     assert len(again["gradients"]) > 10
     assert not again["changed"]
 
-    # As advised. The image is bad in every epoch.
+    # As advised.
     assert cli.main([*arguments, "train.on_nonfinite=skip"]) == 0
     output = capsys.readouterr()
-    assert f"warning   step {bad['step']}" in output.out + output.err
+    assert f"warning   step {step}: the loss" in output.out + output.err
     rows = read_metrics(run / "metrics.jsonl")
-    assert sum(row["skipped_steps"] for row in rows) == 2
+    assert {row["step"] for row in rows if row["skipped_steps"]} == {step}
     assert rows[-1]["step"] == STEPS
     assert all(t.isfinite().all() for t in load_checkpoint(run).tensors.values())
-    assert len(list(run.glob("bad-step-*.json"))) == 1
 
 
 def test_a_good_step_computed_again_is_finite(dataset, tmp_path, capsys):  # noqa: F811
@@ -141,7 +124,8 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_read(dataset, tmp_path,
         save_checkpoint(run / "checkpoints", checkpoint, keep=2)
     with pytest.raises(CheckpointError, match=r"conv1\.weight has values that are not finite"):
         load_checkpoint(run)
-    for words in ("knn {} leave_one_out=true data.train={}", "export {} out=x.pth data.train={}"):
+    out = tmp_path / "x.pth"
+    for words in (["knn", "leave_one_out=true", f"data.train={dataset}"], ["export", f"out={out}"]):
         capsys.readouterr()
-        cli.main(shlex.split(words.format(shlex.quote(str(run)), shlex.quote(str(dataset)))))
+        assert cli.main([words[0], str(run), *words[1:]]) == 1
         assert "conv1.weight has values that are not finite" in capsys.readouterr().err
