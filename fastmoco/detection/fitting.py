@@ -19,13 +19,13 @@ from fastmoco.moco.collectives import average_over_ranks
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
-    CheckpointError,
     flatten_optimizer,
     restore_module,
     restore_optimizer,
     under_prefix,
     with_prefix,
 )
+from fastmoco.runs.checkpoint_files import CheckpointError
 
 WARMUP_START = 1e-3  # fraction of the peak, as in detectron2
 

@@ -18,7 +18,8 @@ from fastmoco.data.sources.tables import Table, read_table
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import read_json_object
 from fastmoco.labeling.settings import MergeLabelsConfig
-from fastmoco.runs.checkpoint import CheckpointError, find_checkpoint, weights_sha256
+from fastmoco.runs.checkpoint import find_checkpoint, weights_sha256
+from fastmoco.runs.checkpoint_files import CheckpointError
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,30 +1,40 @@
-"""Checkpoints: safetensors and JSON with a checksum, nothing pickled.
+"""Checkpoints: safetensors and JSON with checksums, nothing pickled.
 
 ``checkpoints/step-00000020.safetensors`` holds every tensor of the state under dotted names and
-``step-00000020.json`` everything else and their SHA-256. The JSON is renamed into place last: a
-checkpoint exists when its JSON does, and a kill at any instant leaves the previous one intact.
+``step-00000020.json`` everything else and one checksum over both (`record.py`). The JSON is renamed
+into place last: a checkpoint exists when its JSON does, and a kill at any instant leaves the one
+before intact.
 """
 
-import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastmoco.errors import DivergedError, UsageError
 from fastmoco.files import atomic_path, atomic_write_text, file_sha256
+from fastmoco.runs.checkpoint_files import (
+    FORMAT_VERSION,
+    CheckpointError,
+    advice,
+    best_checkpoint,
+    newest_first,
+    read_record,
+    retire,
+    stem_of,
+    step_of,
+)
 from fastmoco.runs.encoder_file import read_encoder_file
 from fastmoco.runs.finite import first_not_finite
+from fastmoco.runs.record import record_text, sealed
+from fastmoco.runs.tensor_file import read_tensors, write_tensors
 
-FORMAT_VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, damaged or of another model."""
+BEST = "best"
+"""What ``RUN@best`` means: the saved step with the highest kNN accuracy."""
 
 
 class NoCheckpointError(CheckpointError, UsageError):
@@ -45,12 +55,10 @@ class Checkpoint:
     """The JSON file it was read from."""
 
 
-def _stem(step: int) -> str:
-    return f"step-{step:08d}"
-
-
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep`.
+    """Write a checkpoint, then remove all but the newest `keep` and the best by kNN.
+
+    Nothing is removed before the new one is complete and on the disk.
 
     Args:
         folder: The run's ``checkpoints``; made if missing.
@@ -64,35 +72,27 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         DivergedError: If a value is not finite; earlier checkpoints are unchanged.
         OSError: If it cannot be written (disk full); earlier checkpoints are unchanged.
     """
-    if bad := first_not_finite(checkpoint.tensors):
+    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    return write_checkpoint(folder, checkpoint.step, tensors, checkpoint.facts, keep=keep)
+
+
+def write_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
+) -> Path:
+    """As `save_checkpoint`, of tensors that are contiguous and on the CPU."""
+    if bad := first_not_finite(tensors):
         raise DivergedError(
-            f"{bad} has values that are not finite after step {checkpoint.step}; it was not saved, "
+            f"{bad} has values that are not finite after step {step}; it was not saved, "
             "earlier checkpoints stay; lower optimizer.learning_rate"
         )
-    weights = folder / f"{_stem(checkpoint.step)}.safetensors"
-    with atomic_path(weights) as temporary:
-        # Clones: safetensors refuses tensors that share memory, and writes contiguous ones only.
-        save_file(
-            {k: v.detach().cpu().clone().contiguous() for k, v in checkpoint.tensors.items()},
-            temporary,
-        )
-        digest = file_sha256(temporary)
-    record = {
-        "format_version": FORMAT_VERSION,
-        "step": checkpoint.step,
-        "sha256": digest,
-        "facts": checkpoint.facts,
-    }
-    path = weights.with_suffix(".json")
-    atomic_write_text(path, json.dumps(record, indent=1))
-    for old in _newest_first(folder)[max(1, keep) :]:
-        old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    path = folder / f"{stem_of(step)}.json"
+    weights = path.with_suffix(".safetensors")
+    with atomic_path(weights) as temporary, temporary.open("wb") as file:
+        digest = write_tensors(file, tensors, {"step": str(step)})
+    record = {"format_version": FORMAT_VERSION, "step": step, "sha256": digest, "facts": facts}
+    atomic_write_text(path, record_text(sealed(record)))
+    retire(folder, step, digest, keep=keep)
     return path
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.json"), reverse=True)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -105,8 +105,7 @@ def find_checkpoint(path: Path) -> Path:
         NoCheckpointError: If no checkpoint is there.
     """
     if path.is_dir():
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        found = _newest_first(folder)
+        found = newest_first(path / "checkpoints" if _is_run(path) else path)
         if not found:
             raise NoCheckpointError(
                 f"{path} contains no checkpoint; give a run folder of fastmoco train"
@@ -123,22 +122,29 @@ def find_checkpoint(path: Path) -> Path:
     return record
 
 
+def _is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
+
+
 def at_step(given: Path) -> Path:
-    """The checkpoint file that ``RUN@STEP`` names; any other path as it is.
+    """The checkpoint file that ``RUN@STEP`` or ``RUN@best`` names; any other path as it is.
 
     Raises:
-        CheckpointError: If the run has no checkpoint of this step.
+        CheckpointError: If the run has no checkpoint of this step, or measured none.
     """
     run, _, step = str(given).rpartition("@")
-    if given.exists() or not (run and step.isdigit()):
+    if given.exists() or not (run and (step.isdigit() or step == BEST)):
         return given
-    folder = Path(run) / "checkpoints"
-    path = folder / f"{_stem(int(step))}.json"
+    found = newest_first(Path(run) / "checkpoints")
+    if step == BEST:
+        path = best_checkpoint(found)
+        if path is None:
+            raise CheckpointError(f"no checkpoint of {run} has a kNN accuracy; give {run}@STEP")
+        return path
+    path = Path(run) / "checkpoints" / f"{stem_of(int(step))}.json"
     if not path.exists():
-        steps = [str(int(old.stem.removeprefix("step-"))) for old in _newest_first(folder)]
-        raise CheckpointError(
-            f"{run} has no checkpoint of step {step}; it has {', '.join(steps) or 'none'}"
-        )
+        steps = ", ".join(str(step_of(one)) for one in found)
+        raise CheckpointError(f"{run} has no checkpoint of step {step}; it has {steps or 'none'}")
     return path
 
 
@@ -160,6 +166,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If it is missing or damaged.
     """
+    if path.is_dir():
+        newest = newest_checkpoint(path / "checkpoints" if _is_run(path) else path)
+        if newest:
+            return newest
     found = find_checkpoint(path)
     return _exported(found) if found.suffix == ".safetensors" else _read(found)
 
@@ -175,35 +185,51 @@ def _exported(path: Path) -> Checkpoint:
 
 
 def _read(path: Path) -> Checkpoint:
-    weights = path.with_suffix(".safetensors")
-    advice = f"remove {path} and {weights.name}; the run then resumes from the checkpoint before it"
+    record, weights = read_record(path), path.with_suffix(".safetensors")
+    if not weights.exists() or file_sha256(weights) != record["sha256"]:
+        raise CheckpointError(f"{weights} is missing or damaged (wrong checksum); {advice(path)}")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        step, digest, facts = record["step"], record["sha256"], record["facts"]
-        version = record["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or is not a checkpoint; {advice}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {version}, not {FORMAT_VERSION}; "
-            "use the fastmoco that wrote it"
-        )
-    if not weights.exists() or file_sha256(weights) != digest:
-        raise CheckpointError(f"{weights} is missing or damaged (wrong checksum); {advice}")
-    tensors = load_file(weights)
+        tensors, metadata = read_tensors(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{error}; {advice(path)}") from error
+    if int(metadata.get("step", record["step"])) != record["step"]:
+        raise CheckpointError(f"{weights} is of step {metadata['step']}; {advice(path)}")
     if bad := first_not_finite(tensors):
-        raise CheckpointError(f"{weights}: {bad} has values that are not finite; {advice}")
-    return Checkpoint(step=step, tensors=tensors, facts=facts, path=path)
+        raise CheckpointError(f"{weights}: {bad} has values that are not finite; {advice(path)}")
+    return Checkpoint(step=record["step"], tensors=tensors, facts=record["facts"], path=path)
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
+def newest_checkpoint(folder: Path, *, refuse_damaged: bool = False) -> Checkpoint | None:
     """The newest checkpoint of a run, None if there is none yet.
 
+    A damaged one is passed over with a warning, where there is a good one before it.
+
+    Args:
+        folder: The run's ``checkpoints``.
+        refuse_damaged: Raise an error instead.
+
     Raises:
-        CheckpointError: If the newest is damaged: resuming from an older one would hide that.
+        CheckpointError: If none is good.
     """
-    found = _newest_first(folder)
-    return _read(found[0]) if found else None
+    damaged: dict[Path, Exception] = {}
+    while left := [path for path in newest_first(folder) if path not in damaged]:
+        try:
+            found = _read(left[0])
+        except (CheckpointError, FileNotFoundError) as error:
+            if left[0].exists():  # else the run that writes here has removed it
+                if refuse_damaged:
+                    raise
+                damaged[left[0]] = error
+            continue
+        if damaged:
+            reason = str(next(iter(damaged.values()))).partition(";")[0]
+            warnings.warn(
+                f"{reason}; the checkpoint before it, of step {found.step}, is used", stacklevel=2
+            )
+        return found
+    if damaged:
+        raise next(iter(damaged.values()))
+    return None
 
 
 def checkpoint_before(folder: Path, step: int) -> Checkpoint | None:
@@ -212,7 +238,7 @@ def checkpoint_before(folder: Path, step: int) -> Checkpoint | None:
     Raises:
         CheckpointError: If it is damaged.
     """
-    found = [path for path in _newest_first(folder) if int(path.stem.removeprefix("step-")) < step]
+    found = [path for path in newest_first(folder) if step_of(path) < step]
     return _read(found[0]) if found else None
 
 

@@ -1,24 +1,25 @@
 """An encoder in one safetensors file, whose metadata describe how to build and feed it.
 
 Tensors are named ``backbone.*`` and ``head.*``. The metadata entry ``fastmoco`` is JSON: format
-version, step, the facts of a checkpoint, and the SHA-256 of the tensors.
+version, step, the facts of a checkpoint, the SHA-256 of the tensors, and a checksum of all of it.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from fastmoco.files import atomic_path
 from fastmoco.runs.finite import first_not_finite
+from fastmoco.runs.record import parse_record, record_text, sealed
+from fastmoco.runs.tensor_file import read_tensors, write_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no checksum of the metadata; it is still read."""
+TYPES = {"format_version": int, "step": int, "sha256": str, "facts": dict}
 METADATA_KEY = "fastmoco"
 
 
@@ -50,17 +51,15 @@ def write_encoder_file(
     Raises:
         OSError: If the file cannot be written.
     """
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     record = {
         "format_version": FORMAT_VERSION,
         "step": step,
         "sha256": tensors_digest(plain),
         "facts": facts,
     }
-    # A single entry: safetensors writes several in random order.
-    content = save(plain, {METADATA_KEY: json.dumps(record)})
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        write_tensors(file, plain, {METADATA_KEY: record_text(sealed(record))})
 
 
 def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:
@@ -73,25 +72,21 @@ def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any
         EncoderFileError: If the file is damaged or was not written by fastmoco.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise EncoderFileError(
-            f"{path} is damaged or is not a safetensors file ({error}); export it again"
-        ) from error
+        tensors, metadata = read_tensors(path)
+    except ValueError as error:
+        raise EncoderFileError(f"{error}; export it again") from error
+    text = metadata.get(METADATA_KEY)
     if text is None:
         raise EncoderFileError(
             f"{path} was not exported by fastmoco; import it first: "
             f"fastmoco import {path} out=FOLDER"
         )
     try:
-        record = json.loads(text)
-        version, digest = record["format_version"], record["sha256"]
-        step, facts = int(record["step"]), dict(record["facts"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise EncoderFileError(f"{path} has damaged metadata; export it again") from error
-    if version != FORMAT_VERSION:
+        record = parse_record(text, TYPES, first_sealed=2)
+    except ValueError as error:
+        raise EncoderFileError(f"{path} has damaged metadata ({error}); export it again") from error
+    version, digest = record["format_version"], record["sha256"]
+    if version > FORMAT_VERSION:
         raise EncoderFileError(
             f"{path} has format version {version}, not {FORMAT_VERSION}; "
             "use the fastmoco that wrote it"
@@ -100,4 +95,4 @@ def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any
         raise EncoderFileError(f"{path} is damaged (wrong checksum); export it again")
     if bad := first_not_finite(tensors):
         raise EncoderFileError(f"{path}: {bad} has values that are not finite; export another run")
-    return tensors, step, facts
+    return tensors, record["step"], record["facts"]

@@ -168,7 +168,7 @@ def measure(
     """Measure the encoder by the monitor on the first rank; None on the others."""
     if not trainer.ranks.is_first:
         return None
-    knn_top1 = monitor.measure(trainer.frozen_encoder())
+    knn_top1 = trainer.knn_top1 = monitor.measure(trainer.frozen_encoder())
     reporter.say(
         f"kNN {knn_top1:.1f}% after epoch {trainer.steps_done / trainer.steps_per_epoch:g}"
     )

@@ -31,6 +31,7 @@ FREE_KEYS = frozenset(
         "train.profile",
         "checkpoint.every_steps",
         "checkpoint.keep",
+        "checkpoint.refuse_damaged",
     }
 )
 
@@ -114,7 +115,9 @@ class CheckpointConfig:
     every_steps: int = 0
     """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
     keep: int = 2
-    """Number of the newest checkpoints to keep."""
+    """Number of the newest checkpoints to keep; the best by kNN stays too."""
+    refuse_damaged: bool = False
+    """Refuse to resume if the newest checkpoint is damaged; false resumes from the one before."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""

@@ -21,7 +21,6 @@ from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD, PipelineCon
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
-    CheckpointError,
     flatten_optimizer,
     newest_checkpoint,
     restore_module,
@@ -30,6 +29,7 @@ from fastmoco.runs.checkpoint import (
     under_prefix,
     with_prefix,
 )
+from fastmoco.runs.checkpoint_files import CheckpointError
 from fastmoco.runs.distributed import loader_threads, of_first
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import (
@@ -57,6 +57,7 @@ class Trainer:
         channel_std: Channel standard deviations that normalize views, in 0..1.
         step: Model, optimizer and loss scaler.
         metrics: Sum of the metrics since the last row.
+        knn_top1: The monitor's accuracy of the current weights in percent, if it was measured.
         skipped_steps: Steps since the last row that changed nothing.
         start_norm: Euclidean norm of the weights before the first step.
         origins: What the run started from, as JSON values, the oldest first; empty: from nothing.
@@ -92,6 +93,7 @@ class Trainer:
         compiling, self.compiled = resolve_compile(cfg.train.compile, device)
         self.step = self._build_step(compiling)
         self.metrics = MetricsSum(device)
+        self.knn_top1: float | None = None
         self.skipped_steps, self.start_norm = 0, self.weights_norm()
         self.graphed: GraphedStep | None = None
         if graphed:
@@ -221,7 +223,7 @@ class Trainer:
         self.step.model.set_progress(self.steps_done / schedule_steps)
         metrics = (self.graphed or self.step)(batch, learning_rate)
         self.metrics.add(metrics)
-        self.steps_done += 1
+        self.steps_done, self.knn_top1 = self.steps_done + 1, None
         return metrics
 
     @torch.no_grad()
@@ -243,6 +245,7 @@ class Trainer:
             "channel_std": self.channel_std,
             "metrics_count": self.metrics.count.item(),
             "start_norm": self.start_norm,
+            "knn_top1": self.knn_top1,
             "scaler": self.step.scaler.state(),
             "batch_norm": self.batch_norm,
             "origins": self.origins,
@@ -290,7 +293,9 @@ class Trainer:
             CheckpointError: If it is damaged, from another dataset or model, or if batch norm would
                 differ on these devices.
         """
-        checkpoint = newest_checkpoint(self.run.checkpoints)
+        checkpoint = newest_checkpoint(
+            self.run.checkpoints, refuse_damaged=self.cfg.checkpoint.refuse_damaged
+        )
         if checkpoint is None:
             return False
         self.check_checkpoint(checkpoint)

@@ -8,7 +8,8 @@ import torch
 from fastmoco import cli
 from fastmoco.draws.host import draw_keys
 from fastmoco.pipelines.contract import EpochPlan
-from fastmoco.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from fastmoco.runs.checkpoint import load_checkpoint, save_checkpoint
+from fastmoco.runs.checkpoint_files import CheckpointError
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.train.step import TrainStep
 from tests.end_to_end.test_training import dataset, train_arguments  # noqa: F401

@@ -17,7 +17,8 @@ from fastmoco.detection.samples import Sample
 from fastmoco.detection.segmenter import Segmenter
 from fastmoco.detection.settings import DetectConfig, DetectionTask
 from fastmoco.ranks import ALONE
-from fastmoco.runs.checkpoint import CheckpointError, load_checkpoint
+from fastmoco.runs.checkpoint import load_checkpoint
+from fastmoco.runs.checkpoint_files import CheckpointError
 from tests.detection_data import voc_options, write_run, write_small_scenes
 from tests.ranks import run_ranks
 from tests.unit.test_detection_models import SMALL, make_resnet, sample

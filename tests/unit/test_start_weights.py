@@ -18,7 +18,8 @@ from fastmoco.configuration import load_config
 from fastmoco.data.dataset import open_dataset
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
-from fastmoco.runs.checkpoint import CheckpointError, load_checkpoint, under_prefix
+from fastmoco.runs.checkpoint import load_checkpoint, under_prefix
+from fastmoco.runs.checkpoint_files import CheckpointError
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
