@@ -1,12 +1,11 @@
 """The kNN monitor: accuracy of the encoder's features while it trains."""
 
-from pathlib import Path
 from typing import Self
 
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.draws.streams import INT64
-from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
+from fastmoco.evaluate.baselines import Baselines
 from fastmoco.evaluate.features import PIXELS, FeatureRequest, FrozenEncoder, extract_features
 from fastmoco.evaluate.knn import knn_accuracy
 from fastmoco.evaluate.labels import check_labels, stratified_part
@@ -84,21 +83,14 @@ class KnnMonitor:
             sets[0], sets[-1], k=k, temperature=temperature, leave_one_out=self._alone
         )[0]
 
-    def baselines(self, encoder: FrozenEncoder, path: Path) -> Baselines:
-        """Measure raw pixels and the encoder at the start once; later starts read them from `path`.
-
-        Raises:
-            ValueError: If the file is damaged.
-        """
-        if not path.exists():
-            found = Baselines(
-                knn_top1_pixels=self.measure(encoder, PIXELS),
-                knn_top1_start=self.measure(encoder),
-                num_images=len(self._sets[-1]) if self._part is None else len(self._part),
-                about=self._about(),
-            )
-            write_baselines(path, found)
-        return read_baselines(path)
+    def baselines(self, encoder: FrozenEncoder) -> Baselines:
+        """Measure raw pixels and an encoder before its first step."""
+        return Baselines(
+            knn_top1_pixels=self.measure(encoder, PIXELS),
+            knn_top1_start=self.measure(encoder),
+            num_images=len(self._sets[-1]) if self._part is None else len(self._part),
+            about=self._about(),
+        )
 
     def _about(self) -> str:
         if not self._alone:

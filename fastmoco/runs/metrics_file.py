@@ -9,27 +9,51 @@ from fastmoco.files import atomic_write_text
 
 
 class MetricsFile:
-    """Writer of ``metrics.jsonl``; every line is flushed."""
+    """Writer of ``metrics.jsonl``; every line is flushed.
+
+    Rows that could not be written, such as on a full disk, are kept and written with the next one.
+    """
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         """Open for appending; later rows than `resume_step` are removed first, atomically."""
         rows = read_metrics(path) if path.exists() else []
         rows = [row for row in rows if row["step"] <= resume_step]
         atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._pending = b""
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append one row, after those that are pending.
+
+        Raises:
+            OSError: If not all could be written; they stay pending.
+        """
+        self._pending += json.dumps(row).encode() + b"\n"
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._pending:
+                self._pending = self._pending[os.write(self._descriptor, self._pending) :]
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
 
     def sync(self) -> None:
-        """Write all rows through to the disk, before the checkpoint that belongs to them."""
-        os.fsync(self._file.fileno())
+        """Write all rows through to the disk, before the checkpoint that belongs to them.
+
+        Raises:
+            OSError: If that fails.
+        """
+        self._flush()
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; may be called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -3,9 +3,10 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rich.progress import Progress, TextColumn
 
 from fastmoco.device import peak_memory_bytes
 from fastmoco.ranks import ALONE, Ranks
+from fastmoco.runs.event_file import EventFile
 from fastmoco.runs.metrics_file import MetricsFile
 from fastmoco.runs.run_folder import RunFolder
 
@@ -32,7 +34,7 @@ def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]
         logger.addHandler(logging.NullHandler())
         yield logger
         return
-    file = logging.FileHandler(run.log, encoding="utf-8")
+    file = _LogFile(run.log, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     screen = _Screen()
     logger.addHandler(file)
@@ -41,6 +43,44 @@ def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]
         yield logger
     finally:
         file.close()
+
+
+def say_unwritten(logger: logging.Logger, path: Path, error: OSError) -> None:
+    """Warn that a file cannot be written, which training can do without."""
+    logger.warning(
+        "warning   %s cannot be written (%s); training goes on", path, error.strerror or error
+    )
+
+
+@contextmanager
+def dispensable(logger: logging.Logger, path: Path) -> Iterator[None]:
+    """Turn a file that cannot be written in the block into a warning."""
+    try:
+        yield
+    except OSError as error:
+        say_unwritten(logger, path, error)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that says once that it cannot be written."""
+
+    _said = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say it on stderr: the logger would come here again."""
+        del record
+        if not self._said:
+            self._said = True
+            error = sys.exc_info()[1]
+            reason = getattr(error, "strerror", None) or error
+            print(f"warning   {self.baseFilename} cannot be written ({reason})", file=sys.stderr)  # noqa: T201
+
+    def close(self) -> None:
+        """Close the file, also if its last lines cannot be written."""
+        try:
+            super().close()
+        except OSError:
+            self.handleError(logging.makeLogRecord({}))
 
 
 class _Screen(logging.Handler):
@@ -76,10 +116,10 @@ class Reporter:
             resume_step: Steps done before.
             total_steps: Steps of the run.
         """
-        from torch.utils.tensorboard import SummaryWriter  # 1 s to import
-
         self.file = MetricsFile(run.metrics, resume_step=resume_step)
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=resume_step + 1)
+        self._board = EventFile(run.tensorboard, purge_step=resume_step + 1)
+        self._failing: set[Path] = set()
+        self._paths = run
         self._logger, self._device = logger, device
         self._clock = StepsLeft(total_steps)
         self._progress = Progress(
@@ -101,12 +141,21 @@ class Reporter:
         self._progress.update(self._task, completed=step)
 
     def row(self, row: dict[str, Any]) -> None:
-        """Write one row to all of them."""
-        self.file.write(row)
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._board.add_scalar(name, value, row["step"])
+        """Write one row to all of them; what cannot be written is said once."""
+        values = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and k != "step"}
+        self._try(self._paths.metrics, lambda: self.file.write(row))
+        self._try(self._paths.tensorboard, lambda: self._board.write(row["step"], values))
         self.show(row)
+
+    def _try(self, path: Path, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if path not in self._failing:
+                self._failing.add(path)
+                say_unwritten(self._logger, path, error)
+        else:
+            self._failing.discard(path)
 
     def show(self, row: dict[str, Any]) -> None:
         """Show a row, or the means since the last one, on the screen and in ``train.log``."""
@@ -131,9 +180,8 @@ class Reporter:
         self._progress.update(self._task, description=before)
 
     def sync(self) -> None:
-        """Write all rows through to the disk."""
-        self.file.sync()
-        self._board.flush()
+        """Write all rows through to the disk; if that fails, say it once."""
+        self._try(self._paths.metrics, self.file.sync)
 
     def close(self) -> None:
         """Close the progress line and the files."""

@@ -8,12 +8,12 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.errors import Interrupted
-from fastmoco.evaluate.baselines import Baselines, read_baselines
+from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
-from fastmoco.runs.reporter import Reporter, SilentReporter, run_logger
+from fastmoco.runs.reporter import Reporter, SilentReporter, dispensable, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
 from fastmoco.train.beginning import begin
@@ -22,6 +22,7 @@ from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
 from fastmoco.train.report import StepClock, log_header, make_row, open_reporter, screen_row
 from fastmoco.train.review import Review
+from fastmoco.train.saving import Saver
 from fastmoco.train.settings import FREE_KEYS, TrainConfig, run_path
 from fastmoco.train.trainer import Trainer
 from fastmoco.waiting import waiting
@@ -66,9 +67,10 @@ def train(cfg: TrainConfig) -> Path:
             tell_again(trainer, logger)
             return run.path
         if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
-            write_quarantine(run.quarantine, dataset.left_out)
+            with dispensable(logger, run.quarantine):
+                write_quarantine(run.quarantine, dataset.left_out)
         if ranks.is_first and not run.views.exists():
-            with waiting("drawing the first views"):
+            with dispensable(logger, run.views), waiting("drawing the first views"):
                 write_first_views(trainer)
         with closing(trainer.open_loader()) as loader:
             log_header(logger, trainer, loader)
@@ -97,8 +99,13 @@ def measure_baselines(
     older = bool(trainer.steps_done) and not path.exists()
     if not (monitor.is_on and trainer.ranks.is_first) or older:
         return None
-    with waiting("measuring raw pixels and the encoder at the start"):
-        found = monitor.baselines(trainer.frozen_encoder(), path)
+    if path.exists():
+        found = read_baselines(path)
+    else:
+        with waiting("measuring raw pixels and the encoder at the start"):
+            found = monitor.baselines(trainer.frozen_encoder())
+        with dispensable(logger, path):
+            write_baselines(path, found)
     logger.info("monitor   %s", found.to_text())
     return found
 
@@ -116,8 +123,9 @@ def run_steps(
     Raises:
         Interrupted: After SIGINT or SIGTERM, with the state saved.
         DivergedError: If numbers are not finite, or weights grow without bound.
+        OSError: If the last state cannot be saved.
     """
-    clock, first = StepClock(), True
+    clock, saver, first = StepClock(), Saver(trainer, logger), True
     with closing(open_reporter(trainer, logger)) as reporter:
         while not trainer.finished:
             rate = trainer.learning_rate
@@ -139,8 +147,7 @@ def run_steps(
             if trainer.save_is_due or signal_number:
                 with clock.paused():
                     check_numbers(trainer, logger)
-                    reporter.sync()
-                    trainer.save()
+                    saver.save(reporter, is_last=trainer.finished or bool(signal_number))
                     review.at_checkpoint()
             if signal_number and not trainer.finished:
                 raise Interrupted(

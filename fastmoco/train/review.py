@@ -14,6 +14,7 @@ from fastmoco.evaluate.baselines import Baselines
 from fastmoco.files import atomic_write_text
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.runs.reporter import dispensable
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.trainer import Trainer
 from fastmoco.train.verdict import RunFacts, judge, warning
@@ -66,9 +67,9 @@ class Review:
         if verdict is None:
             return
         command = next_command(run, data, trainer.dataset)
-        atomic_write_text(
-            run.verdict, json.dumps({**verdict.to_json(), "next": command}, indent=1) + "\n"
-        )
+        text = json.dumps({**verdict.to_json(), "next": command}, indent=1) + "\n"
+        with dispensable(self._logger, run.verdict):
+            atomic_write_text(run.verdict, text)
         names = [path.name for path in (run.curves, run.views, run.metrics, run.verdict)]
         lines = [*verdict.to_lines(), f"files     in {run.path}: {', '.join(names)}, checkpoints"]
         for line in [*lines, f"next      {command}"]:

@@ -9,8 +9,8 @@ import torch
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
 from fastmoco.evaluate import monitor as module
-from fastmoco.evaluate.baselines import read_baselines
-from fastmoco.evaluate.features import load_encoder
+from fastmoco.evaluate.baselines import read_baselines, write_baselines
+from fastmoco.evaluate.features import PIXELS, load_encoder
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.evaluate.settings import MonitorConfig
 from tests.pictures import write_class_folders
@@ -47,7 +47,7 @@ def test_a_single_image_of_a_class_is_always_wrong(tmp_path, encoder):
         assert monitor.measure(encoder) == 0.0
 
 
-def test_the_images_are_bounded_and_the_same_each_time(images, encoder, monkeypatch, tmp_path):
+def test_the_images_are_bounded_and_the_same_each_time(images, encoder, monkeypatch):
     monkeypatch.setattr(module, "MOST_IMAGES", 9)
     parts, plain = [], module.extract_features
 
@@ -56,22 +56,23 @@ def test_the_images_are_bounded_and_the_same_each_time(images, encoder, monkeypa
         return plain(encoder, dataset, request)
 
     monkeypatch.setattr(module, "extract_features", recorded)
-    for number in range(2):
+    for _ in range(2):
         with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
-            found = monitor.baselines(encoder, tmp_path / f"{number}.json")
+            found = monitor.baselines(encoder)
     assert parts[0] == parts[2]
     assert (len(set(parts[0])), found.num_images) == (9, 9)
     assert np.bincount(np.array(parts[0]) // 6).tolist() == [3, 3, 3]  # of each class
 
 
-def test_baselines_are_measured_once(images, encoder, tmp_path, monkeypatch):
+def test_baselines_are_of_pixels_and_of_the_start(images, encoder, tmp_path):
     data, path = DataConfig(train=images, test=images), tmp_path / "baselines.json"
     with KnnMonitor(replace(MONITOR, allow_overlap=True), data, 8) as monitor:
-        first = monitor.baselines(encoder, path)
-        assert first.knn_top1_start == pytest.approx(monitor.measure(encoder))
-        monkeypatch.setattr(KnnMonitor, "measure", lambda *_: pytest.fail("measured again"))
-        assert monitor.baselines(encoder, path) == first
-    assert "on 18 images of data.test" in first.to_text()
+        found = monitor.baselines(encoder)
+        assert found.knn_top1_start == pytest.approx(monitor.measure(encoder))
+        assert found.knn_top1_pixels == pytest.approx(monitor.measure(encoder, PIXELS))
+    assert "on 18 images of data.test" in found.to_text()
+    write_baselines(path, found)
+    assert read_baselines(path) == found
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"baselines\.json is damaged .*; remove it"):
         read_baselines(path)
