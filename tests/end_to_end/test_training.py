@@ -321,5 +321,7 @@ def test_a_diverged_run_stops_and_saves_nothing(dataset, tmp_path, capsys):
     run = tmp_path / "run"
     more = ["train.compile=never", "optimizer.name=sgd", "optimizer.learning_rate=1e30"]
     assert cli.main(train_arguments(dataset, run, *more)) == 1
-    assert "the loss is not finite at step" in capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the loss, a gradient or a running statistic is not finite" in line
+    assert "and start again" in line
     assert not (run / "checkpoints").exists()

@@ -164,7 +164,7 @@ def test_each_mechanism_has_its_row():
 def test_a_run_folder_is_described_as_it_is():
     run = RunFolder(Path("run"))
     paths = [run.checkpoints, run.config, run.metrics, run.log, run.views, run.curves]
-    paths += [run.quarantine, run.baselines, run.verdict]
+    paths += [run.quarantine, run.baselines, run.verdict, Path("bad-step-N.json")]
     written = {
         name.rstrip("/") for name in re.findall(r"^- `([^`]+)`", prose_of("docs/metrics.md"), re.M)
     }
