@@ -143,7 +143,7 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 def _write(tensors: Sequence[Tensor], flat: Tensor) -> None:
     """Write a vector of `_flat` back, in place."""
-    parts = flat.split([tensor.numel() for tensor in tensors])
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     torch._foreach_copy_(
         list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
     )

@@ -107,7 +107,7 @@ def read_record(path: Path) -> dict[str, Any]:
     try:
         record = parse_record(path.read_text(encoding="utf-8"), TYPES, first_sealed=2)
         for key, kind in FACT_TYPES.items():
-            if not isinstance(record["facts"].get(key, kind()), kind):
+            if key in record["facts"] and not isinstance(record["facts"][key], kind):
                 raise ValueError(f"its {key} is of a wrong kind")
     except ValueError as error:
         raise CheckpointError(

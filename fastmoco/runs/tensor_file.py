@@ -8,10 +8,13 @@ Every file is read back by the library.
 import hashlib
 import json
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -51,7 +54,8 @@ def write_tensors(
     """
     # Larger elements first, so that each tensor begins at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {"__metadata__": dict(metadata)} if metadata else {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name in names:
         tensor, start = tensors[name], end
         end += tensor.numel() * tensor.element_size()
@@ -63,15 +67,17 @@ def write_tensors(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    for part in (len(text).to_bytes(8, "little"), text, *map(_bytes_of, map(tensors.get, names))):
+    values = (_bytes_of(tensors[name]) for name in names)
+    head = memoryview(len(text).to_bytes(8, "little") + text)
+    for part in chain([head], values):
         digest.update(part)
         file.write(part)
     return digest.hexdigest()
 
 
-def _bytes_of(tensor: Tensor | None) -> memoryview:
-    assert tensor is not None
-    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat: NDArray[np.uint8] = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return flat.data
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

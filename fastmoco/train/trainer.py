@@ -229,7 +229,8 @@ class Trainer:
     @torch.no_grad()
     def weights_norm(self) -> float:
         """Euclidean norm of all trained weights; reads the device."""
-        return float(torch.stack(torch._foreach_norm(self.step.model.learnable())).norm())
+        weights: list[Tensor] = [*self.step.model.learnable()]
+        return float(torch.stack(torch._foreach_norm(weights)).norm())
 
     def checkpoint(self) -> Checkpoint:
         """Collect the complete current state."""
