@@ -35,6 +35,12 @@ def waiting(text: str) -> Iterator[None]:
             timer.cancel()
 
 
+def announce(text: str) -> None:
+    """Say what begins now and shows its own progress, on the first rank."""
+    if environment_ranks().is_first:
+        _print(text)
+
+
 @contextmanager
 def _clock(text: str) -> Iterator[None]:
     from rich.console import Console

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from fastmoco.commands.arguments import check_output, check_outputs, check_run, split_arguments
+from fastmoco.commands.arguments import (
+    check_data,
+    check_output,
+    check_outputs,
+    check_run,
+    split_arguments,
+)
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
 
@@ -89,6 +95,7 @@ class Command(Generic[Config]):
 
         cfg = load_config(self.config, quote_values(self.config, overrides))
         check_outputs(cfg)
+        check_data(cfg)
         return cfg
 
 

@@ -9,7 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fastmoco.commands.arguments import check_blanks, check_flags, check_outputs, check_strays
+from fastmoco.commands.arguments import (
+    check_blanks,
+    check_data,
+    check_flags,
+    check_outputs,
+    check_strays,
+)
 from fastmoco.configuration import (
     check_overrides,
     complete,
@@ -57,6 +63,7 @@ def run_application(arguments: Sequence[str]) -> None:
     if not sweeping:
         cfg = load_config(TrainConfig, own)
         check_outputs(cfg)
+        check_data(cfg)
         overrides = [*(advised_overrides(cfg.advice) if cfg.advice else []), *overrides]
     register_schema(TrainConfig)
     failures: list[BaseException] = []

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,8 @@ class KnnResult:
     num_test: int
     num_shared: int
     """Test images that are also in the training set."""
+    largest_class: int
+    """Training images of the class that has most."""
     seconds: float
     """Time for features and classification."""
     features_reused: bool = False
@@ -75,7 +78,7 @@ class KnnResult:
         rows = {"trained" if self.baselines else self.features: self.to_json(), **self.baselines}
         lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
         lines += [f"{name:<12}{row['top1']:>9.2f}{row['top5']:>9.2f}" for name, row in rows.items()]
-        lines += filter(None, [self.about(), self.remark()])
+        lines += filter(None, [self.about(), self.remark_on_k(), self.remark()])
         if self.classes and (self.tables or len(self.classes.names) <= MAX_PRINTED):
             lines += ["", self.classes.to_text()]
         return "\n".join(lines)
@@ -84,6 +87,15 @@ class KnnResult:
         """Say which baselines are better; "" if none is."""
         others = {name: row["top1"] for name, row in self.baselines.items()}
         return better_baselines(self.top1, others, self.num_test)
+
+    def remark_on_k(self) -> str:
+        """Say that more neighbors vote than any class has; "" if not."""
+        if self.k <= self.largest_class:
+            return ""
+        return (
+            f"k={self.k} neighbors are more than the largest class has images "
+            f"({self.largest_class}), so that other classes must vote; set k=20 or less"
+        )
 
     def about(self) -> str:
         """The protocol in one line."""
@@ -246,6 +258,7 @@ class _Measured:
             num_train=len(self.train),
             num_test=len(self.test),
             num_shared=self.num_shared,
+            largest_class=int(np.bincount(self.train.labels).max()),
             seconds=time.perf_counter() - start,
             features_reused=all(one.reused for one in sets),
             classes=ClassTable.count(self.classes.names, queries.labels, scores.argmax(1)),

@@ -13,6 +13,7 @@ from fastmoco.evaluate.knn import knn
 from fastmoco.evaluate.linear.classifier import linear
 from fastmoco.evaluate.results import results_folder, write_result, write_text
 from fastmoco.evaluate.settings import (
+from fastmoco.waiting import announce
     EvaluateConfig,
     FeaturesConfig,
     FinetuneConfig,
@@ -87,7 +88,8 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> AccuracyTable:
     """
     _check(cfg, cfg.methods, list(Method))
     table = AccuracyTable([PRETRAINED, UNTRAINED, PIXELS], {}, [])
-    for method in cfg.methods:
+    for number, method in enumerate(cfg.methods, start=1):
+        announce(f"{number} of {len(cfg.methods)}: {method}")
         if method is Method.knn:
             near = KnnConfig(**_shared(cfg), k=cfg.k, temperature=cfg.temperature)
             neighbors = knn(run, near)

@@ -117,7 +117,10 @@ def advise(found: Survey, machine: Machine, given: Mapping[str, Any] | None = No
 def outlook(images: int) -> str:
     """Say in words what a number of images allows."""
     if images < FEW_IMAGES:
-        return f"{images:,} images: too few to learn from nothing; start from published weights"
+        return (
+            f"{images:,} images: too few to learn from nothing; start from published weights, such "
+            "as weights=torchvision:resnet18"
+        )
     if images < MANY_IMAGES:
         return f"{images:,} images: enough for a small encoder (ResNet-18) from nothing"
     return f"{images:,} images: enough for a ResNet-50 from nothing, on a GPU"

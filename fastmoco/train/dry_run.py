@@ -28,10 +28,11 @@ from fastmoco.roofline import matrix_flops, step_flops_per_image
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.checks import check_config
-from fastmoco.train.report import StepClock, log_header
+from fastmoco.train.report import StepClock, first_step_text, log_header
 from fastmoco.train.settings import TrainConfig, run_path
 from fastmoco.train.step import STAGES
 from fastmoco.train.trainer import Trainer
+from fastmoco.waiting import waiting
 
 STEPS = 20
 
@@ -131,7 +132,8 @@ def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
 
 def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfig) -> DryRun:
     start = time.perf_counter()
-    _take(trainer, loader)
+    with waiting(first_step_text(trainer)):
+        _take(trainer, loader)
     first_step_seconds = time.perf_counter() - start
     if trainer.graphed:  # the steps before the first replay
         for _ in range(min(WARM_UP_STEPS, trainer.total_steps - 1)):

@@ -20,7 +20,14 @@ from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
-from fastmoco.train.report import StepClock, log_header, make_row, open_reporter, screen_row
+from fastmoco.train.report import (
+    StepClock,
+    first_step_text,
+    log_header,
+    make_row,
+    open_reporter,
+    screen_row,
+)
 from fastmoco.train.review import Review
 from fastmoco.train.saving import Saver
 from fastmoco.train.settings import FREE_KEYS, TrainConfig, run_path
@@ -154,12 +161,6 @@ def run_steps(
                     signal_number,
                     f"stopped after step {trainer.steps_done}, saved; the same command resumes",
                 )
-
-
-def first_step_text(trainer: Trainer) -> str:
-    """What the first step does besides learning, for the user who waits for it."""
-    compiles = trainer.step.compiled or trainer.graphed is not None
-    return "first step: compiling once, a minute or more" if compiles else "first step"
 
 
 def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:

@@ -15,6 +15,7 @@ from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.reporter import Reporter, SilentReporter
 from fastmoco.train.beginning import describe_origins
+from fastmoco.train.estimate import run_cost
 from fastmoco.train.machine import machine_of
 from fastmoco.train.run_warnings import RunFacts, warnings_for
 from fastmoco.train.trainer import Trainer
@@ -155,15 +156,40 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         f" in {cfg.train.accumulate} micro-batches" if cfg.train.accumulate > 1 else "",
     )
     logger.info(
-        "training  %sto step %d, %d steps an epoch",
+        "training  %sto step %d, %d steps an epoch%s",
         f"from step {trainer.steps_done} " if trainer.steps_done else "",
         trainer.total_steps,
         trainer.steps_per_epoch,
+        _estimated_time(trainer),
     )
     for line in cfg.advice:
         logger.info("advice    %s", line)
     for line in warnings_for(cfg, _facts(trainer)):
         logger.warning("warning   %s", line)
+
+
+def first_step_text(trainer: Trainer) -> str:
+    """What the first step does besides learning, for the user who waits for it."""
+    compiles = trainer.step.compiled or trainer.graphed is not None
+    if not compiles:
+        return "first step"
+    return "first step: compiling once, a minute or more (train.compile=never starts at once)"
+
+
+def _estimated_time(trainer: Trainer) -> str:
+    """``, roughly TIME``: before the first step, which may compile for minutes."""
+    machine = machine_of(trainer.device, trainer.ranks.world_size)
+    cost = run_cost(trainer.cfg, trainer.total_steps - trainer.steps_done, machine)
+    if cost is None:
+        return ""
+    days, hours = cost.seconds / 86_400, cost.seconds / 3_600
+    if days >= 2:
+        text = f"{days:.0f} days"
+    elif hours >= 2:
+        text = f"{hours:.0f} hours"
+    else:
+        text = f"{max(1, round(60 * hours))} min"
+    return f", roughly {text} on an idle machine of this kind (train.dry_run=true measures)"
 
 
 def _facts(trainer: Trainer) -> RunFacts:

@@ -11,6 +11,7 @@ import numpy as np
 from fastmoco.data.dataset import Dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.baselines import Baselines
+from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.files import atomic_write_text
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.metrics_file import read_metrics
@@ -66,7 +67,7 @@ class Review:
         verdict = judge(rows, run_facts(trainer), self._baselines)
         if verdict is None:
             return
-        command = next_command(run, data, trainer.dataset)
+        command = next_command(run, data, trainer.dataset, trainer.cfg.monitor)
         text = json.dumps({**verdict.to_json(), "next": command}, indent=1) + "\n"
         with dispensable(self._logger, run.verdict):
             atomic_write_text(run.verdict, text)
@@ -100,8 +101,11 @@ def run_facts(trainer: Trainer) -> RunFacts:
     )
 
 
-def next_command(run: RunFolder, data: DataConfig, train: Dataset) -> str:
-    """The command that measures a run, with its paths; a picture, where there are no labels."""
+def next_command(run: RunFolder, data: DataConfig, train: Dataset, monitor: MonitorConfig) -> str:
+    """The command that measures a run, with its paths; a picture, where there are no labels.
+
+    It repeats the monitor's measurement, on which the verdict rests.
+    """
     files = {"data.train": data.train, "data.test": data.test}
     if data.test:
         words = ["knn", str(run.path)]
@@ -109,4 +113,6 @@ def next_command(run: RunFolder, data: DataConfig, train: Dataset) -> str:
         words, files = ["knn", str(run.path), "leave_one_out=true"], {"data.train": data.train}
     else:
         words, files = ["neighbors", str(run.path)], {"data.test": data.train}
+    if words[0] == "knn" and monitor.every_epochs:
+        words += [f"k={monitor.k}", f"temperature={monitor.temperature:g}"]
     return shlex.join(["fastmoco", *words, *(f"{key}={path}" for key, path in files.items())])

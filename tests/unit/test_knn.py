@@ -130,3 +130,22 @@ def test_an_image_does_not_answer_for_itself_when_left_out():
         found[alone], _ = top_accuracies(class_ranks(scores, noise.labels))
     assert found[False] == 100
     assert 10 < found[True] < 30
+
+
+@pytest.mark.parametrize(("k", "said"), [(200, True), (31, True), (30, False)])
+def test_more_neighbors_than_a_class_has_images_are_told(k, said):
+    result = knn.KnnResult(
+        top1=50.0,
+        top5=90.0,
+        k=k,
+        temperature=0.1,
+        vote="weighted",
+        leave_one_out=False,
+        features="backbone",
+        num_train=300,
+        num_test=80,
+        num_shared=0,
+        largest_class=30,
+        seconds=1.0,
+    )
+    assert ("than the largest class has images (30)" in result.to_text()) == said

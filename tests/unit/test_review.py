@@ -11,6 +11,7 @@ import pytest
 
 from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.baselines import Baselines
+from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.moco.settings import Mechanism, MocoConfig
 from fastmoco.ranks import ALONE
 from fastmoco.runs.run_folder import RunFolder
@@ -167,7 +168,10 @@ def test_other_ranks_do_nothing(review, trainer, lines):
 )
 def test_the_next_command_fits_the_labels(labels, test, command):
     data = DataConfig(train=Path("a.beton"), test=Path(test) if test else None)
-    assert next_command(RunFolder(Path("r")), data, labeled(*labels)) == command
+    images, run = labeled(*labels), RunFolder(Path("r"))
+    assert next_command(run, data, images, MonitorConfig()) == command
+    measured = next_command(run, data, images, MonitorConfig(every_epochs=1, k=20))
+    assert ("k=20 temperature=0.1" in measured) == ("knn" in command)
 
 
 def test_facts_are_of_the_mechanism(trainer):
