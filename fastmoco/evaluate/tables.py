@@ -13,7 +13,6 @@ from fastmoco.evaluate.knn import knn
 from fastmoco.evaluate.linear.classifier import linear
 from fastmoco.evaluate.results import results_folder, write_result, write_text
 from fastmoco.evaluate.settings import (
-from fastmoco.waiting import announce
     EvaluateConfig,
     FeaturesConfig,
     FinetuneConfig,
@@ -23,6 +22,7 @@ from fastmoco.waiting import announce
     NoiseTableConfig,
     TableConfig,
 )
+from fastmoco.waiting import announce
 
 PRETRAINED, UNTRAINED, PIXELS = "pretrained", "untrained", "raw pixels"
 
