@@ -26,6 +26,24 @@ PLACES = {
 OUTPUTS = ("out", "run_dir")
 """Options that name what is written."""
 NEWEST_RUNS = 3
+_HOME = re.compile(r"""(?<![^=\[,'"])~(?=/)""")
+"""``~/`` at the start of a word, value or item."""
+
+
+def expand_home(words: Sequence[str]) -> list[str]:
+    """Replace ``~/`` by the home folder, also in ``out=~/x`` and ``[~/a,~/b]``, which shells leave.
+
+    Raises:
+        UsageError: If this user has no home folder.
+    """
+    expanded = [_HOME.sub(lambda found: os.path.expanduser(found[0]), word) for word in words]
+    for given, word in zip(words, expanded, strict=True):
+        if _HOME.search(word):
+            raise UsageError(
+                f"{given}: ~ is no folder, since HOME is not set and the system does not know this "
+                "user; write the path in full"
+            )
+    return expanded
 
 
 def is_flag(word: str) -> bool:

@@ -14,6 +14,7 @@ def fresh(monkeypatch):
     environment = {}
     monkeypatch.setattr(cli, "sys", SimpleNamespace(modules={}))
     monkeypatch.setattr(cli, "os", SimpleNamespace(environ=environment))
+    monkeypatch.setattr(cli, "prepare_caches", lambda: None)  # test_caches.py
     return environment
 
 
