@@ -1,6 +1,7 @@
 """Compiled code has a folder in every container, and nobody else can write to it."""
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def temporary(tmp_path, monkeypatch):
 
 def prepared(monkeypatch, home, **given):
     """The folders that the variables name."""
-    monkeypatch.setattr(caches.os, "environ", {"HOME": str(home), **given})
+    environment = given if home is None else {"HOME": str(home), **given}
+    monkeypatch.setattr(caches.os, "environ", environment)
     caches.prepare_caches()
     return {name: Path(os.environ[name]) for name in VARIABLES if name in os.environ}
 
@@ -61,8 +63,10 @@ def test_a_writable_home_keeps_its_caches(temporary, monkeypatch):
 
 
 @pytest.mark.usefixtures("temporary")
-def test_without_a_home_all_caches_are_in_the_private_folder(monkeypatch):
-    found = prepared(monkeypatch, "/dev/null")  # where not even root can make a folder
+@pytest.mark.parametrize("home", ["/dev/null", None])  # where not even root can make a folder
+def test_without_a_home_all_caches_are_in_the_private_folder(monkeypatch, home):
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a user id without a passwd entry
+    found = prepared(monkeypatch, home)
     assert set(found) == set(VARIABLES)
     assert {folder.parent for folder in found.values()} == {caches.private_folder()}
     assert len(set(found.values())) == len(VARIABLES)
