@@ -217,5 +217,16 @@ def check_output(given: str, path: Path) -> None:
             f"{given}: {parent} does not exist, nor does the folder above it; correct the path, or "
             f"make it: mkdir -p {parent}"
         )
+    check_writable(given, parent)
+
+
+def check_writable(given: str, folder: Path) -> None:
+    """Refuse a folder that cannot be written, or not be made.
+
+    Raises:
+        UsageError: Before any work is done.
+    """
+    folder = folder.absolute()
+    existing = next(one for one in (folder, *folder.parents) if one.is_dir())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(f"{given}: no permission to write to {existing}; choose another path")
