@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130/143 interrupted after saving (d
 """
 
 import difflib
-import io
 import os
 import signal
 import sys
@@ -16,8 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from fastmoco.caches import prepare_caches
 from fastmoco.commands import COMMANDS
+from fastmoco.commands.arguments import expand_home
 from fastmoco.errors import Interrupted, UsageError
+from fastmoco.output import lasting_output
 from fastmoco.ranks import environment_ranks, local_ranks
 from fastmoco.version import __version__
 
@@ -48,19 +50,19 @@ none must be set by the user."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # paths are printed as they are
     _prepare_environment()
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     name, *rest = arguments or [""]
     if name in HELP_WORDS and rest:  # fastmoco help train
         name, rest = rest[0], [*rest[1:], "--help"]
     if name in ("", *HELP_WORDS):
-        _print_overview()
-        return 0 if arguments else 2
+        return _guarded(_print_overview) or (0 if arguments else 2)
     if name in VERSION_WORDS:
-        print(f"fastmoco {__version__}")  # noqa: T201
-        return 0
+        return _guarded(lambda: print(f"fastmoco {__version__}"))  # noqa: T201
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         return _fail(
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asking := set(rest) & {"-h", "--help"}:
         options = [word for word in rest if word not in asking and "=" in word]
         return _guarded(lambda: _print_help(name, options))
-    return _guarded(lambda: COMMANDS[name](rest))
+    return _guarded(lambda: COMMANDS[name](expand_home(rest)))
 
 
 def _prepare_environment() -> None:
@@ -81,15 +83,16 @@ def _prepare_environment() -> None:
     for name, (value, users) in ENVIRONMENT.items():
         if not any(user in os.environ for user in users):
             os.environ[name] = value
+    prepare_caches()
 
 
 def _guarded(action: Callable[[], None]) -> int:
     """Run a command; an error that the user can fix becomes one line, a bug keeps its traceback."""
-    warnings.showwarning = _show_warning
     received = [signal.SIGINT]
     try:
-        with _terminated_like_interrupted(received):
+        with _one_line_warnings(), _terminated_like_interrupted(received):
             action()
+            sys.stdout.flush()
     except KeyboardInterrupt as error:
         lost = error.__context__  # torchrun may end a process that is about to report its error
         if isinstance(lost, ConnectionError):
@@ -133,6 +136,15 @@ def _terminated_like_interrupted(received: list[signal.Signals]) -> Iterator[Non
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    before, warnings.showwarning = warnings.showwarning, _show_warning
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _show_warning(
@@ -195,20 +207,13 @@ def _print_overview() -> None:
         "fastmoco help train experiment=moco_v2    what a preset sets",
         "fastmoco version                the installed version",
     ]
-    _print_lines(lines)
+    print("\n".join(lines))  # noqa: T201
 
 
 def _print_help(name: str, overrides: Sequence[str]) -> None:
     from fastmoco.commands.help_text import command_help
 
-    _print_lines(command_help(COMMANDS[name], overrides))
-
-
-def _print_lines(lines: list[str]) -> None:
-    try:
-        print("\n".join(lines), flush=True)  # noqa: T201
-    except BrokenPipeError:  # `| head` closed the pipe; discard what Python flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print("\n".join(command_help(COMMANDS[name], overrides)))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -45,20 +45,26 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder's entries, such as a rename, to the disk."""
+    """Sync a folder's entries, such as a rename, to the disk, if its file system can do that."""
     _sync(folder, os.O_RDONLY)
+
+
+LACKING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+"""Error numbers of what a file system cannot do; a failing or full disk gives others."""
+NO_LOCKS = (errno.ENOLCK, *LACKING)
+"""Error numbers of file systems without locks, such as some network file systems."""
 
 
 def _sync(path: Path, mode: int) -> None:
     descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # CIFS, VirtualBox and some network disks sync files but no folders.
+        if error.errno not in LACKING or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
-
-
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Error numbers of file systems without locks, such as some network file systems."""
 
 
 @contextmanager

@@ -16,11 +16,12 @@ out: pools, which `pool` draws, and parameters that are not in `augment.LOOP_PAR
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from fastmoco.caches import cached_njit
 
 FLOAT32 = npt.NDArray[np.float32]
 
@@ -36,12 +37,12 @@ _LEVEL, _SIXTH = np.float32(1 / 255), np.float32(1 / 6)
 _NEGLIGIBLE = np.float32(2.0**-27)  # relative to a blur's central weight
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _clamp(value: np.float32) -> np.float32:
     return min(max(value, _ZERO), _ONE)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _load_row(crop: npt.NDArray[np.uint8], flip: bool, row: FLOAT32) -> None:
     """Convert ``(W, 3)`` uint8 to ``(3, W)`` in 0..1; one loop for all channels vectorizes best."""
     red, green, blue = row[0], row[1], row[2]
@@ -57,7 +58,7 @@ def _load_row(crop: npt.NDArray[np.uint8], flip: bool, row: FLOAT32) -> None:
             blue[x], blue[last - x] = blue[last - x], blue[x]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _store_row(row: FLOAT32, mean: FLOAT32, std: FLOAT32, out: FLOAT32) -> None:
     """Normalize ``(3, W)`` to ``(W, 3)``."""
     red, green, blue = row[0], row[1], row[2]
@@ -69,7 +70,7 @@ def _store_row(row: FLOAT32, mean: FLOAT32, std: FLOAT32, out: FLOAT32) -> None:
         out[x, 2] = blue[x] * scale_2 - shift_2
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _gray_sum(row: FLOAT32) -> float:
     red, green, blue = row[0], row[1], row[2]
     total = _ZERO
@@ -78,7 +79,7 @@ def _gray_sum(row: FLOAT32) -> float:
     return float(total)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _blend_with_gray(row: FLOAT32, factor: np.float32) -> None:
     """``clamp(factor x + (1 - factor) gray(x))``: saturation; grayscale where factor is 0."""
     red, green, blue = row[0], row[1], row[2]
@@ -89,7 +90,7 @@ def _blend_with_gray(row: FLOAT32, factor: np.float32) -> None:
         blue[x] = _clamp(factor * blue[x] + gray)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _scale(row: FLOAT32, factor: np.float32, offset: np.float32) -> None:
     """``clamp(factor x + offset)``: brightness and contrast."""
     flat = row.reshape(-1)
@@ -97,13 +98,13 @@ def _scale(row: FLOAT32, factor: np.float32, offset: np.float32) -> None:
         flat[x] = _clamp(factor * flat[x] + offset)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _hue_channel(sixths: np.float32, value: np.float32, spread: np.float32) -> np.float32:
     k = sixths - _SIX * np.floor(sixths * _SIXTH)
     return value - spread * _clamp(_TWO - abs(k - _TWO))
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _shift_hue(row: FLOAT32, turns: np.float32) -> None:
     """Shift the hue as `color._shift_hue` does."""
     reds, greens, blues = row[0], row[1], row[2]
@@ -121,7 +122,7 @@ def _shift_hue(row: FLOAT32, turns: np.float32) -> None:
         blues[x] = _hue_channel(sixths + np.float32(1), value, spread)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _color_row(
     row: FLOAT32, sequence: npt.NDArray[np.int64], factors: FLOAT32, mean: np.float32
 ) -> None:
@@ -141,7 +142,7 @@ def _color_row(
             _scale(row, factor, (_ONE - factor) * mean)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _color(
     crop: npt.NDArray[np.uint8],
     sequence: npt.NDArray[np.int64],
@@ -169,7 +170,7 @@ def _color(
             _blend_with_gray(planes[y], _ZERO)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _blur_weights(sigma: np.float32, radius: int) -> FLOAT32:
     """Compute half of a Gaussian, from its center to where it is negligible; the full sum is 1."""
     weights = np.empty(radius + 1, np.float32)
@@ -184,12 +185,12 @@ def _blur_weights(sigma: np.float32, radius: int) -> FLOAT32:
     return weights[:count] / np.float32(total)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _reflected(index: int, length: int) -> int:
     return abs(index) if index < length else 2 * (length - 1) - index
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _blur_row(planes: FLOAT32, y: int, weights: FLOAT32, wide: FLOAT32, row: FLOAT32) -> None:
     """Blur one row of the planes.
 
@@ -221,7 +222,7 @@ def _blur_row(planes: FLOAT32, y: int, weights: FLOAT32, wide: FLOAT32, row: FLO
                 out[x] += weights[distance] * (left[x] + right[x])
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _fill_views(
     crops: npt.NDArray[np.uint8],
     sequences: npt.NDArray[np.int64],

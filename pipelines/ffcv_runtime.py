@@ -41,8 +41,8 @@ except ImportError as error:
     raise ImportError(message) from error
 torch.set_num_threads(_torch_threads)  # importing FFCV sets it to 1
 
-_imdecode = numba.njit(nogil=True)(imdecode)
-_resize_crop = numba.njit(nogil=True)(resize_crop)
+_imdecode = numba.njit(nogil=True)(imdecode)  # noqa: TID251
+_resize_crop = numba.njit(nogil=True)(resize_crop)  # noqa: TID251
 
 
 class Filled(NamedTuple):
@@ -52,7 +52,7 @@ class Filled(NamedTuple):
     slot: int | None
 
 
-@numba.njit(nogil=True, parallel=True)
+@numba.njit(nogil=True, parallel=True)  # noqa: TID251 (not cached: it calls FFCV by address)
 def _decode_batch(sample_ids: Any, metadata: Any, state: Any) -> None:
     """Decode each image once, write its crops to the slot, and keep FFCV's return code."""
     file, pointers, sizes, boxes, crops, codes, scratch, slot = state

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastmoco import memory
 from fastmoco.data.dataset import Dataset
 from fastmoco.errors import UsageError
 from fastmoco.pipelines.beton_loader import build_threads
@@ -166,9 +167,7 @@ def free_bytes(device: torch.device) -> int:
     """Return the free memory of a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    with open("/proc/meminfo", encoding="ascii") as file:
-        lines = dict(line.split(":", 1) for line in file)
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    return memory.free_bytes()
 
 
 def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:

@@ -26,6 +26,24 @@ PLACES = {
 OUTPUTS = ("out", "run_dir")
 """Options that name what is written."""
 NEWEST_RUNS = 3
+_HOME = re.compile(r"""(?<![^=\[,'"])~(?=/)""")
+"""``~/`` at the start of a word, value or item."""
+
+
+def expand_home(words: Sequence[str]) -> list[str]:
+    """Replace ``~/`` by the home folder, also in ``out=~/x`` and ``[~/a,~/b]``, which shells leave.
+
+    Raises:
+        UsageError: If this user has no home folder.
+    """
+    expanded = [_HOME.sub(lambda found: os.path.expanduser(found[0]), word) for word in words]
+    for given, word in zip(words, expanded, strict=True):
+        if _HOME.search(word):
+            raise UsageError(
+                f"{given}: ~ is no folder, since HOME is not set and the system does not know this "
+                "user; write the path in full"
+            )
+    return expanded
 
 
 def is_flag(word: str) -> bool:
@@ -221,5 +239,16 @@ def check_output(given: str, path: Path) -> None:
             f"{given}: {parent} does not exist, nor does the folder above it; correct the path, or "
             f"make it: mkdir -p {parent}"
         )
+    check_writable(given, parent)
+
+
+def check_writable(given: str, folder: Path) -> None:
+    """Refuse a folder that cannot be written, or not be made.
+
+    Raises:
+        UsageError: Before any work is done.
+    """
+    folder = folder.absolute()
+    existing = next(one for one in (folder, *folder.parents) if one.is_dir())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(f"{given}: no permission to write to {existing}; choose another path")

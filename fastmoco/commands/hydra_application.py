@@ -15,6 +15,7 @@ from fastmoco.commands.arguments import (
     check_flags,
     check_outputs,
     check_strays,
+    check_writable,
 )
 from fastmoco.configuration import (
     check_overrides,
@@ -74,6 +75,9 @@ def run_application(arguments: Sequence[str]) -> None:
         try:
             cfg = _job_config(composed, swept)
             check_given(cfg)
+            makes_folder = not (cfg.train.dry_run or cfg.train.profile)
+            if makes_folder and environment_ranks().is_first:
+                check_writable(f"run_dir={run_path(cfg)}", run_path(cfg))
             with waiting("loading PyTorch"):  # after all options are checked
                 from fastmoco.train.pretrain import pretrain
             pretrain(cfg)

@@ -2,10 +2,10 @@
 
 import math
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from fastmoco.caches import cached_njit
 from fastmoco.draws.streams import GOLDEN, INT64, MIX_1, MIX_2, Draw
 
 INT32 = npt.NDArray[np.int32]
@@ -20,7 +20,7 @@ _CROP_AREA, _CROP_RATIO = int(Draw.CROP_AREA), int(Draw.CROP_RATIO)
 _CROP_TOP, _CROP_LEFT, _ORDER = int(Draw.CROP_TOP), int(Draw.CROP_LEFT), int(Draw.ORDER)
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit()
 def _absorb(state: np.uint64, word: np.uint64) -> np.uint64:
     z = state + _U_GOLDEN * (word + np.uint64(1))
     z = (z ^ (z >> _U30)) * _U_MIX_1
@@ -28,32 +28,32 @@ def _absorb(state: np.uint64, word: np.uint64) -> np.uint64:
     return z ^ (z >> _U31)
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit()
 def _draw_key(seed: int, epoch: int, sample_id: int) -> np.uint64:
     state = _absorb(np.uint64(0), np.uint64(seed))
     return _absorb(_absorb(state, np.uint64(epoch)), np.uint64(sample_id))
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit()
 def _uniform(draw_key: np.uint64, what: int, view: int, attempt: int) -> float:
     word = np.uint64((what << 32) | (view << 16) | attempt)
     return float(_absorb(draw_key, word) >> _U40) * 2.0**-24
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit()
 def _hash_samples(seed: int, epoch: int, sample_ids: INT64, out: INT64) -> None:
     for i in range(sample_ids.size):
         out[i] = np.int64(_draw_key(seed, epoch, sample_ids[i]))
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit()
 def _hash_order(seed: int, epoch: int, out: npt.NDArray[np.uint64]) -> None:
     for sample_id in range(out.size):
         key = _draw_key(seed, epoch, sample_id)
         out[sample_id] = _absorb(key, np.uint64(_ORDER << 32))
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit()
 def _crop_box(
     key: np.uint64, view: int, height: int, width: int, scale: Bounds, ratio: Bounds, box: INT32
 ) -> None:
@@ -77,7 +77,7 @@ def _crop_box(
     box[0], box[1], box[2], box[3] = (height - h) // 2, (width - w) // 2, h, w
 
 
-@numba.njit(nogil=True, cache=True)
+@cached_njit()
 def _crop_boxes(
     draw_keys: INT64, heights: INT64, widths: INT64, scale: Bounds, ratio: Bounds, boxes: INT32
 ) -> None:

@@ -3,8 +3,9 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from fastmoco.errors import Interrupted
@@ -42,6 +43,8 @@ class StopRequest:
 def stop_signals(promise: str = "stopping after this step, then saving") -> Iterator[StopRequest]:
     """Within the block, SIGINT and SIGTERM set a `StopRequest` instead of ending the process.
 
+    Only the main thread can handle signals: in another one, the block cannot be stopped by them.
+
     Args:
         promise: What the block does after a first signal, in a few words for the user.
 
@@ -49,7 +52,9 @@ def stop_signals(promise: str = "stopping after this step, then saving") -> Iter
         Interrupted: After a signal that ended the block at once.
     """
     stop = StopRequest(promise)
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    previous = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield stop
     except KeyboardInterrupt as error:
@@ -68,4 +73,5 @@ def _say(text: str) -> None:
     """
     if local_ranks().is_first:
         erased = "\r\x1b[2K" if sys.stderr.isatty() else ""
-        os.write(2, f"{erased}fastmoco: {text}\n".encode())
+        with suppress(OSError):  # `2>&1 | head` closed the pipe
+            os.write(2, f"{erased}fastmoco: {text}\n".encode())

@@ -179,7 +179,8 @@ def _compile_failure(device: torch.device) -> str | None:
             warnings.simplefilter("ignore")
             torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
     except Exception as error:  # the toolchain fails in more ways than torch names
-        return str(error).strip().splitlines()[0]
+        text = str(error).strip()
+        return (text.partition(" raised:\n")[2] or text).splitlines()[0]
     return None
 
 

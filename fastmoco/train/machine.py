@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastmoco.memory import total_bytes
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,6 +32,6 @@ def machine_of(device: "torch.device", devices: int = 1) -> Machine:
         found = torch.cuda.get_device_properties(device)
         memory, units = found.total_memory, found.multi_processor_count
     else:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = total_bytes()
         units = len(os.sched_getaffinity(0))
     return Machine(kind=device.type, memory_bytes=memory, units=units, devices=devices)

@@ -1,7 +1,9 @@
 """What a user gets for bad input: one line on stderr that says what, where and what to do."""
 
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,16 @@ def test_missing_path(capsys, tmp_path):
     fails(capsys, ["info", tmp_path / "none.beton"], 2, tmp_path / "none.beton")
     fails(capsys, ["train", f"data.train={tmp_path / 'none.beton'}"], 2, tmp_path / "none.beton")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_room_for_a_run_is_refused_at_once(capsys, monkeypatch, tmp_path):
+    """As root may write everywhere, the system's answer is played."""
+    (tmp_path / "x.beton").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda folder, _: Path(folder) != tmp_path)
+    words = ("run_dir=runs/moco: no permission to write to", tmp_path, "choose another path")
+    fails(capsys, ["train", "data.train=x.beton"], 2, *words)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.beton"]
 
 
 def test_train_without_data_prints_the_convert_line(capsys):

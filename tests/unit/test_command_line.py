@@ -1,11 +1,16 @@
+import os
+import pwd
 import shlex
 import shutil
 import subprocess
+import sys
+import warnings
 
 import pytest
 
 from fastmoco import __version__, cli
 from fastmoco.commands import COMMANDS
+from fastmoco.commands.arguments import expand_home
 from fastmoco.commands.command import Command
 from fastmoco.commands.completion import SCRIPTS, completion, words_of
 from fastmoco.commands.help_text import WIDTH, command_help, presets_lines
@@ -142,3 +147,69 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "verify", Command(name="verify", summary="", run=run))
     with pytest.raises(RuntimeError, match="shapes disagree"):
         cli.main(["verify"])
+
+
+def run_words(monkeypatch, *words, run=lambda words, _: " ".join(words), arguments=()):
+    """Run a command that prints its arguments."""
+    command = Command(name="verify", summary="", arguments=arguments, run=run)
+    monkeypatch.setitem(cli.COMMANDS, "verify", command)
+    return cli.main(["verify", *words])
+
+
+WITH_HOME = {
+    "~/set.beton": "HOME/set.beton",
+    "data.train=~/set.beton": "data.train=HOME/set.beton",
+    'data.train="~/a b"': 'data.train="HOME/a b"',
+    "label_noise=~/wrong.csv:noisy": "label_noise=HOME/wrong.csv:noisy",
+    "run_dir=~/a,~/b": "run_dir=HOME/a,HOME/b",
+    "runs=[~/a,'~/b']": "runs=[HOME/a,'HOME/b']",
+    "~/train-{0..3}.tar": "HOME/train-{0..3}.tar",
+    "~optimizer": "~optimizer",  # Hydra's deletion
+    "out=a~/b": "out=a~/b",
+    "out=./~/b": "out=./~/b",
+    "policy=~": "policy=~",
+}
+
+
+@pytest.mark.parametrize("word", WITH_HOME)
+def test_the_home_folder_is_known_in_every_path(monkeypatch, word):
+    monkeypatch.setenv("HOME", "/a,b/\\1 me")
+    assert expand_home([word]) == [WITH_HOME[word].replace("HOME", "/a,b/\\1 me")]
+
+
+def test_the_command_line_expands_the_home_folder(capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/me")
+    assert run_words(monkeypatch, "~/a", "b", arguments=("SRC", "DST.beton")) == 0
+    assert capsys.readouterr().out == "/me/a b\n"
+
+
+def test_a_user_without_a_home_folder_is_told(capsys, monkeypatch):
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert run_words(monkeypatch, "out=~/x") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fastmoco: out=~/x: ~ is no folder, since HOME is not set")
+
+
+def test_head_may_close_the_pipe(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert run_words(monkeypatch, run=lambda *_: "result") == 0
+        assert cli.main(["--help"]) == cli.main(["version"]) == 0
+
+
+def test_a_result_that_cannot_be_written_is_an_error(capsys, monkeypatch):
+    full = open("/dev/full", "w", encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", full)
+    assert run_words(monkeypatch, run=lambda *_: "result") == 1
+    assert capsys.readouterr().err == "fastmoco: No space left on device\n"
+    with pytest.raises(OSError, match="space"):
+        full.close()
+
+
+def test_a_caller_keeps_its_warnings_and_streams(monkeypatch):
+    before = warnings.showwarning, sys.stdout, sys.stderr
+    assert run_words(monkeypatch) == 0
+    assert (warnings.showwarning, sys.stdout, sys.stderr) == before

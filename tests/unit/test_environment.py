@@ -1,11 +1,15 @@
-"""What the command line sets before torch is loaded, and whose warnings it shows."""
+"""What the command line sets before torch is loaded, whose warnings it shows, what may lack."""
 
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from fastmoco import cli
+from fastmoco.errors import UsageError
+from fastmoco.train.acceleration import _compile_failure, resolve_compile
+from fastmoco.train.settings import Compile
 
 
 @pytest.fixture
@@ -14,6 +18,7 @@ def fresh(monkeypatch):
     environment = {}
     monkeypatch.setattr(cli, "sys", SimpleNamespace(modules={}))
     monkeypatch.setattr(cli, "os", SimpleNamespace(environ=environment))
+    monkeypatch.setattr(cli, "prepare_caches", lambda: None)  # test_caches.py
     return environment
 
 
@@ -54,3 +59,23 @@ def test_warnings_of_other_packages_are_for_developers(capsys, monkeypatch):
     assert shown("/usr/lib/python3/site-packages/fastmoco/files.py") == "fastmoco: careful\n"
     monkeypatch.setattr(sys, "warnoptions", ["always"])
     assert shown(inside) == "fastmoco: careful\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["backend='inductor' raised:\nNo working C++ compiler\n\nSet x", "No working C++ compiler"],
+)
+def test_why_nothing_compiles_is_said(monkeypatch, text):
+    def refuse(_):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    _compile_failure.cache_clear()
+    try:
+        works, header = resolve_compile(Compile.auto, torch.device("cpu"))
+        assert not works
+        assert "torch.compile fails here (No working C++ compiler); a C++ compiler" in header
+        with pytest.raises(UsageError, match=r"fails here: No working C\+\+ compiler; set"):
+            resolve_compile(Compile.always, torch.device("cpu"))
+    finally:
+        _compile_failure.cache_clear()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -47,3 +48,23 @@ def test_before_anything_is_computed_one_signal_quits():
 def test_an_interrupt_of_another_origin_stays_one():
     with pytest.raises(KeyboardInterrupt), stop_signals():
         raise KeyboardInterrupt
+
+
+def test_a_thread_that_cannot_handle_signals_runs_its_block():
+    def block():
+        with stop_signals() as stop:
+            return stop.signal_number, signal.getsignal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(block).result() == (0, before)
+
+
+def test_a_closed_pipe_stops_no_answer(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(os, "write", lambda _, text, real=os.write: real(writing, text))
+    with stop_signals() as stop:
+        send()
+        assert stop.signal_number == signal.SIGINT
+    os.close(writing)

@@ -1,0 +1,89 @@
+"""Where compiled code and fonts are cached if the usual folders cannot be written.
+
+That is so in a container without a home folder, whose packages belong to another user. Imports
+neither Numba nor torch: the command line calls `prepare_caches` before either is loaded.
+"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from fastmoco.version import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HOME_FOLDERS = {"TRITON_CACHE_DIR": "~/.triton", "MPLCONFIGDIR": "~/.config/matplotlib"}
+"""Variables that name a cache folder, and the folder that Triton or matplotlib uses without it."""
+
+
+def private_folder() -> Path | None:
+    """A folder below the temporary one, of this user and version of fastmoco.
+
+    Cached code is executed, so nobody else may write there: the folder has mode 0700.
+
+    Returns:
+        The folder; None if it cannot be made, or is a link, another user's or open to others.
+    """
+    try:
+        folder = Path(tempfile.gettempdir(), f"fastmoco-{os.geteuid()}-{__version__}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    is_private = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode) & 0o077
+    return folder if is_private and found.st_uid == os.geteuid() else None
+
+
+def prepare_caches() -> None:
+    """Set the variables of cache folders for this process and its children, if the user did not.
+
+    Torch's own default is named after the user, whom a container may not know, and may belong to
+    somebody else. Those of Triton and matplotlib stay unless the home folder cannot be written.
+    """
+    lacking = [name for name, usual in HOME_FOLDERS.items() if not _can_be_made(usual)]
+    for name in ("TORCHINDUCTOR_CACHE_DIR", *lacking):
+        if name not in os.environ and (folder := private_folder()):
+            os.environ[name] = str(folder / name.partition("_")[0].lower())
+
+
+def _can_be_made(path: str) -> bool:
+    """Whether a folder is writable, or can be made."""
+    folder = Path(os.path.expanduser(path))
+    if not folder.is_absolute():  # HOME is not set, and the system does not know this user
+        return False
+    existing = next(one for one in (folder, *folder.parents) if os.path.exists(one))
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
+def cached_njit(*, fastmath: bool = False) -> Callable[[F], F]:
+    """`numba.njit` without the GIL, whose machine code is kept on the disk.
+
+    Numba tries ``NUMBA_CACHE_DIR``, ``__pycache__`` beside the module and the user's cache folder.
+    If it can write to none of them, the code is kept in `private_folder`, or else compiled again in
+    each process.
+    """
+
+    def decorate(function: F) -> F:
+        import numba
+
+        try:
+            return _njit(function, fastmath=fastmath, cache=True)
+        except RuntimeError:  # Numba found no folder
+            config: Any = numba.config
+            config.CACHE_DIR = str(private_folder() or "")
+        try:
+            return _njit(function, fastmath=fastmath, cache=True)
+        except RuntimeError:
+            return _njit(function, fastmath=fastmath)
+
+    return decorate
+
+
+def _njit(function: F, **options: bool) -> F:
+    import numba
+
+    njit: Any = numba.njit  # noqa: TID251
+    return cast("F", njit(nogil=True, **options)(function))

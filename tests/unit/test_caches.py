@@ -1,0 +1,123 @@
+"""Compiled code has a folder in every container, and nobody else can write to it."""
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+import numba
+import pytest
+from numba.core import caching
+
+from fastmoco import caches
+
+VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "MPLCONFIGDIR")
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """A temporary folder of its own, and an environment without the variables."""
+    monkeypatch.setattr(caches.tempfile, "tempdir", str(tmp_path))
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def prepared(monkeypatch, home, **given):
+    """The folders that the variables name."""
+    environment = given if home is None else {"HOME": str(home), **given}
+    monkeypatch.setattr(caches.os, "environ", environment)
+    caches.prepare_caches()
+    return {name: Path(os.environ[name]) for name in VARIABLES if name in os.environ}
+
+
+def test_the_folder_is_private_and_stays(temporary):
+    folder = caches.private_folder()
+    assert folder == caches.private_folder() != temporary
+    assert folder.parent == temporary
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("fault", ["open", "link", "file", "foreign", "nowhere"])
+def test_a_folder_that_others_may_write_is_not_used(temporary, monkeypatch, fault):
+    folder = caches.private_folder()
+    if fault == "open":
+        folder.chmod(0o770)
+    elif fault == "foreign":
+        mine = folder.lstat()
+        other = os.stat_result((*mine[:4], mine.st_uid + 1, *mine[5:]))
+        monkeypatch.setattr(Path, "lstat", lambda _: other)
+    elif fault == "nowhere":
+        monkeypatch.setattr(caches.tempfile, "tempdir", str(temporary / "none"))
+    else:
+        folder.rmdir()
+        (temporary / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(temporary / "theirs") if fault == "link" else folder.touch(0o600)
+    assert caches.private_folder() is None
+    assert prepared(monkeypatch, "/dev/null") == {}
+
+
+def test_a_writable_home_keeps_its_caches(temporary, monkeypatch):
+    found = prepared(monkeypatch, temporary)
+    assert found == {"TORCHINDUCTOR_CACHE_DIR": caches.private_folder() / "torchinductor"}
+
+
+@pytest.mark.usefixtures("temporary")
+@pytest.mark.parametrize("home", ["/dev/null", None])  # where not even root can make a folder
+def test_without_a_home_all_caches_are_in_the_private_folder(monkeypatch, home):
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # a user id without a passwd entry
+    found = prepared(monkeypatch, home)
+    assert set(found) == set(VARIABLES)
+    assert {folder.parent for folder in found.values()} == {caches.private_folder()}
+    assert len(set(found.values())) == len(VARIABLES)
+
+
+def test_the_user_decides(temporary, monkeypatch):
+    given = {name: str(temporary / name) for name in VARIABLES}
+    found = prepared(monkeypatch, "/dev/null", **given)
+    assert {name: str(folder) for name, folder in found.items()} == given
+
+
+@pytest.fixture
+def numba_folders(temporary, monkeypatch):
+    """The folders that Numba can use: none at first."""
+    usable = [temporary / "none"]
+
+    def ensure(locator):
+        if not any(Path(locator.get_cache_path()).is_relative_to(folder) for folder in usable):
+            raise PermissionError
+
+    for kind in caching.CacheImpl._locator_classes:
+        monkeypatch.setattr(kind, "ensure_cache_path", ensure)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    return usable
+
+
+def twice(value: int) -> int:
+    return 2 * value
+
+
+def test_a_folder_that_numba_finds_is_kept(numba_folders):
+    numba_folders.append(Path(__file__).parent)
+    loop = caches.cached_njit()(twice)
+    assert loop._cache.cache_path == str(Path(__file__).parent / "__pycache__")
+    assert numba.config.CACHE_DIR == ""
+
+
+def test_without_one_the_private_folder_keeps_machine_code(numba_folders):
+    numba_folders.append(caches.private_folder())
+    loop = caches.cached_njit()(twice)
+    kept = Path(loop._cache.cache_path)
+    assert kept.parent == caches.private_folder()
+    kept.mkdir()
+    assert loop(4) == 8
+    assert len(list(kept.glob("*.nbc"))) == 1
+
+
+@pytest.mark.usefixtures("numba_folders")
+def test_without_any_each_process_compiles():
+    loop = caches.cached_njit(fastmath=True)(twice)
+    assert loop._cache.cache_path is None
+    assert loop.targetoptions["nogil"]
+    assert loop.targetoptions["fastmath"]
+    assert loop(4) == 8
