@@ -95,8 +95,8 @@ class ConvertSummary:
         remarks["skipped"] = (self.num_quarantined, f"bad images, listed in {self.quarantine_path}")
         rows |= {row.reason: row.to_text() for row in self.passed_over}
         rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
-        if note := self.many_left_out:
-            rows["left out"] = note
+        if self.many_left_out:
+            rows["skipped"] = self.many_left_out
         return description_text(rows)
 
     @property

@@ -17,6 +17,7 @@ from fastmoco.data import conversion
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW, sidecar_path
 from fastmoco.data.convert import Check, ConvertConfig, Encoding, OnError, convert
+from fastmoco.data.encode import MAX_READ_ERRORS
 from fastmoco.data.sources import SourceOptions, open_source
 from fastmoco.data.verify import describe, description_text, verify
 from fastmoco.data.workers import BATCH_SAMPLES, encoded_batches
@@ -372,3 +373,31 @@ def test_a_lost_disk_is_no_bad_image(
     with pytest.raises(OSError, match=r"cannot be read \(Stale file handle\); .*same command"):
         convert(str(folder), target, ConvertConfig(workers=2, quality=80))
     assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+@pytest.mark.parametrize(("bad", "stops"), [(MAX_READ_ERRORS, False), (MAX_READ_ERRORS + 1, True)])
+def test_bad_blocks_are_bad_images_and_a_failing_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, stops: bool, holdout: float
+) -> None:
+    write_class_folders(tmp_path / "src", classes=1, per_class=12)
+    target, real, failing = tmp_path / "x.beton", os.read, iter(range(bad))
+
+    def failing_read(descriptor: int, size: int) -> bytes:
+        if (
+            "/src/" in os.readlink(f"/proc/self/fd/{descriptor}")
+            and next(failing, None) is not None
+        ):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, size)
+
+    monkeypatch.setattr(os, "read", failing_read)
+    cfg = ConvertConfig(workers=1, holdout=holdout)
+    if stops:
+        with pytest.raises(OSError, match=r"cannot be read \(Input/output error\); .*same command"):
+            convert(str(tmp_path / "src"), target, cfg)
+        monkeypatch.undo()
+        assert convert(str(tmp_path / "src"), target, cfg).num_quarantined == 0
+    else:
+        summary = convert(str(tmp_path / "src"), target, cfg)
+        assert summary.num_quarantined == (0 if holdout else bad)  # the second pass reads them

@@ -189,6 +189,7 @@ def test_a_folder_that_may_not_be_read_is_listed(
 
 def test_what_fastmoco_writes_into_a_data_folder_is_not_learned(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {"cat/0.jpg": JPEG, "zebra/0.jpg": JPEG})
+    before = open_dataset(source).fingerprint
     write(source / "runs" / "first", {"config.yaml": b"", ".lock": b"", "views.png": JPEG})
     write(source / "runs" / "copy", {"config.yaml": b"", "metrics.jsonl": b"", "views.png": JPEG})
     write(source / "wanted", {"request.json": b"", "request.csv": b"", "images/0.jpg": JPEG})
@@ -196,6 +197,7 @@ def test_what_fastmoco_writes_into_a_data_folder_is_not_learned(tmp_path: Path) 
     samples = open_source(str(source), SourceOptions())
     assert samples.classes == ["cat", "zebra"]
     assert counts(source) == {"own folders": (4, "many/")}
+    assert open_dataset(source).fingerprint == before  # so the run in it can be resumed
     write(source, {"config.yaml": b"", ".lock": b""})  # a folder that is asked for is read
     assert open_source(str(source), SourceOptions()).classes == ["cat", "zebra"]
 
