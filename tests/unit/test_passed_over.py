@@ -288,6 +288,20 @@ def _loads(samples: Any, key: Any) -> str:
     return "taken"
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy", ".npz", ".pt", ".tar", ".tar.gz"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    """By its own name, by a pattern, and as a shard in a folder."""
+    path = tmp_path / "in" / f"pipe{suffix}"
+    path.parent.mkdir()
+    os.mkfifo(path)
+    sources = [path] + [path.parent, path.parent / "*"] * (".tar" in suffix)
+    for source in sources:
+        with pytest.raises(ValueError, match=rf"{path}: is a pipe, socket, device or folder"):
+            open_source(str(source), SourceOptions())
+    with pytest.raises(ValueError, match="not a regular file" if suffix != ".tar" else "is a pipe"):
+        open_dataset(path)
+
+
 def test_names_of_sidecars_are_not_those_of_images() -> None:
     for name in ("a.jpg.json", "a.jpg.xml", "a.jpg_x.json", "jpg", "a.jpgs", "ajpg", "a.jpg.gz"):
         assert not named_like_image(name)

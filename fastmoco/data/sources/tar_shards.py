@@ -24,7 +24,13 @@ from fastmoco.data.sources.recognition import (
     named_otherwise,
     starts_like_image,
 )
-from fastmoco.data.sources.samples import Place, SampleSet, check_file_bytes, stamps_of
+from fastmoco.data.sources.samples import (
+    Place,
+    SampleSet,
+    check_file_bytes,
+    expect_regular_file,
+    stamps_of,
+)
 from fastmoco.data.sources.tar_members import list_members
 
 _LABEL_EXTENSIONS = frozenset({".cls", ".json"})
@@ -49,6 +55,7 @@ def open_shards(shards: list[Path]) -> SampleSet:
     named by WordNet ids, as ILSVRC2012_img_train.tar unpacks, these are the labels.
 
     Raises:
+        UsageError: If a shard is a pipe or device.
         ValueError: If a shard is compressed, cut or not a tar file, or there are no images.
         OSError: If a shard cannot be read.
     """
@@ -58,6 +65,7 @@ def open_shards(shards: list[Path]) -> SampleSet:
     passed_over = PassedOver()
     by_shard = all(_WORDNET_ID.fullmatch(shard.stem) for shard in shards)
     for shard, title in zip(shards, _titles(shards), strict=True):
+        expect_regular_file(shard)
         for name, place, label in _images(_read_index(shard, passed_over), passed_over):
             names.append(f"{title}/{name}")
             keys.append(place)
