@@ -243,12 +243,11 @@ def test_every_file_of_a_tree_is_accounted_for(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[tuple[str, ...], str]
 ) -> None:
     root = tmp_path_factory.mktemp("tree")
-    (root / "in").mkdir()
-    (root / "in" / "sure.jpg").write_bytes(JPEG)
+    write(root / "in", {"top/sure.jpg": JPEG})
     made = Counter({"taken": 1})
     for number, (parts, kind) in enumerate(tree.items()):
         # Letters before each part keep names apart from hidden ones and from "..".
-        path = root.joinpath("in", *(f"d{part}" for part in parts[:-1]))
+        path = root.joinpath("in", "top", *(f"d{part}" for part in parts[:-1]))
         path.mkdir(parents=True, exist_ok=True)
         _make(path, f"{number}{parts[-1]}", kind, made)
     samples = open_source(str(root / "in"), SourceOptions())
