@@ -18,7 +18,7 @@ from typing import TextIO
 from fastmoco.caches import prepare_caches
 from fastmoco.commands import COMMANDS
 from fastmoco.commands.arguments import expand_home
-from fastmoco.errors import Interrupted, UsageError
+from fastmoco.errors import Interrupted, UsageError, one_line
 from fastmoco.output import lasting_output
 from fastmoco.ranks import environment_ranks, local_ranks
 from fastmoco.version import __version__
@@ -166,7 +166,7 @@ def _show_warning(
     if installed and not path.is_relative_to(PACKAGE) and not sys.warnoptions:
         return
     if category is UserWarning and not file:
-        print(f"fastmoco: {_one_line(str(message))}", file=sys.stderr)  # noqa: T201
+        print(f"fastmoco: {one_line(str(message))}", file=sys.stderr)  # noqa: T201
     else:
         text = warnings.formatwarning(message, category, filename, lineno, line)
         print(text, file=file or sys.stderr, end="")
@@ -184,13 +184,8 @@ def _fail(code: int, message: str) -> int:
     if code == 1 and environment_ranks().several:
         message = f"rank {environment_ranks().rank}: {message}"
     if code == 1 or local_ranks().is_first:
-        print(f"fastmoco: {_one_line(message)}", file=sys.stderr)  # noqa: T201
+        print(f"fastmoco: {one_line(message)}", file=sys.stderr)  # noqa: T201
     return code
-
-
-def _one_line(message: str) -> str:
-    """Escape what is not printable: file names may contain line breaks and control codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 def _print_overview() -> None:

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, and the nearest known name for a misspelled one.
+"""Errors that a user can fix, their form as one line, and the nearest name for a misspelled one.
 
 Imports no torch: the command line turns each error into one line and an exit code.
 """
@@ -24,6 +24,11 @@ class Interrupted(RuntimeError):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def one_line(text: str) -> str:
+    """Escape what is not printable: file names may contain line breaks and control codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest_name(name: str, known: list[str]) -> str:

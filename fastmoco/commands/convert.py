@@ -1,5 +1,6 @@
 """`fastmoco convert`: make a dataset file."""
 
+import warnings
 from pathlib import Path
 
 from fastmoco.commands.command import Command, Result
@@ -10,7 +11,10 @@ def _run(arguments: list[str], cfg: ConvertConfig) -> Result:
     from fastmoco.data.convert import convert
 
     source, target = arguments
-    return convert(source, Path(target), cfg)
+    summary = convert(source, Path(target), cfg)
+    if summary.many_left_out:
+        warnings.warn(f"{source}: {summary.many_left_out}", stacklevel=2)
+    return summary
 
 
 COMMAND = Command(

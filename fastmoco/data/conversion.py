@@ -159,8 +159,8 @@ class _Conversion:
     def _encode_rest(self) -> None:
         """Encode the remaining samples and add the good ones to the file."""
         samples, done = self.job.samples, self.totals.num_done
-        if self.totals.quarantined:
-            self._fail_if_asked(*self.totals.quarantined[0])
+        for name, reason in self.totals.quarantined[:1]:
+            self._fail_if_asked(name, reason)
         batches = encoded_batches(samples, self.job.measured, self.job.cfg, done)
         recorded = time.monotonic()
         with closing(batches), show_progress(len(samples.names), done) as advance:
@@ -179,8 +179,8 @@ class _Conversion:
         for index, image in enumerate(batch.images, start):
             name = samples.names[index]
             if isinstance(image, str):
-                self._fail_if_asked(name, image)
                 self.pending.quarantined.append((name, image))
+                self._fail_if_asked(name, image)
                 continue
             self.writer.add(
                 image.blob,
@@ -204,8 +204,21 @@ class _Conversion:
         self.pending = Tally()
 
     def _fail_if_asked(self, name: str, reason: str) -> None:
-        if self.job.cfg.on_error is OnError.fail:
+        """Stop at a bad image, or if there are too many of them.
+
+        Raises:
+            ValueError: By ``on_error`` and ``max_bad_fraction``.
+        """
+        cfg, count = self.job.cfg, len(self.job.samples.names)
+        if cfg.on_error is OnError.fail:
             raise ValueError(f"{name}: {reason}; on_error=quarantine skips bad images")
+        bad = len(self.totals.quarantined) + len(self.pending.quarantined)
+        if count > bad > cfg.max_bad_fraction * count:
+            raise ValueError(
+                f"{bad} of its {count} images are bad so far, more than max_bad_fraction="
+                f"{cfg.max_bad_fraction:g}; the last is {name}: {reason}; fix them, or set "
+                "max_bad_fraction=1 to go on without them"
+            )
 
     def _complete(self) -> str:
         """Finish the file, replace the target, and return the fingerprint.

@@ -8,8 +8,10 @@ from typing import Any
 from fastmoco.data.conversion import ConversionJob, Made, quarantine_path
 from fastmoco.data.facts import description_text, plain_values
 from fastmoco.data.holdout import Split
+from fastmoco.data.quarantine import many_left_out
 from fastmoco.data.shards import set_fingerprint
 from fastmoco.data.sources import SampleSet
+from fastmoco.data.sources.passed_over import Passed
 from fastmoco.data.tally import Totals
 
 MAX_PRINTED = 5
@@ -44,8 +46,8 @@ class ConvertSummary:
     quarantine_path: Path | None
     """Path and reason of each skipped image; with several lists, the pattern that matches them;
     None if there is none."""
-    num_ignored: int
-    """Files of the source that are hidden or have no image extension."""
+    passed_over: list[Passed]
+    """Files of the source that are no images, by reason."""
     classes: list[str]
     """Class names; ``[]`` if unlabeled."""
     num_duplicates: int
@@ -87,13 +89,22 @@ class ConvertSummary:
         remarks = {
             "resumed": (self.num_resumed, "done by the interrupted run"),
             "duplicates": (self.num_duplicates, "with the same bytes as another"),
-            "ignored": (self.num_ignored, "files that are hidden or not images"),
-            "skipped": (self.num_quarantined, f"bad images, listed in {self.quarantine_path}"),
         }
         if self.held_out:
             remarks |= _remarks(self.held_out)
+        remarks["skipped"] = (self.num_quarantined, f"bad images, listed in {self.quarantine_path}")
+        rows |= {row.reason: row.to_text() for row in self.passed_over}
         rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
+        if self.many_left_out:
+            rows["skipped"] = self.many_left_out
         return description_text(rows)
+
+    @property
+    def many_left_out(self) -> str:
+        """A sentence if more than a tenth of the images is left out, else ``""``."""
+        good = self.num_samples + (self.held_out.num_samples if self.held_out else 0)
+        bad = self.num_quarantined
+        return many_left_out(bad, good + bad, self.quarantine_path)
 
 
 def _remarks(held_out: HeldOut) -> dict[str, tuple[int, str]]:
@@ -147,7 +158,7 @@ def summarize(
         num_resumed=num_resumed,
         num_quarantined=len(totals.quarantined),
         quarantine_path=_lists(dict(zip(targets, made, strict=True)), destination),
-        num_ignored=samples.num_ignored,
+        passed_over=list(samples.passed_over.rows.values()),
         classes=samples.classes,
         num_duplicates=totals.num_duplicates,
         num_bytes=sum(target.stat().st_size for target in targets),

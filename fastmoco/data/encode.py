@@ -2,7 +2,7 @@
 
 import errno
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ NO_FAULT_OF_THE_IMAGE = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV, errno.ESTALE}
     | {errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT}
 )
+MAX_READ_ERRORS = 3  # of a batch: bad blocks of a disk; if more images fail, the disk does
 MAX_COPIED_SCANS = 32  # a common progressive file has ten; each costs a pass per decode
 
 
@@ -88,7 +89,7 @@ def encode_batch(
             batch.source_bytes += len(loaded) if isinstance(loaded, bytes) else loaded.nbytes
             image, pixels = encode_image(loaded, cfg, want_pixels=measure)
         except (ImageError, OSError) as error:
-            batch.images.append(fault_of(error))
+            batch.images.append(fault_of(error, batch.images))
         else:
             batch.images.append(image)
             if measure and pixels is not None:
@@ -99,15 +100,22 @@ def encode_batch(
     return batch
 
 
-def fault_of(error: ImageError | OSError) -> str:
+def fault_of(error: ImageError | OSError, earlier: Iterable[object] = ()) -> str:
     """Why an image is bad, in words.
+
+    Args:
+        error: What loading it raised.
+        earlier: Results of the images before it in its batch; a fault is a text.
 
     Raises:
         OSError: If reading it failed for a reason outside the image; see `encode_batch`.
     """
     if isinstance(error, ImageError):
         return str(error)
-    if error.errno in NO_FAULT_OF_THE_IMAGE:
+    disk_fails = error.errno == errno.EIO and (
+        sum(one == error.strerror for one in earlier) >= MAX_READ_ERRORS
+    )
+    if disk_fails or error.errno in NO_FAULT_OF_THE_IMAGE:
         raise OSError(
             f"{error.filename or 'the source'}: cannot be read ({error.strerror}); fix the "
             "cause, then the same command resumes"

@@ -167,5 +167,5 @@ def _hash_batch(samples: SampleSet, batch: slice) -> tuple[list[Hashed], int]:
             num_bytes += len(loaded) if isinstance(loaded, bytes) else loaded.nbytes
             hashed.append(hash_image(loaded))
         except (ImageError, OSError) as error:
-            hashed.append(fault_of(error))
+            hashed.append(fault_of(error, hashed))
     return hashed, num_bytes

@@ -6,6 +6,7 @@ color profiles (pixels are taken as sRGB) and all frames but the first.
 """
 
 import io
+import re
 import warnings
 from typing import Any
 
@@ -18,7 +19,9 @@ from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
 
 MAX_SIDE = 32_768
 MAX_PIXELS = 1 << 27  # 134 megapixels, 0.4 GB decoded; the largest camera files have 102
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", "PPM")
+_HEIC_START = re.compile(rb".{4}ftyp(.{4}){0,8}?he[iv][cxms]", re.DOTALL)
+_SUBFILE_TYPE = 254  # of TIFF; bit 0: a smaller version of another picture in the file
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 # From EXIF orientation (TIFF 6.0, tag 274) to the operation that turns the image upright.
 UPRIGHT = {
@@ -219,10 +222,31 @@ def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Image.Image:
             prove_jpeg(blob, info)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd metadata; size limits are our own
-        with Image.open(io.BytesIO(blob), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(blob), formats=_formats(blob)) as image:
             check_size(*image.size)
+            _refuse_thumbnail(image)
             image.load()
             return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _formats(blob: bytes) -> tuple[str, ...]:
+    """Formats for Pillow; HEIC is read where pillow-heif is installed."""
+    if not _HEIC_START.match(blob):
+        return FORMATS
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            "is HEIC; run pip install 'fastmoco[heic]', or convert such files to JPEG"
+        ) from error
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
+
+
+def _refuse_thumbnail(image: Image.Image) -> None:
+    """Refuse a camera's raw file: its first picture, the only one that Pillow reads, is small."""
+    if image.format == "TIFF" and image.getexif().get(_SUBFILE_TYPE, 0) & 1:
+        raise ImageError("is a camera's raw file or begins with a thumbnail; convert it to JPEG")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

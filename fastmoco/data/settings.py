@@ -63,6 +63,7 @@ class ConvertConfig:
         "shards": Range(1, MAX_SHARDS),
         "page_bytes": Range(1, 1 << 31),
         "holdout": Range(0, 1, below=True),
+        "max_bad_fraction": Range(0, 1),
     }
 
     split: str = ""
@@ -95,6 +96,8 @@ class ConvertConfig:
     JPEG is decoded at full scale, which takes twice the time of a decode at 1/8 scale."""
     on_error: OnError = OnError.quarantine
     """quarantine: skip a bad image and list it in NAME.quarantine.csv; fail: stop at it."""
+    max_bad_fraction: float = 0.5
+    """Stop when more than this fraction of a file's images is bad."""
     shards: int = 1
     """Number of files, NAME-00000-of-00004.beton and so on; a loader reads them as one."""
     shard: str = ""
@@ -130,7 +133,7 @@ class ConvertConfig:
 
     def choices(self) -> dict[str, Any]:
         """Options that determine the bytes of a file of given samples, as JSON values."""
-        left_out = ("on_error", "root", "download", "labels", "holdout")
+        left_out = ("on_error", "max_bad_fraction", "root", "download", "labels", "holdout")
         return {name: value for name, value in self.recorded().items() if name not in left_out}
 
     def recorded(self) -> dict[str, Any]:

@@ -14,15 +14,16 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmoco.data.beton_format import MODE_JPEG, blob_checksum
+from fastmoco.data.beton_format import MODE_JPEG, blob_checksum, encode_text
 from fastmoco.data.images import check_size, decode_jpeg, is_jpeg, jpeg_shape, prove_jpeg
 from fastmoco.data.jpeg_markers import ImageError, inspect_jpeg, inspect_jpeg_header
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
+from fastmoco.data.sources.samples import BROKEN_LINK, NOWHERE, Place, is_broken_link
 
 PROVED_IMAGES = 50_000
 """Largest number of images that are decoded once at opening, to leave out damaged ones."""
@@ -31,14 +32,6 @@ HEADER_BYTES = 1 << 14
 
 SURVEYED = 512
 """Headers that `survey_source` reads; the median of their sizes is then known well enough."""
-
-
-class Place(NamedTuple):
-    """Location of an image's bytes."""
-
-    path: str
-    offset: int
-    size: int
 
 
 class SourceSet:
@@ -52,6 +45,7 @@ class SourceSet:
         fingerprint: Hex SHA-256 of names, labels, and sizes in bytes and pixels.
         facts: ``{}``: nothing was measured.
         left_out: Name of each image that is not used, and why.
+        passed_over: Files that are no images.
     """
 
     def __init__(
@@ -77,7 +71,8 @@ class SourceSet:
         self.classes = samples.classes
         self.facts: dict[str, Any] = {}
         self.left_out: list[tuple[str, str]] = []
-        digest = hashlib.sha256("\n".join(self._names).encode())
+        self.passed_over = samples.passed_over
+        digest = hashlib.sha256(encode_text("\n".join(self._names)))
         for values in (self.labels, self.sizes, self.heights, self.widths):
             digest.update(values.tobytes())
         self.fingerprint = digest.hexdigest()
@@ -185,10 +180,10 @@ def survey_source(path: Path) -> tuple[int, NDArray[np.int32], NDArray[np.int64]
     return count, np.array(shapes, np.int32), samples.labels
 
 
-def _places(path: Path, samples: SampleSet) -> list[Place]:
+def _places(path: Path, samples: SampleSet) -> Sequence[Place]:
     """Locations of images: tar members by the index, files below the folder by name and size."""
-    if isinstance(samples.keys[0], tuple):
-        return [Place(*key) for key in samples.keys]
+    if isinstance(samples.keys[0], Place):
+        return samples.keys
     sizes = samples.stamps[:, 0].tolist()
     names = zip(samples.keys, sizes, strict=True)
     return [Place(os.path.join(path, name), 0, size) for name, size in names]
@@ -204,8 +199,19 @@ def _read(place: Place, count: int) -> bytes:
 
 
 def _shape(place: Place) -> tuple[int, int] | str:
-    """Height and width of a JPEG that can be read unconverted, or why it cannot."""
-    header = _read(place, min(HEADER_BYTES, place.size))
+    """Height and width of a JPEG that can be read unconverted, or why it cannot.
+
+    Raises:
+        OSError: If the disk fails.
+    """
+    if place.fault:
+        return place.fault
+    try:
+        header = _read(place, min(HEADER_BYTES, place.size))
+    except OSError as error:
+        if error.errno not in NOWHERE:
+            raise
+        return BROKEN_LINK if is_broken_link(place.path, error) else str(error.strerror)
     if not is_jpeg(header):
         return "is not a JPEG"
     try:

@@ -34,7 +34,8 @@ def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]
         logger.addHandler(logging.NullHandler())
         yield logger
         return
-    file = _LogFile(run.log, encoding="utf-8")
+    # Paths are logged as they are: data may be in a folder whose name is not UTF-8.
+    file = _LogFile(run.log, encoding="utf-8", errors="surrogateescape")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     screen = _Screen()
     logger.addHandler(file)

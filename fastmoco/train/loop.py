@@ -5,7 +5,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 
 from fastmoco.data.dataset import open_dataset
-from fastmoco.data.quarantine import write_quarantine
+from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.errors import Interrupted
 from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
@@ -85,6 +85,10 @@ def train(cfg: TrainConfig) -> Path:
             review = Review(trainer, baselines, logger)
             run_steps(trainer, loader, monitor, review, logger, stop)
         review.at_end()
+        if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
+            bad = len(dataset.left_out)
+            if note := many_left_out(bad, bad + len(dataset), run.quarantine):
+                logger.warning("data      %s", note)
     return run.path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastmoco.data.source_set import SourceSet
 from fastmoco.device import describe_device
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
@@ -132,6 +133,9 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         trainer.loader_name,
         trainer.loader_reason,
     )
+    if isinstance(trainer.dataset, SourceSet):
+        for row in trainer.dataset.passed_over.rows.values():
+            logger.info("          passed over, %s: %s", row.reason, row.to_text())
     logger.info(
         "model     %s width %d, %s stem, %.2fM parameters; batch norm %s; %s, "
         "chance loss ln(K+1) = %.2f, computed %s",

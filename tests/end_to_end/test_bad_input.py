@@ -59,6 +59,7 @@ def test_folder_without_images(capsys, tmp_path):
     assert not (tmp_path / "x.beton").exists()
 
 
+@pytest.mark.filterwarnings("always")  # it says that a fifth is left out
 def test_broken_image(capsys, tmp_path):
     write_class_folders(tmp_path / "images", classes=2, per_class=2)
     (tmp_path / "images/class_0/cut.jpg").write_bytes(encoded(picture(1))[:-200])

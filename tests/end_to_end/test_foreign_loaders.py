@@ -52,10 +52,17 @@ def test_killed_and_resumed_equals_uninterrupted(dataset: Path, tmp_path: Path, 
 @pytest.mark.filterwarnings("always")  # one warns of the damaged image
 @pytest.mark.parametrize("name", sorted({*LOADERS} - {"ffcv"}))
 def test_a_folder_is_trained_on_as_it_is(folder: Path, tmp_path: Path, name: str) -> None:
-    """Without its damaged image, which is listed."""
+    """Without its damaged images, which are listed, and without what is no image."""
     if name in PACKAGES:
         require(PACKAGES[name])
-    (folder / "class_0" / "cut.jpg").write_bytes((folder / "class_0" / "0.jpg").read_bytes()[:-90])
+    good = len(list(folder.rglob("*.jpg")))
+    bad = [f"class_0/cut{i}.jpg" for i in range(good // 9 + 1)]
+    for path in bad:
+        (folder / path).write_bytes((folder / "class_0" / "0.jpg").read_bytes()[:-90])
+    (folder / "class_0" / "notes.txt").write_text("")
     assert cli.main(arguments(folder, tmp_path / "run", name, 2)) == 0
     rows = (tmp_path / "run" / "quarantine.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["path", "class_0/cut.jpg"]
+    assert [row.split(",")[0] for row in rows] == ["path", *bad]
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "passed over, not images: 1 files, by name or first bytes (first class_0/notes" in log
+    assert f"{len(bad)} of {good + len(bad)} images" in log.splitlines()[-1]

@@ -17,6 +17,7 @@ from fastmoco.data import conversion
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW, sidecar_path
 from fastmoco.data.convert import Check, ConvertConfig, Encoding, OnError, convert
+from fastmoco.data.encode import MAX_READ_ERRORS
 from fastmoco.data.sources import SourceOptions, open_source
 from fastmoco.data.verify import describe, description_text, verify
 from fastmoco.data.workers import BATCH_SAMPLES, encoded_batches
@@ -36,7 +37,9 @@ def test_class_folders(folder: Path, tmp_path: Path) -> None:
     (folder / ".cache").mkdir()
     (folder / ".cache" / "x.jpg").write_bytes(b"no image")
     summary = convert(str(folder), tmp_path / "x.beton", ConvertConfig())
-    assert (summary.num_samples, summary.num_quarantined, summary.num_ignored) == (12, 0, 2)
+    assert (summary.num_samples, summary.num_quarantined) == (12, 0)
+    passed = [(row.reason, row.count, row.first) for row in summary.passed_over]
+    assert passed == [("hidden", 2, ".cache"), ("not images", 1, "class_1/notes.txt")]
     assert summary.classes == ["class_0", "class_1", "class_2"]
     with BetonFile.open(tmp_path / "x.beton") as beton:
         names = [beton.name(i) for i in range(12)]
@@ -308,8 +311,8 @@ def test_links_in_circles_end(folder: Path) -> None:
     (folder / "class_1" / "nowhere.jpg").symlink_to(folder / "nothing")
     os.mkfifo(folder / "class_1" / "pipe.jpg")
     names = open_source(str(folder), SourceOptions()).names
-    assert len(names) == 13
-    assert "class_1/again.jpg" in names
+    assert len(names) == 14
+    assert {"class_1/again.jpg", "class_1/nowhere.jpg"} <= set(names)
 
 
 def test_what_a_manifest_names_that_is_no_file_is_not_waited_for(
@@ -320,7 +323,8 @@ def test_what_a_manifest_names_that_is_no_file_is_not_waited_for(
     names = ("gone.jpg", "pipe.jpg", "locked.jpg", "/dev/zero", f"{folder}/class_0")
     good = f"{folder}/class_0/0.jpg"
     (tmp_path / "list.csv").write_text("\n".join(("path", *names, good)) + "\n")
-    summary = convert(str(tmp_path / "list.csv"), tmp_path / "x.beton", ConvertConfig())
+    cfg = ConvertConfig(max_bad_fraction=1)
+    summary = convert(str(tmp_path / "list.csv"), tmp_path / "x.beton", cfg)
     assert (summary.num_samples, summary.num_quarantined) == (1, 5)
     with (tmp_path / "x.quarantine.csv").open() as file:
         reasons = [row["reason"] for row in csv.DictReader(file)]
@@ -369,3 +373,31 @@ def test_a_lost_disk_is_no_bad_image(
     with pytest.raises(OSError, match=r"cannot be read \(Stale file handle\); .*same command"):
         convert(str(folder), target, ConvertConfig(workers=2, quality=80))
     assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+@pytest.mark.parametrize(("bad", "stops"), [(MAX_READ_ERRORS, False), (MAX_READ_ERRORS + 1, True)])
+def test_bad_blocks_are_bad_images_and_a_failing_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: int, stops: bool, holdout: float
+) -> None:
+    write_class_folders(tmp_path / "src", classes=1, per_class=12)
+    target, real, failing = tmp_path / "x.beton", os.read, iter(range(bad))
+
+    def failing_read(descriptor: int, size: int) -> bytes:
+        if (
+            "/src/" in os.readlink(f"/proc/self/fd/{descriptor}")
+            and next(failing, None) is not None
+        ):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, size)
+
+    monkeypatch.setattr(os, "read", failing_read)
+    cfg = ConvertConfig(workers=1, holdout=holdout)
+    if stops:
+        with pytest.raises(OSError, match=r"cannot be read \(Input/output error\); .*same command"):
+            convert(str(tmp_path / "src"), target, cfg)
+        monkeypatch.undo()
+        assert convert(str(tmp_path / "src"), target, cfg).num_quarantined == 0
+    else:
+        summary = convert(str(tmp_path / "src"), target, cfg)
+        assert summary.num_quarantined == (0 if holdout else bad)  # the second pass reads them

@@ -1,6 +1,8 @@
 """Images of every kind become upright RGB pixels; damage and absurdity become ImageError."""
 
 import io
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +81,20 @@ def test_reads_lossless_webp_and_the_first_frame_of_a_gif() -> None:
     later = [Image.fromarray(255 - gray)]
     gif = encoded(gray, "GIF", save_all=True, append_images=later)
     assert distance(load_image(gif, 512), gray) < 1
+
+
+def test_heic_is_read_where_its_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for the package, which the tests do not need: a PNG with HEIC's first bytes."""
+    start = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+    def opened(file: io.BytesIO, _: str) -> Image.Image:
+        return Image.open(io.BytesIO(file.read()[len(start) :]))
+
+    package = SimpleNamespace(register_heif_opener=lambda: Image.register_open("HEIF", opened))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    assert np.array_equal(load_image(start + encoded(picture(4), "PNG"), 512), picture(4))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])

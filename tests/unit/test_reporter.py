@@ -51,6 +51,13 @@ def opened(tmp_path, clock):  # noqa: ARG001
     found.close()
 
 
+def test_the_log_has_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with run_logger(RunFolder(tmp_path)) as logger:
+        logger.info("data      %s", "Mu\udcf1oz")
+    assert (tmp_path / "train.log").read_bytes().endswith(b"data      Mu\xf1oz\n")
+
+
 def test_the_line_says_what_it_shows():
     line = progress_line(ROW, timedelta(seconds=3725), 3_200_000_000, 80)
     assert line == "loss 6.123  look-up 12.3%  ETA 1:02:05  1,234 images/s  3.2 GB"

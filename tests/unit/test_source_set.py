@@ -152,6 +152,18 @@ def test_a_file_that_changes_afterwards_is_named(folder: Path) -> None:
             dataset.decode(3)
 
 
+def test_names_that_are_not_utf_8_are_kept(folder: Path, tmp_path: Path) -> None:
+    """As archives made under Windows unpack; a file keeps them too."""
+    (folder / "class0" / "000.jpg").rename(folder / "class0" / "Mu\udcf1oz.jpg")
+    (folder / "class1").rename(folder / "Se\udcf1ora")
+    convert(str(folder), tmp_path / "set.beton", ConvertConfig(workers=1))
+    with open_dataset(tmp_path / "set.beton") as file, open_dataset(folder) as dataset:
+        assert dataset.classes == file.classes == ["Se\udcf1ora", "class0"]
+        assert [dataset.name(i) for i in range(12)] == [file.name(i) for i in range(12)]
+        assert "class0/Mu\udcf1oz.jpg" in [dataset.name(i) for i in range(12)]
+        assert len(dataset.fingerprint) == 64
+
+
 def test_the_fingerprint_tells_sets_apart(folder: Path) -> None:
     before = open_dataset(folder).fingerprint
     assert open_dataset(folder).fingerprint == before

@@ -38,7 +38,7 @@ def test_folders_give_names_labels_pixels_and_stamps(tmp_path: Path) -> None:
     assert has_pictures(samples, 2, 1, 0)
     statuses = [(tmp_path / name).stat() for name in samples.names]
     assert samples.stamps.tolist() == [[s.st_size, s.st_mtime_ns] for s in statuses]
-    assert samples.num_ignored == 1
+    assert samples.passed_over.total == 1
     write_images(tmp_path, "flat.png")
     assert set(labels_by_name(opened(tmp_path)).values()) == {None}
 

@@ -63,6 +63,8 @@ def test_imagenet_validation_labels_agree_with_class_folders(tmp_path: Path, pla
         zip(VALIDATION, ["n03", "n02", "n01"], strict=True)
     )
     assert samples.classes == opened(tmp_path / "train").classes
+    (tmp_path / "val" / "logo.svg").write_text("<svg/>")  # has no label, and takes none away
+    assert opened(tmp_path / "val").labels.tolist() == [*samples.labels, -1]
     assert all(np.array_equal(image, picture(n)) for n, image in enumerate(pixels_of(samples)))
 
 
@@ -119,6 +121,10 @@ def test_tiny_imagenet(tmp_path: Path, source: str) -> None:
     assert train.classes == val.classes == ["n01", "n02"]
     assert list(labels_by_name(val).values()) == ["n02", "n02", "n01"]
     assert np.array_equal(pixels_of(val)[2], picture(2))
+    stray = tmp_path / source / "zebra.svg"
+    stray.write_text("<svg/>")  # has no label, and makes no class of the folder
+    assert list(labels_by_name(opened(tmp_path / source)).values()) == ["n02", "n02", "n01", None]
+    stray.unlink()
     (tmp_path / "wnids.txt").write_text("n02\nn01\nn00\n")
     assert opened(tmp_path / source).classes == ["n00", "n01", "n02"]
     (tmp_path / "wnids.txt").write_text("n02\n")

@@ -15,25 +15,39 @@ from fastmoco.data.sources.labels import (
     split_table_name,
 )
 from fastmoco.data.sources.listing import Listing, list_images
+from fastmoco.data.sources.recognition import EXTENSIONS
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file
 from fastmoco.data.sources.tiny_imagenet import tiny_imagenet_labels
+from fastmoco.errors import UsageError
 
 _SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
 def open_folder(root: Path, options: SourceOptions) -> SampleSet:
+    """List a folder and open its images; see `open_listing`."""
+    return open_listing(list_images(root), options)
+
+
+def open_listing(listing: Listing, options: SourceOptions) -> SampleSet:
     """Open the images of a folder, labeled by ``options.labels``, by their layout, or not at all.
 
     Raises:
-        ValueError: If the folder holds no images or only splits, or the labels do not match.
+        UsageError: If the folder holds no images.
+        ValueError: If it holds only splits, or the labels do not match.
     """
-    listing = list_images(root)
+    for name in listing.archives:
+        listing.passed_over.add("archives", name)
+    if not listing.names:
+        raise UsageError(
+            f"{listing.root}: holds no images; searched it and its subfolders for "
+            f"{' '.join(sorted(EXTENSIONS))} ({listing.passed_over.total} other files)"
+        )
     if not options.labels:
         return _samples(listing, _labels_by_layout(listing))
     table = split_table_name(options.labels)
     samples = _samples(listing, _class_folder_labels(listing) or _unlabeled(listing))
     if table:
-        relabel_by_path(samples, root.absolute(), *table)
+        relabel_by_path(samples, listing.root.absolute(), *table)
     else:
         relabel_by_number(samples, Path(options.labels).expanduser())
     return samples
@@ -74,7 +88,7 @@ def _samples(listing: Listing, labels: Labels) -> SampleSet:
         classes=labels[1],
         load=partial(read_image_file, str(listing.root.absolute())),
         stamps=listing.stamps,
-        num_ignored=listing.num_ignored,
+        passed_over=listing.passed_over,
     )
 
 

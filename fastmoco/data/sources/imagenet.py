@@ -20,14 +20,16 @@ _LEVELS = 4  # Kaggle's images are in ILSVRC/Data/CLS-LOC/val, its table at the 
 
 
 def imagenet_labels(listing: Listing) -> Labels | None:
-    """Labels from the devkit or Kaggle's table, in the folder or above it; None for other images.
+    """Labels from the devkit or Kaggle's table, in the folder or above it; None for other folders.
+
+    An image of another name among them has no label.
 
     Raises:
         ValueError: If the table is damaged or lacks an image, or scipy is missing.
         FileNotFoundError: If neither exists.
     """
-    matches = [match for name in listing.names if (match := _NAME.fullmatch(name))]
-    if len(matches) != len(listing.names):
+    stems = [match[1] if (match := _NAME.fullmatch(name)) else "" for name in listing.names]
+    if stems.count("") >= len(stems) / 2:
         return None
     root = listing.root.absolute()
     above = (root, *root.parents[:_LEVELS])
@@ -44,10 +46,9 @@ def imagenet_labels(listing: Listing) -> Labels | None:
             "labels=FILE to a file of 50,000 lines"
         )
     classes = sorted(set(wnid_of.values()))
-    stems = [match[1] for match in matches]
-    if missing := next((stem for stem in stems if stem not in wnid_of), None):
+    if missing := next((stem for stem in stems if stem and stem not in wnid_of), None):
         raise ValueError(f"{truth or table}: has no label for {missing}.JPEG")
-    return labels_by_class([wnid_of[stem] for stem in stems], classes), classes
+    return labels_by_class([wnid_of.get(stem, "") for stem in stems], classes), classes
 
 
 def _devkit_wnids(truth: Path) -> dict[str, str]:

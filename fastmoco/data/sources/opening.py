@@ -8,14 +8,16 @@ from pathlib import Path
 
 from fastmoco.data.sources.arrays import open_arrays
 from fastmoco.data.sources.builtin import open_builtin
-from fastmoco.data.sources.folder import open_folder
+from fastmoco.data.sources.folder import open_folder, open_listing
+from fastmoco.data.sources.listing import list_images
 from fastmoco.data.sources.manifest import open_manifest
-from fastmoco.data.sources.samples import EXTENSIONS, SampleSet, SourceOptions
+from fastmoco.data.sources.samples import SampleSet, SourceOptions, expect_regular_file
 from fastmoco.data.sources.tar_shards import open_shards
 from fastmoco.data.sources.torchvision_sets import SETS, open_torchvision
 from fastmoco.errors import UsageError
 
-_TAR_SUFFIXES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst")
+_TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4")
+_SHARD = re.compile(r"[^/]*\.(tar|tgz|tbz2|txz|tar\.(gz|bz2|xz|zst|lz4))")  # directly in a folder
 _MAX_SHARDS = 100_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
@@ -62,6 +64,7 @@ def open_source(source: str, options: SourceOptions) -> SampleSet:
         kind = SUFFIXES.get(path.suffix.lower())
         if kind is None:
             raise UsageError(f"{source}: is of an unknown kind; name {_KINDS}")
+        expect_regular_file(path)
         _refuse_unused(source, options, kind)
         return kind(path, options)
     if re.search(r"[*?\[{]", source):
@@ -111,15 +114,19 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _open_folder(folder: Path, options: SourceOptions) -> SampleSet:
-    """Open tar shards if a folder holds them and neither images nor folders; else its images."""
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    shards = [entry for entry in entries if entry.suffix == ".tar"]
-    others = (entry for entry in entries if entry.suffix != ".tar")
-    if shards and not any(e.suffix.lower() in EXTENSIONS or e.is_dir() for e in others):
-        _refuse_unused(str(folder), options, open_shards)
-        return open_shards(shards)
-    _refuse_unused(str(folder), options, open_folder)
-    return open_folder(folder, options)
+    """Open the images of a folder and its subfolders; if there are none, its tar shards."""
+    listing = list_images(folder)
+    is_shard = {name: bool(_SHARD.fullmatch(name.lower())) for name in listing.archives}
+    if listing.names or not any(is_shard.values()):
+        _refuse_unused(str(folder), options, open_folder)
+        return open_listing(listing, options)
+    _refuse_unused(str(folder), options, open_shards)
+    samples = open_shards([folder / name for name in listing.archives if is_shard[name]])
+    for name in listing.archives:
+        if not is_shard[name]:
+            listing.passed_over.add("archives", name)
+    samples.passed_over.merge(listing.passed_over)
+    return samples
 
 
 def _refuse_unused(source: str, options: SourceOptions, kind: Callable[..., SampleSet]) -> None:

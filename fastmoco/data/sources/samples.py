@@ -2,23 +2,36 @@
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.jpeg_markers import ImageError
+from fastmoco.data.sources.passed_over import PassedOver
+from fastmoco.errors import UsageError
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-    | {".ppm", ".pgm"}
-)
 MAX_FILE_BYTES = 1 << 29
 
 Loaded = bytes | NDArray[np.uint8]
+
+BROKEN_LINK = "is a link to a file that does not exist"
+NOWHERE = (errno.ENOENT, errno.ELOOP, errno.EACCES, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""Error numbers of a file that is missing or may not be read, however healthy the disk is."""
+
+
+class Place(NamedTuple):
+    """Location of an image's bytes in a file."""
+
+    path: str
+    offset: int
+    size: int
+    fault: str = ""
+    """Why they cannot be read."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,8 +70,8 @@ class SampleSet:
     stamps: NDArray[np.int64] = field(default_factory=_no_stamps)
     """Size in bytes and mtime in ns, ``(n, 2)`` int64 of each sample's file (-1 if it is missing),
     or ``(m, 2)`` of the files that hold all samples; empty for generated images."""
-    num_ignored: int = 0
-    """Files ignored because they are hidden or have no image extension."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """Files of the source that are no samples."""
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -69,7 +82,7 @@ def read_image_file(root: str, name: str) -> bytes:
     """Read the bytes of an image file.
 
     Raises:
-        ImageError: If it is empty, or too large to be an image.
+        ImageError: If it is empty, too large to be an image, or a link to nothing.
         OSError: If it cannot be read; ENODEV if no file can, because the folder is gone.
     """
     # pathlib and os.path would take longer than all other work on a small image. O_NONBLOCK: do
@@ -78,8 +91,10 @@ def read_image_file(root: str, name: str) -> bytes:
     path = name if name.startswith("/") else f"{root}/{name}"
     try:
         descriptor = os.open(path, flags)
-    except OSError:
+    except OSError as error:
         _expect_folder(root)
+        if is_broken_link(path, error):
+            raise ImageError(BROKEN_LINK) from error
         raise
     try:
         size = os.fstat(descriptor).st_size
@@ -90,6 +105,11 @@ def read_image_file(root: str, name: str) -> bytes:
         return data
     finally:
         os.close(descriptor)
+
+
+def is_broken_link(path: str, error: OSError) -> bool:
+    """Whether a file could not be opened because it is a link to a missing one."""
+    return error.errno == errno.ENOENT and os.path.islink(path)
 
 
 def _expect_folder(root: str) -> None:
@@ -113,6 +133,17 @@ def check_file_bytes(size: int) -> None:
     """
     if not 0 < size <= MAX_FILE_BYTES:
         raise ImageError(f"{size} bytes are refused (1 to {MAX_FILE_BYTES})")
+
+
+def expect_regular_file(path: Path) -> None:
+    """Refuse what is no file on a disk, and could make its reader wait for ever.
+
+    Raises:
+        UsageError: If the path is a pipe, a socket, a device or a folder.
+        OSError: If it does not exist.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UsageError(f"{path}: is a pipe, socket, device or folder; name a file on a disk")
 
 
 def stamps_of(paths: Iterable[str | Path]) -> NDArray[np.int64]:

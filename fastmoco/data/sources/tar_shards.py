@@ -1,42 +1,51 @@
 """Tar shards in WebDataset's layout: the files of one key are one sample.
 
-Shards are listed once, header by header; an image is then read at its offset. Compressed shards
-are refused: reading one image would mean unpacking everything before it.
+The last dot of a name ends its key, so that names such as ``IMG_2021.05.03.jpg`` are kept. Beside
+an image ``x.jpg``, ``x.seg.png`` is another image of the key ``x``, as in WebDataset.
+
+Shards are listed once, header by header; an image is then read at its offset.
 """
 
 import json
 import os
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.data.sources.labels import labels_of_texts
-from fastmoco.data.sources.samples import EXTENSIONS, SampleSet, check_file_bytes, stamps_of
+from fastmoco.data.sources.passed_over import PassedOver
+from fastmoco.data.sources.recognition import (
+    EXTENSIONS,
+    HEAD_BYTES,
+    named_like_image,
+    named_otherwise,
+    starts_like_image,
+)
+from fastmoco.data.sources.samples import (
+    Place,
+    SampleSet,
+    check_file_bytes,
+    expect_regular_file,
+    stamps_of,
+)
+from fastmoco.data.sources.tar_members import list_members
 
-_UNPACK = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
-_LABEL_EXTENSIONS = frozenset({"cls", "json"})
+_LABEL_EXTENSIONS = frozenset({".cls", ".json"})
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
-
-MemberKey = tuple[str, int, int]
+_VIEW = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # `seg`, `depth.left`; not the `05` of a date
 
 
 @dataclass(kw_only=True, slots=True)
 class _Sample:
-    """Files of one key: extension, offset and size of its image, and text of its label."""
+    """Files of one key: extension and place of its image, text of its label, names of labels."""
 
     extension: str = ""
-    offset: int = 0
-    size: int = 0
+    place: Place | None = None
     label: str = ""
-    files: set[str] = field(default_factory=set)
+    labels: list[str] = field(default_factory=list)
 
 
 def open_shards(shards: list[Path]) -> SampleSet:
@@ -46,23 +55,21 @@ def open_shards(shards: list[Path]) -> SampleSet:
     named by WordNet ids, as ILSVRC2012_img_train.tar unpacks, these are the labels.
 
     Raises:
+        UsageError: If a shard is a pipe or device.
         ValueError: If a shard is compressed, cut or not a tar file, or there are no images.
         OSError: If a shard cannot be read.
     """
     names: list[str] = []
-    keys: list[MemberKey] = []
+    keys: list[Place] = []
     texts: list[str] = []
-    num_ignored = 0
+    passed_over = PassedOver()
     by_shard = all(_WORDNET_ID.fullmatch(shard.stem) for shard in shards)
     for shard, title in zip(shards, _titles(shards), strict=True):
-        path = str(shard.absolute())
-        for key, sample in _read_index(shard).items():
-            has_image = bool(sample.extension)
-            num_ignored += len(sample.files - _LABEL_EXTENSIONS) - has_image
-            if has_image:
-                names.append(f"{title}/{key}{sample.extension}")
-                keys.append((path, sample.offset, sample.size))
-                texts.append(sample.label or (shard.stem if by_shard else ""))
+        expect_regular_file(shard)
+        for name, place, label in _images(_read_index(shard, passed_over), passed_over):
+            names.append(f"{title}/{name}")
+            keys.append(place)
+            texts.append(label or (shard.stem if by_shard else ""))
     if not names:
         raise ValueError(
             f"{shards[0]}: no images in {len(shards)} shards; searched for KEY.EXTENSION with "
@@ -76,26 +83,24 @@ def open_shards(shards: list[Path]) -> SampleSet:
         load=read_member,
         keys=keys,
         stamps=stamps_of(shards),
-        num_ignored=num_ignored,
+        passed_over=passed_over,
     )
 
 
-def read_member(key: MemberKey) -> bytes:
+def read_member(place: Place) -> bytes:
     """Read the bytes of an image in a shard.
 
-    Args:
-        key: Path of the shard; offset and size of the image in bytes.
-
     Raises:
-        ImageError: If the image is empty, too large, or cut.
+        ImageError: If the image is empty, too large, or cut, or its place has a fault.
         OSError: If the shard cannot be read.
     """
-    path, offset, size = key
-    check_file_bytes(size)
-    with open(path, "rb") as file:
-        data = os.pread(file.fileno(), size, offset)
-    if len(data) != size:
-        raise ImageError(f"{path} ends within the image")
+    if place.fault:
+        raise ImageError(place.fault)
+    check_file_bytes(place.size)
+    with open(place.path, "rb") as file:
+        data = os.pread(file.fileno(), place.size, place.offset)
+    if len(data) != place.size:
+        raise ImageError(f"{place.path} ends within the image")
     return data
 
 
@@ -109,33 +114,53 @@ def _titles(shards: list[Path]) -> list[str]:
     return [path.relative_to(common).with_suffix("").as_posix() for path in paths]
 
 
-def _read_index(shard: Path) -> dict[str, _Sample]:
-    """Samples of a shard by key: a file's path up to the first dot of its name."""
+def _read_index(shard: Path, passed_over: PassedOver) -> dict[str, _Sample]:
+    """Samples of a shard by key: a file's path up to the last dot of its name."""
     samples: dict[str, _Sample] = {}
+    seen: set[tuple[str, str]] = set()
     with shard.open("rb") as file:
-        for name, offset, size in _members(shard):
-            folder, slash, base = name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            if not stem:
-                continue  # hidden
-            sample = samples.setdefault(folder + slash + stem, _Sample())
+        for name, place in list_members(shard, passed_over):
+            if name.rpartition("/")[2].startswith("."):
+                passed_over.add("hidden", name)
+                continue
+            key, extension = os.path.splitext(name)
             extension = extension.lower()
-            if extension in sample.files:
+            if extension not in EXTENSIONS | _LABEL_EXTENSIONS:
+                key, extension = name, ""
+            if (key, extension) in seen:
                 raise ValueError(f"{shard}: holds {name} twice")
-            sample.files.add(extension)
-            if f".{extension}" in EXTENSIONS and not sample.extension:
-                sample.extension, sample.offset, sample.size = f".{extension}", offset, size
-            elif extension in _LABEL_EXTENSIONS:
-                data = os.pread(file.fileno(), size, offset)
-                label = _label(data, extension, f"{shard}: {name}")
-                sample.label = (sample.label or label) if extension == "json" else label
+            seen.add((key, extension))
+            if extension in _LABEL_EXTENSIONS:
+                label = _label(file, place, extension, f"{shard}: {name}")
+                sample = samples.setdefault(key, _Sample())
+                sample.label = (sample.label or label) if extension == ".json" else label
+                sample.labels.append(name)
+            elif reason := _reason_to_pass(file, name, place):
+                passed_over.add(reason, name)
+            elif (sample := samples.setdefault(key, _Sample())).place:
+                passed_over.add("other images", name)
+            else:
+                sample.extension, sample.place = extension, place
     return samples
 
 
-def _label(data: bytes, extension: str, where: str) -> str:
+def _reason_to_pass(file: BinaryIO, name: str, place: Place) -> str:
+    """Why a file is not an image, by its name or else its first bytes; ``""`` if it may be one."""
+    if named_like_image(name):
+        return ""
+    if reason := named_otherwise(name):
+        return reason
+    head = os.pread(file.fileno(), min(HEAD_BYTES, place.size), place.offset)
+    return "" if place.fault or starts_like_image(head) else "not images"
+
+
+def _label(file: BinaryIO, place: Place, extension: str, where: str) -> str:
     """Text of a ``.cls`` file, or value of ``label`` in a ``.json`` file."""
+    if place.fault:
+        raise ValueError(f"{where} {place.fault}")
+    data = os.pread(file.fileno(), place.size, place.offset)
     try:
-        if extension == "cls":
+        if extension == ".cls":
             return data.decode().strip()
         found = json.loads(data)
     except ValueError as error:
@@ -144,31 +169,31 @@ def _label(data: bytes, extension: str, where: str) -> str:
     return "" if label is None else str(label)
 
 
-def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, and offset and size of the data, of each regular file.
+def _images(
+    samples: dict[str, _Sample], passed_over: PassedOver
+) -> Iterator[tuple[str, Place, str]]:
+    """Yield name, place and label of each key's image; pass over what belongs to no image."""
+    used = set()
+    for key, sample in samples.items():
+        if sample.place is None:
+            continue
+        above = list(_keys_above(key))
+        main = above[-1] if above else key
+        is_view = sample.extension in EXTENSIONS and _VIEW.fullmatch(key[len(main) + 1 :])
+        if is_view and main in samples and samples[main].place:
+            passed_over.add("other images", key + sample.extension)
+            continue
+        labeled = next((one for one in (key, *above) if one in samples and samples[one].label), key)
+        used.add(labeled)
+        yield key + sample.extension, sample.place, samples[labeled].label
+    for key, sample in samples.items():
+        if key not in used and sample.place is None:
+            for name in sample.labels:
+                passed_over.add("lone labels", name)
 
-    Raises:
-        ValueError: If the shard is compressed, or not a tar file with its end mark.
-    """
-    _refuse_compressed(shard)
-    try:
-        with tarfile.open(shard, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # they would fill the memory
-                if member.isreg() and not member.issparse():
-                    yield member.name.removeprefix("./"), member.offset_data, member.size
-            end = archive.offset
-    except tarfile.TarError as error:
-        raise ValueError(f"{shard}: is cut or not a tar file ({error}); get it again") from error
-    with shard.open("rb") as file:
-        file.seek(end)
-        if file.read(512) != bytes(512):
-            raise ValueError(f"{shard}: is cut or damaged at byte {end}; get it again")
 
-
-def _refuse_compressed(shard: Path) -> None:
-    with shard.open("rb") as file:
-        start = file.read(8)
-    for magic, tool in _UNPACK.items():
-        if start.startswith(magic):
-            raise ValueError(f"{shard}: is compressed; unpack it first: {tool} {shard}")
+def _keys_above(key: str) -> Iterator[str]:
+    """Shorter keys whose label an image takes if it has none: ``x.1.left`` -> ``x.1``, ``x``."""
+    while (shorter := os.path.splitext(key)[0]) != key:
+        key = shorter
+        yield key
