@@ -50,7 +50,7 @@ def test_sets_that_cannot_serve(capsys, place, command):
         ),
         ("unlabeled", "good", "data.train has images without a label"),
         ("good", "unlabeled", "data.test has images without a label"),
-        ("good", "other names", "different classes (such as red)"),
+        ("good", "other names", "class violet of data.test has no image in data.train"),
         ("two classes", "good", "class red of data.test has no image in data.train"),
         ("none", "good", place / "none"),
     ):
@@ -141,3 +141,22 @@ def test_weights_of_another_architecture(capsys, place, tmp_path):
 def test_one_class_is_no_task(capsys, place, tmp_path):
     sets = [*data(place, "one class", "one class"), "allow_overlap=true"]
     refused(capsys, ["linear", place / "run", *sets, f"out={tmp_path}"], "has one class only")
+
+
+@pytest.mark.filterwarnings("always")
+@pytest.mark.parametrize("command", ["knn", "linear", "finetune"])
+def test_a_class_without_test_images_keeps_the_others_by_name(capsys, place, tmp_path, command):
+    """Blue, green and red are learned; "red" is the second class of the test set alone."""
+    test = write_colors(tmp_path / "test", seed=4, per_class=2, names="blue red")
+    options = {"knn": ["k=1", "features=pixels"], "linear": ["protocol=fast", "train.epochs=1"]}
+    arguments = [command, place / "run", f"data.train={place / 'good'}", f"data.test={test}"]
+    arguments += options.get(command, ["train.epochs=1"])
+    capsys.readouterr()
+    assert cli.main([*map(str, arguments), "baselines=false", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "no image of 1 of 3 classes (green); the accuracy is over the others" in printed.err
+    found = json.loads(printed.out)
+    assert found["num_test"] == 4
+    if command == "knn":
+        counts = {row["name"]: (row["images"], row["top1"]) for row in found["classes"]}
+        assert counts == {"blue": (2, 100), "green": (0, None), "red": (2, 100)}

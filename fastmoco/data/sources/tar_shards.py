@@ -15,6 +15,7 @@ from pathlib import Path
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.data.sources.labels import labels_of_texts
 from fastmoco.data.sources.samples import EXTENSIONS, SampleSet, check_file_bytes, stamps_of
+from fastmoco.data.sources.tables import cell_text
 
 _UNPACK = {
     b"\x1f\x8b": "gunzip",
@@ -141,7 +142,7 @@ def _label(data: bytes, extension: str, where: str) -> str:
     except ValueError as error:
         raise ValueError(f"{where} is damaged ({error})") from error
     label = found.get("label") if isinstance(found, dict) else None
-    return "" if label is None else str(label)
+    return cell_text(label, where)
 
 
 def _members(shard: Path) -> Iterator[tuple[str, int, int]]:
