@@ -14,6 +14,7 @@ from fastmoco.data.sources.listing import Listing, list_images
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file
 from fastmoco.data.sources.split_names import split_folders
 from fastmoco.data.sources.tiny_imagenet import tiny_imagenet_labels
+from fastmoco.errors import UsageError
 
 
 def open_folder(root: Path, options: SourceOptions) -> SampleSet:
@@ -85,7 +86,7 @@ def _samples(listing: Listing, labels: Labels) -> SampleSet:
 def _refuse_splits(root: Path, classes: list[str]) -> None:
     """Refuse splits as classes: a model would learn the split of an image."""
     if splits := split_folders(classes):
-        raise ValueError(
+        raise UsageError(
             f"{root}: holds the splits {', '.join(splits)}, not classes; convert each of them, "
             f"such as {root / splits[0]}"
         )
