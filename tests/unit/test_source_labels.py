@@ -221,6 +221,23 @@ def test_an_array_takes_no_labels_by_path(tmp_path: Path) -> None:
     )
 
 
+def test_a_table_keeps_the_names_of_the_folders_classes(tmp_path: Path) -> None:
+    write_files(tmp_path / "set", "None/1.jpg", "1.0/2.jpg", "007/3.jpg")
+    table = tmp_path / "set.csv"
+    table.write_text("path,label\nNone/1.jpg,007\n1.0/2.jpg,None\n007/3.jpg,1.0\n")
+    samples = opened(tmp_path / "set", labels=str(table))
+    assert samples.classes == ["007", "1.0", "None"]
+    expected = {"None/1.jpg": "007", "1.0/2.jpg": "None", "007/3.jpg": "1.0"}
+    assert labels_by_name(samples) == expected
+
+
+def test_a_row_that_fits_two_images_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path / "set", "a.jpg", "a.png")
+    (tmp_path / "set.csv").write_text("path,label\na,1\n")
+    message = r"line 2 fits a\.jpg and a\.png; write the path of each"
+    refused(tmp_path / "set", message, labels=str(tmp_path / "set.csv"))
+
+
 _PARTS = st.text("ab1. _", min_size=1, max_size=4).filter(lambda part: part.strip(". ") == part)
 _PATHS = st.lists(_PARTS, min_size=1, max_size=3).map(lambda parts: "/".join(parts) + ".jpg")
 
