@@ -107,7 +107,7 @@ def labels_of_array(array: NDArray[Any], where: object) -> Labels:
     if flat.ndim != 1 or flat.dtype.kind not in "biufU":
         raise ValueError(
             f"{where}: labels are {array.dtype} of shape {array.shape}; save one integer or class "
-            "name for each image, of one-hot rows their argmax(1)"
+            "name for each image (argmax(1) of one-hot rows)"
         )
     if flat.dtype.kind == "U":
         return labels_of_texts(flat.tolist(), where, lambda index: f"entry {index}")

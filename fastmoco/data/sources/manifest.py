@@ -61,9 +61,9 @@ def _rows_of_split(table: Table, split: str) -> list[int]:
 
 def _refuse_repeats(table: Table, rows: list[int], names: list[str]) -> None:
     """Refuse an image that is listed twice: training would see it twice, maybe in two classes."""
-    seen: dict[str, int] = {}
+    seen, folder = dict[str, int](), str(table.path.parent)
     for row, name in zip(rows, names, strict=True):
-        first = seen.setdefault(os.path.normpath(table.path.parent / name), row)
+        first = seen.setdefault(os.path.normpath(os.path.join(folder, name)), row)
         if first != row:
             raise ValueError(
                 f"{table.path}: {table.place(row)} repeats {name} of {table.place(first)}"
