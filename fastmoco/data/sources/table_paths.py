@@ -46,8 +46,9 @@ def rows_of_images(
 ) -> list[int]:
     """Row of a table that is about each image of a folder.
 
-    A row's path is relative to the parent of the folder, else absolute or relative to a folder
-    further up, else relative to the folder itself. Each may lack the image's extension.
+    A row's path is relative to the parent of the folder, else absolute (also of another machine,
+    where the last two folders have these names) or relative to a folder further up, else relative
+    to the folder itself. Each may lack the image's extension.
 
     Args:
         table: It has the column ``path``.
@@ -87,18 +88,27 @@ def _plain(path: str) -> str:
 
 
 def _rows_by_path(table: Table, folder: Path) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Rows by path, and by what follows the folder's name in a longer path."""
+    """Rows by path, and by what follows the folder in a longer path (`_is_same`)."""
     rows: dict[str, list[int]] = {}
     below: dict[str, list[int]] = {}
     for row, text in enumerate(table.column("path")):
         rows.setdefault(_plain(text), []).append(row)
-    inside = re.compile(rf"(?<=/){re.escape(folder.name)}/")
+    ends = re.compile(rf"(?<=/){re.escape(folder.name)}/")
     for path, found in rows.items():
-        start = path.removeprefix(f"{folder}/")
-        tails = [start] if start != path else [path[m.end() :] for m in inside.finditer(path)]
-        for tail in tails:
-            below.setdefault(tail, []).extend(found)
+        for match in ends.finditer(path):
+            if _is_same(path[: match.end() - 1], folder):
+                below.setdefault(path[match.end() :], []).extend(found)
     return rows, below
+
+
+def _is_same(written: str, folder: Path) -> bool:
+    """Whether a written folder is this one: its end, or of an absolute one the last two names.
+
+    One name would not do: ``/old/test/images`` is not ``/new/val/images``.
+    """
+    is_absolute = written.startswith("/") or bool(_FOREIGN.match(written))
+    end = "/".join(written.split("/")[-2:]) if is_absolute else written
+    return f"/{folder.as_posix()}".endswith(f"/{end}")
 
 
 def _no_row(table: Table, name: str, folder: Path) -> str:
