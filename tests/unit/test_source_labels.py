@@ -245,9 +245,7 @@ _PATHS = st.lists(_PARTS, min_size=1, max_size=3).map(lambda parts: "/".join(par
 @given(st.data())
 def test_rows_are_found_however_their_paths_are_spelled(data: st.DataObject) -> None:
     names = data.draw(st.lists(_PATHS, min_size=1, max_size=6, unique=True))
-    styles = st.sampled_from(
-        ["", "./", "set/", "d/set/", "/home/d/set/", "C:/d/set/", "/d/set/"]
-    )
+    styles = st.sampled_from(["", "./", "set/", "d/set/", "/home/d/set/", "C:/d/set/", "/d/set/"])
     paths, texts = [], []
     for number, name in enumerate(names):
         path = data.draw(styles) + name
