@@ -5,8 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmoco.data.beton_format import printable
 from fastmoco.data.conversion import ConversionJob, Made, quarantine_path
-from fastmoco.data.facts import description_text, plain_values
+from fastmoco.data.facts import count_classes, description_text, first_names, plain_values
 from fastmoco.data.holdout import Split
 from fastmoco.data.quarantine import many_left_out
 from fastmoco.data.shards import set_fingerprint
@@ -14,7 +18,7 @@ from fastmoco.data.sources import SampleSet
 from fastmoco.data.sources.passed_over import Passed
 from fastmoco.data.tally import Totals
 
-MAX_PRINTED = 5
+MAX_CLASSES_PRINTED = 20
 
 
 @dataclass(kw_only=True, slots=True)
@@ -50,6 +54,10 @@ class ConvertSummary:
     """Files of the source that are no images, by reason."""
     classes: list[str]
     """Class names; ``[]`` if unlabeled."""
+    class_counts: dict[str, int]
+    """Images of each class in all files made."""
+    num_unlabeled: int
+    """Images without a label in all files made."""
     num_duplicates: int
     """Images with the same stored bytes as another one, over all files made."""
     num_bytes: int
@@ -81,7 +89,7 @@ class ConvertSummary:
                 "test images": f"{self.held_out.num_samples:,}",
             }
         rows |= {
-            "classes": f"{len(self.classes):,}" if self.classes else "none",
+            "classes": _classes_text(self.class_counts, self.num_unlabeled),
             "size": f"{self.num_bytes / 1e6:,.1f} MB",
             "time": f"{self.seconds:,.1f} s",
             "rate": f"{self.images_per_second:,.0f} images/s, {read}",
@@ -107,9 +115,23 @@ class ConvertSummary:
         return many_left_out(bad, good + bad, self.quarantine_path)
 
 
+def _classes_text(counts: Mapping[str, int], num_unlabeled: int) -> str:
+    """Class names with their numbers of images; of many classes the first and the last."""
+    if not counts:
+        return "none"
+    listed = [f"{printable(name)} {count:,}" for name, count in counts.items()]
+    if len(listed) > MAX_CLASSES_PRINTED:
+        few, most = min(counts.values()), max(counts.values())
+        half = MAX_CLASSES_PRINTED // 4
+        listed = [*listed[:half], "...", *listed[-half:], f"{few:,} to {most:,} images each"]
+    if num_unlabeled:
+        listed.append(f"no label {num_unlabeled:,}")
+    return f"{len(counts):,}: {', '.join(listed)}"
+
+
 def _remarks(held_out: HeldOut) -> dict[str, tuple[int, str]]:
     names = held_out.untested
-    listed = ", ".join(names[:MAX_PRINTED]) + (", ..." if len(names) > MAX_PRINTED else "")
+    listed = first_names(names)
     alike = "images that look like another one, kept on the same side as that one"
     return {
         "copies": (held_out.num_copies, alike),
@@ -152,6 +174,7 @@ def summarize(
         totals.merge(one.totals)
     targets = [job.target for part in parts for job in part.jobs]
     num_resumed = sum(one.num_resumed for one in made)
+    class_counts, num_unlabeled = count_classes(_stored_labels(parts, totals), samples.classes)
     return ConvertSummary(
         path=parts[0].path,
         num_samples=parts[0].num_stored,
@@ -160,6 +183,8 @@ def summarize(
         quarantine_path=_lists(dict(zip(targets, made, strict=True)), destination),
         passed_over=list(samples.passed_over.rows.values()),
         classes=samples.classes,
+        class_counts=class_counts,
+        num_unlabeled=num_unlabeled,
         num_duplicates=totals.num_duplicates,
         num_bytes=sum(target.stat().st_size for target in targets),
         source_bytes=totals.source_bytes,
@@ -168,6 +193,16 @@ def summarize(
         fingerprint=set_fingerprint([one.fingerprint for one in made]),
         held_out=_held_out(parts[1], split) if split else None,
     )
+
+
+def _stored_labels(parts: Sequence[Converted], totals: Totals) -> NDArray[np.int64]:
+    """Labels of the images in all files, ``(n,)``: of those made now, without bad images."""
+    sets = [job.samples for part in parts for job in part.jobs]
+    labels = np.concatenate([one.labels for one in sets])
+    bad = {name for name, _ in totals.quarantined}
+    if not bad:
+        return labels
+    return labels[[name not in bad for one in sets for name in one.names]]
 
 
 def _held_out(part: Converted, split: Split) -> HeldOut:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FACTS_VERSION = 1
+MAX_LISTED = 5
 _ROW_PIXELS = 512
 _MAX_ROWS = 4096  # 4096 x 255 x 255 fits 32 bits
 
@@ -27,11 +28,7 @@ def describe_contents(
         heights: Heights in pixels, ``(n,)``.
         classes: Class names; larger labels count under their number.
     """
-    values, counts = np.unique(labels, return_counts=True)
-    by_label = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    num_unlabeled = by_label.pop(-1, 0)
-    class_counts = {name: by_label.pop(label, 0) for label, name in enumerate(classes)}
-    class_counts |= {str(label): count for label, count in by_label.items()}
+    class_counts, num_unlabeled = count_classes(labels, classes)
     return {
         "facts_version": FACTS_VERSION,
         "num_samples": len(labels),
@@ -41,6 +38,20 @@ def describe_contents(
         "width_range": [int(widths.min()), int(widths.max())],
         "height_range": [int(heights.min()), int(heights.max())],
     }
+
+
+def count_classes(labels: NDArray[np.int64], classes: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Number of images of each class by its name, and of those without a label.
+
+    Args:
+        labels: Class of each image, ``(n,)``, -1 where unlabeled.
+        classes: Class names; larger labels count under their number.
+    """
+    values, counts = np.unique(labels, return_counts=True)
+    by_label = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    num_unlabeled = by_label.pop(-1, 0)
+    class_counts = {name: by_label.pop(label, 0) for label, name in enumerate(classes)}
+    return class_counts | {str(label): count for label, count in by_label.items()}, num_unlabeled
 
 
 def no_moments() -> NDArray[np.int64]:
@@ -122,6 +133,11 @@ def _merged_statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "channel_std": [round(value, 6) for value in std.tolist()],
         "num_measured_pixels": int(pixels.sum()),
     }
+
+
+def first_names(names: Sequence[str]) -> str:
+    """List names for a message, at most `MAX_LISTED` of them."""
+    return ", ".join(names[:MAX_LISTED]) + (", ..." if len(names) > MAX_LISTED else "")
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:

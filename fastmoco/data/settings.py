@@ -69,8 +69,8 @@ class ConvertConfig:
     split: str = ""
     """Split to convert, for sources with splits; empty means train."""
     labels: Path | None = None
-    """Labels by image number: a text file with one per line, .npy or .pt; or by path:
-    FILE.csv:COLUMN."""
+    """Labels by image number: a text file with one per line, .npy or .pt; or by path: a text file
+    of lines such as cat/1.jpg 3, or FILE.csv:COLUMN."""
     root: Path | None = None
     """Folder of torchvision's datasets; null means data/ in the current folder."""
     download: bool = False

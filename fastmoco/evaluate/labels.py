@@ -4,14 +4,19 @@ Every choice is a pure function of the seed and the sample's id, so parts are ne
 inside the 10% part, and labels that are wrong at a rate of 0.2 are also wrong at 0.4.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fastmoco.data.beton_format import printable
 from fastmoco.data.dataset import Dataset
-from fastmoco.data.sources.labels import split_table_name
+from fastmoco.data.facts import first_names
+from fastmoco.data.sources.label_files import split_table_name
+from fastmoco.data.sources.labels import label_texts
+from fastmoco.data.sources.table_paths import rows_of_images
 from fastmoco.data.sources.tables import read_table
 from fastmoco.draws.host import draw_keys
 from fastmoco.draws.streams import INT64, Stream
@@ -41,35 +46,68 @@ def missing_set(which: str) -> UsageError:
 def check_labels(train: Dataset, test: Dataset) -> Classes:
     """Check that a classifier can learn from one dataset and be measured on the other.
 
+    Where both name their classes, the names decide: ``test.labels`` is replaced by the numbers of
+    the training set's classes. A class without a test image is allowed, with a warning.
+
     Raises:
-        UsageError: If a dataset has unlabeled images, class names differ, or the test set has a
-            class that the training set lacks.
+        UsageError: If a dataset has unlabeled images, or the test set has a class that the training
+            set lacks.
     """
-    found = [set(np.unique(one.labels).tolist()) for one in (train, test)]
-    for which, numbers in zip(("train", "test"), found, strict=True):
-        if min(numbers) < 0:
-            raise UsageError(
-                f"data.{which} has images without a label; convert it from class folders or from a "
-                "table with labels (fastmoco convert)"
-            )
-    # With numbered classes each dataset names only the classes up to its own last one.
-    shared = min(len(train.classes), len(test.classes))
-    if train.classes[:shared] != test.classes[:shared]:
-        odd = sorted(set(train.classes) ^ set(test.classes)) or train.classes
-        raise UsageError(
-            f"data.train and data.test have different classes (such as {odd[0]}); "
-            "convert both from folders of the same classes"
-        )
-    names = max(train.classes, test.classes, key=len)
-    count = max(len(names), max(found[0] | found[1]) + 1)
+    for which, one in (("train", train), ("test", test)):
+        _refuse_unlabeled(which, one)
+    if train.classes and test.classes != train.classes[: len(test.classes)]:
+        test.labels = _numbers_in_training(train, test)
+    learned, measured = (set(np.unique(one.labels).tolist()) for one in (train, test))
+    names = train.classes or test.classes
+    count = max(len(names), max(learned | measured) + 1)
     names = [*names, *(str(number) for number in range(len(names), count))]
-    if missing := found[1] - found[0]:
-        one = min(missing)
-        raise UsageError(
-            f"class {names[one]} of data.test has no image in data.train; both must have the same "
-            "classes"
+    if missing := measured - learned:
+        raise _class_without_training(names[min(missing)])
+    if untested := [names[number] for number in sorted(learned - measured)]:
+        warnings.warn(
+            f"data.test has no image of {len(untested):,} of {len(learned):,} classes "
+            f"({first_names(untested)}); the accuracy is over the others",
+            stacklevel=2,
         )
     return Classes(count, names)
+
+
+def _refuse_unlabeled(which: str, dataset: Dataset) -> None:
+    unlabeled = np.flatnonzero(dataset.labels < 0)
+    if len(unlabeled):
+        first = printable(dataset.name(int(unlabeled[0])))
+        raise UsageError(
+            f"data.{which} has images without a label ({len(unlabeled):,} of {len(dataset):,}, "
+            f"first {first}); convert it from class folders or from a table with labels (fastmoco "
+            "convert)"
+        )
+
+
+def _numbers_in_training(train: Dataset, test: Dataset) -> INT64:
+    """Labels of the test set as numbers of the training set's classes of the same names.
+
+    Raises:
+        UsageError: If a class with test images is unknown there, or two classes have one name.
+    """
+    number_of = {name: number for number, name in enumerate(train.classes)}
+    largest = int(test.labels.max())
+    names = [*test.classes, *(str(one) for one in range(len(test.classes), largest + 1))]
+    odd = [names[one] for one in np.unique(test.labels) if names[one] not in number_of]
+    if number_of.keys().isdisjoint(names) or len(number_of) < len(train.classes):
+        raise UsageError(
+            f"data.train and data.test have different classes (such as {[*odd, *names][0]}); "
+            "convert both from folders of the same classes"
+        )
+    if odd:
+        raise _class_without_training(odd[0])
+    numbers = np.array([number_of.get(name, -1) for name in names], np.int64)
+    return numbers[test.labels]
+
+
+def _class_without_training(name: str) -> UsageError:
+    return UsageError(
+        f"class {name} of data.test has no image in data.train; both must have the same classes"
+    )
 
 
 def stratified_part(labels: INT64, share: float, seed: int) -> INT64:
@@ -170,15 +208,9 @@ def noisy_labels(dataset: Dataset, noise: str, classes: Classes, seed: int) -> I
 def _labels_of_table(dataset: Dataset, path: Path, column: str, classes: Classes) -> INT64:
     """Read labels by the images' relative paths, with or without a leading ``train/``."""
     table = read_table(path, ["path", column])
-    rows = {name: row for row, name in enumerate(table.column("path"))}
-    below = {name.partition("/")[2]: row for name, row in rows.items() if name.startswith("train/")}
-    texts, wanted = table.column(column), []
-    for sample_id in range(len(dataset)):
-        name = dataset.name(sample_id)
-        row = rows.get(name, below.get(name))
-        if row is None:
-            raise UsageError(f"label_noise={path}:{column} has no row for {name} of data.train")
-        wanted.append(texts[row].strip())
+    texts = label_texts(table.column(column), path, frozenset(classes.names))
+    names = [dataset.name(sample_id) for sample_id in range(len(dataset))]
+    wanted = [texts[row] for row in rows_of_images(table, texts, names, Path("train"))]
     number_of = {name: number for number, name in enumerate(classes.names)}
     if odd := next((text for text in wanted if text not in number_of), None):
         raise UsageError(

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fastmoco.data.beton_format import printable
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.part import write_part
-from fastmoco.data.sources.labels import labels_of_texts
+from fastmoco.data.sources.labels import label_texts, labels_of_texts
 from fastmoco.data.sources.tables import Table, read_table
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import read_json_object
@@ -85,7 +85,8 @@ def merge_labels(folder: Path, cfg: MergeLabelsConfig) -> MergeSummary:
     asked = _read_request(folder)
     with open_dataset(data) as dataset:
         _check_dataset(asked, dataset)
-        granted = _granted(asked, read_table(labels_path, ["sample_id", "path", "label"]))
+        table = read_table(labels_path, ["sample_id", "path", "label"])
+        granted = _granted(asked, table, frozenset(dataset.classes))
         classes = _classes(dataset, cfg, list(granted.values()))
         numbers = _numbers(granted, classes)
         merged = _merged(dataset, numbers, classes, cfg.overwrite)
@@ -157,15 +158,18 @@ def _check_dataset(asked: _Request, dataset: Dataset) -> None:
             )
 
 
-def _granted(asked: _Request, table: Table) -> dict[int, tuple[str, str]]:
+def _granted(asked: _Request, table: Table, known: Collection[str]) -> dict[int, tuple[str, str]]:
     """Label of each labeled image by its id, with the file and line that it comes from.
+
+    `known` are the dataset's classes.
 
     Raises:
         UsageError: If an image was not requested or has two labels, or there are no labels.
     """
-    texts = [text.strip() for text in table.column("label")]
+    texts = label_texts(table.column("label"), table.path, known)
     by_path = {path: sample for sample, path in asked.paths.items()}
     ids = table.columns.get("sample_id")
+    ids = ids and label_texts(ids, table.path)  # pandas writes them as 3.0 where some are missing
     paths = table.columns.get("path", [""] * len(texts))
     if ids is None and "path" not in table.columns:
         table.column("sample_id")  # raises an error that lists the columns
@@ -174,7 +178,7 @@ def _granted(asked: _Request, table: Table) -> dict[int, tuple[str, str]]:
         if text in ("", "-1"):  # requested but not granted
             continue
         where = f"{table.path}: {table.place(row)}"
-        sample = _requested(asked, by_path, ids[row].strip() if ids else "", paths[row], where)
+        sample = _requested(asked, by_path, ids[row] if ids else "", paths[row], where)
         if sample in found:
             before, first = found[sample]
             raise UsageError(

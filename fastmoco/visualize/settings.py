@@ -27,7 +27,7 @@ class ViewsConfig:
 
     policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
     count: int = 8
-    """Number of images: the first that a run with this seed sees."""
+    """Number of images, at most all: the first that a run with this seed sees."""
     views: int = 2
     """Views of each image: the first 2 are those of a run, others are drawn in the same way."""
     view_size: int = 224

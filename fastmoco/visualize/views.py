@@ -32,12 +32,12 @@ def write_views(dataset_path: str | Path, cfg: ViewsConfig) -> Path:
     if cfg.out.suffix != ".png":
         raise UsageError(f"out={cfg.out} must end in .png")
     with open_dataset(dataset_path) as dataset:
-        if not 1 <= cfg.count <= len(dataset):
-            raise UsageError(
-                f"count must be 1 to {len(dataset)}, the images of {dataset_path}, got {cfg.count}"
-            )
+        size = len(dataset)
         plan = EpochPlan(
-            seed=cfg.seed, epoch=cfg.epoch, num_samples=len(dataset), global_batch_size=cfg.count
+            seed=cfg.seed,
+            epoch=cfg.epoch,
+            num_samples=size,
+            global_batch_size=min(cfg.count, size),
         )
         if cfg.crops:
             write_crop_figure(cfg.out, dataset, plan, cfg)

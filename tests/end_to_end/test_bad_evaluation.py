@@ -5,6 +5,9 @@ import json
 import pytest
 
 from fastmoco import cli
+from fastmoco.configuration import load_config
+from fastmoco.evaluate.labeled_task import open_task
+from fastmoco.evaluate.settings import FinetuneConfig, LinearConfig
 from tests.pictures import encoded, picture
 from tests.runs import write_colors, write_run
 
@@ -50,7 +53,7 @@ def test_sets_that_cannot_serve(capsys, place, command):
         ),
         ("unlabeled", "good", "data.train has images without a label"),
         ("good", "unlabeled", "data.test has images without a label"),
-        ("good", "other names", "different classes (such as red)"),
+        ("good", "other names", "class violet of data.test has no image in data.train"),
         ("two classes", "good", "class red of data.test has no image in data.train"),
         ("none", "good", place / "none"),
     ):
@@ -141,3 +144,20 @@ def test_weights_of_another_architecture(capsys, place, tmp_path):
 def test_one_class_is_no_task(capsys, place, tmp_path):
     sets = [*data(place, "one class", "one class"), "allow_overlap=true"]
     refused(capsys, ["linear", place / "run", *sets, f"out={tmp_path}"], "has one class only")
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_class_without_test_images_keeps_the_others_by_name(capsys, place, tmp_path):
+    """Blue, green and red are learned; "red" is the second class of the test set alone."""
+    test = write_colors(tmp_path / "test", seed=4, per_class=2, names="blue red")
+    sets = data(place, test=test)
+    capsys.readouterr()
+    arguments = ["knn", str(place / "run"), *sets, "k=1", "baselines=false", "--json"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "no image of 1 of 3 classes (green); the accuracy is over the others" in printed.err
+    rows = json.loads(printed.out)["classes"]
+    assert {row["name"]: row["images"] for row in rows} == {"blue": 2, "green": 0, "red": 2}
+    for config in (LinearConfig, FinetuneConfig):
+        with open_task(load_config(config, sets)) as task:
+            assert task.test.labels.tolist() == [0, 0, 2, 2]

@@ -74,7 +74,7 @@ def test_round_trip(place, tmp_path, capsys, by):
             "sample_id": ["sample_id,label", *(f"{i},{c}" for i, _, c in asked)],
             "path": ["label,path,who", *(f"{c},{name},me" for _, name, c in asked)],
             "both": ["sample_id,path,label", *(f"{i},{name},{c}" for i, name, c in asked)],
-            "numbers": ["sample_id,label", *(f"{i},{number[c]}" for i, _, c in asked)],
+            "numbers": ["sample_id,label", *(f"{i}.0,{number[c]}.0" for i, _, c in asked)],
         }[by]
         labels = granted(tmp_path, lines)
     out = tmp_path / "new/merged.beton"

@@ -49,18 +49,35 @@ def test_class_folders(folder: Path, tmp_path: Path) -> None:
         for i, name in enumerate(names):
             assert bytes(beton.blob(i)) == (folder / name).read_bytes()
     table = dict(line.split(maxsplit=1) for line in summary.to_text().splitlines())
-    assert (table["images"], table["classes"], table["size"]) == ("12", "3", "16.8 MB")
+    assert table["classes"] == "3: class_0 4, class_1 4, class_2 4"
+    assert (table["images"], table["size"]) == ("12", "16.8 MB")
     assert re.fullmatch(r"[\d,]+ images/s, [\d,.]+ MB/s read", table["rate"])
     assert json.loads(json.dumps(summary.to_json()))["num_samples"] == 12
 
 
-def test_images_directly_in_the_folder_are_unlabeled(folder: Path, tmp_path: Path) -> None:
+def test_an_image_beside_class_folders_has_no_label(folder: Path, tmp_path: Path) -> None:
     (folder / "z.png").write_bytes(encoded(picture(1), "PNG"))
-    summary = convert(str(folder), tmp_path / "x.beton", ConvertConfig())
-    assert summary.classes == []
+    (folder / "class_1" / "0.jpg").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"1 of 13 images are beside .* \(first z\.png\)"):
+        summary = convert(str(folder), tmp_path / "x.beton", ConvertConfig())
+    assert "3: class_0 4, class_1 3, class_2 4, no label 1" in summary.to_text()
+    assert (summary.class_counts["class_1"], summary.num_unlabeled) == (3, 1)
     with BetonFile.open(tmp_path / "x.beton") as beton:
-        assert set(beton.labels) == {-1}
-        assert beton.name(12) == "z.png"
+        assert beton.labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [-1]
+        assert beton.name(11) == "z.png"
+
+
+def test_classes_are_counted_over_all_files(folder: Path, tmp_path: Path) -> None:
+    for options in ({"shards": 2}, {"holdout": 0.5}):
+        summary = convert(str(folder), tmp_path / "x.beton", ConvertConfig(**options))
+        assert summary.class_counts == {"class_0": 4, "class_1": 4, "class_2": 4}
+    summary.class_counts = {f"class {n}": n + 1 for n in range(1000)}
+    row = summary.to_text().splitlines()[4]
+    assert row.startswith("classes      1,000: class 0 1, class 1 2, class 2 3, class 3 4, ")
+    assert row.endswith(
+        "class 4 5, ..., class 995 996, class 996 997, class 997 998, "
+        "class 998 999, class 999 1,000, 1 to 1,000 images each"
+    )
 
 
 def test_what_may_not_be_copied_is_encoded_upright_and_small(tmp_path: Path) -> None:

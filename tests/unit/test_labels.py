@@ -1,5 +1,9 @@
+import warnings
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.labels import (
@@ -20,7 +24,7 @@ def labeled(labels, classes, names=()):
             return len(labels)
 
         def name(self, sample_id):
-            return names[sample_id]
+            return names[sample_id] if names else f"{sample_id}.jpg"
 
     one = Set()
     one.labels, one.classes = np.array(labels), classes
@@ -29,7 +33,7 @@ def labeled(labels, classes, names=()):
 
 def test_sets_that_cannot_serve_are_refused():
     train = labeled([0, 1, 1], ["cat", "dog"])
-    with pytest.raises(UsageError, match=r"data\.test has images without a label"):
+    with pytest.raises(UsageError, match=r"data\.test has images .* \(1 of 2, first 1\.jpg\)"):
         check_labels(train, labeled([0, -1], []))
     with pytest.raises(UsageError, match=r"data\.train has images without a label"):
         check_labels(labeled([-1, -1], []), train)
@@ -37,14 +41,39 @@ def test_sets_that_cannot_serve_are_refused():
         check_labels(train, labeled([0, 2], []))
     with pytest.raises(UsageError, match=r"class dog of data\.test has no image in data\.train"):
         check_labels(labeled([0, 0], ["cat", "dog"]), train)
-    with pytest.raises(UsageError, match=r"different classes \(such as cow\)"):
+    with pytest.raises(UsageError, match=r"class cow of data\.test has no image in data\.train"):
         check_labels(train, labeled([0, 1], ["cat", "cow"]))
+    with pytest.raises(UsageError, match=r"different classes \(such as cow\)"):
+        check_labels(train, labeled([0, 1], ["cow", "eel"]))
+    with pytest.raises(UsageError, match=r"different classes \(such as x\)"):
+        check_labels(labeled([0, 1], ["crane", "crane"]), labeled([0], ["x", "crane"]))
     with pytest.raises(UsageError, match=r"class eel of data\.test has no image in data\.train"):
         check_labels(train, labeled([0, 2], ["cat", "dog", "eel"]))
-    three = labeled([0, 1, 2], ["0", "1", "2"])
-    assert check_labels(three, labeled([0, 1], ["0", "1"])).count == 3
-    assert check_labels(train, labeled([1], ["cat", "dog"])) == Classes(2, ["cat", "dog"])
-    assert check_labels(labeled([0, 2], []), labeled([2], [])) == Classes(3, ["0", "1", "2"])
+    assert check_labels(labeled([0, 2], []), labeled([0, 2], [])) == Classes(3, ["0", "1", "2"])
+
+
+def test_a_class_without_a_test_image_is_said():
+    train = labeled([0, 1, 2], ["0", "1", "2"])
+    with pytest.warns(UserWarning, match=r"no image of 1 of 3 classes \(2\); the accuracy is over"):
+        assert check_labels(train, labeled([0, 1], ["0", "1"])).count == 3
+    train = labeled(range(9), list("abcdefghi"))
+    with pytest.warns(UserWarning, match=r"of 8 of 9 classes \(a, b, c, d, e, \.\.\.\)"):
+        check_labels(train, labeled([8], list("abcdefghi")))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_classes_agree_by_name_whatever_their_order(data):
+    names = data.draw(st.lists(st.text("0189ab", min_size=1), min_size=2, max_size=8, unique=True))
+    learned = data.draw(st.permutations(names))
+    there = data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
+    true = data.draw(st.lists(st.sampled_from(there), min_size=1, max_size=9))
+    test = labeled([there.index(name) for name in true], there)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        classes = check_labels(labeled(range(len(learned)), learned), test)
+    assert [classes.names[label] for label in test.labels] == true
+    assert bool(caught) == (set(true) != set(names))
 
 
 def test_a_part_has_its_share_of_every_class_and_holds_the_smaller_ones():
@@ -96,7 +125,7 @@ def test_noise_of_a_table(tmp_path):
     with pytest.raises(ValueError, match=r"noisy\.csv.*nothing"):
         noisy_labels(dataset, f"{table}:nothing", classes, 0)
     other = labeled([0], classes.names, ["cat/9.jpg"])
-    with pytest.raises(UsageError, match=r"no row for cat/9\.jpg of data\.train"):
+    with pytest.raises(UsageError, match=r"no row for train/cat/9\.jpg or for cat/9\.jpg"):
         noisy_labels(other, f"{table}:noisy_50", classes, 0)
     with pytest.raises(FileNotFoundError):
         noisy_labels(dataset, f"{tmp_path}/none.csv:x", classes, 0)

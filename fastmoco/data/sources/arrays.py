@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.sources.array_files import read_pair
-from fastmoco.data.sources.labels import Labels, expect_count, labels_of_array, read_labels
+from fastmoco.data.sources.label_files import read_labels
+from fastmoco.data.sources.labels import Labels, expect_count, labels_of_array
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, stamps_of
 
 
@@ -22,7 +23,7 @@ def open_arrays(path: Path, options: SourceOptions) -> SampleSet:
         ValueError: If the file holds no uint8 images, or labels do not match.
         FileNotFoundError: If the file of labels is missing.
     """
-    images, label_array = read_pair(path, options.split or "train")
+    images, label_array = read_pair(path, options.split)
     pixels = as_hwc(images, path)
     files = [path]
     if options.labels:

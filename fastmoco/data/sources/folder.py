@@ -1,5 +1,6 @@
 """A folder of images: class folders, a flat folder, or a known layout."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -7,20 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from fastmoco.data.sources.imagenet import imagenet_labels
-from fastmoco.data.sources.labels import (
-    Labels,
-    labels_by_class,
-    relabel_by_number,
-    relabel_by_path,
-    split_table_name,
-)
+from fastmoco.data.sources.label_files import relabel
+from fastmoco.data.sources.labels import Labels, labels_by_class
 from fastmoco.data.sources.listing import Listing, list_images
 from fastmoco.data.sources.recognition import EXTENSIONS
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file
+from fastmoco.data.sources.split_names import split_folders
 from fastmoco.data.sources.tiny_imagenet import tiny_imagenet_labels
 from fastmoco.errors import UsageError
-
-_SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
 def open_folder(root: Path, options: SourceOptions) -> SampleSet:
@@ -44,23 +39,32 @@ def open_listing(listing: Listing, options: SourceOptions) -> SampleSet:
         )
     if not options.labels:
         return _samples(listing, _labels_by_layout(listing))
-    table = split_table_name(options.labels)
     samples = _samples(listing, _class_folder_labels(listing) or _unlabeled(listing))
-    if table:
-        relabel_by_path(samples, listing.root.absolute(), *table)
-    else:
-        relabel_by_number(samples, Path(options.labels).expanduser())
+    relabel(samples, listing.root.absolute(), options.labels)
     return samples
 
 
 def _class_folder_labels(listing: Listing) -> Labels | None:
-    """Labels by the names of the first level, if every image is below it."""
-    if not all("/" in name for name in listing.names):
+    """Labels by the names of the first level; -1 for images beside it, None without folders."""
+    firsts = [name.rpartition("/")[0].partition("/")[0] for name in listing.names]
+    classes = sorted(set(firsts) - {""})
+    if not classes:
         return None
-    firsts = [name.partition("/")[0] for name in listing.names]
-    classes = sorted(set(firsts))
     _refuse_splits(listing.root, classes)
     return labels_by_class(firsts, classes), classes
+
+
+def _warned_class_folder_labels(listing: Listing) -> Labels | None:
+    """As `_class_folder_labels`, with a warning of images that are in no folder."""
+    labels = _class_folder_labels(listing)
+    beside = [name for name in listing.names if "/" not in name]
+    if labels and beside:
+        warnings.warn(
+            f"{listing.root}: {len(beside):,} of {len(listing.names):,} images are beside the "
+            f"class folders and get no label (first {beside[0]}); move them if that is wrong",
+            stacklevel=2,
+        )
+    return labels
 
 
 def _unlabeled(listing: Listing) -> Labels:
@@ -70,7 +74,7 @@ def _unlabeled(listing: Listing) -> Labels:
 _LAYOUTS: tuple[Callable[[Listing], Labels | None], ...] = (
     imagenet_labels,
     tiny_imagenet_labels,
-    _class_folder_labels,
+    _warned_class_folder_labels,
     _unlabeled,
 )
 
@@ -94,8 +98,8 @@ def _samples(listing: Listing, labels: Labels) -> SampleSet:
 
 def _refuse_splits(root: Path, classes: list[str]) -> None:
     """Refuse splits as classes: a model would learn the split of an image."""
-    if _SPLIT_FOLDERS.issuperset(classes):
-        raise ValueError(
-            f"{root}: holds the splits {', '.join(classes)}, not classes; convert each of them, "
-            f"such as {root / classes[0]}"
+    if splits := split_folders(classes):
+        raise UsageError(
+            f"{root}: holds the splits {', '.join(splits)}, not classes; convert each of them, "
+            f"such as {root / splits[0]}"
         )

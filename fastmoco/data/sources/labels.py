@@ -1,54 +1,89 @@
-"""Labels, as numbers or class names, from a list, an array, a file or a table."""
+"""Labels as class numbers, from class numbers or class names in texts and arrays."""
 
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import warnings
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmoco.data.sources.array_files import read_array
-from fastmoco.data.sources.samples import SampleSet
-from fastmoco.data.sources.tables import read_table
-
 MAX_CLASSES = 1 << 20  # a larger number is probably an id, not a class
 
 Labels = tuple[NDArray[np.int64], list[str]]
 
-_INTEGER = re.compile(r"[+-]?[0-9]+")
-_TABLE = re.compile(r"(.+\.(?:csv|tsv|parquet))(?::([^/]+))?")
+# Words that pandas writes or reads for a missing value; another case ("none") may be a class.
+MISSING = frozenset(
+    {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"}
+    | {"N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
+)
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+_WHOLE = re.compile(r"([+-]?[0-9]+)\.0*")
+
+
+def label_texts(cells: Sequence[str], where: object, known: Collection[str] = ()) -> list[str]:
+    """Clean the texts of labels: ``11.0`` becomes ``11``, and a word of `MISSING` becomes ``""``.
+
+    Every text label of a file goes through here. Words for "missing" cause a warning, since a class
+    may have such a name.
+
+    Args:
+        cells: One for each sample.
+        where: File, for messages.
+        known: Names of classes, which stay as they are.
+    """
+    texts = [_label_text(cell.strip(), known) for cell in cells]
+    words = Counter(cell.strip() for cell, text in zip(cells, texts, strict=True) if not text)
+    del words[""]
+    if words:
+        warnings.warn(
+            f"{where}: {words.total():,} labels ({', '.join(sorted(words))}) count as missing; "
+            "rename the class if that is one",
+            stacklevel=2,
+        )
+    return texts
+
+
+def _label_text(text: str, known: Collection[str]) -> str:
+    if text in known:
+        return text
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else "" if text in MISSING else text
 
 
 def labels_of_texts(texts: Sequence[str], where: object, place: Callable[[int], str]) -> Labels:
-    """Convert texts to labels: numbers stay, names are numbered in sorted order, empty is -1.
+    """Convert texts to labels: numbers stay, names are numbered in sorted order, missing is -1.
 
     Args:
-        texts: One for each sample; all numbers, or all names.
+        texts: One for each sample, cleaned here by `label_texts`; all numbers, or all names.
         where: File, for messages.
         place: Describes the position of an index in the file, for messages.
 
     Raises:
         ValueError: If numbers and names are mixed, or a number is not a class.
     """
-    stripped = [text.strip() for text in texts]
-    is_number = [bool(_INTEGER.fullmatch(text)) for text in stripped]
-    names = sorted({text for text, number in zip(stripped, is_number, strict=True) if not number})
+    cleaned = label_texts(texts, where)
+    is_number = [bool(_NUMBER.fullmatch(text)) for text in cleaned]
+    names = sorted({text for text, number in zip(cleaned, is_number, strict=True) if not number})
     names = [name for name in names if name]
     if odd := next((name for name in names if "\0" in name), None):
         raise ValueError(f"{where}: the class name {odd!r} holds a zero byte; remove it")
     if any(is_number) and names:
         one = is_number.index(True)
-        other = stripped.index(names[0])
+        other = cleaned.index(names[0])
         raise ValueError(
-            f"{where}: labels mix numbers and names: {place(one)} has {stripped[one]}, "
+            f"{where}: labels mix numbers and names: {place(one)} has {cleaned[one]}, "
             f"{place(other)} has {names[0]}; use only one kind"
         )
     if names:
-        return labels_by_class(stripped, names), names
-    # Cut digits that int64 could not hold; the number is still too large and thus refused.
-    numbers = [int(text[:12]) if text else -1 for text in stripped]
-    return labels_of_array(np.array(numbers, np.int64), where)
+        return labels_by_class(cleaned, names), names
+    if fraction := next((text for text in cleaned if "." in text), None):
+        raise ValueError(
+            f"{where}: {place(cleaned.index(fraction))} has the label {fraction}; a class is a "
+            "whole number or a name"
+        )
+    return _numbered(np.array([int(text or -1) for text in cleaned], object), where)
 
 
 def labels_by_class(names: Sequence[str], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -61,47 +96,38 @@ def labels_of_array(array: NDArray[Any], where: object) -> Labels:
     """Convert an array to labels: class numbers, or strings as in `labels_of_texts`.
 
     Args:
-        array: ``(n,)`` or ``(n, 1)``, integers or strings.
+        array: ``(n,)`` or ``(n, 1)``: integers, booleans, whole floats with NaN for a missing
+            label, or strings.
         where: File, for messages.
 
     Raises:
         ValueError: If shape or type differs, or a number is not a class.
     """
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if array.ndim != 1 or array.dtype.kind not in "iuU":
+    flat = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if flat.ndim != 1 or flat.dtype.kind not in "biufU":
         raise ValueError(
             f"{where}: labels are {array.dtype} of shape {array.shape}; save one integer or class "
-            "name for each image"
+            "name for each image (argmax(1) of one-hot rows)"
         )
-    if array.dtype.kind == "U":
-        return labels_of_texts(array.tolist(), where, lambda index: f"entry {index}")
-    bad = (array < -1) | (array >= MAX_CLASSES)
+    if flat.dtype.kind == "U":
+        return labels_of_texts(flat.tolist(), where, lambda index: f"entry {index}")
+    if flat.dtype.kind == "f":
+        flat = np.where(np.isnan(flat), -1, flat)
+        if (odd := flat[flat != np.round(flat)]).size:
+            raise ValueError(f"{where}: a label is {odd[0]:g}; a class is a whole number or a name")
+    return _numbered(flat, where)
+
+
+def _numbered(numbers: NDArray[Any], where: object) -> Labels:
+    """Labels and class names of class numbers, ``(n,)`` of any type of number."""
+    bad = (numbers < -1) | (numbers >= MAX_CLASSES)
     if bad.any():
         raise ValueError(
-            f"{where}: label {array[bad][0]} is not in -1..{MAX_CLASSES - 1} (-1: unlabeled); use "
-            "class names instead of larger numbers"
+            f"{where}: label {numbers[bad][0]} is not in -1..{MAX_CLASSES - 1} (-1: unlabeled); "
+            "use class names instead of larger numbers"
         )
-    return array.astype(np.int64), [str(number) for number in range(int(array.max(initial=-1)) + 1)]
-
-
-def read_labels(path: Path) -> Labels:
-    """Read the labels of a file: ``.npy``, ``.npz``, ``.pt``, or text with one per line.
-
-    Raises:
-        ValueError: If the file holds no labels.
-        FileNotFoundError: If the file does not exist.
-    """
-    _expect_file(path)
-    if path.suffix.lower() in (".npy", ".npz", ".pt", ".pth"):
-        return labels_of_array(read_array(path), path)
-    lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
-    return labels_of_texts(lines, path, lambda index: f"line {index + 1}")
-
-
-def _expect_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"labels={path}: no such file")
+    labels = numbers.astype(np.int64)
+    return labels, [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
 
 
 def expect_count(labels: NDArray[np.int64], count: int, where: object) -> None:
@@ -112,73 +138,3 @@ def expect_count(labels: NDArray[np.int64], count: int, where: object) -> None:
     """
     if len(labels) != count:
         raise ValueError(f"{where}: {len(labels)} labels for {count} images; give one for each")
-
-
-def split_table_name(labels: str) -> tuple[Path, str] | None:
-    """Split ``noisy.csv:COLUMN`` into path and column (default: ``label``); None if not a table."""
-    match = _TABLE.fullmatch(labels)
-    return (Path(match[1]).expanduser(), match[2] or "label") if match else None
-
-
-def number_of_image(name: str) -> int | None:
-    """Last digits of a file's name, ``img_000123.jpg`` -> 123; None if it has none."""
-    digits = re.findall(r"[0-9]+", name.rpartition("/")[2].rpartition(".")[0])
-    return int(digits[-1]) if digits else None
-
-
-def relabel_by_number(samples: SampleSet, path: Path) -> None:
-    """Sort images by number and assign the labels of a file, in place.
-
-    Raises:
-        ValueError: If an image has no number, two share one, or the number of labels differs.
-        FileNotFoundError: If the file of labels is missing.
-    """
-    _expect_file(path)
-    seen: dict[int, str] = {}
-    for name in samples.names:
-        number = number_of_image(name)
-        if number is None:
-            raise ValueError(
-                f"{name}: has no number to find its label in {path}; set labels=FILE.csv to a "
-                "table with the columns path and label"
-            )
-        if seen.setdefault(number, name) != name:
-            raise ValueError(
-                f"{name}: has the same number as {seen[number]}; labels={path} needs unique numbers"
-            )
-    labels, classes = read_labels(path)
-    expect_count(labels, len(seen), path)
-    order = {name: index for index, name in enumerate(samples.names)}
-    samples.names = [seen[number] for number in sorted(seen)]
-    samples.keys = samples.names
-    samples.stamps = samples.stamps[[order[name] for name in samples.names]]
-    samples.labels, samples.classes = labels, classes
-
-
-def relabel_by_path(samples: SampleSet, folder: Path, path: Path, column: str) -> None:
-    """Assign the labels of a table with the column ``path``, in place.
-
-    Paths are relative to the folder or, as in Imagenette's ``noisy_imagenette.csv``, to its parent.
-    If all labels are names of the folder's classes, the classes keep their numbers.
-
-    Raises:
-        ValueError: If a column or an image is missing.
-        FileNotFoundError: If the table is missing.
-    """
-    _expect_file(path)
-    table = read_table(path, ["path", column])
-    rows = {name: row for row, name in enumerate(table.column("path"))}
-    texts = table.column(column)
-    chosen = []
-    for name in samples.names:
-        row = rows.get(f"{folder.name}/{name}", rows.get(name))
-        if row is None:
-            raise ValueError(f"{path}: has no row for {folder.name}/{name} or for {name}")
-        chosen.append(row)
-    wanted = [texts[row].strip() for row in chosen]
-    if {*samples.classes, ""}.issuperset(wanted):
-        samples.labels = labels_by_class(wanted, samples.classes)
-    else:
-        samples.labels, samples.classes = labels_of_texts(
-            wanted, path, lambda index: table.place(chosen[index])
-        )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fastmoco.data.sources.labels import labels_of_texts
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file, stamps_of
+from fastmoco.data.sources.table_paths import image_path
 from fastmoco.data.sources.tables import Table, read_table
 from fastmoco.errors import UsageError
 
@@ -17,7 +18,8 @@ def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
     image, found when it is loaded.
 
     Raises:
-        UsageError: If the table has no rows of the split.
+        UsageError: If the table has no rows of the split, no path that can be read, or no file
+            of it exists.
         ValueError: If it has no column ``path``, a path twice, or labels of two kinds.
     """
     table = read_table(path, ["path", "label", "split"])
@@ -25,14 +27,20 @@ def open_manifest(path: Path, options: SourceOptions) -> SampleSet:
     texts = table.columns.get("label", [""] * len(paths))
     labels, classes = labels_of_texts(texts, path, table.place)
     rows = _rows_of_split(table, options.split)
-    names = [paths[row] for row in rows]
+    names = [image_path(table, row) for row in rows]
     _refuse_repeats(table, rows, names)
+    stamps = stamps_of(path.parent / name for name in names)
+    if (stamps < 0).all():
+        raise UsageError(
+            f"{path}: none of its {len(names)} files exists; the first is {names[0]}; write paths "
+            f"relative to {path.parent}"
+        )
     return SampleSet(
         names=names,
         labels=labels[rows],
         classes=classes,
         load=partial(read_image_file, str(path.parent.absolute())),
-        stamps=stamps_of(path.parent / name for name in names),
+        stamps=stamps,
     )
 
 
@@ -53,11 +61,9 @@ def _rows_of_split(table: Table, split: str) -> list[int]:
 
 def _refuse_repeats(table: Table, rows: list[int], names: list[str]) -> None:
     """Refuse an image that is listed twice: training would see it twice, maybe in two classes."""
-    seen: dict[str, int] = {}
+    seen, folder = dict[str, int](), str(table.path.parent)
     for row, name in zip(rows, names, strict=True):
-        if not name:
-            raise ValueError(f"{table.path}: {table.place(row)} has no path")
-        first = seen.setdefault(os.path.normpath(name), row)
+        first = seen.setdefault(os.path.normpath(os.path.join(folder, name)), row)
         if first != row:
             raise ValueError(
                 f"{table.path}: {table.place(row)} repeats {name} of {table.place(first)}"

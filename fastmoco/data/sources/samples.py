@@ -41,7 +41,8 @@ class SourceOptions:
     split: str = ""
     """Split of a source that has splits; empty means ``train``."""
     labels: str = ""
-    """File of labels: by number one per line, .npy or .pt; by path FILE.csv:COLUMN."""
+    """File of labels: by number one per line, .npy or .pt; by path FILE.csv:COLUMN, or lines of a
+    path and a label."""
     root: str = ""
     """Folder of torchvision's datasets; empty means ``data``."""
     download: bool = False

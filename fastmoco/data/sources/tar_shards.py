@@ -31,6 +31,7 @@ from fastmoco.data.sources.samples import (
     expect_regular_file,
     stamps_of,
 )
+from fastmoco.data.sources.tables import cell_text
 from fastmoco.data.sources.tar_members import list_members
 
 _LABEL_EXTENSIONS = frozenset({".cls", ".json"})
@@ -166,7 +167,7 @@ def _label(file: BinaryIO, place: Place, extension: str, where: str) -> str:
     except ValueError as error:
         raise ValueError(f"{where} is damaged ({error})") from error
     label = found.get("label") if isinstance(found, dict) else None
-    return "" if label is None else str(label)
+    return cell_text(label, where)
 
 
 def _images(
