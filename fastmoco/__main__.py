@@ -1,8 +1,6 @@
 """`python -m fastmoco`: the command line, where the command `fastmoco` is not on the path."""
 
-import sys
-
-from fastmoco.cli import main
+from fastmoco.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()
