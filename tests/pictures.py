@@ -22,6 +22,14 @@ def encoded(pixels: NDArray[np.uint8], image_format: str = "JPEG", **options: ob
     return file.getvalue()
 
 
+def turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """The upright picture of stored pixels, by the table of EXIF 2.32, section 4.6.4 A."""
+    upright = pixels.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else pixels
+    if orientation in (2, 3, 6, 7):
+        upright = upright[:, ::-1]
+    return upright[::-1] if orientation in (3, 4, 7, 8) else upright
+
+
 def write_class_folders(root: Path, classes: int = 3, per_class: int = 4) -> None:
     """JPEG files of different sizes at ``ROOT/class_0/0.jpg`` and so on."""
     for label in range(classes):

@@ -19,6 +19,10 @@ from fastmoco.data.sources.passed_over import Passed
 from fastmoco.data.tally import Totals
 
 MAX_CLASSES_PRINTED = 20
+TWELVE_BIT = (
+    "images of 16 bits whose values stay below 4096, so they are dark; if their range is 12 bits, "
+    "multiply the values by 16 and convert again"
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,6 +64,8 @@ class ConvertSummary:
     """Images without a label in all files made."""
     num_duplicates: int
     """Images with the same stored bytes as another one, over all files made."""
+    num_twelve_bit: int
+    """Images of 16 bits per channel that use only the lower 12, and so are dark."""
     num_bytes: int
     """Size of all files made, in bytes."""
     source_bytes: int
@@ -97,6 +103,7 @@ class ConvertSummary:
         remarks = {
             "resumed": (self.num_resumed, "done by the interrupted run"),
             "duplicates": (self.num_duplicates, "with the same bytes as another"),
+            "12 bits": (self.num_twelve_bit, TWELVE_BIT),
         }
         if self.held_out:
             remarks |= _remarks(self.held_out)
@@ -186,6 +193,7 @@ def summarize(
         class_counts=class_counts,
         num_unlabeled=num_unlabeled,
         num_duplicates=totals.num_duplicates,
+        num_twelve_bit=totals.num_twelve_bit,
         num_bytes=sum(target.stat().st_size for target in targets),
         source_bytes=totals.source_bytes,
         seconds=seconds,

@@ -17,11 +17,11 @@ from fastmoco.data.images import (
     encode_jpeg,
     is_jpeg,
     is_lossless,
-    load_image,
+    load_picture,
     prove_jpeg,
     resize,
 )
-from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
+from fastmoco.data.jpeg_markers import ImageError, JpegInfo, bare_jpeg, inspect_jpeg
 from fastmoco.data.settings import Check, ConvertConfig, Encoding
 from fastmoco.data.sources import Loaded
 
@@ -44,6 +44,8 @@ class Encoded:
     height: int
     crc32: int
     digest: int
+    is_twelve_bit: bool = False
+    """See `Picture`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,20 +142,25 @@ def encode_image(
     if isinstance(loaded, bytes) and not raw and is_jpeg(loaded):
         info = inspect_jpeg(loaded)
         check_size(info.width, info.height)
+        picture = loaded[: info.end]
+        if info.alarming:
+            picture = bare_jpeg(loaded, info)
+            info = info._replace(alarming=False, end=len(picture))
         if may_copy(info, cfg):
-            return _copy(loaded[: info.end], info, cfg, want_pixels=want_pixels)
+            return _copy(picture, info, cfg, want_pixels=want_pixels)
     if isinstance(loaded, bytes):
-        pixels = load_image(loaded, cfg.max_size)
+        pixels, is_twelve_bit = load_picture(loaded, cfg.max_size)
         raw = raw or (cfg.lossless and is_lossless(loaded))
     else:
         check_size(loaded.shape[1], loaded.shape[0])
-        pixels = resize(loaded, cfg.max_size)
+        pixels, is_twelve_bit = resize(loaded, cfg.max_size), False
         raw = raw or cfg.lossless
-    if raw:
-        return _stored(pixels.tobytes(), MODE_RAW, pixels.shape, cfg), pixels
-    blob = encode_jpeg(pixels, cfg.quality)
-    stored = _stored(blob, MODE_JPEG, pixels.shape, cfg)
-    return stored, decode_jpeg(blob) if want_pixels else None
+    blob = pixels.tobytes() if raw else encode_jpeg(pixels, cfg.quality)
+    stored = _stored(blob, MODE_RAW if raw else MODE_JPEG, pixels.shape, cfg)
+    stored.is_twelve_bit = is_twelve_bit
+    if want_pixels and not raw:
+        pixels = decode_jpeg(blob)
+    return stored, pixels if want_pixels else None
 
 
 def may_copy(info: JpegInfo, cfg: ConvertConfig) -> bool:

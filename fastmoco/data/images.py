@@ -1,21 +1,23 @@
 """Conversion between image bytes and upright RGB pixels.
 
 JPEG goes through libjpeg-turbo (simplejpeg; it releases the GIL). A warning of that decoder counts
-as an error, because it means missing pixels. All other formats go through Pillow. Not supported:
-color profiles (pixels are taken as sRGB) and all frames but the first.
+as an error, because it means missing pixels. All other formats go through Pillow. Decoders get no
+metadata, which may be damaged; only the orientation is read (`metadata`). Not supported: color
+profiles (pixels are taken as sRGB) and all frames but the first.
 """
 
 import io
 import re
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg
+from fastmoco.data.jpeg_markers import ImageError, JpegInfo, bare_jpeg, inspect_jpeg
+from fastmoco.data.metadata import Bare, orientation, without_metadata
 
 MAX_SIDE = 32_768
 MAX_PIXELS = 1 << 27  # 134 megapixels, 0.4 GB decoded; the largest camera files have 102
@@ -33,6 +35,15 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Picture(NamedTuple):
+    """Pixels of an image file."""
+
+    pixels: NDArray[np.uint8]
+    """``(H, W, 3)`` RGB, contiguous."""
+    is_twelve_bit: bool
+    """Whether the file has 16 bits per channel, of which it uses only the lower 12."""
 
 
 def check_size(width: int, height: int) -> None:
@@ -133,12 +144,14 @@ def encode_jpeg(pixels: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
+    """The pixels of `load_picture`."""
+    return load_picture(blob, max_size).pixels
+
+
+def load_picture(blob: bytes, max_size: int) -> Picture:
     """Decode an image file of a supported format, upright, its long side at most ``max_size``.
 
     Alpha is composited over white; palette, gray, CMYK and 16-bit become 8-bit RGB.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB, contiguous.
 
     Raises:
         ImageError: If the file is damaged, of an unsupported format, or too large.
@@ -148,9 +161,9 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
         raise ImageError(f"JPEG has {info.bits} bits per channel; only 8 are supported")
     try:
         if info is not None and info.turbo_decodes:
-            pixels = _decode_upright(blob, info, max_size)
+            picture = Picture(_decode_upright(blob, info, max_size), is_twelve_bit=False)
         else:
-            pixels = np.asarray(_decode_with_pillow(blob, info))
+            picture = _decode_with_pillow(blob, info)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -159,7 +172,7 @@ def load_image(blob: bytes, max_size: int) -> NDArray[np.uint8]:
         raise ImageError("is not an image of a known format, or its header is damaged") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise ImageError(f"cannot be decoded ({str(error) or type(error).__name__})") from error
-    return resize(pixels, max_size)
+    return picture._replace(pixels=resize(picture.pixels, max_size))
 
 
 def is_jpeg(blob: bytes) -> bool:
@@ -209,24 +222,42 @@ def _decode_upright(blob: bytes, info: JpegInfo, max_size: int) -> NDArray[np.ui
     if max(info.width, info.height) >= 4 * max_size:
         width, height = fitted_size(info.width, info.height, 2 * max_size)
         at_least = height, width
+    blob = bare_jpeg(blob, info) if info.alarming else blob
     pixels = decode_jpeg(blob, at_least=at_least)
     turn = UPRIGHT.get(info.orientation)
     return pixels if turn is None else np.asarray(Image.fromarray(pixels).transpose(turn))
 
 
-def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Image.Image:
+def _decode_with_pillow(blob: bytes, info: JpegInfo | None) -> Picture:
     """Decode by Pillow; check a JPEG first, because Pillow ignores most damage."""
+    bare = without_metadata(blob)
     if info is not None:
         check_size(info.width, info.height)
+        bare = Bare(bare_jpeg(blob, info))
         if info.color == "cmyk":
-            prove_jpeg(blob, info)
+            prove_jpeg(bare.blob, info)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on odd metadata; size limits are our own
-        with Image.open(io.BytesIO(blob), formats=_formats(blob)) as image:
+        with Image.open(io.BytesIO(bare.blob), formats=_formats(blob)) as image:
             check_size(*image.size)
             _refuse_thumbnail(image)
+            sixteen_bit = ";16" in str(image.tile)  # the tiles' raw mode, such as RGB;16B
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            exif = bare.exif or image.info.get("exif", b"")
+            xmp = bare.xmp or image.info.get("xmp", b"")
+            turn = UPRIGHT.get(info.orientation if info else orientation(exif, xmp))
+            rgb = _to_rgb(image)
+            pixels = np.asarray(rgb if turn is None else rgb.transpose(turn))
+            return Picture(pixels, sixteen_bit and _stays_below_4096(image))
+
+
+def _stays_below_4096(image: Image.Image) -> bool:
+    """Whether an image of 16 bits has no higher level; Pillow keeps the upper 8 bits of colors."""
+    levels = np.asarray(image)
+    if image.mode in ("RGBA", "LA"):
+        levels = levels[..., :-1]
+    limit = 4096 if image.mode in _SIXTEEN_BIT else 16
+    return 0 < int(levels.max()) < limit
 
 
 def _formats(blob: bytes) -> tuple[str, ...]:

@@ -6,12 +6,16 @@ for 119 KB. It finds cut files, too many scans, and the real end of the picture.
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from fastmoco.data.metadata import exif_orientation, xmp_orientation
 
 MAX_SEGMENTS = 10_000
 MAX_SCANS = 500  # the limit of libjpeg-turbo's own tests; a common progressive file has ten
-_EOI, _SOS, _APP0, _APP1, _APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xEE
+_EOI, _SOS, _APP0, _APP1, _APP2, _APP14 = 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE
+_METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})  # APP0 to APP15, and comments
+_XMP, _ICC = b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
 _ARITHMETIC_FRAMES = (0xC9, 0xCA)
@@ -45,7 +49,12 @@ class JpegInfo(NamedTuple):
     scans: int
     """Number of scans."""
     orientation: int
-    """EXIF orientation; 1 (upright) if absent or invalid."""
+    """Orientation of EXIF or else of XMP; 1 (upright) if absent or invalid."""
+    metadata: tuple[tuple[int, int], ...]
+    """Start and end of the segments that hold neither codes nor the color space."""
+    alarming: bool
+    """Whether some of them make decoders warn: a color profile that is not complete, or an unknown
+    version of JFIF."""
     end: int
     """Byte after the end of the picture; later bytes are not part of it."""
 
@@ -66,6 +75,8 @@ class JpegInfo(NamedTuple):
             return "must be turned upright"
         if not self.huffman or not self.common_sampling:
             return "has a coding that not every reader supports"
+        if self.alarming:
+            return "has a broken color profile or an unknown version of JFIF"
         return ""
 
 
@@ -78,25 +89,47 @@ class _Seen:
     frame: bytes = b""
     frame_marker: int = 0
     scans: int = 0
-    orientation: int = 0
+    exif: int = 0
+    xmp: int = 0
     jfif: bool = False
+    strange_jfif: bool = False
+    profile: list[bytes] = field(default_factory=list)
+    metadata: list[tuple[int, int]] = field(default_factory=list)
     adobe_transform: int = -1
     ended: bool = False
 
     def take(self, marker: int, payload: bytes) -> None:
-        """Record a segment."""
+        """Record a segment that ends at ``position``."""
         if marker in _FRAMES:
             if self.frame:
                 raise ImageError("JPEG with two frames")
             self.frame, self.frame_marker = payload, marker
         elif marker == _SOS:
             self.scans += 1
-        elif marker == _APP0 and payload[:5] == b"JFIF\0":
+        elif marker == _APP0 and payload[:6] == b"JFIF\0\1":
             self.jfif = True
-        elif marker == _APP1 and payload[:6] == b"Exif\0\0" and not self.orientation:
-            self.orientation = _exif_orientation(payload[6:])
         elif marker == _APP14 and payload[:5] == b"Adobe" and len(payload) >= 12:
             self.adobe_transform = payload[11]
+        elif marker in _METADATA:
+            self.metadata.append((self.position - len(payload) - 4, self.position))
+            self._take_metadata(marker, payload)
+
+    def _take_metadata(self, marker: int, payload: bytes) -> None:
+        if marker == _APP0 and payload[:5] == b"JFIF\0":
+            self.jfif = self.strange_jfif = True
+        elif marker == _APP1 and payload[:6] == b"Exif\0\0":
+            self.exif = self.exif or exif_orientation(payload)
+        elif marker == _APP1 and payload.startswith(_XMP):
+            self.xmp = xmp_orientation(payload)
+        elif marker == _APP2 and payload.startswith(_ICC) and len(payload) >= 14:
+            self.profile.append(payload[12:14])
+
+    @property
+    def alarming(self) -> bool:
+        """Whether libjpeg warns: JFIF of version 2, or parts of a profile missing or repeated."""
+        count = len(self.profile) & 255
+        complete = [bytes([number + 1, count]) for number in range(count)]
+        return self.strange_jfif or sorted(self.profile) != complete
 
 
 # Bytes before the codes, and their facts, of the last file with a single scan. Images of one size
@@ -141,6 +174,14 @@ def inspect_jpeg_header(header: bytes) -> JpegInfo:
     return _info(seen)
 
 
+def bare_jpeg(blob: bytes, info: JpegInfo) -> bytes:
+    """The picture of a JPEG without its metadata."""
+    ends = [2, *(end for _, end in info.metadata)]
+    starts = [*(start for start, _ in info.metadata), info.end]
+    kept = [blob[end:start] for end, start in zip(ends, starts, strict=True)]
+    return b"".join([blob[:2], *kept])
+
+
 def _read_segments(blob: bytes, seen: _Seen) -> None:
     """Read segments up to the next codes, or to the end of the image."""
     while seen.segments < MAX_SEGMENTS and seen.scans <= MAX_SCANS:
@@ -181,7 +222,9 @@ def _info(seen: _Seen) -> JpegInfo:
         color=_color([identifier for identifier, _, _ in components], seen),
         common_sampling=factors[0] in _COMMON_SAMPLINGS and set(factors[1:]) <= {(1, 1)},
         scans=seen.scans,
-        orientation=seen.orientation or 1,
+        orientation=seen.exif or seen.xmp or 1,
+        metadata=tuple(seen.metadata),
+        alarming=seen.alarming,
         end=seen.position,
     )
 
@@ -205,18 +248,3 @@ def _color(identifiers: list[int], seen: _Seen) -> str:
     if seen.adobe_transform >= 0:
         return "rgb" if seen.adobe_transform == 0 else "ycbcr"
     return "rgb" if bytes(identifiers) == b"RGB" else "ycbcr"
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    """Tag 274 of the first directory; 1 if absent or invalid, as in viewers."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None or len(tiff) < 8:
-        return 1
-    start = struct.unpack(order + "I", tiff[4:8])[0]
-    (count,) = struct.unpack(order + "H", tiff[start : start + 2].ljust(2, b"\0"))
-    for position in range(start + 2, start + 2 + 12 * count, 12):
-        entry = tiff[position : position + 12]
-        if len(entry) == 12 and struct.unpack(order + "HH", entry[:4]) == (274, 3):
-            value: int = struct.unpack(order + "H", entry[8:10])[0]
-            return value if 1 <= value <= 8 else 1
-    return 1

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastmoco.data.encode import Encoded
 from fastmoco.data.facts import no_moments
 
-RECORD_VERSION = 2  # of `Tally.to_record`; conversions with other records cannot be resumed
+RECORD_VERSION = 3  # of `Tally.to_record`; conversions with other records cannot be resumed
 # A stored image: index in the source, mode, width, height, bytes, CRC-32 and digest.
 Row = tuple[int, int, int, int, int, int, int]
 
@@ -27,12 +27,15 @@ class Tally:
     """`channel_moments` of the measured images."""
     source_bytes: int = 0
     """Bytes read from the source."""
+    num_twelve_bit: int = 0
+    """Images of 16 bits per channel that use only the lower 12."""
 
     def store(self, index: int, image: Encoded) -> None:
         """Count a stored image."""
         size = len(image.blob)
         row = (index, image.mode, image.width, image.height, size, image.crc32, image.digest)
         self.stored.append(row)
+        self.num_twelve_bit += image.is_twelve_bit
 
     def to_record(self) -> dict[str, Any]:
         """Convert to JSON values."""
@@ -41,6 +44,7 @@ class Tally:
             "quarantined": self.quarantined,
             "moments": self.moments.tolist(),
             "source_bytes": self.source_bytes,
+            "num_twelve_bit": self.num_twelve_bit,
         }
 
     @classmethod
@@ -51,6 +55,7 @@ class Tally:
             quarantined=[(name, reason) for name, reason in record["quarantined"]],
             moments=np.array(record["moments"], np.int64),
             source_bytes=record["source_bytes"],
+            num_twelve_bit=record["num_twelve_bit"],
         )
 
 
@@ -66,6 +71,8 @@ class Totals:
     """`channel_moments` of the measured images."""
     source_bytes: int = 0
     """Bytes read from the source."""
+    num_twelve_bit: int = 0
+    """Images of 16 bits per channel that use only the lower 12."""
 
     @property
     def num_stored(self) -> int:
@@ -97,6 +104,7 @@ class Totals:
         self.quarantined += tally.quarantined
         self.moments += tally.moments
         self.source_bytes += tally.source_bytes
+        self.num_twelve_bit += tally.num_twelve_bit
 
     def merge(self, other: "Totals") -> None:
         """Add the results of another file."""
@@ -104,3 +112,4 @@ class Totals:
         self.quarantined += other.quarantined
         self.moments += other.moments
         self.source_bytes += other.source_bytes
+        self.num_twelve_bit += other.num_twelve_bit

@@ -5,12 +5,15 @@ import errno
 import json
 import os
 import re
+import struct
+import zlib
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from fastmoco.data import conversion
@@ -19,6 +22,7 @@ from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW, sidecar_path
 from fastmoco.data.convert import Check, ConvertConfig, Encoding, OnError, convert
 from fastmoco.data.encode import MAX_READ_ERRORS
 from fastmoco.data.sources import SourceOptions, open_source
+from fastmoco.data.tally import Tally
 from fastmoco.data.verify import describe, description_text, verify
 from fastmoco.data.workers import BATCH_SAMPLES, encoded_batches
 from tests.pictures import encoded, picture, write_class_folders
@@ -137,6 +141,43 @@ def test_lossless_keeps_the_pixels_of_lossless_sources(tmp_path: Path, lossless:
     convert(str(tmp_path / "x.npy"), tmp_path / "y.beton", ConvertConfig(lossless=lossless))
     with BetonFile.open(tmp_path / "y.beton") as beton:
         assert np.array_equal(beton.decode(0), picture(1)) == lossless
+
+
+def test_twelve_bits_in_files_of_sixteen_are_said(tmp_path: Path) -> None:
+    source = tmp_path / "pics"
+    source.mkdir()
+    levels = np.arange(40 * 56, dtype=np.uint16).reshape(40, 56)
+    color = (levels[..., None] + np.zeros(3)).astype(np.uint16)
+    files = {
+        "gray_12.png": encoded(levels, "PNG"),
+        "gray_12.tif": encoded(levels, "TIFF"),
+        "color_12.png": _color_png(color),
+        "gray_13.png": encoded(2 * levels, "PNG"),
+        "color_16.png": _color_png(29 * color),
+        "black.png": encoded(0 * levels, "PNG"),
+        "night_of_8_bits.png": encoded(np.full((40, 56, 3), 9, np.uint8), "PNG"),
+    }
+    for name, blob in files.items():
+        (source / name).write_bytes(blob)
+    summary = convert(str(source), tmp_path / "x.beton", ConvertConfig())
+    assert summary.num_twelve_bit == 3
+    said = r"12 bits +3 images of 16 bits whose values stay below 4096, so they are dark"
+    assert re.search(said, summary.to_text())
+    tally = Tally(num_twelve_bit=3)
+    assert Tally.from_record(json.loads(json.dumps(tally.to_record()))).num_twelve_bit == 3
+
+
+def _color_png(levels: NDArray[np.uint16]) -> bytes:
+    """A PNG of 16 bits per channel, which Pillow cannot write."""
+    height, width, _ = levels.shape
+    rows = np.zeros((height, 1 + 6 * width), np.uint8)
+    rows[:, 1:] = levels.astype(">u2").view(np.uint8).reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
 
 
 def test_quality_is_that_of_what_is_encoded_anew(folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from fastmoco.data.images import (
     resize,
 )
 from fastmoco.data.jpeg_markers import ImageError, inspect_jpeg
-from tests.pictures import encoded, picture
+from tests.pictures import encoded, picture, turned
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -57,11 +57,7 @@ def test_turns_upright_as_exif_says(orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
     blob = encoded(pixels, quality=95, exif=exif)
-    expected = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
-    if orientation in (2, 3, 6, 7):
-        expected = expected[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        expected = expected[::-1]
+    expected = turned(pixels, orientation)
     assert inspect_jpeg(blob).orientation == orientation
     assert distance(load_image(blob, 512), expected) < 3
     for image_format, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
