@@ -27,6 +27,8 @@ class ImportSummary:
 
     out: str
     layout: str
+    origin: str
+    """Keys and prefix of the tensors in the file, if there was a choice; else empty."""
     encoder: str
     stem: str
     width: int
@@ -58,7 +60,7 @@ class ImportSummary:
         )
         return (
             f"{self.out}: {self.encoder}, {self.stem} stem, width {self.width}, {head}; "
-            f"tensor names of {self.layout}\n"
+            f"tensor names of {self.layout}{f' under {self.origin}' if self.origin else ''}\n"
             f"images of {self.image_size} pixels (center crop {self.center_crop:g}), "
             f"mean {mean}, std {std}\n"
             f"left out: {left or 'nothing'}"
@@ -79,16 +81,19 @@ def import_weights(path: Path, cfg: ImportConfig) -> ImportSummary:
         OSError: If the folder cannot be written.
     """
     out = _checked_out(cfg)
-    parts = take_apart(read_weights(path), cfg.layout)
-    if not parts.backbone:
-        raise UsageError(f"{path} holds no backbone; set another layout")
+    tensors, container = read_weights(path)
     try:
+        parts = take_apart(tensors, cfg.layout, cfg.prefix)
+        if not parts.backbone:
+            raise UsageError("it holds no backbone; set another layout")
         config, has_head = _configuration(parts, cfg)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     if parts.head and not has_head:
         parts.left_out["projection head (none of ours)"] = len(parts.head)
+    origin = f"{container}: {parts.prefix}" if container else parts.prefix
     source = {"file": path.name, "sha256": file_sha256(path), "layout": parts.layout.value}
+    source |= {"origin": origin}
     facts = {
         "config": config_to_dict(config),
         "channel_mean": [float(value) for value in cfg.mean],
@@ -98,9 +103,9 @@ def import_weights(path: Path, cfg: ImportConfig) -> ImportSummary:
         "imported": {**source, "left_out": parts.left_out},
         "torch_version": torch.__version__,
     }
-    tensors = with_prefix("model.query_encoder", _encoder_tensors(config, parts, has_head))
+    taken = with_prefix("model.query_encoder", _encoder_tensors(config, parts, has_head))
     with atomic_folder(out) as temporary:
-        checkpoint = Checkpoint(step=0, tensors=tensors, facts=facts)
+        checkpoint = Checkpoint(step=0, tensors=taken, facts=facts)
         save_checkpoint(temporary / "checkpoints", checkpoint, keep=1)
     return _summary(out, parts, config, facts)
 
@@ -150,6 +155,7 @@ def _summary(out: Path, parts: Parts, config: TrainConfig, facts: dict[str, Any]
     return ImportSummary(
         out=str(out),
         layout=parts.layout.value,
+        origin=facts["imported"]["origin"],
         encoder=config.model.encoder,
         stem=config.model.stem.value,
         width=config.model.width,

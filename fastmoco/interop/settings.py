@@ -77,6 +77,8 @@ class ImportConfig:
     """Folder to write; every command then takes it as RUN."""
     layout: WeightsLayout = WeightsLayout.auto
     """auto, moco, moco_v3, solo_learn, lightly or torchvision (timm's names are the same)."""
+    prefix: str = ""
+    """Beginning of the tensor names to read, such as ``model.``; empty = found in the file."""
     encoder: str = ""
     """Architecture; empty = the one that fits the shapes."""
     stem: Stem | None = None

@@ -1,31 +1,90 @@
 """Script that reads the tensors of a foreign PyTorch file and writes them as safetensors.
 
 `weights_file` runs it in a child process by its path: ``python -P unpickle.py FILE TENSORS``. It
-imports nothing of fastmoco. `torch.load` accepts only plain values (``weights_only=True``), and
-memory, processor time and output are limited, so a malicious file can at most end this process.
+imports nothing of fastmoco. `torch.load` runs no code of the file (``weights_only=True``): instead
+of a class or function that is not torch's own it makes an `Inert` object. A file that names
+functions of Python's standard library is refused. Memory, processor time and output are limited, so
+a malicious file can at most end this process.
 
 Exit codes: 0 done; 3 refused or damaged, with one line on stderr.
 """
 
+import io
 import os
+import pickletools
 import re
 import resource
 import sys
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 CPU_SECONDS = 600
 SPARE_BYTES = 2 << 30
 """Memory for PyTorch itself, beside three times the file's size."""
-# Keys under which training frameworks store a model's tensors, tried in this order.
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+# Keys under which training frameworks store a model's tensors. The first that has some is taken, at
+# each level: of a teacher, its moving average and a student, the teacher.
+CONTAINERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "weights"),
+    *("teacher", "ema", "model_ema", "student", "classy_state_dict", "base_model", "trunk"),
+)
+ZIP_START = b"PK\x03\x04"
+LEGACY_PICKLES = 4  # before torch 1.6: magic number, version, machine, then the object
+_HARMLESS = re.compile(
+    r"_codecs\.encode|argparse\.Namespace|copyreg\._reconstructor|types\.SimpleNamespace"
+    r"|builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|range|set|slice"
+    r"|str|tuple|type)|collections\.(Counter|OrderedDict|defaultdict|deque)|datetime\.\w+"
+    r"|decimal\.Decimal|fractions\.Fraction|functools\.partial|pathlib\.(_local\.)?\w*Path|uuid\.UUID"
+)
+_MODEL_PARTS = re.compile(
+    r"torch\.(_utils\._rebuild\w+|\w+Storage|nn\.parameter\.Parameter|nn\.modules\.\w+\.\w+)"
+    r"|torchvision\.models\.\w+\.\w+"
+)
+_MORE_THAN_TENSORS = re.compile(
+    r"Unsupported (operand|class) \S+|(Can only|Trying to|Only persistent_load) .*"
+)
+_FORMAT = "refused: its format (pickle above protocol 2, or a module of before PyTorch 1.6)"
+_ARRAY = re.compile(r"numpy\.(_core|core)\.multiarray\._reconstruct")
 
 
 class Refused(ValueError):
     """The file has no weights that can be imported."""
+
+
+class _LikeDict(type):
+    """Equal to dict: torch's unpickler compares types before it fills a mapping."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is dict or other is cls
+
+    __hash__ = type.__hash__
+
+
+class Inert(dict[Any, Any], metaclass=_LikeDict):
+    """In place of any object of a class, or result of a function, that a file names."""
+
+    state: Any = None
+
+    def __init__(self, *args: Any) -> None:
+        """Keep the arguments."""
+        super().__init__()
+        self.args = args
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the state."""
+        self.state = state
+
+
+class InertArray(Inert):
+    """In place of a NumPy array."""
 
 
 def bound_resources(file_bytes: int) -> None:
@@ -49,36 +108,154 @@ def _used_bytes() -> int:
     return 1024 * int(found[1]) if found else 1 << 30
 
 
-def find_state(loaded: Any) -> Mapping[str, Any]:
-    """Find the mapping of a checkpoint that contains the model's tensors.
+def load(source: str) -> Any:
+    """Load a file with inert objects for all that torch does not allow.
 
     Raises:
-        Refused: If there is no such mapping.
+        Refused: If the file names functions that weights do not need, or is damaged.
+        Exception: Of any kind, if it is damaged.
     """
-    if not isinstance(loaded, Mapping):
+    names = {name for pickled in _pickles(source) for name in called_names(pickled)}
+    root = sys.stdlib_module_names
+    if called := sorted(n for n in names if n.split(".")[0] in root and not is_harmless(n)):
+        raise Refused(f"refused: unpickling it would call {called[0]}, which no weights need")
+    torch.serialization.add_safe_globals(
+        [(InertArray if _ARRAY.fullmatch(name) else Inert, name) for name in names]
+    )
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        known = all(is_harmless(name) or _MODEL_PARTS.fullmatch(name) for name in names)
+        if known and re.search("Unsupported operand|Only persistent_load", str(error)):
+            raise Refused(f"{_FORMAT} cannot be read without running its code") from error
+        raise
+
+
+def _pickles(source: str) -> Iterator[BinaryIO]:
+    """Streams that are each at the start of a pickle of the file.
+
+    Raises:
+        Refused: If a record of an archive has a wrong checksum.
+    """
+    with open(source, "rb") as file:
+        if file.read(4) == ZIP_START:
+            with zipfile.ZipFile(file) as archive:
+                if record := archive.testzip():
+                    raise Refused(f"damaged (its record {record} has a wrong checksum)")
+                for name in archive.namelist():
+                    if name.endswith("data.pkl"):
+                        yield io.BytesIO(archive.read(name))
+            return
+        file.seek(0)
+        for _ in range(LEGACY_PICKLES):
+            yield file
+
+
+def called_names(pickled: BinaryIO) -> Iterator[str]:
+    """Classes and functions that a pickle names, without loading it; "?.?" for a hidden one."""
+    memo: dict[int, Any] = {}
+    texts = deque(["?", "?"], maxlen=2)
+    try:
+        for code, value, _ in pickletools.genops(pickled):
+            if code.name in ("GLOBAL", "INST"):
+                yield _present_name(*value.split(" ", 1))
+            elif code.name == "STACK_GLOBAL":
+                yield _present_name(*map(str, texts))
+            elif code.name == "MEMOIZE":
+                memo[len(memo)] = texts[-1]
+            elif code.name.endswith("PUT"):
+                memo[value] = texts[-1]
+            elif code.stack_after:
+                texts.append(memo.get(value, "?") if code.name.endswith("GET") else value)
+    except ValueError:  # the rest is no pickle
+        return
+
+
+def _present_name(module: str, name: str) -> str:
+    """A name of Python 2 as Python 3 has it."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
+
+
+def is_harmless(name: str) -> bool:
+    """Whether a name of the standard library is a class that holds values."""
+    return _HARMLESS.fullmatch(name) is not None
+
+
+def find_state(loaded: Any) -> tuple[str, Mapping[str, torch.Tensor]]:
+    """The model's tensors in a checkpoint, and the keys to them where others hold tensors too.
+
+    Raises:
+        Refused: If there are none.
+    """
+    state = _mapping(loaded)
+    if state is None:
         raise Refused(f"it contains a {type(loaded).__name__}, not a state dict")
-    for key in CONTAINERS:
-        if isinstance(loaded.get(key), Mapping) and any(_tensors(loaded[key])):
-            found: Mapping[str, Any] = loaded[key]
-            return found
-    if any(_tensors(loaded)):
-        return loaded
-    keys = ", ".join(str(key) for key in list(loaded)[:8])
+    if found := _find_state(state):
+        return found
+    keys = ", ".join(str(key) for key in list(state)[:8])
     raise Refused(f"it contains no state dict (its keys: {keys})")
 
 
-def _tensors(state: Mapping[Any, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((k, v) for k, v in state.items() if isinstance(k, str) and isinstance(v, torch.Tensor))
+def _find_state(state: Mapping[Any, Any]) -> tuple[str, Mapping[str, torch.Tensor]] | None:
+    inner = {key: _mapping(state.get(key)) for key in CONTAINERS}
+    found = {key: _find_state(one) for key, one in inner.items() if one is not None}
+    holding = [(key, one) for key, one in found.items() if one is not None]
+    if holding:
+        key, (path, tensors) = holding[0]
+        path = f"{key}.{path}".strip(".") if len(holding) > 1 else path
+        return path, tensors
+    given = ((name, _tensor(value)) for name, value in state.items() if isinstance(name, str))
+    tensors = {name: tensor for name, tensor in given if tensor is not None}
+    return ("", tensors) if tensors else None
 
 
-def plain_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _mapping(value: Any) -> Mapping[Any, Any] | None:
+    """A mapping as it is, the tensors of a module by name, or None."""
+    state = value.state if isinstance(value, Inert) else None
+    if isinstance(state, dict) and "_modules" in state:
+        return dict(_module_tensors(value))
+    return value if isinstance(value, Mapping) else None
+
+
+def _module_tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The state dict of a `torch.nn.Module`, by the attributes that it pickles."""
+    state = module.state
+    for name, tensor in {**state["_parameters"], **state["_buffers"]}.items():
+        if name not in state.get("_non_persistent_buffers_set", ()):
+            yield f"{prefix}{name}", tensor
+    for name, child in state["_modules"].items():
+        if isinstance(child, Inert):
+            yield from _module_tensors(child, f"{prefix}{name}.")
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    if isinstance(value, InertArray):
+        return _array_tensor(value)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def _array_tensor(array: InertArray) -> torch.Tensor | None:
+    """The array by its pickled state: version, shape, dtype, column order, bytes; None for objects.
+
+    A dtype is pickled as its code, such as f4, and a state whose second item is the byte order.
+    """
+    _, shape, dtype, is_column_order, data = array.state
+    if not re.fullmatch("[fiub][1248]", dtype.args[0]):
+        return None
+    values = np.frombuffer(data, dtype.state[1] + dtype.args[0])
+    values = values.reshape(shape, order="F" if is_column_order else "C")
+    return torch.from_numpy(np.array(values, values.dtype.newbyteorder("=")))
+
+
+def plain_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Dense copies on the CPU, each with memory of its own.
 
     Raises:
         Refused: If one is sparse, quantized or complex.
     """
     plain = {}
-    for name, tensor in _tensors(state):
+    for name, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
             raise Refused(f"{name} is not a plain dense tensor")
         plain[name] = tensor.detach().to("cpu").contiguous().clone()
@@ -88,10 +265,14 @@ def plain_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def _reason(error: Exception) -> str:
     """Shorten an error of `torch.load` to one line."""
     text = str(error)
-    if found := re.search(r"GLOBAL (\S+) was not an allowed", text):
+    if "TorchScript archives" in text:
+        return "refused: it is a TorchScript program, not weights"
+    if found := re.search(r"GLOBAL (\S+)", text):
         return f"refused: unpickling it would call {found[1]}, which is not needed for weights"
-    if found := re.search(r"Unsupported (?:operand|class) (\S+)", text):
-        return f"refused: unpickling it would do more than read tensors ({found[1]})"
+    if found := re.search(
+        r"Unsupported (?:operand|class) \S+|(?:Can only|Trying to|Only persistent_load) .*", text
+    ):
+        return f"refused: unpickling it would do more than read tensors ({found[0]})"
     if isinstance(error, MemoryError) or "alloc" in text.lower():
         return "refused: its tensors need far more memory than the size of the file"
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
@@ -103,15 +284,16 @@ def main(source: str, target: str) -> int:
     torch.set_num_threads(1)
     bound_resources(os.path.getsize(source))
     try:
-        loaded = torch.load(source, map_location="cpu", weights_only=True)
-        save_file(plain_tensors(find_state(loaded)), target)
+        container, tensors = find_state(load(source))
+        save_file(plain_tensors(tensors), target, {"container": container})
     except Refused as error:
         reason = str(error)
     except Exception as error:  # a crafted file can raise anything
         reason = _reason(error)
     else:
         return 0
-    sys.stderr.write(f"{reason}\n")
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
+    sys.stderr.write(f"{shown[:500]}\n")
     return 3
 
 

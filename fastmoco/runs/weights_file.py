@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -16,14 +17,24 @@ from torch import Tensor
 from fastmoco.errors import UsageError
 from fastmoco.runs.encoder_file import METADATA_KEY
 
+
+class ForeignWeights(NamedTuple):
+    """Tensors of a file of another project."""
+
+    tensors: dict[str, Tensor]
+    """Under the file's names."""
+    container: str = ""
+    """Keys of the file that lead to them, such as ``teacher``; "" unless there was a choice."""
+
+
 TIMEOUT_SECONDS = 900
 PYTORCH_STARTS = (b"PK\x03\x04", b"\x80")
 """First bytes of what `torch.save` writes: a zip archive, before torch 1.6 a pickle."""
 _SCRIPT = Path(__file__).with_name("unpickle.py")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors, .pth, .pt, .tar, .ckpt or .bin file, on the CPU.
+def read_weights(path: Path) -> ForeignWeights:
+    """The model's tensors of a .safetensors, .pth, .pt, .tar, .ckpt or .bin file, on the CPU.
 
     Raises:
         UsageError: If the file is damaged, holds no weights, or tries to run code.
@@ -47,14 +58,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(target)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> ForeignWeights:
     try:
         with safe_open(path, framework="pt") as file:
-            if METADATA_KEY in (file.metadata() or {}):
-                raise UsageError(
-                    f"{path} was exported by fastmoco; use it as RUN without importing it"
-                )
-        return load_file(path)
+            metadata = file.metadata() or {}
+        if METADATA_KEY in metadata:
+            raise UsageError(f"{path} was exported by fastmoco; use it as RUN without importing it")
+        return ForeignWeights(load_file(path), metadata.get("container", ""))
     except SafetensorError as error:
         raise UsageError(f"{path} is damaged or is not a safetensors file ({error})") from error
 
@@ -78,10 +88,19 @@ def _convert(path: Path, target: Path) -> None:
     reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
     if done.returncode != 3:
         reason = f"the process that reads it crashed (exit code {done.returncode}: {reason})"
-    advice = (
-        "; if you trust it, save its tensors alone: "
-        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pth')"
-        if reason.startswith("refused: unpickling")
-        else ""
-    )
-    raise UsageError(f"{path}: {reason}{advice}")
+    raise UsageError(f"{path}: {reason}{_advice(path, reason)}")
+
+
+def _advice(path: Path, reason: str) -> str:
+    """What to do with a refused file; code that loads it only if it names no foreign code."""
+    loads = {
+        "refused: it is a TorchScript": "torch.jit.load({!r}, map_location='cpu').state_dict()",
+        "refused: its format": "torch.load({!r}, map_location='cpu', weights_only=False)",
+    }
+    for start, load in loads.items():
+        if reason.startswith(start):
+            saved = f"torch.save({load.format(str(path))}, 'weights.pth')"
+            return f'; if you trust it: python -c "import torch; {saved}", then import weights.pth'
+    if reason.startswith("refused: unpickling"):
+        return "; do not load it by other means, but ask for its weights as safetensors"
+    return ""

@@ -1,7 +1,7 @@
 """Weights that an encoder starts from: RUN, FILE, ``torchvision:NAME`` or ``timm:NAME``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -56,6 +56,8 @@ class _Found:
     head: Mapping[str, Tensor]
     mean: list[float]
     std: list[float]
+    container: str = ""
+    """Of several in the file, such as ``teacher``."""
 
 
 def read_start(
@@ -94,7 +96,7 @@ def read_start(
     taken = with_prefix("backbone", found.backbone)
     taken |= with_prefix("head", found.head) if head == "taken" else {}
     return StartWeights(
-        source=source.absolute().name,
+        source=source.absolute().name + (f" ({found.container})" if found.container else ""),
         state={**encoder.state_dict(), **taken},
         head=head,
         mean=found.mean,
@@ -118,8 +120,9 @@ def _found(source: Path, encoder: Encoder, cfg: EncoderConfig, *, settable: bool
         )
     if _is_own(path):
         return _own(path)
-    plain = LibraryWeights(read_weights(path), list(IMAGENET_MEAN), list(IMAGENET_STD))
-    return _foreign(source, encoder, cfg, plain)
+    tensors, container = read_weights(path)
+    plain = LibraryWeights(tensors, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return replace(_foreign(source, encoder, cfg, plain), container=container)
 
 
 def _is_own(path: Path) -> bool:
@@ -150,11 +153,11 @@ def _own(path: Path) -> _Found:
 def _foreign(source: Path, encoder: Encoder, cfg: EncoderConfig, given: LibraryWeights) -> _Found:
     """Give tensors of another project our names; strides that leave no trace are the encoder's."""
     expected = encoder.backbone.state_dict()
-    if cfg.model.encoder.startswith(TIMM_PREFIX):
-        backbone = _timm_names(given.tensors, expected)
-        if shapes_of(backbone) == shapes_of(expected):
-            return _Found(cfg.model, backbone, {}, given.mean, given.std)
     try:
+        if cfg.model.encoder.startswith(TIMM_PREFIX):
+            backbone = _timm_names(given.tensors, expected)
+            if shapes_of(backbone) == shapes_of(expected):
+                return _Found(cfg.model, backbone, {}, given.mean, given.std)
         parts = take_apart(given.tensors)
         model = cfg.model
         if shapes_of(parts.backbone) != shapes_of(expected):
