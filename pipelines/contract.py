@@ -50,9 +50,11 @@ class EpochPlan:
                 f"got {self.global_batch_size}"
             )
         if self.training and self.num_samples < self.global_batch_size:
+            count = self.num_samples
+            advice = f"set global_batch_size={count} or less" if count > 1 else "give 2 or more"
             raise UsageError(
                 f"global_batch_size={self.global_batch_size} is larger than the dataset of "
-                f"{self.num_samples} images; set global_batch_size={self.num_samples} or less"
+                f"{count} image{'s' if count > 1 else ''}; {advice}"
             )
         if not 0 <= self.start_batch <= self.num_batches:
             raise ValueError(

@@ -91,7 +91,7 @@ def import_weights(path: Path, cfg: ImportConfig) -> ImportSummary:
         raise UsageError(f"{path}: {error}") from error
     if parts.head and not has_head:
         parts.left_out["projection head (none of ours)"] = len(parts.head)
-    origin = f"{container}: {parts.prefix}" if container else parts.prefix
+    origin = ", ".join(filter(None, (container, parts.prefix)))
     source = {"file": path.name, "sha256": file_sha256(path), "layout": parts.layout.value}
     source |= {"origin": origin}
     facts = {

@@ -4,6 +4,8 @@ A safetensors file holds no code. A PyTorch file is a pickle: a child process wi
 and writes safetensors (`unpickle`).
 """
 
+import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -94,13 +96,14 @@ def _convert(path: Path, target: Path) -> None:
 def _advice(path: Path, reason: str) -> str:
     """What to do with a refused file; code that loads it only if it names no foreign code."""
     loads = {
-        "refused: it is a TorchScript": "torch.jit.load({!r}, map_location='cpu').state_dict()",
-        "refused: its format": "torch.load({!r}, map_location='cpu', weights_only=False)",
+        "refused: it is a TorchScript": 'torch.jit.load({}, map_location="cpu").state_dict()',
+        "refused: its format": 'torch.load({}, map_location="cpu", weights_only=False)',
     }
     for start, load in loads.items():
         if reason.startswith(start):
-            saved = f"torch.save({load.format(str(path))}, 'weights.pth')"
-            return f'; if you trust it: python -c "import torch; {saved}", then import weights.pth'
+            loaded = load.format(json.dumps(str(path)))
+            code = shlex.quote(f'import torch; torch.save({loaded}, "weights.pth")')
+            return f"; if you trust it, run python -c {code} and import weights.pth"
     if reason.startswith("refused: unpickling"):
         return "; do not load it by other means, but ask for its weights as safetensors"
     return ""

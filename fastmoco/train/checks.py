@@ -79,7 +79,7 @@ def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
     if splits < 1 or batch % groups or batch // groups < 2:
         raise UsageError(
             f"moco.batch_norm_splits={splits} does not split global_batch_size={batch} into equal "
-            f"groups of 2 or more on {setup}; set it to a divisor"
+            f"groups of 2 or more on {setup}; set it to a divisor, or raise global_batch_size"
         )
     if kind is BatchNorm.shuffled and groups % (devices * accumulate):
         raise UsageError(

@@ -87,7 +87,7 @@ def write_neighbors(run: Path, cfg: NeighborsConfig) -> Neighborhoods:
         ids, size = np.array(queries, np.int64), min(request.batch_size, len(queries))
         chosen = replace(request, batch_size=size, sample_ids=ids)
         vectors = extract_features(encoder, dataset, chosen).vectors.cpu()
-        similarity, nearest = nearest_others(rows, vectors, queries, cfg.k)
+        similarity, nearest = nearest_others(rows, vectors, queries, min(cfg.k, len(dataset) - 1))
         found = Neighborhoods(
             out=str(cfg.out),
             features=cfg.features.value,
@@ -98,16 +98,17 @@ def write_neighbors(run: Path, cfg: NeighborsConfig) -> Neighborhoods:
                 for row in zip(nearest.tolist(), similarity.tolist(), strict=True)
             ],
         )
-        headers = ["query", "nearest first", *[""] * (cfg.k - 1)]
+        headers = ["query", "nearest first", *[""] * (nearest.shape[1] - 1)]
         draw_contact_sheet(cfg.out, _cells(dataset, found), headers=headers)
     return found
 
 
 def _queries(cfg: NeighborsConfig, dataset: Dataset) -> list[int]:
     """Choose the ids of the queries: ``cfg.queries``, or the first of a fixed hashed order."""
-    most = min(MAX_NEIGHBORS, len(dataset) - 1)
-    if not 1 <= cfg.k <= most:
-        raise UsageError(f"k must be 1 to {most}, got {cfg.k}")
+    if len(dataset) < 2:
+        raise UsageError(f"{dataset.path} has 1 image, and so no neighbors; give 2 images or more")
+    if cfg.k > MAX_NEIGHBORS:
+        raise UsageError(f"k must be 1 to {MAX_NEIGHBORS}, got {cfg.k}")
     if wrong := [query for query in cfg.queries if not 0 <= query < len(dataset)]:
         last = len(dataset) - 1
         raise UsageError(f"queries must be ids of {dataset.path}, 0 to {last}, got {wrong[0]}")
@@ -115,9 +116,8 @@ def _queries(cfg: NeighborsConfig, dataset: Dataset) -> list[int]:
         raise UsageError(f"queries must be at most {MAX_QUERIES} ids, got {len(cfg.queries)}")
     if cfg.queries:
         return list(cfg.queries)
-    most = min(MAX_QUERIES, len(dataset))
-    if not 1 <= cfg.count <= most:
-        raise UsageError(f"count must be 1 to {most}, got {cfg.count}")
+    if cfg.count > MAX_QUERIES:
+        raise UsageError(f"count must be 1 to {MAX_QUERIES}, got {cfg.count}")
     return [int(sample) for sample in hashed_order(len(dataset))[: cfg.count]]
 
 

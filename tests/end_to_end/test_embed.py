@@ -171,6 +171,8 @@ def test_neighbors(run, dataset, expected, tmp_path, capsys):
     few = matplotlib.image.imread(out)
     command(capsys, "neighbors", run, dataset, f"out={out}", "count=4", "k=4")
     assert matplotlib.image.imread(out).shape[0] > few.shape[0]
+    every = command(capsys, "neighbors", run, dataset, f"out={out}", "count=64", "k=32")
+    assert [len(row) for row in every["neighbors"]] == [20] * 21  # of 21 images
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,8 @@ def test_neighbors(run, dataset, expected, tmp_path, capsys):
         ("embed", ["out=x.npy", "data.test=null"], "data.test is not set"),
         ("embed", ["out=x.npy", "data.test=none.beton"], "none.beton"),
         ("embed", ["out=x.npy", "featuers=backbone"], "did you mean features?"),
-        ("neighbors", ["k=21"], "k must be 1 to 20, got 21"),
+        ("neighbors", ["k=33"], "k must be 1 to 32, got 33"),
+        ("neighbors", ["count=65"], "count must be 1 to 64, got 65"),
         ("neighbors", ["count=0"], "count must be 1 or more, got 0"),
         ("neighbors", ["queries=3,21"], "0 to 20, got 21"),
         ("neighbors", ["queries=a"], "queries"),

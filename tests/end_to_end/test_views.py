@@ -52,6 +52,16 @@ def test_the_path_as_json(dataset, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == str(out)
 
 
+def test_a_set_of_fewer_images_is_drawn_complete(dataset, tmp_path):
+    every, more = (write(dataset, tmp_path / "v.png", f"count={n}") for n in (12, 13))
+    assert np.array_equal(every, more)
+    (tmp_path / "one").mkdir()
+    copied = next((dataset.parent / "images").rglob("*.jpg")).read_bytes()
+    (tmp_path / "one" / "a.jpg").write_bytes(copied)
+    assert cli.main(["convert", str(tmp_path / "one"), str(tmp_path / "one.beton")]) == 0
+    assert write(tmp_path / "one.beton", tmp_path / "v.png").size > 0
+
+
 def test_more_images_than_a_row_holds(dataset, tmp_path):
     few, many = (write(dataset, tmp_path / "v.png", f"count={n}") for n in (8, 13))  # of 12
     assert many.shape[0] == 2 * few.shape[0]

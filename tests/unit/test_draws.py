@@ -210,6 +210,8 @@ def test_the_next_epoch_starts_at_its_first_batch_in_another_order():
         ({"global_batch_size": 0}, "global_batch_size must be a positive multiple .* got 0"),
         ({"global_batch_size": 13, "world_size": 2}, "multiple of the 2 devices, got 13"),
         ({"global_batch_size": 51}, "global_batch_size=51 is larger than the dataset of 50"),
+        ({"global_batch_size": 51, "num_samples": 7}, "7 images; set global_batch_size=7 or less"),
+        ({"num_samples": 1}, "larger than the dataset of 1 image; give 2 or more"),
         ({"start_batch": 5}, r"start_batch must be in \[0, 4\], .* got 5; resume"),
         ({"start_batch": -1}, r"start_batch must be in \[0, 4\], .* got -1; resume"),
     ],

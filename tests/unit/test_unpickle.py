@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import pickle
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -171,16 +172,20 @@ def test_a_wrong_checksum_in_the_archive_is_noticed(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # of torch, about its own formats
 def test_the_advice_works_for_the_very_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": TENSORS}, "four.pth", pickle_protocol=4)
+    torch.save({"state_dict": TENSORS}, "it's four.pth", pickle_protocol=4)
     torch.save(nn.Linear(2, 2), "module.pth", _use_new_zipfile_serialization=False)
     torch.jit.save(torch.jit.script(nn.Linear(2, 2)), "script.pt")
-    for name, said in (("four.pth", "above"), ("module.pth", "module"), ("script.pt", "Torch")):
+    for name, said in (
+        ("it's four.pth", "above"),
+        ("module.pth", "module"),
+        ("script.pt", "Torch"),
+    ):
         with pytest.raises((unpickle.Refused, RuntimeError)) as error:
             unpickle.load(name)
         reason = unpickle._reason(error.value) if name == "script.pt" else str(error.value)
         assert said in reason
         advice = _advice(pathlib.Path(name), reason)
-        exec(advice.partition('python -c "')[2].partition('", then')[0])
+        exec(shlex.split(advice.partition("python -c ")[2])[0])
         assert read("weights.pth")
 
 
