@@ -153,8 +153,9 @@ def _pickles(source: str) -> Iterator[BinaryIO]:
 
 def called_names(pickled: BinaryIO) -> Iterator[str]:
     """Classes and functions that a pickle names, without loading it; "?.?" for a hidden one."""
-    memo: dict[int, Any] = {}
-    texts = deque(["?", "?"], maxlen=2)
+    memo: dict[Any, Any] = {}
+    texts: deque[Any] = deque(["?", "?"], maxlen=2)
+    value: Any
     try:
         for code, value, _ in pickletools.genops(pickled):
             if code.name in ("GLOBAL", "INST"):
@@ -165,8 +166,12 @@ def called_names(pickled: BinaryIO) -> Iterator[str]:
                 memo[len(memo)] = texts[-1]
             elif code.name.endswith("PUT"):
                 memo[value] = texts[-1]
-            elif code.stack_after:
-                texts.append(memo.get(value, "?") if code.name.endswith("GET") else value)
+            elif code.name.endswith("GET"):
+                texts.append(memo.get(value, "?"))
+            elif isinstance(value, str):
+                texts.append(value)
+            elif code.name != "FRAME":
+                texts.extend("??")  # the two texts may no longer be the last on the stack
     except ValueError:  # the rest is no pickle
         return
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from argparse import Namespace
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -268,6 +269,22 @@ def test_a_files_strides_are_the_encoders(tmp_path):
     # The width differs: the stem, which leaves no trace, is taken as it is set.
     with pytest.raises(UsageError, match=r"set model.width=4$"):
         started(tmp_path / "w.safetensors", configured("model.width=8"))
+
+
+def test_a_pickle_is_read_as_by_import_and_its_container_is_said(tmp_path, monkeypatch):
+    """By the guarded child: code in a ``.pt`` never runs."""
+    source = randomize(build_query_encoder(configured().model, configured().moco))
+    other = {name: tensor + 1 for name, tensor in source.backbone.state_dict().items()}
+    record = {"student": other, "teacher": source.backbone.state_dict(), "args": Namespace(a=1)}
+    torch.save(record, tmp_path / "w.pt")
+    encoder, start = started(tmp_path / "w.pt", configured())
+    assert torch.equal(encoder.backbone.bn1.running_mean, source.backbone.bn1.running_mean)
+    assert start.source == "w.pt (teacher)"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pt").write_bytes(b"\x80\x02cos\nmkdir\n(S'trace'\ntR.")
+    with pytest.raises(UsageError, match=r"evil.pt: refused: unpickling it would call os.mkdir"):
+        started(tmp_path / "evil.pt", configured())
+    assert not (tmp_path / "trace").exists()
 
 
 @pytest.mark.usefixtures("hugging_face")

@@ -147,6 +147,9 @@ def test_hidden_names_of_python_2_are_found():
     assert list(unpickle.called_names(io.BytesIO(pickled))) == ["builtins.eval"]
     again = b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x9400h\x00h\x01\x93."
     assert list(unpickle.called_names(io.BytesIO(again))) == ["posix.system"]
+    posix, date = b"\x8c\x05posix\x8c\x06system", b"\x8c\x08datetime\x8c\x04date"
+    masked = io.BytesIO(b"\x80\x04" + posix + date + b"00\x93.")
+    assert list(unpickle.called_names(masked)) == ["?.?"]
 
 
 def test_a_name_that_the_scan_misses_is_still_refused(tmp_path, monkeypatch):
