@@ -83,8 +83,8 @@ class NeighborsConfig(FeaturesConfig):
     queries: list[int] = field(default_factory=list)
     """Ids of the query images, such as 3,17; empty = `count` images chosen by a hash."""
     count: int = 8
-    """Number of queries, if `queries` is empty."""
+    """Number of queries, at most, if `queries` is empty."""
     k: int = 8
-    """Neighbors of each query."""
+    """Neighbors of each query, at most."""
     out: Path = Path("neighbors.png")
     """PNG file to write."""
