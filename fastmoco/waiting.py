@@ -14,6 +14,18 @@ PLAIN_SECONDS = 2.0
 
 
 @contextmanager
+def announced(text: str) -> Iterator[None]:
+    """Write a line if the block, which may show progress of its own, takes some seconds."""
+    timer = threading.Timer(PLAIN_SECONDS, _print, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Say what the block does, on the first rank.
 
@@ -26,19 +38,8 @@ def waiting(text: str) -> Iterator[None]:
         with _clock(text):
             yield
     else:
-        timer = threading.Timer(PLAIN_SECONDS, _print, [text])
-        timer.daemon = True
-        timer.start()
-        try:
+        with announced(text):
             yield
-        finally:
-            timer.cancel()
-
-
-def announce(text: str) -> None:
-    """Say what begins now and shows its own progress, on the first rank."""
-    if environment_ranks().is_first:
-        _print(text)
 
 
 @contextmanager

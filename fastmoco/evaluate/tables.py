@@ -22,7 +22,7 @@ from fastmoco.evaluate.settings import (
     NoiseTableConfig,
     TableConfig,
 )
-from fastmoco.waiting import announce
+from fastmoco.waiting import announced
 
 PRETRAINED, UNTRAINED, PIXELS = "pretrained", "untrained", "raw pixels"
 
@@ -89,25 +89,31 @@ def evaluate(run: Path, cfg: EvaluateConfig) -> AccuracyTable:
     _check(cfg, cfg.methods, list(Method))
     table = AccuracyTable([PRETRAINED, UNTRAINED, PIXELS], {}, [])
     for number, method in enumerate(cfg.methods, start=1):
-        announce(f"{number} of {len(cfg.methods)}: {method}")
-        if method is Method.knn:
-            near = KnnConfig(**_shared(cfg), k=cfg.k, temperature=cfg.temperature)
-            neighbors = knn(run, near)
-            rest = neighbors.baselines
-            row = [neighbors.top1, rest["untrained"]["top1"], rest["pixels"]["top1"]]
-            note, found = neighbors.about(), neighbors.to_json()
-        elif method is Method.linear:
-            result = linear(run, linear_config(cfg))
-            row = [one.top1 for one in (result, *result.baselines.values())]
-            note, found = result.about, result.to_json()
-        else:
-            result = finetune(run, finetune_config(cfg))
-            row = [result.top1, result.baselines["random"].top1, None]
-            note, found = f"{result.about}; untrained is supervised from scratch", result.to_json()
+        with announced(f"{number} of {len(cfg.methods)}: {method}"):
+            row, note, found = _measure(run, cfg, method)
         table.rows[_row_name(method, cfg)], table.results[method.value] = row, found
         table.notes += filter(None, [note, found["remark"]])
     table.write(results_folder(run), "evaluate")
     return table
+
+
+def _measure(
+    run: Path, cfg: EvaluateConfig, method: Method
+) -> tuple[list[float | None], str, dict[str, Any]]:
+    """Accuracies of the encoders, a note on the protocol, and the complete result."""
+    if method is Method.knn:
+        near = KnnConfig(**_shared(cfg), k=cfg.k, temperature=cfg.temperature)
+        neighbors = knn(run, near)
+        rest = neighbors.baselines
+        tops = [neighbors.top1, rest["untrained"]["top1"], rest["pixels"]["top1"]]
+        return tops, neighbors.about(), neighbors.to_json()
+    if method is Method.linear:
+        linear_result = linear(run, linear_config(cfg))
+        tops = [one.top1 for one in (linear_result, *linear_result.baselines.values())]
+        return tops, linear_result.about, linear_result.to_json()
+    result = finetune(run, finetune_config(cfg))
+    note = f"{result.about}; untrained is supervised from scratch"
+    return [result.top1, result.baselines["random"].top1, None], note, result.to_json()
 
 
 def _row_name(method: Method, cfg: EvaluateConfig) -> str:

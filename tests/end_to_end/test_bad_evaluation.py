@@ -8,6 +8,7 @@ from fastmoco import cli
 from fastmoco.configuration import load_config
 from fastmoco.evaluate.labeled_task import open_task
 from fastmoco.evaluate.settings import FinetuneConfig, LinearConfig
+from fastmoco.runs.record import record_text, sealed
 from tests.pictures import encoded, picture
 from tests.runs import write_colors, write_run
 
@@ -81,8 +82,9 @@ def test_a_checkpoint_of_another_architecture(capsys, place, tmp_path, command):
     run = write_run(tmp_path / "run")
     (record,) = (run / "checkpoints").glob("*.json")
     facts = json.loads(record.read_text())
+    del facts["manifest"]
     facts["facts"]["config"]["model"]["width"] = 8
-    record.write_text(json.dumps(facts))
+    record.write_text(record_text(sealed(facts)))
     refused(capsys, [command, run, *data(place)], "is of another model: backbone.conv1.weight")
     refused(capsys, [command, tmp_path, *data(place)], "contains no checkpoint")
 

@@ -122,7 +122,7 @@ def test_a_state_that_is_not_finite_is_neither_saved_nor_read(dataset, tmp_path,
     checkpoint.tensors["model.query_encoder.backbone.conv1.weight"].view(-1)[0] = torch.nan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fastmoco.runs.checkpoint.first_not_finite", lambda _: None)
-        save_checkpoint(run / "checkpoints", checkpoint, keep=2)
+        save_checkpoint(run / "checkpoints", checkpoint, keep=1)
     with pytest.raises(CheckpointError, match=r"conv1\.weight has values that are not finite"):
         load_checkpoint(run)
     out = tmp_path / "x.pth"

@@ -3,7 +3,6 @@
 On few and small images, with a narrow encoder.
 """
 
-import logging
 from contextlib import closing
 
 import pytest
@@ -15,7 +14,6 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
-from fastmoco.train.divergence import check_numbers
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
 from tests.optional import require
@@ -72,7 +70,7 @@ def test_every_preset_trains(dataset, tmp_path, name):
             for _ in range(STEPS):
                 rates.append(trainer.learning_rate)
                 trainer.take(next(loader), rates[-1])
-                check_numbers(trainer, logging.getLogger("fastmoco"))
+    assert trainer.step.guard.read().skipped == 0
     assert trainer.channel_mean == (cfg.pipeline.channel_mean or images.facts["channel_mean"])
     torch.testing.assert_close(trainer.step.std, torch.tensor(trainer.channel_std))
     assert trainer.checkpoint().facts["channel_mean"] == trainer.channel_mean

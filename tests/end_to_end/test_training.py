@@ -207,7 +207,8 @@ def test_a_finished_run_says_so(dataset, eager_run, capsys):
     verdict = json.loads((eager_run / "verdict.json").read_text())
     assert (verdict["outcome"], verdict["step"]) == ("too early", 20)
     assert f"verdict too early: {verdict['reasons'][0]}" in " ".join(said.split())  # wrapped
-    assert verdict["next"].startswith(f"fastmoco knn {eager_run} 'data.train={dataset}'")
+    measured = "k=5 temperature=0.1"  # as the monitor did
+    assert verdict["next"].startswith(f"fastmoco knn {eager_run} {measured} 'data.train={dataset}'")
     assert f"next      {verdict['next']}" in said
     assert before == sorted(
         (p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir()
