@@ -80,6 +80,7 @@ def trial_of(folder: Path):
     return load_checkpoint(folder / "seed-0"), rows, result
 
 
+@pytest.mark.full
 def test_killed_and_resumed_is_bit_equal(scenes, run, whole, tmp_path):
     folder = tmp_path / "d"
     arguments = ["detect", str(run), *voc_options(scenes), *SHORT, f"run_dir={folder}"]

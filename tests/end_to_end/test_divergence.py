@@ -37,7 +37,9 @@ def spoiled(monkeypatch):
     return chosen
 
 
-@pytest.mark.parametrize(("step", "saved"), [(8, 5), (10, 5), (12, 10)])
+@pytest.mark.parametrize(
+    ("step", "saved"), [(8, 5), pytest.param(10, 5, marks=pytest.mark.full), (12, 10)]
+)
 def test_a_bad_step_stops_the_run_and_can_be_computed_again(
     dataset,  # noqa: F811
     tmp_path,

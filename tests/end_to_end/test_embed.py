@@ -154,6 +154,7 @@ def test_nearest_others_equal_a_full_sort():
     torch.testing.assert_close(similarity, values[:, :5])
 
 
+@pytest.mark.full
 def test_neighbors(run, dataset, expected, tmp_path, capsys):
     out = tmp_path / "sheet.png"
     options = [f"out={out}", "queries=3,17", "k=4", "global_batch_size=8"]

@@ -156,6 +156,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(options, whole_run, 
     assert_same_run(run, whole_run)
 
 
+@pytest.mark.full
 def test_a_signal_to_torchrun_saves(options, tmp_path):
     run = tmp_path / "stopped"
     process = start(*command_line(options(run, "train.max_steps=0", "train.epochs=100000")))

@@ -109,6 +109,7 @@ def test_killed_and_resumed_with_a_run_that_diverges(arguments, folder, capsys):
     assert "| knn_top1: good > bad | shows | bad failed |" in table
 
 
+@pytest.mark.full
 def test_other_options_are_refused_before_anything_starts(arguments, capsys):
     assert cli.main(["sweep", *arguments, "run=good,seed=0"]) == 0  # the folder has a run
     assert cli.main(["sweep", *arguments, "moco.dim=16"]) == 2

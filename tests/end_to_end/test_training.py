@@ -238,7 +238,10 @@ def test_another_configuration_is_refused(dataset, eager_run, capsys):
     assert "moco.momentum: 0.999 there, 0.5 now" in error[0]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.full), (signal.SIGTERM, 143)],
+)
 def test_a_stop_signal_saves_and_the_run_goes_on(
     dataset, eager_run, tmp_path, monkeypatch, capfd, number, code
 ):

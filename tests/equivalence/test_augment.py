@@ -223,6 +223,7 @@ def official(crop: Tensor, parameters: ViewParameters, i: int, gray_first: bool)
     return image.flip(-1) if parameters.flip[i] else image
 
 
+@pytest.mark.full
 def test_compiled_views_equal_eager_ones():
     require_compiler()
     crops = random_crops(6)

@@ -17,6 +17,7 @@ from tests.loader_data import evaluation, training, write_beton
 from tests.optional import require
 
 require("ffcv")
+pytestmark = pytest.mark.full
 
 SMALL = {"training": False, "num_samples": 9, "world_size": 2}
 CASES = {
@@ -46,9 +47,7 @@ torch.save(loaded, sys.argv[2])
 """
 
 
-@pytest.fixture(
-    scope="module", params=[Encoding.jpeg, pytest.param(Encoding.raw, marks=pytest.mark.full)]
-)
+@pytest.fixture(scope="module", params=[Encoding.jpeg, Encoding.raw])
 def dataset(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BetonFile]:

@@ -238,7 +238,7 @@ def set_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return beton.path
 
 
-@pytest.fixture(scope="module", params=PACKAGES)
+@pytest.fixture(scope="module", params=[pytest.param("ffcv", marks=pytest.mark.full), "dali"])
 def results(request: pytest.FixtureRequest, set_path: Path) -> dict[str, dict]:
     require(PACKAGES[request.param])
     script = f"from {__name__} import main; main({request.param!r}, {str(set_path)!r})"

@@ -92,6 +92,7 @@ def test_whole_runs_count_where_they_end_at_the_target() -> None:
     assert fell.value is None
 
 
+@pytest.mark.full
 def test_training_stops_at_the_target(tmp_path: Path) -> None:
     files = [str(tmp_path / f"{split}.beton") for split in ("train", "test")]
     for count, file in zip((60, 30), files, strict=True):

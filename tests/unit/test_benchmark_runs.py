@@ -58,12 +58,14 @@ def run_benchmarks(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=HANG_SECONDS)
 
 
+@pytest.mark.full
 def test_frozen_children_end_with_benchmarks_that_are_terminated(tmp_path: Path) -> None:
     done = run_benchmarks(tmp_path, FROZEN)
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
     assert not Path("/proc", (tmp_path / "process").read_text()).exists()
 
 
+@pytest.mark.full
 def test_finished_benchmarks_are_kept_and_interrupted_ones_replace_nothing(tmp_path: Path) -> None:
     (tmp_path / "third.json").write_text("[]")
     done = run_benchmarks(tmp_path, BENCHMARKS)

@@ -109,6 +109,7 @@ def try_to_claim(folder, answers):
         answers.put(str(error))
 
 
+@pytest.mark.full
 def test_a_second_process_is_refused_while_a_run_holds_its_folder(tmp_path):
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
