@@ -175,6 +175,20 @@ def load_picture(blob: bytes, max_size: int) -> Picture:
     return picture._replace(pixels=resize(picture.pixels, max_size))
 
 
+def plain_jpeg(blob: bytes, info: JpegInfo, quality: int) -> bytes:
+    """A JPEG that every reader decodes to the same upright pixels.
+
+    A broken profile is removed; a picture that must be turned, or whose coding is rare, is encoded
+    anew as `encode_jpeg` does; all others stay.
+
+    Raises:
+        ImageError: If it must be encoded anew and is damaged or of a kind that is not supported.
+    """
+    if info.obstacle and info._replace(alarming=False).obstacle:
+        return encode_jpeg(load_image(blob, MAX_SIDE), quality)
+    return bare_jpeg(blob, info) if info.alarming else blob
+
+
 def is_jpeg(blob: bytes) -> bool:
     """Whether the bytes start like a JPEG, whatever the file's extension."""
     return blob[:3] == b"\xff\xd8\xff"

@@ -2,8 +2,9 @@
 
 Trade-off: opening decodes every image of a small set once (some 1,400 photographs per second and
 core), and of a set above `PROVED_IMAGES` reads every header (some 10,000); nothing has a checksum.
-In return there is no second copy. Only JPEGs that `convert` would copy unchanged are used; a
-warning counts the others, and `left_out` lists them.
+In return there is no second copy. A JPEG that must be turned upright or has a rare coding is
+encoded anew at each reading, which takes several times as long. A warning counts images that cannot
+be used, and `left_out` lists them.
 
 Not supported: channel statistics (`convert` measures them), manifests, arrays, other formats.
 """
@@ -14,14 +15,22 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.data.beton_format import MODE_JPEG, blob_checksum, encode_text
-from fastmoco.data.images import check_size, decode_jpeg, is_jpeg, jpeg_shape, prove_jpeg
-from fastmoco.data.jpeg_markers import ImageError, inspect_jpeg, inspect_jpeg_header
+from fastmoco.data.images import (
+    check_size,
+    decode_jpeg,
+    is_jpeg,
+    jpeg_shape,
+    plain_jpeg,
+    prove_jpeg,
+)
+from fastmoco.data.jpeg_markers import ImageError, JpegInfo, inspect_jpeg, inspect_jpeg_header
+from fastmoco.data.settings import ConvertConfig
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from fastmoco.data.sources.samples import BROKEN_LINK, NOWHERE, Place, is_broken_link
 
@@ -32,6 +41,17 @@ HEADER_BYTES = 1 << 14
 
 SURVEYED = 512
 """Headers that `survey_source` reads; the median of their sizes is then known well enough."""
+QUALITY = ConvertConfig().quality
+"""JPEG quality of images that are encoded anew, as that of `convert`."""
+
+
+class _Found(NamedTuple):
+    """A JPEG that can be read, as it will be decoded."""
+
+    height: int
+    width: int
+    is_plain: bool
+    """Whether its bytes are used as they are; see `plain_jpeg`."""
 
 
 class SourceSet:
@@ -49,28 +69,33 @@ class SourceSet:
     """
 
     def __init__(
-        self, path: Path, samples: SampleSet, places: Sequence[Place], shapes: NDArray[np.int32]
+        self, path: Path, samples: SampleSet, places: Sequence[Place], found: Sequence[_Found | str]
     ) -> None:
-        """Store the samples that have a shape.
+        """Store the samples that can be read.
 
         Args:
             path: What was opened.
             samples: Its samples.
             places: Location of each sample.
-            shapes: Height and width of each, ``(n, 2)``; 0 for samples to skip.
+            found: What is known of each, or why it cannot be read.
         """
-        kept = np.flatnonzero(shapes[:, 0]).tolist()
+        readable = [(i, one) for i, one in enumerate(found) if not isinstance(one, str)]
+        kept = [i for i, _ in readable]
         self.path = path
         self._names = [samples.names[i] for i in kept]
         self._places = [places[i] for i in kept]
+        self._is_plain = [one.is_plain for _, one in readable]
         self.labels = samples.labels[kept]
-        self.heights, self.widths = shapes[kept].T.copy()
+        self.heights = np.array([one.height for _, one in readable], np.int32)
+        self.widths = np.array([one.width for _, one in readable], np.int32)
         self.modes = np.full(len(kept), MODE_JPEG, np.uint8)
         self.sizes = np.array([place.size for place in self._places], np.int64)
         self.has_checksums = False
         self.classes = samples.classes
         self.facts: dict[str, Any] = {}
-        self.left_out: list[tuple[str, str]] = []
+        self.left_out = [
+            (samples.names[i], one) for i, one in enumerate(found) if isinstance(one, str)
+        ]
         self.passed_over = samples.passed_over
         digest = hashlib.sha256(encode_text("\n".join(self._names)))
         for values in (self.labels, self.sizes, self.heights, self.widths):
@@ -88,21 +113,18 @@ class SourceSet:
         samples = open_source(str(path), SourceOptions())
         places = _places(path, samples)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            check = _proved_shape if len(places) <= PROVED_IMAGES else _shape
-            found = list(pool.map(check, places, chunksize=64))
-        shapes = np.array([(0, 0) if isinstance(one, str) else one for one in found], np.int32)
-        bad = [(samples.names[i], one) for i, one in enumerate(found) if isinstance(one, str)]
-        if bad:
-            name, reason = bad[0]
+            check = _prove if len(places) <= PROVED_IMAGES else _look_at
+            opened = cls(path, samples, places, list(pool.map(check, places, chunksize=64)))
+        if opened.left_out:
+            name, reason = opened.left_out[0]
             message = (
-                f"{path}: {len(bad)} of {len(found)} images cannot be read unconverted "
-                f"(first {name}: {reason}); `fastmoco convert {path} train.beton` reads more"
+                f"{path}: {len(opened.left_out)} of {len(places)} images cannot be read "
+                f"unconverted (first {name}: {reason}); `fastmoco convert {path} train.beton` "
+                "reads more"
             )
-            if len(bad) == len(found):
+            if not len(opened):
                 raise ValueError(message)
             warnings.warn(f"{message}; they are left out", stacklevel=2)
-        opened = cls(path, samples, places, shapes)
-        opened.left_out = bad
         return opened
 
     def __len__(self) -> int:
@@ -122,20 +144,25 @@ class SourceSet:
         return self._names[sample_id]
 
     def blob(self, sample_id: int) -> memoryview:
-        """The bytes of an image's file.
+        """The bytes of an image's file, made plain by `plain_jpeg` where they are not.
 
         Raises:
-            ImageError: If they are fewer than when the set was opened.
+            ImageError: If they are fewer than when the set was opened, or damaged and not plain.
             OSError: If they cannot be read.
         """
         place = self._places[sample_id]
         data = _read(place, place.size)
         if len(data) != place.size:
             raise ImageError(f"{self.path}: {self.name(sample_id)} was cut since it was opened")
-        return memoryview(data)
+        if self._is_plain[sample_id]:
+            return memoryview(data)
+        try:
+            return memoryview(plain_jpeg(data, inspect_jpeg(data), QUALITY))
+        except ImageError as error:
+            raise ImageError(f"{self.path}: {self.name(sample_id)}: {error}") from error
 
     def checksum(self, sample_id: int) -> int:
-        """`blob_checksum` of an image's file, which is read."""
+        """`blob_checksum` of `blob`, which is read."""
         return blob_checksum(self.blob(sample_id))
 
     def decode(self, sample_id: int) -> NDArray[np.uint8]:
@@ -169,8 +196,8 @@ def survey_source(path: Path) -> tuple[int, NDArray[np.int32], NDArray[np.int64]
     """
     samples = open_source(str(path), SourceOptions())
     places = _places(path, samples)
-    found = [_shape(place) for place in places[:: -(-len(places) // SURVEYED)]]
-    shapes = [one for one in found if not isinstance(one, str)]
+    found = [_look_at(place) for place in places[:: -(-len(places) // SURVEYED)]]
+    shapes = [(one.height, one.width) for one in found if not isinstance(one, str)]
     if not shapes:
         raise ValueError(
             f"{path}: no image can be read unconverted (the first {found[0]}); "
@@ -198,8 +225,8 @@ def _read(place: Place, count: int) -> bytes:
         os.close(descriptor)
 
 
-def _shape(place: Place) -> tuple[int, int] | str:
-    """Height and width of a JPEG that can be read unconverted, or why it cannot.
+def _look_at(place: Place) -> _Found | str:
+    """What the header of a JPEG says, or why it cannot be read unconverted.
 
     Raises:
         OSError: If the disk fails.
@@ -221,21 +248,30 @@ def _shape(place: Place) -> tuple[int, int] | str:
             info = inspect_jpeg_header(_read(place, place.size))
         except ImageError as error:
             return f"has no readable header ({error})"
+    return _found(info)
+
+
+def _found(info: JpegInfo) -> _Found | str:
+    if info.bits != 8:
+        return info.obstacle
     try:
         check_size(info.width, info.height)
     except ImageError as error:
         return str(error)
-    return info.obstacle or (info.height, info.width)
+    lying = info.orientation > 4  # width and height are exchanged
+    height, width = (info.width, info.height) if lying else (info.height, info.width)
+    return _Found(height, width, not info.obstacle)
 
 
-def _proved_shape(place: Place) -> tuple[int, int] | str:
-    """As `_shape`, after decoding the image once at 1/8 scale."""
-    shape = _shape(place)
-    if isinstance(shape, str):
-        return shape
+def _prove(place: Place) -> _Found | str:
+    """As `_look_at`, after decoding the image once, at 1/8 scale where its bytes stay."""
+    found = _look_at(place)
+    if isinstance(found, str):
+        return found
     try:
         blob = _read(place, place.size)
-        prove_jpeg(blob, inspect_jpeg(blob))
+        plain = plain_jpeg(blob, inspect_jpeg(blob), QUALITY)
+        prove_jpeg(plain, inspect_jpeg(plain))
     except ImageError as error:
         return str(error)
-    return shape
+    return found

@@ -209,15 +209,15 @@ def test_a_folder_is_surveyed_by_a_sample(images, monkeypatch):
     from fastmoco.data import source_set
 
     read = []
-    shape = source_set._shape
+    look_at = source_set._look_at
     monkeypatch.setattr(source_set, "SURVEYED", 10)
-    monkeypatch.setattr(source_set, "_shape", lambda place: read.append(place) or shape(place))
+    monkeypatch.setattr(source_set, "_look_at", lambda place: read.append(place) or look_at(place))
     count, shapes, labels = source_set.survey_source(images)
     assert (count, len(shapes), len(read), len(labels)) == (40, 10, 10, 40)
     bad = read[:3]
-    monkeypatch.setattr(source_set, "_shape", lambda x: "is cut" if x in bad else shape(x))
+    monkeypatch.setattr(source_set, "_look_at", lambda x: "is cut" if x in bad else look_at(x))
     assert source_set.survey_source(images)[0] == 40 - 3 * 4
-    monkeypatch.setattr(source_set, "_shape", lambda _: "is cut")
+    monkeypatch.setattr(source_set, "_look_at", lambda _: "is cut")
     with pytest.raises(ValueError, match=r"no image can be read unconverted \(the first is cut\)"):
         source_set.survey_source(images)
 
