@@ -229,6 +229,8 @@ def test_bad_manifests_name_the_line(tmp_path: Path, text: str, message: str) ->
         ("builtin:textures root=x", "takes no root=x; only torchvision:NAME does"),
         ("builtin:textures download=true", "takes no download=true"),
         ("{dir}/x.docx", "of an unknown kind; name a folder"),
+        ("{dir}/x.zip", "is an archive; unpack it and name its folder"),
+        ("{dir}", r"no images but archives, such as x\.zip; unpack them there"),
         ("{dir}/list.csv labels=x.txt", "takes no labels=x.txt; only folders"),
         ("{dir}/x-{{0..3}}.tar", "x-0.tar: no such shard"),
         ("{dir}/x-{{0..999999}}.tar", "more than 100,000 shards"),
@@ -237,6 +239,7 @@ def test_bad_manifests_name_the_line(tmp_path: Path, text: str, message: str) ->
 )
 def test_what_is_no_source_is_refused(tmp_path: Path, source: str, message: str) -> None:
     (tmp_path / "x.docx").write_text("")
+    (tmp_path / "x.zip").write_bytes(b"PK\x03\x04")
     (tmp_path / "list.csv").write_text("path\nx.docx\n")
     name, *options = source.format(dir=tmp_path).split()
     refused(name, message, **dict(option.split("=") for option in options))

@@ -15,7 +15,7 @@ from fastmoco.data.sources.recognition import EXTENSIONS
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, read_image_file
 from fastmoco.data.sources.split_names import split_folders
 from fastmoco.data.sources.tiny_imagenet import tiny_imagenet_labels
-from fastmoco.errors import UsageError
+from fastmoco.errors import UsageError, one_line
 
 
 def open_folder(root: Path, options: SourceOptions) -> SampleSet:
@@ -32,6 +32,11 @@ def open_listing(listing: Listing, options: SourceOptions) -> SampleSet:
     """
     for name in listing.archives:
         listing.passed_over.add("archives", name)
+    if not listing.names and listing.archives:
+        raise UsageError(
+            f"{listing.root}: holds no images but archives, such as {one_line(listing.archives[0])}"
+            "; unpack them there"
+        )
     if not listing.names:
         raise UsageError(
             f"{listing.root}: holds no images; searched it and its subfolders for "

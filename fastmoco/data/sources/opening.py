@@ -11,6 +11,7 @@ from fastmoco.data.sources.builtin import open_builtin
 from fastmoco.data.sources.folder import open_folder, open_listing
 from fastmoco.data.sources.listing import list_images
 from fastmoco.data.sources.manifest import open_manifest
+from fastmoco.data.sources.recognition import ARCHIVES
 from fastmoco.data.sources.samples import SampleSet, SourceOptions, expect_regular_file
 from fastmoco.data.sources.tar_shards import open_shards
 from fastmoco.data.sources.torchvision_sets import SETS, open_torchvision
@@ -62,6 +63,8 @@ def open_source(source: str, options: SourceOptions) -> SampleSet:
         return _open_folder(path, options)
     if path.exists():
         kind = SUFFIXES.get(path.suffix.lower())
+        if kind is None and path.suffix.lower() in ARCHIVES:
+            raise UsageError(f"{source}: is an archive; unpack it and name its folder")
         if kind is None:
             raise UsageError(f"{source}: is of an unknown kind; name {_KINDS}")
         expect_regular_file(path)
