@@ -11,6 +11,7 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
+from fastmoco.train.number_format import with_precision
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
 
@@ -28,6 +29,7 @@ def first_step(path: str, started: float, overrides: list[str]) -> dict[str, flo
     """
     cfg = replace(load_config(TrainConfig, overrides), data=DataConfig(train=Path(path)))
     device = check_config(cfg)
+    cfg = with_precision(cfg, device)
     with tempfile.TemporaryDirectory() as folder, open_dataset(Path(path)) as dataset:
         trainer = Trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
         with closing(trainer.open_loader()) as loader:

@@ -25,7 +25,7 @@ from fastmoco.evaluate.settings import Features, FeaturesConfig
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.settings import EncoderConfig, Precision
-from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
+from fastmoco.optim.precision import autocast, dtype_of, resolve_precision
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import AUTO, build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
@@ -231,7 +231,7 @@ def feature_batches(
     )
     with closing(loader):
         for batch in loader:
-            with autocast(device, AUTOCAST_DTYPES[request.precision]):
+            with autocast(device, dtype_of(request.precision, device)):
                 vectors = encoder.encode_crops(batch.crops, request.features)
             yield vectors.float()
 
@@ -324,7 +324,7 @@ def _cached(
         "encoder": encoder.fingerprint(),
         "dataset": dataset.fingerprint,
         "features": request.features,
-        "precision": request.precision.value,
+        "precision": resolve_precision(request.precision, encoder.mean.device).value,
         "device": encoder.mean.device.type,
     }
     batches = partial(_all_batches, encoder, dataset, request)

@@ -68,7 +68,8 @@ class FeaturesConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = Precision.float32
-    """Number format of the encoder: float32, fp16 or bf16; features are float32."""
+    """Number format of the encoder: float32, fp16, bf16, or auto: by the device. Features are
+    float32."""
     global_batch_size: int = 256
     """Images per forward pass; in training, per step."""
     cache: bool = True

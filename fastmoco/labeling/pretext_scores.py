@@ -29,7 +29,7 @@ from fastmoco.moco.build import build_model
 from fastmoco.moco.encoder import unit_norm
 from fastmoco.moco.model import MoCo
 from fastmoco.moco.settings import Mechanism, Pretext
-from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
+from fastmoco.optim.precision import autocast, dtype_of
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
@@ -59,7 +59,7 @@ class Scorer:
         views = augment_views(
             batch.crops, batch.draw_key, self.policy, self.mean, self.std, torch.float32
         )
-        with autocast(self.mean.device, AUTOCAST_DTYPES[self.cfg.precision]):
+        with autocast(self.mean.device, dtype_of(self.cfg.precision, self.mean.device)):
             query = unit_norm(self.model.query_encoder(views[0]))
             return query.float(), self.model.embed_keys(views[1]).float()
 

@@ -107,6 +107,8 @@ class BatchNorm(StrEnum):
 class Precision(StrEnum):
     """Number format of the forward and backward pass; weights and statistics stay float32."""
 
+    auto = "auto"
+    """By the device: bf16 or fp16 where it has instructions for them."""
     float32 = "float32"
     fp16 = "fp16"
     bf16 = "bf16"
@@ -266,8 +268,8 @@ class EncoderConfig:
 
     seed: int = 0
     """Seed for data order, augmentation and initial weights."""
-    precision: Precision = Precision.float32
-    """float32, fp16 or bf16."""
+    precision: Precision = Precision.auto
+    """Number format of the passes: float32, fp16, bf16, or auto: by the device."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     moco: MocoConfig = field(default_factory=MocoConfig)

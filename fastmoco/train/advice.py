@@ -152,8 +152,6 @@ def _choose_encoder(chosen: _Choices, images: int, kind: str) -> None:
         values["model.stem"] = (Stem.imagenet if view >= 96 else small).value
     device = "a GPU" if on_gpu else "a CPU"
     chosen.add(f"{images:,} images, views of {view} pixels, {device}", values)
-    if on_gpu:
-        chosen.add("half the time and memory of float32", {"precision": Precision.fp16.value})
 
 
 def _choose_batch(chosen: _Choices, images: int, machine: Machine) -> None:
@@ -184,12 +182,13 @@ def _fits(chosen: _Choices, images: int, machine: Machine) -> bool:
         stem=Stem(chosen.get("model.stem", Stem.imagenet)),
         width=chosen.get("model.width", 64),
     )
+    precision = Precision(chosen.get("precision", Precision.auto))
     needed = memory_bytes(
         model,
         machine.kind,
         view_size=chosen.get("pipeline.view_size"),
         images=images,
-        precision=Precision(chosen.get("precision", Precision.float32)),
+        precision=machine.precision if precision is Precision.auto else precision,
     )
     return (needed or 0) <= MEMORY_SHARE * machine.memory_bytes
 

@@ -21,13 +21,13 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.device import peak_memory_bytes, synchronize
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
-from fastmoco.optim.precision import AUTOCAST_DTYPES
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.ranks import environment_ranks
 from fastmoco.roofline import matrix_flops, step_flops_per_image
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.checks import check_config
+from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import StepClock, first_step_text, log_header
 from fastmoco.train.settings import TrainConfig, run_path
 from fastmoco.train.step import STAGES
@@ -118,6 +118,7 @@ def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
         cfg: Configuration that `check_config` accepted.
         device: Device of the run.
     """
+    cfg = with_precision(cfg, device)
     assert cfg.data.train is not None
     with tempfile.TemporaryDirectory() as folder, open_dataset(cfg.data.train) as dataset:
         trainer = Trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
@@ -151,7 +152,7 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
         data_wait_fraction=speeds["data_wait_fraction"] or 0.0,
         peak_bytes=peak_memory_bytes(trainer.device),
         flops_per_image=flops,
-        device_flops=matrix_flops(trainer.device, AUTOCAST_DTYPES[cfg.precision]),
+        device_flops=matrix_flops(trainer.device, trainer.step.autocast_dtype),
         total_steps=trainer.total_steps,
         global_batch_size=cfg.global_batch_size,
     )

@@ -20,6 +20,7 @@ from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
+from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import (
     StepClock,
     first_step_text,
@@ -55,8 +56,10 @@ def train(cfg: TrainConfig) -> Path:
     """
     ranks = environment_ranks()
     device = check_config(cfg, ranks)
+    run = RunFolder(run_path(cfg))
+    cfg = with_precision(cfg, device, run)
     assert cfg.data.train is not None
-    run, identity = RunFolder(run_path(cfg)), RunIdentity(cfg, FREE_KEYS)
+    identity = RunIdentity(cfg, FREE_KEYS)
     with (
         process_group(ranks, device),
         open_dataset(cfg.data.train) as dataset,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastmoco.memory import total_bytes
+from fastmoco.moco.settings import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -22,10 +23,14 @@ class Machine:
     """Cores of a CPU, multiprocessors of a GPU; for estimates of duration only."""
     devices: int = 1
     """Number of devices, one process each."""
+    precision: Precision = Precision.float32
+    """What `Precision.auto` is there."""
 
 
 def machine_of(device: "torch.device", devices: int = 1) -> Machine:
-    """Read a device's memory and size, for a run on `devices` like it."""
+    """Read a device's memory, size and number format, for a run on `devices` like it."""
+    from fastmoco.optim.precision import choose_precision
+
     if device.type == "cuda":
         import torch
 
@@ -34,4 +39,10 @@ def machine_of(device: "torch.device", devices: int = 1) -> Machine:
     else:
         memory = total_bytes()
         units = len(os.sched_getaffinity(0))
-    return Machine(kind=device.type, memory_bytes=memory, units=units, devices=devices)
+    return Machine(
+        kind=device.type,
+        memory_bytes=memory,
+        units=units,
+        devices=devices,
+        precision=choose_precision(device)[0],
+    )

@@ -49,7 +49,7 @@ def warnings_for(cfg: TrainConfig, facts: RunFacts) -> list[str]:
     if facts.machine.kind == "cuda" and cfg.precision is Precision.float32:
         found.append(
             "precision=float32 takes twice the time and memory of 16 bits on a GPU; "
-            "set precision=fp16"
+            "set precision=auto"
         )
     return found
 

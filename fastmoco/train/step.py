@@ -60,7 +60,7 @@ class TrainStep:
             policy: Augmentations of the views.
             mean: ``(3,)`` channel mean in 0..1, on the device.
             std: ``(3,)`` channel standard deviation in 0..1, on the device.
-            precision: Number format of the encoders' forward and backward pass.
+            precision: Number format of the encoders' forward and backward pass; not auto.
             compiled: Capture augmentation, encoders and loss by `torch.compile`. The modules
                 themselves stay eager, and so does the augmentation of a policy with a pool.
             accumulate: Micro-batches that the batch is cut into (`MicroBatches`).

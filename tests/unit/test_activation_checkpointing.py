@@ -6,7 +6,8 @@ import torch
 from fastmoco.errors import UsageError
 from fastmoco.moco import resnet
 from fastmoco.moco.encoders import build_encoder
-from fastmoco.moco.settings import BatchNorm, ModelConfig, Precision
+from fastmoco.moco.settings import BatchNorm, ModelConfig
+from fastmoco.optim.precision import AUTOCAST_DTYPES
 from tests.optional import require
 from tests.steps import differing, make_batch, make_step
 
@@ -17,7 +18,7 @@ def train(step, steps=3):
     return torch.stack([step(make_batch(number), 0.03) for number in range(steps)])
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", list(AUTOCAST_DTYPES))
 @pytest.mark.parametrize(
     "moco",
     [{}, {"batch_norm_splits": 2}, {"symmetric": True}, {"batch_norm": BatchNorm.eman}],

@@ -1,5 +1,6 @@
 """Advice: its rules, `experiment=own`, the warnings of a run's header, the estimates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from fastmoco.data.dataset import Survey, survey
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.resnet_designs import view_cost
-from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.roofline import OperationCounter
 from fastmoco.runs.run_folder import RunFolder, RunIdentity
 from fastmoco.train import own, pretrain
@@ -27,8 +28,8 @@ from tests.pictures import write_class_folders
 
 ROOT = Path(__file__).parents[2]
 CPU = Machine(kind="cpu", memory_bytes=16 * 10**9, units=4)
-SMALL_GPU = Machine(kind="cuda", memory_bytes=8 * 10**9, units=40)
-LARGE_GPU = Machine(kind="cuda", memory_bytes=80 * 10**9, units=132)
+SMALL_GPU = Machine(kind="cuda", memory_bytes=8 * 10**9, units=40, precision=Precision.fp16)
+LARGE_GPU = Machine(kind="cuda", memory_bytes=80 * 10**9, units=132, precision=Precision.bf16)
 MACHINES = {"a CPU": CPU, "a GPU of 8 GB": SMALL_GPU, "a GPU of 80 GB": LARGE_GPU}
 SIZES = sorted({round(SMALLEST_SET * 1.13**power) for power in range(110)} | {10**7})
 
@@ -121,7 +122,7 @@ def test_a_set_with_classes_is_measured_while_it_trains():
 
 
 def test_several_devices_share_the_batch_and_are_its_groups():
-    eight = Machine(kind="cuda", memory_bytes=80 * 10**9, units=132, devices=8)
+    eight = replace(LARGE_GPU, devices=8)
     values = advised(10**6, machine=eight)
     assert values["global_batch_size"] == 8 * advised(10**6, machine=LARGE_GPU)["global_batch_size"]
     assert "moco.batch_norm_splits" not in values
@@ -129,9 +130,7 @@ def test_several_devices_share_the_batch_and_are_its_groups():
 
 def test_less_memory_means_smaller_batches():
     batches = [
-        advised(10**6, machine=Machine(kind="cuda", memory_bytes=gb * 10**9, units=1))[
-            "global_batch_size"
-        ]
+        advised(10**6, machine=replace(SMALL_GPU, memory_bytes=gb * 10**9))["global_batch_size"]
         for gb in (80, 8, 4, 2)
     ]
     assert batches == sorted(set(batches), reverse=True)
@@ -351,7 +350,7 @@ GOOD = ["model.encoder=resnet18", "pipeline.view_size=96", "moco.batch_norm_spli
             LARGE_GPU,
             [],
         ),
-        (["precision=float32"], 70_000, LARGE_GPU, ["set precision=fp16"]),
+        (["precision=float32"], 70_000, LARGE_GPU, ["set precision=auto"]),
         (["model.encoder=timm:vit_tiny_patch16_224"], 70_000, SMALL_GPU, []),
     ],
 )

@@ -98,7 +98,7 @@ def test_completion_in_bash():
         "fastmoco noi": "noise-table",
         "fastmoco train moco.temp": "moco.temperature=",
         "fastmoco train experiment = moco_v1": "moco_v1 moco_v1_1gpu",
-        "fastmoco train precision =": "float32 fp16 bf16",
+        "fastmoco train precision =": "auto float32 fp16 bf16",
         "fastmoco train data.train =": "",  # file names, by bash itself
         "fastmoco knn runs/fi": "",
     }

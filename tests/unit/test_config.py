@@ -110,7 +110,10 @@ def test_every_preset_composes(name, tmp_path):
         (["experiment=moco_v4"], "unknown experiment=moco_v4; did you mean moco_v"),
         (["policy=moco"], "unknown policy=moco; did you mean moco_v"),
         (["moco.dim=many"], "moco.dim must be a whole number, got many"),
-        (["precision=fp8"], "precision must be one of float32, fp16, bf16, got fp8; did you mean"),
+        (
+            ["precision=fp8"],
+            "precision must be one of auto, float32, fp16, bf16, got fp8",
+        ),
         (["seed"], "cannot read seed; options are given as key=value"),
     ],
 )

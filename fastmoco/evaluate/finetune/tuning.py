@@ -14,9 +14,8 @@ from fastmoco.evaluate.features import FrozenEncoder
 from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.settings import FinetuneConfig, Trainable
 from fastmoco.files import atomic_path
-from fastmoco.moco.settings import Precision
 from fastmoco.optim.optimizers import build_optimizer
-from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
+from fastmoco.optim.precision import autocast, dtype_of
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.runs.checkpoint import (
@@ -81,7 +80,8 @@ class Tuning:
             build_optimizer(part, cfg.optimizer): rate for part, rate in parts if part
         }
         self.labels = torch.tensor(task.labels, device=device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.precision is Precision.fp16)
+        self.dtype = dtype_of(cfg.precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
 
@@ -103,7 +103,7 @@ class Tuning:
         mean, std, policy = self.encoder.mean, self.encoder.std, self.cfg.policy
         with torch.no_grad():
             (views,) = augment_views(batch.crops, batch.draw_key, policy, mean, std, torch.float32)
-        with autocast(views.device, AUTOCAST_DTYPES[self.cfg.precision]):
+        with autocast(views.device, self.dtype):
             logits = self.head(self.encoder.backbone(views))
         loss = F.cross_entropy(logits.float(), self.labels[batch.sample_id])
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

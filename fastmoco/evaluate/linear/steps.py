@@ -9,7 +9,7 @@ from torch import Tensor
 from fastmoco.evaluate.features import FeatureRequest, FeatureSet, FrozenEncoder
 from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.settings import LinearConfig, LinearViews
-from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
+from fastmoco.optim.precision import autocast, dtype_of
 from fastmoco.pipelines.augment import augment_views, normalized
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import Policy
@@ -58,5 +58,5 @@ def _encoded(
         views = normalized(batch.crops, mean, std, torch.float32)
     else:
         (views,) = augment_views(batch.crops, batch.draw_key, policy, mean, std, torch.float32)
-    with autocast(views.device, AUTOCAST_DTYPES[request.precision]):
+    with autocast(views.device, dtype_of(request.precision, views.device)):
         return encoder.encode(views, request.features).float()
