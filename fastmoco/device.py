@@ -1,6 +1,8 @@
 """The device of a run."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,11 +13,14 @@ from fastmoco.errors import UsageError
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` is CUDA if there is a GPU, else the CPU.
 
+    A GPU becomes the current one: libraries such as Triton launch there, whatever device their
+    tensors are on.
+
     Raises:
         UsageError: If the name is unknown, or the device does not exist.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -29,7 +34,35 @@ def resolve_device(name: str) -> torch.device:
             f"device={name} does not exist; torch sees {torch.cuda.device_count()} CUDA devices; "
             "set device=cpu"
         )
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
     return device
+
+
+@contextmanager
+def algorithms(device: torch.device, *, reproducible: bool) -> Iterator[None]:
+    """Choose the kind of algorithms within the block, for this process.
+
+    Args:
+        device: Device of the run.
+        reproducible: Only deterministic ones, so that the same command gives the same bits. If not,
+            cuDNN measures its algorithms at the first use of each size and takes the fastest.
+
+    Raises:
+        RuntimeError: In the block, by an operation that has no deterministic algorithm.
+    """
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not reproducible
+    if reproducible:
+        # cuBLAS needs a workspace of its own for each stream (CUDA documentation, "Results
+        # reproducibility"); it is read when the library is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1])
 
 
 def describe_device(device: torch.device) -> str:
@@ -37,6 +70,12 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads)"
+
+
+def describe_float32(device: torch.device) -> str:
+    """Name the number format of float32 work: cuDNN's convolutions round their inputs to TF32."""
+    rounded = device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return "float32, TF32 in convolutions" if rounded else "float32"
 
 
 def synchronize(device: torch.device) -> None:

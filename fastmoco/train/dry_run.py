@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fastmoco.data.dataset import open_dataset
-from fastmoco.device import peak_memory_bytes, synchronize
+from fastmoco.device import algorithms, peak_memory_bytes, synchronize
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
 from fastmoco.pipelines.contract import ViewLoader
@@ -120,7 +120,11 @@ def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
     """
     cfg = with_precision(cfg, device)
     assert cfg.data.train is not None
-    with tempfile.TemporaryDirectory() as folder, open_dataset(cfg.data.train) as dataset:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_dataset(cfg.data.train) as dataset,
+        algorithms(device, reproducible=cfg.train.reproducible),
+    ):
         trainer = Trainer(cfg, RunFolder(Path(folder) / "run"), dataset, device)
         groups = cfg.moco.batch_norm_splits
         flops = step_flops_per_image(trainer.step.model, cfg.pipeline.view_size, 2 * groups)

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
+from fastmoco.device import algorithms
 from fastmoco.errors import Interrupted
 from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
@@ -62,6 +63,7 @@ def train(cfg: TrainConfig) -> Path:
     identity = RunIdentity(cfg, FREE_KEYS)
     with (
         process_group(ranks, device),
+        algorithms(device, reproducible=cfg.train.reproducible),
         open_dataset(cfg.data.train) as dataset,
         KnnMonitor(cfg.monitor, cfg.data, cfg.global_batch_size) as monitor,
         claim_run_folder(run, identity, ranks),

@@ -11,7 +11,8 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmoco.data.source_set import SourceSet
-from fastmoco.device import describe_device
+from fastmoco.device import describe_device, describe_float32
+from fastmoco.moco.settings import Precision
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.reporter import Reporter, SilentReporter
@@ -113,7 +114,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
     """Log run, device, data, model, optimizer and length of the training."""
     cfg, model, ranks = trainer.cfg, trainer.step.model, trainer.ranks
     parameters = sum(parameter.numel() for parameter in model.query_encoder.parameters())
-    batch = cfg.global_batch_size
+    batch, is_float32 = cfg.global_batch_size, cfg.precision is Precision.float32
     rate = f"learning rate {cfg.optimizer.learning_rate:g}"
     if cfg.optimizer.scale_learning_rate:
         rate += f" x {batch}/256 = {base_learning_rate(cfg.optimizer, batch):g}"
@@ -122,7 +123,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         "device    %s%s, %s, %s",
         f"{ranks.world_size} x " if ranks.several else "",
         describe_device(trainer.device),
-        cfg.precision.value,
+        describe_float32(trainer.device) if is_float32 else cfg.precision.value,
         ", ".join(filter(None, [trainer.compiled, trainer.step.eager_part, trainer.graph])),
     )
     logger.info(

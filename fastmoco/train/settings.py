@@ -26,6 +26,7 @@ FREE_KEYS = frozenset(
         "monitor.allow_overlap",
         "train.max_steps",
         "train.on_nonfinite",  # either way such a step changes nothing
+        "train.reproducible",
         "train.cuda_graph",  # the same kernels either way
         "train.dry_run",
         "train.profile",
@@ -97,6 +98,8 @@ class LoopConfig:
     """torch.compile: auto, always or never."""
     cuda_graph: CudaGraph = CudaGraph.auto
     """Run the step as one CUDA graph: auto (on one GPU), always or never."""
+    reproducible: bool = False
+    """Deterministic algorithms alone, for the same bits each time on a GPU; slower."""
     accumulate: int = 1
     """Micro-batches of a device's batch, one after the other, to save memory. Each is a group of
     batch norm; all see the same queue; keys are enqueued after the step."""

@@ -321,6 +321,16 @@ def test_autocast_trains(dataset, tmp_path, precision):
     assert all(t.dtype == torch.float32 for t in weights if t.is_floating_point())
 
 
+def test_reproducible_algorithms_train_and_are_given_back(dataset, tmp_path):
+    weights = []
+    for name in ("first", "second"):
+        more = ["train.compile=never", "train.reproducible=true", "train.max_steps=3"]
+        assert cli.main(train_arguments(dataset, tmp_path / name, *more)) == 0
+        weights.append(load_checkpoint(tmp_path / name).tensors)
+    assert all(torch.equal(weights[1][key], tensor) for key, tensor in weights[0].items())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_diverged_run_stops_and_saves_nothing(dataset, tmp_path, capsys):
     run = tmp_path / "run"
     more = ["train.compile=never", "optimizer.name=sgd", "optimizer.learning_rate=1e30"]
