@@ -32,7 +32,8 @@ from benchmarks.sparse_file import write_sparse
 from benchmarks.step_subject import LEARNING_RATE, noise_batch, training_step
 from fastmoco.data.beton import BetonFile
 from fastmoco.device import resolve_device
-from fastmoco.moco.loss import info_nce, resolve_loss
+from fastmoco.moco.loss import info_nce
+from fastmoco.moco.loss_choice import resolve_loss
 from fastmoco.moco.queue import Queue
 from fastmoco.moco.settings import Loss, MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.pipelines.contract import EpochPlan

@@ -29,7 +29,8 @@ from benchmarks.memory import own_peak_bytes, reset_own_peak
 from benchmarks.report import Ratio, Report, Row, beside
 from benchmarks.settings import Settings
 from fastmoco.device import resolve_device
-from fastmoco.moco.loss import info_nce, resolve_loss
+from fastmoco.moco.loss import info_nce
+from fastmoco.moco.loss_choice import resolve_loss
 from fastmoco.moco.settings import Loss
 
 DIM, TEMPERATURE = 128, 0.2

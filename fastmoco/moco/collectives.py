@@ -65,6 +65,16 @@ def average_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:
         tensor.copy_(mean.view(tensor.shape))
 
 
+def on_any_rank(flag: bool, device: torch.device, ranks: Ranks) -> bool:
+    """Whether the flag is set on any rank; reads the device if there are several."""
+    if not ranks.several:
+        return flag
+    found = torch.tensor(int(flag), device=device)
+    with naming_a_lost_rank():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
 @contextmanager
 def naming_a_lost_rank() -> Iterator[None]:
     """Turn the error of a backend that lost a peer into one line.

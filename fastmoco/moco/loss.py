@@ -8,8 +8,6 @@ AMD EPYC, torch 2.15, C = 128, forward and backward, CPU time, medians of 3, pla
 N = 64 and K = 1,024 0.9 and 0.8 ms, 64 and 16,384 8.7 and 6.1, 256 and 65,536 352 and 102.
 """
 
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +15,7 @@ from torch import Tensor
 
 from fastmoco.moco.settings import Loss
 
-Sums = tuple[Tensor, Tensor, Tensor, Tensor]
-
 CHUNK_KEYS = 4096
-FUSED_PARTS = 32  # blocks of queries times parts should fill a GPU: 4 x 32 programs at N = 256
 
 
 def info_nce(
@@ -35,7 +30,7 @@ def info_nce(
         key: Unit-norm positive keys, ``(N, C)``; no gradient.
         queue: Unit-norm negatives, ``(K, C)``, any float dtype.
         temperature: tau > 0, dimensionless.
-        loss: Form of the computation, not ``auto`` (`resolve_loss`).
+        loss: Form of the computation, not ``auto`` (`loss_choice.resolve_loss`).
 
     Returns:
         Scalar mean loss in nats, and the number of negatives above the positive per query, ``(N,)``
@@ -58,7 +53,7 @@ def info_nce(
     with torch.autocast(query.device.type, enabled=False):
         query, key = query.to(dtype), key.detach().to(dtype)
         if loss in (Loss.chunked, Loss.fused):
-            value, rank, _ = _one_pass(query, key, queue, 1 / temperature, loss is Loss.fused)
+            value, rank, _ = one_pass(query, key, queue, 1 / temperature, loss is Loss.fused)
             return value, rank
         positive = (query * key).sum(dim=1) / temperature  # (N,)
         negatives = query @ queue.to(dtype).T / temperature  # (N, K)
@@ -73,72 +68,19 @@ def mean_similarity(query: Tensor, negatives: Tensor) -> Tensor:
     return (query.mean(dim=0) * negatives.to(query.dtype).mean(dim=0)).sum()
 
 
-def resolve_loss(loss: Loss, device: torch.device, dim: int) -> Loss:
-    """Resolve ``auto`` for a device, and check that ``fused`` works there.
-
-    ``fused`` is first compared with ``chunked`` on random vectors: a kernel that this GPU or this
-    Triton version does not run, or runs incorrectly, is not used.
-
-    Args:
-        loss: Requested form.
-        device: Device that computes the loss.
-        dim: C.
-
-    Raises:
-        ValueError: If ``fused`` is requested and does not work.
-    """
-    if loss is Loss.auto and device.type != "cuda":
-        return Loss.chunked
-    if loss not in (Loss.auto, Loss.fused):
-        return loss
-    reason = "it needs a GPU" if device.type != "cuda" else _fault_of_fused(device, dim)
-    if not reason:
-        return Loss.fused
-    if loss is Loss.fused:
-        raise ValueError(f"moco.loss=fused cannot be used here: {reason}; set moco.loss=auto")
-    warnings.warn(f"moco.loss=auto uses chunked, fused cannot be used: {reason}", stacklevel=2)
-    return Loss.chunked
-
-
-def _fault_of_fused(device: torch.device, dim: int) -> str:
-    """The reason why the kernel cannot be used; "" if it agrees with its plain twin."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, queue = (
-        torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator)).to(device)
-        for rows in (96, 96, 1000)
-    )
-    queue = queue.half()
-    try:
-        fused = _one_pass(query, key, queue, 5.0, True)
-    except Exception as error:  # whatever a compiler, a driver or a missing package raises
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    plain = _one_pass(query, key, queue, 5.0, False)
-    close = (torch.allclose(fused[i], plain[i], atol=5e-3, rtol=5e-3) for i in (0, 2))
-    return "" if all(close) else "its result differs from that of chunked"
-
-
 @torch.library.custom_op("fastmoco::info_nce", mutates_args=())
-def _one_pass(
+def one_pass(
     query: Tensor, key: Tensor, queue: Tensor, scale: float, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, rank, and the loss's gradient with respect to the query."""
-    positive = (query * key).sum(dim=1) * scale
-    sums: Callable[..., Sums] = partial_sums
     if fused:
-        from fastmoco.moco.kernels.info_nce import partial_sums as sums
-    parts = FUSED_PARTS if fused else max(1, -(-len(queue) // CHUNK_KEYS))
-    maximum, total, weighted, above = sums(query, queue, positive, scale, parts)
-    largest = torch.maximum(maximum.amax(dim=0), positive)  # (N,)
-    corrections = torch.exp(maximum - largest)  # (parts, N)
-    own = torch.exp(positive - largest)  # (N,)
-    normalizer = (corrections * total).sum(dim=0) + own  # (N,)
-    mean_key = (corrections[:, :, None] * weighted).sum(dim=0) + own[:, None] * key  # (N, C)
-    value = (largest + normalizer.log() - positive).mean()  # ()
-    gradient = (mean_key / normalizer[:, None] - key) * (scale / len(query))  # (N, C)
-    return value, above.sum(dim=0, dtype=torch.int64), gradient
+        from fastmoco.moco.kernels.info_nce import fused_pass
+
+        return fused_pass(query, key, queue, scale)
+    return chunked_pass(query, key, queue, scale)
 
 
-@_one_pass.register_fake
+@one_pass.register_fake
 def _(query: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return (
         query.new_empty(()),
@@ -159,26 +101,27 @@ def _scale_gradient(
     return (None if grad_value is None else grad_value * gradient), None, None, None, None
 
 
-_one_pass.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+one_pass.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
-def partial_sums(query: Tensor, queue: Tensor, positive: Tensor, scale: float, parts: int) -> Sums:
-    """Compute the online softmax's sums over parts of the queue; the kernel's plain twin.
+def chunked_pass(
+    query: Tensor, key: Tensor, queue: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the loss over chunks of the queue by an online softmax.
 
     Args:
-        query: ``(N, C)``.
-        queue: ``(K, C)``.
-        positive: Logits of the positives, ``(N,)``.
+        query: ``(N, C)``, float32 or float64.
+        key: ``(N, C)``, of the same dtype.
+        queue: ``(K, C)``, any float dtype.
         scale: 1 / temperature.
-        parts: Number of parts that the queue is cut into.
 
     Returns:
-        For each part: the largest logit, ``(parts, N)``; ``sum exp(logit - largest)``,
-        ``(parts, N)``; ``sum exp(logit - largest) key``, ``(parts, N, C)``; and the number of
-        logits above the positive, ``(parts, N)`` int64.
+        Scalar mean loss in nats; the number of negatives above the positive, ``(N,)`` int64; and
+        the loss's gradient with respect to the query, ``(N, C)``.
     """
+    positive = (query * key).sum(dim=1) * scale
     sums = []
-    for chunk in queue.tensor_split(parts):
+    for chunk in queue.tensor_split(max(1, -(-len(queue) // CHUNK_KEYS))):
         keys = chunk.to(query.dtype)
         logits = (query @ keys.T).mul_(scale)
         above = (logits > positive[:, None]).sum(dim=1)
@@ -186,4 +129,11 @@ def partial_sums(query: Tensor, queue: Tensor, positive: Tensor, scale: float, p
         weights = logits.sub_(largest[:, None]).exp_()
         sums.append((largest, weights.sum(dim=1), weights @ keys, above))
     maximum, total, weighted, rank = (torch.stack(column) for column in zip(*sums, strict=True))
-    return maximum, total, weighted, rank
+    largest = torch.maximum(maximum.amax(dim=0), positive)  # (N,)
+    corrections = torch.exp(maximum - largest)  # (parts, N)
+    own = torch.exp(positive - largest)  # (N,)
+    normalizer = (corrections * total).sum(dim=0) + own  # (N,)
+    mean_key = (corrections[:, :, None] * weighted).sum(dim=0) + own[:, None] * key  # (N, C)
+    value = (largest + normalizer.log() - positive).mean()  # ()
+    gradient = (mean_key / normalizer[:, None] - key) * (scale / len(query))  # (N, C)
+    return value, rank.sum(dim=0), gradient

@@ -11,7 +11,8 @@ from fastmoco.draws.device import fork, stream_integers
 from fastmoco.draws.streams import Draw
 from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.encoder import unit_norm
-from fastmoco.moco.loss import info_nce, mean_similarity, resolve_loss
+from fastmoco.moco.loss import info_nce, mean_similarity
+from fastmoco.moco.loss_choice import resolve_loss
 from fastmoco.moco.mechanism import ContrastiveModel, Parts, StepOutput, Views
 from fastmoco.moco.settings import Loss
 
@@ -101,4 +102,4 @@ class MemoryBank(ContrastiveModel):
         """On a GPU the bank is float16: eight times finer than bfloat16 for unit vectors."""
         if device.type == "cuda":
             self.bank = self.bank.half()
-        self.loss = resolve_loss(loss, device, self.bank.shape[1])
+        self.loss = resolve_loss(loss, device, self.bank.shape[1], self.ranks)

@@ -9,7 +9,8 @@ from torch import Tensor
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.collectives import gather_rows, own_rows
 from fastmoco.moco.encoder import unit_norm
-from fastmoco.moco.loss import info_nce, mean_similarity, resolve_loss
+from fastmoco.moco.loss import info_nce, mean_similarity
+from fastmoco.moco.loss_choice import resolve_loss
 from fastmoco.moco.mechanism import (
     ContrastiveModel,
     Parts,
@@ -135,7 +136,7 @@ class MoCo(ContrastiveModel):
         """On a GPU the queue is float16: eight times finer than bfloat16 for unit vectors."""
         if device.type == "cuda":
             self.queue.half()
-        self.loss = resolve_loss(loss, device, self.queue.keys.shape[1])
+        self.loss = resolve_loss(loss, device, self.queue.keys.shape[1], self.ranks)
 
     @torch.no_grad()
     def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmoco.moco import loss as loss_module
-from fastmoco.moco.loss import info_nce, resolve_loss
+from fastmoco.moco import loss_choice
+from fastmoco.moco.loss import chunked_pass, info_nce
+from fastmoco.moco.loss_choice import exact_vectors, fault_of_fused, resolve_loss
 from fastmoco.moco.settings import Loss
 from tests.compiling import require_compiler
 from tests.limits import HANG_SECONDS
 
 CPU = torch.device("cpu")
 PACKAGES = ("triton", "numpy")
+
+Given = tuple[Tensor, Tensor, Tensor]
+OnePass = tuple[Tensor, Tensor, Tensor]
 
 
 def vectors(
@@ -96,7 +103,7 @@ def test_memory_does_not_grow_with_the_queue() -> None:
 
     query, key, queue = vectors(64, 65536 * 4, dim=16, dtype=torch.float32)
     with Watch():
-        loss_module._one_pass._init_fn(query, key, queue, 5.0, False)
+        loss_module.one_pass._init_fn(query, key, queue, 5.0, False)
     assert largest <= max(64 * loss_module.CHUNK_KEYS, queue.numel())
     assert largest < 64 * len(queue)
 
@@ -120,7 +127,7 @@ def test_it_compiles_into_one_graph() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own
 def test_the_operator_is_registered_as_torch_wants_it() -> None:
     query, key, queue = vectors(4, 9)
-    torch.library.opcheck(loss_module._one_pass, (query.requires_grad_(), key, queue, 5.0, False))
+    torch.library.opcheck(loss_module.one_pass, (query.requires_grad_(), key, queue, 5.0, False))
 
 
 def test_auto_takes_what_fits() -> None:
@@ -132,36 +139,97 @@ def test_auto_takes_what_fits() -> None:
 
 def test_a_kernel_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(loss_module, "_fault_of_fused", lambda *_: "RuntimeError: no driver")
+    monkeypatch.setattr(loss_choice, "fault_of_fused", lambda *_: "RuntimeError: no driver")
     with pytest.warns(UserWarning, match="uses chunked, fused cannot be used: RuntimeError"):
         assert resolve_loss(Loss.auto, cuda, 128) is Loss.chunked
-    monkeypatch.setattr(loss_module, "_fault_of_fused", lambda *_: "")
+    monkeypatch.setattr(loss_choice, "fault_of_fused", lambda *_: "")
     assert resolve_loss(Loss.auto, cuda, 128) is Loss.fused
+    monkeypatch.setattr(loss_choice, "on_any_rank", lambda *_: True)
+    with pytest.warns(UserWarning, match="it fails on another device of the run"):
+        assert resolve_loss(Loss.auto, cuda, 128) is Loss.chunked
+
+
+MUTANTS: dict[str, Callable[[OnePass, Given], OnePass]] = {
+    "gradient x 0.8": lambda r, _: (r[0], r[1], r[2] * 0.8),
+    "gradient x 1.25": lambda r, _: (r[0], r[1], r[2] * 1.25),
+    "gradient 0": lambda r, _: (r[0], r[1], r[2] * 0),
+    "gradient nan": lambda r, _: (r[0], r[1], r[2] * torch.nan),
+    "gradients of other queries": lambda r, _: (r[0], r[1], r[2].roll(1, 0)),
+    "loss nan": lambda r, _: (r[0] * torch.nan, r[1], r[2]),
+    "loss + 0.01": lambda r, _: (r[0] + 0.01, r[1], r[2]),
+    "rank 0": lambda r, _: (r[0], r[1] * 0, r[2]),
+    "rank + 1": lambda r, _: (r[0], r[1] + 1, r[2]),
+    "last block dropped": lambda _, g: chunked_pass(g[0], g[1], g[2][:-64], loss_choice.SCALE),
+    "ties counted": lambda r, g: (r[0], ties(g) + r[1], r[2]),
+}
+
+
+def ties(given: Given) -> Tensor:
+    query, key, queue = (one.double() for one in given)
+    return (query @ queue.T == (query * key).sum(dim=1)[:, None]).sum(dim=1)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_kernel_is_refused(monkeypatch: pytest.MonkeyPatch, mutant: str) -> None:
+    def wrong(*given: Any) -> OnePass:
+        right = chunked_pass(*given[:4])
+        return MUTANTS[mutant](right, given[:3]) if given[4] else right
+
+    monkeypatch.setattr(loss_choice, "one_pass", wrong)
+    assert "differs from that of chunked" in fault_of_fused(CPU, 128)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 512])
+def test_rounded_queries_and_weights_pass_the_check(
+    monkeypatch: pytest.MonkeyPatch, dim: int
+) -> None:
+    def rounded(query: Tensor, key: Tensor, queue: Tensor, scale: float, fused: bool) -> OnePass:
+        right = chunked_pass(query, key, queue, scale)
+        if not fused:
+            return right
+        _, rank, gradient = chunked_pass(query.half().float(), key, queue, scale)
+        return right[0] + 1e-4, rank, gradient * (1 + 2**-9)
+
+    monkeypatch.setattr(loss_choice, "one_pass", rounded)
+    assert fault_of_fused(CPU, dim) == ""
+
+
+@pytest.mark.parametrize("loss", [Loss.plain, Loss.chunked])
+def test_a_tie_is_not_above_the_positive(loss: Loss) -> None:
+    query, key, queue = exact_vectors(16)
+    _, rank = info_nce(query, key, queue, 0.25, loss)
+    products = query @ queue.T
+    above = products > (query * key).sum(dim=1)[:, None]
+    assert torch.equal(rank, above.sum(dim=1))
+    assert ties((query, key, queue)).min() > 0
 
 
 INTERPRETED = """
 import torch
 from fastmoco.moco import loss
 from fastmoco.moco.kernels import info_nce as kernel
-from tests.equivalence.test_loss import vectors
+from tests.equivalence.test_loss import exact_vectors, vectors
 ranks = set()
 for count, queue_size, dim, parts, dtype, close in [
     (5, 130, 32, 2, torch.float32, 1e-5),
     (70, 64, 24, 1, torch.float32, 1e-5),
     (3, 200, 128, 8, torch.float32, 1e-5),
+    (2, 500, 20, 19, torch.float32, 1e-5),
     (64, 333, 128, 3, torch.float16, 3e-3),
+    (3, 100, 512, 2, torch.float16, 3e-3),
 ]:
     query, key, queue = vectors(count, queue_size, dim, torch.float32)
     queue = queue.to(dtype)
-    positive = (query * key).sum(1) * 5.0
-    loss.FUSED_PARTS = parts
-    found = loss._one_pass(query, key, queue, 5.0, True)
-    expected = loss._one_pass(query, key, queue, 5.0, False)
+    found = kernel.fused_pass(query, key, queue, 5.0, parts)
+    expected = loss.chunked_pass(query, key, queue, 5.0)
     torch.testing.assert_close(found[0], expected[0], atol=close, rtol=close)
     torch.testing.assert_close(found[2], expected[2], atol=close / count, rtol=close)
     assert (found[1] - expected[1]).abs().max() <= (0 if dtype is torch.float32 else 3)
     ranks.update(expected[1].tolist())
 assert len(ranks) > 5
+query, key, queue = exact_vectors(16)
+found = kernel.fused_pass(query, key, queue[:150].half(), 4.0, 2)
+assert torch.equal(found[1], loss.chunked_pass(query, key, queue[:150], 4.0)[1])
 print("agrees")
 """
 
