@@ -14,11 +14,13 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
+from fastmoco.train.number_format import with_precision
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
 from tests.optional import require
 from tests.pictures import write_class_folders
 
+CPU = torch.device("cpu")
 STEPS, BATCH = 3, 16
 # Groups of 2 where batch norm has 8; a queue of both views' keys.
 SMALL = [
@@ -60,10 +62,11 @@ def test_every_preset_trains(dataset, tmp_path, name):
     cfg = small_config(name, dataset)
     if cfg.optimizer.name == "lars" or cfg.model.encoder.startswith("timm:"):
         require("timm")
-    assert check_config(cfg).type == "cpu"
+    assert check_config(cfg) == CPU
+    cfg = with_precision(cfg, CPU)
     with open_dataset(dataset) as images:
         rates = []
-        trainer = Trainer(cfg, RunFolder(tmp_path), images, torch.device("cpu"))
+        trainer = Trainer(cfg, RunFolder(tmp_path), images, CPU)
         model = trainer.step.model
         before = {key: value.clone() for key, value in model.state_dict().items()}
         with closing(trainer.open_loader()) as loader:

@@ -329,9 +329,9 @@ def dataset(tmp_path_factory):
 
 
 def trainer_of(dataset, folder, *options) -> Trainer:
-    cfg = configured(f"data.train={dataset.path}", f"run_dir={folder}", *options)
-    check_config(cfg)
-    return Trainer(cfg, RunFolder(run_path(cfg)), dataset, torch.device("cpu"))
+    options = (f"data.train={dataset.path}", f"run_dir={folder}", *options)
+    cfg = configured("precision=float32", *options)
+    return Trainer(cfg, RunFolder(run_path(cfg)), dataset, check_config(cfg))
 
 
 def equal(one: nn.Module, other: nn.Module) -> bool:
