@@ -73,18 +73,27 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         OSError: If it cannot be written (disk full); earlier checkpoints are unchanged.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    check_finite(tensors, checkpoint.step)
     return write_checkpoint(folder, checkpoint.step, tensors, checkpoint.facts, keep=keep)
 
 
-def write_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
-) -> Path:
-    """As `save_checkpoint`, of tensors that are contiguous and on the CPU."""
+def check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Refuse to save a state with values that are not finite.
+
+    Raises:
+        DivergedError: If there is one, naming its tensor.
+    """
     if bad := first_not_finite(tensors):
         raise DivergedError(
             f"{bad} has values that are not finite after step {step}; it was not saved, "
             "earlier checkpoints stay; lower optimizer.learning_rate"
         )
+
+
+def write_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
+) -> Path:
+    """As `save_checkpoint`, of tensors that are finite, contiguous and on the CPU."""
     path = folder / f"{stem_of(step)}.json"
     weights = path.with_suffix(".safetensors")
     with atomic_path(weights) as temporary, temporary.open("wb") as file:

@@ -1,7 +1,7 @@
 """`train`: load, loop, step, log, save, close."""
 
 import logging
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 from fastmoco.data.dataset import open_dataset
@@ -141,8 +141,11 @@ def run_steps(
         DivergedError: If numbers are not finite, or weights grow without bound.
         OSError: If the last state cannot be saved.
     """
-    clock, saver, first = StepClock(), Saver(trainer, logger), True
-    with closing(open_reporter(trainer, logger)) as reporter:
+    clock, first = StepClock(), True
+    with ExitStack() as stack:
+        reporter = stack.enter_context(closing(open_reporter(trainer, logger)))
+        saver = Saver(trainer, reporter, logger)
+        stack.enter_context(saver.saving_first())
         while not trainer.finished:
             rate = trainer.learning_rate
             with waiting(first_step_text(trainer)) if first else nullcontext():
@@ -151,19 +154,27 @@ def run_steps(
             clock.restart() if first else clock.add(batch.data_wait_seconds)
             first = stop.nothing_to_save = False
             reporter.advance(trainer.steps_done)
-            signal_number = largest(stop.signal_number, trainer.ranks)  # all stop at one step
+            saver.report()
+            # All ranks stop and save at one step.
+            known = largest(2 * stop.signal_number + saver.is_late, trainer.ranks)
+            signal_number, is_late = divmod(known, 2)
             measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
-                with clock.paused(), reporter.busy("measuring kNN"):
-                    knn_top1 = measure(trainer, monitor, reporter) if measuring else None
                 check_numbers(trainer, logger)
-                reporter.row(make_row(trainer, clock, rate, knn_top1))
+                knn_top1 = None
+                try:
+                    with clock.paused(), reporter.busy("measuring kNN"):
+                        knn_top1 = measure(trainer, monitor, reporter) if measuring else None
+                finally:  # a run that resumes after an error has all rows
+                    reporter.row(make_row(trainer, clock, rate, knn_top1))
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
-            if trainer.save_is_due or signal_number:
-                with clock.paused():
+            with clock.paused():
+                if signal_number or saver.is_due(is_late=bool(is_late), measured=measuring):
                     check_numbers(trainer, logger)
-                    saver.save(reporter, is_last=trainer.finished or bool(signal_number))
+                    saver.save(is_last=trainer.finished or bool(signal_number))
+                    review.at_checkpoint()
+                elif trainer.epoch_ends:
                     review.at_checkpoint()
             if signal_number and not trainer.finished:
                 raise Interrupted(

@@ -91,21 +91,24 @@ def run_killer(place: str, count: int, arguments: list[str]) -> int:
     ).returncode
 
 
-def state_of(run: Path):
-    checkpoint = load_checkpoint(run)
-    rows = [
+def rows_of(run: Path):
+    return [
         {k: v for k, v in row.items() if k not in TIMES}
         for row in read_metrics(run / "metrics.jsonl")
     ]
-    return checkpoint, rows
 
 
-def assert_same_run(run: Path, other: Path, steps: int = 20) -> None:
-    (ours, our_rows), (theirs, their_rows) = state_of(run), state_of(other)
+def assert_same_tensors(run: Path, other: Path, steps: int = 20) -> None:
+    ours, theirs = load_checkpoint(run), load_checkpoint(other)
     assert ours.step == theirs.step == steps
     assert ours.tensors.keys() == theirs.tensors.keys()
     differing = [n for n, t in theirs.tensors.items() if not torch.equal(ours.tensors[n], t)]
     assert differing == []
+
+
+def assert_same_run(run: Path, other: Path, steps: int = 20) -> None:
+    assert_same_tensors(run, other, steps)
+    our_rows, their_rows = rows_of(run), rows_of(other)
     assert our_rows == their_rows
     assert len({row["step"] for row in our_rows}) == len(our_rows) >= steps // 2
 
@@ -130,8 +133,51 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, eager_run, tmp_path, p
     run = tmp_path / "killed"
     arguments = train_arguments(dataset, run, "train.compile=never")
     assert run_killer(place, count, arguments) == -signal.SIGKILL
-    assert cli.main(arguments) == 0
+    # What is learned does not depend on when it is saved: here after each step that takes 1 ms.
+    often = ["checkpoint.every_steps=0", "checkpoint.every_minutes=1.7e-5", "checkpoint.keep=30"]
+    assert cli.main([*arguments, *often]) == 0
     assert_same_run(run, eager_run)
+    assert len(list((run / "checkpoints").glob("*.json"))) > 5
+    last = Path("checkpoints/step-00000020.safetensors")
+    assert (run / last).read_bytes() == (eager_run / last).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(13, marks=pytest.mark.full), 12],
+    ids=["between two rows", "measuring kNN"],
+)
+def test_an_error_of_the_data_costs_no_step(
+    dataset, eager_run, tmp_path, monkeypatch, capsys, step
+):
+    run, plain = tmp_path / "run", Trainer.open_loader
+
+    def open_failing(trainer, *plan):
+        loader = plain(trainer, *plan)
+        kind, following = type(loader), type(loader).__next__
+
+        def fail(self):
+            if trainer.steps_done == step:
+                raise ValueError("image 7 is damaged")
+            return following(self)
+
+        patch.setattr(kind, "__next__", fail)
+        return loader
+
+    arguments = train_arguments(dataset, run, "train.compile=never")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "open_loader", open_failing)
+        assert cli.main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "fastmoco: image 7 is damaged"
+    assert said[-2] == f"saved     after step {step}"
+    assert load_checkpoint(run).step == step
+    assert cli.main(arguments) == 0
+    assert_same_tensors(run, eager_run)
+    rows = rows_of(eager_run)
+    if step == 12:
+        rows[5]["knn_top1"] = None  # not measured
+    assert rows_of(run) == rows
 
 
 def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypatch):
