@@ -8,7 +8,7 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.device import algorithms
-from fastmoco.errors import Interrupted
+from fastmoco.errors import Interrupted, UsageError
 from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.contract import ViewLoader
@@ -66,8 +66,8 @@ def train(cfg: TrainConfig) -> Path:
         algorithms(device, reproducible=cfg.train.reproducible),
         open_dataset(cfg.data.train) as dataset,
         KnnMonitor(cfg.monitor, cfg.data, cfg.global_batch_size) as monitor,
-        claim_run_folder(run, identity, ranks),
-        run_logger(run, ranks) as logger,
+        claim_run_folder(run, identity, ranks) as denied,
+        run_logger(run, ranks, to_file=not denied) as logger,
         stop_signals() as stop,
     ):
         stop.nothing_to_save = not ranks.several  # several stop together, after a step
@@ -78,6 +78,12 @@ def train(cfg: TrainConfig) -> Path:
             logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)
             tell_again(trainer, logger)
             return run.path
+        if denied:
+            raise UsageError(
+                f"{run.path} cannot be written ({denied.strerror}), and its run is at step "
+                f"{trainer.steps_done} of {trainer.total_steps}; make the folder writable, or set "
+                "another run_dir"
+            )
         if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
             with dispensable(logger, run.quarantine):
                 write_quarantine(run.quarantine, dataset.left_out)

@@ -73,7 +73,8 @@ class Review:
         command = next_command(run, data, trainer.dataset, trainer.cfg.monitor)
         text = json.dumps({**verdict.to_json(), "next": command}, indent=1) + "\n"
         with dispensable(self._logger, run.verdict):
-            atomic_write_text(run.verdict, text)
+            if not run.verdict.exists() or run.verdict.read_bytes() != text.encode():
+                atomic_write_text(run.verdict, text)
         names = [path.name for path in (run.curves, run.views, run.metrics, run.verdict)]
         lines = [*verdict.to_lines(), f"files     in {run.path}: {', '.join(names)}, checkpoints"]
         for line in [*lines, f"next      {command}"]:

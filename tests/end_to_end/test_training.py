@@ -17,6 +17,7 @@ from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.train.trainer import Trainer
 from tests.limits import HANG_SECONDS
+from tests.permissions import read_only
 from tests.pictures import write_class_folders
 
 OPTIONS = [
@@ -258,6 +259,22 @@ def test_a_finished_run_says_so(dataset, eager_run, capsys):
     assert f"next      {verdict['next']}" in said
     assert before == sorted(
         (p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir()
+    )
+
+
+def test_a_finished_run_that_cannot_be_written_says_so(dataset, eager_run, capsys):
+    arguments = train_arguments(dataset, eager_run, "train.compile=never")
+    with read_only(eager_run):
+        assert cli.main(arguments) == 0
+        said = capsys.readouterr().err
+        assert f"{eager_run} is finished (step 20); nothing to do" in said
+        assert "verdict   too early" in said
+        assert "cannot be written" not in said
+        assert cli.main([*arguments, "train.max_steps=21"]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"fastmoco: {eager_run} cannot be written (Permission denied), and its run is at step 20 "
+        "of 21; make the folder writable, or set another run_dir"
     )
 
 
