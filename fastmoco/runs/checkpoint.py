@@ -53,6 +53,8 @@ class Checkpoint:
     """JSON values: configuration, dataset fingerprint, normalization, loss scaler."""
     path: Path | None = None
     """The JSON file it was read from."""
+    sha256: str = ""
+    """Of the weights file, where there is a JSON file."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -196,6 +198,11 @@ def _exported(path: Path) -> Checkpoint:
 def _read(path: Path) -> Checkpoint:
     record, weights = read_record(path), path.with_suffix(".safetensors")
     if not weights.exists() or file_sha256(weights) != record["sha256"]:
+        if not path.exists():
+            raise NoCheckpointError(
+                f"{path} was removed while it was read, because the run has newer ones "
+                "(checkpoint.keep); give the run folder for the newest"
+            )
         raise CheckpointError(f"{weights} is missing or damaged (wrong checksum); {advice(path)}")
     try:
         tensors, metadata = read_tensors(weights)
@@ -205,7 +212,13 @@ def _read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{weights} is of step {metadata['step']}; {advice(path)}")
     if bad := first_not_finite(tensors):
         raise CheckpointError(f"{weights}: {bad} has values that are not finite; {advice(path)}")
-    return Checkpoint(step=record["step"], tensors=tensors, facts=record["facts"], path=path)
+    return Checkpoint(
+        step=record["step"],
+        tensors=tensors,
+        facts=record["facts"],
+        path=path,
+        sha256=record["sha256"],
+    )
 
 
 def newest_checkpoint(folder: Path, *, refuse_damaged: bool = False) -> Checkpoint | None:

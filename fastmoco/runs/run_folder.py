@@ -21,6 +21,7 @@ from fastmoco.runs.checkpoint_files import newest_first
 from fastmoco.runs.distributed import wait_for_all
 
 LOCK_NAME = ".lock"
+CHECKPOINTS = "checkpoints"
 BAD_STEPS = "bad-step-*.json"
 OUTPUTS = (
     "metrics.jsonl",
@@ -42,7 +43,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def config(self) -> Path:

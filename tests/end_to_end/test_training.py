@@ -13,8 +13,12 @@ import torch
 
 import fastmoco
 from fastmoco import cli
+from fastmoco.configuration import load_config
+from fastmoco.errors import UsageError
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.train.loop import train
+from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
 from tests.limits import HANG_SECONDS
 from tests.permissions import read_only
@@ -181,13 +185,12 @@ def test_an_error_of_the_data_costs_no_step(
     assert rows_of(run) == rows
 
 
-def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypatch):
-    """The lock of a process that was killed is free: see the tests above."""
+def test_a_second_run_in_a_run_folder_is_refused(dataset, tmp_path, monkeypatch):
+    """The lock of another process, and of one that was killed: tests/unit/test_run_folder.py."""
     run, others = tmp_path / "run", []
     more = ["train.compile=never", "train.max_steps=3", "monitor.every_epochs=0"]
     arguments = train_arguments(dataset, run, *more)
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastmoco.__file__).parents[1])}
-    plain = Trainer.take
+    cfg, plain = load_config(TrainConfig, arguments[1:]), Trainer.take
 
     def contents():
         return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -195,19 +198,16 @@ def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypa
     def while_another_tries(self, batch, rate):
         if self.steps_done == 1:
             before = contents()
-            command = [sys.executable, "-m", "fastmoco.cli", *arguments]
-            pipes = {"stderr": subprocess.PIPE, "text": True, "timeout": HANG_SECONDS}
-            others.append(subprocess.run(command, env=environment, **pipes))
+            with pytest.raises(UsageError) as caught:
+                train(cfg)
+            others.append(str(caught.value))
             assert contents() == before
         plain(self, batch, rate)
 
     monkeypatch.setattr(Trainer, "take", while_another_tries)
     assert cli.main(arguments) == 0
-    (other,) = others
-    assert other.returncode == 2
-    *waits, line = other.stderr.strip().splitlines()  # a slow import says what it waits for
-    assert all(wait == "fastmoco: loading PyTorch ..." for wait in waits)
-    assert line.startswith(f"fastmoco: {run} is in use by another process")
+    (line,) = others
+    assert line.startswith(f"{run} is in use by another process (process ")
     assert load_checkpoint(run).step == 3
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [2, 3]
 
