@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -278,11 +279,13 @@ def test_a_finished_run_that_cannot_be_written_says_so(dataset, eager_run, capsy
     )
 
 
-def test_more_steps_go_on_from_the_end(dataset, eager_run, tmp_path):
+def test_more_steps_go_on_from_the_end_also_in_another_place(dataset, eager_run, tmp_path):
     short, run = "train.max_steps=8", tmp_path / "run"
     assert cli.main(train_arguments(dataset, run, "train.compile=never", short)) == 0
     assert load_checkpoint(run).step == 8
-    assert cli.main(train_arguments(dataset, run, "train.compile=never")) == 0
+    run, moved = run.rename(tmp_path / "moved"), tmp_path / "copy.beton"
+    shutil.copy(dataset, moved)
+    assert cli.main(train_arguments(moved, run, "train.compile=never")) == 0
     ours, theirs = load_checkpoint(run), load_checkpoint(eager_run)
     assert all(
         torch.equal(ours.tensors[name], t)
