@@ -6,16 +6,17 @@ A file is written under a temporary name, synced and renamed; then its folder is
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from fastmoco.errors import UsageError
+from fastmoco.parsing import parse_json
 
 
 @contextmanager
@@ -134,26 +135,39 @@ def atomic_write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json_object(path: Path, keys: Iterable[str], *, advice: str) -> dict[str, Any]:
+Types = Mapping[str, type | tuple[type, ...]]
+
+
+def json_types(schema: type) -> Types:
+    """Types of the values of a dataclass's fields in JSON, where a float may be a whole number."""
+    hints = get_type_hints(schema)
+    plain = {item.name: get_origin(hints[item.name]) or hints[item.name] for item in fields(schema)}
+    return {name: (int, float) if kind is float else kind for name, kind in plain.items()}
+
+
+def read_json_object(path: Path, types: Types, *, advice: str) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Args:
         path: The file.
-        keys: Keys that the object must have.
+        types: Keys that the object must have, and the types of their values.
         advice: What the user should do if the file is damaged; the end of the error message.
 
     Raises:
-        ValueError: If the file holds no JSON object with these keys; one line that names the file.
+        ValueError: If the file holds no JSON object with such values; one line that names the file.
         OSError: If the file cannot be read.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); {advice}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged (it holds no object); {advice}")
-    if missing := [key for key in keys if key not in found]:
+    if missing := [key for key in types if key not in found]:
         raise ValueError(f"{path} is damaged (it lacks {', '.join(missing)}); {advice}")
+    for key, kind in types.items():
+        if not isinstance(found[key], kind):
+            raise ValueError(f"{path} is damaged (its {key} is of a wrong kind); {advice}")
     return found
 
 

@@ -1,6 +1,5 @@
 """COCO: one JSON file of boxes, masks and keypoints, beside a folder of images."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastmoco.detection.annotations import (
     checked_box,
 )
 from fastmoco.errors import UsageError
+from fastmoco.parsing import parse_json
 
 
 def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
@@ -48,7 +48,7 @@ def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except IsADirectoryError as error:
         raise UsageError(
             f"{path} is a folder; with layout=coco give the annotation file, such as "

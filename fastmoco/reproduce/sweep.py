@@ -172,7 +172,7 @@ def _fingerprints(data: DataConfig) -> dict[str, str]:
 def _merge_state(job: SweepJob, prints: dict[str, str]) -> None:
     state: dict[str, Any] = {}
     if (path := job.folder / STATE_NAME).exists():
-        state = read_json_object(path, ("seeds",), advice=f"{STATE_ADVICE} {job.name}")
+        state = read_json_object(path, {"seeds": list}, advice=f"{STATE_ADVICE} {job.name}")
     if state.get("fingerprints", prints) != prints:
         raise UsageError(
             f"{job.folder} holds runs on other data; give the same data, or set another folder=DIR"

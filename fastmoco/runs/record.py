@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fastmoco.parsing import parse_json
+
 MANIFEST = "manifest"
 
 
@@ -38,8 +40,8 @@ def parse_record(
         ValueError: With a reason, if it was changed or is no such record.
     """
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(text)
+    except ValueError as error:
         raise ValueError("it is not JSON") from error
     if not isinstance(record, dict):
         raise ValueError("it holds no object")

@@ -6,7 +6,6 @@ an image ``x.jpg``, ``x.seg.png`` is another image of the key ``x``, as in WebDa
 Shards are listed once, header by header; an image is then read at its offset.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from fastmoco.data.sources.samples import (
 )
 from fastmoco.data.sources.tables import cell_text
 from fastmoco.data.sources.tar_members import list_members
+from fastmoco.parsing import parse_json
 
 _LABEL_EXTENSIONS = frozenset({".cls", ".json"})
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
@@ -163,7 +163,7 @@ def _label(file: BinaryIO, place: Place, extension: str, where: str) -> str:
     try:
         if extension == ".cls":
             return data.decode().strip()
-        found = json.loads(data)
+        found = parse_json(data)
     except ValueError as error:
         raise ValueError(f"{where} is damaged ({error})") from error
     label = found.get("label") if isinstance(found, dict) else None
