@@ -14,7 +14,7 @@ import yaml
 
 MAX_YAML_BYTES = 1 << 18
 """100 times the largest configuration; the pure Python parser takes seconds for it."""
-MAX_YAML_NODES = 20_000
+MAX_YAML_NODES = 10_000
 MAX_YAML_DEPTH = 40
 _CONSTRUCTION = (TypeError, AttributeError, LookupError, OverflowError)
 """What PyYAML's constructors raise besides its own errors, such as for ``!!timestamp x``."""
