@@ -16,7 +16,7 @@ from rich.progress import Progress, TextColumn
 from fastmoco.device import peak_memory_bytes
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.event_file import EventFile
-from fastmoco.runs.metrics_file import MetricsFile
+from fastmoco.runs.metrics_file import MetricsFile, damaged_path
 from fastmoco.runs.run_folder import RunFolder
 
 SCREEN_SECONDS = 10.0
@@ -122,6 +122,10 @@ class Reporter:
         self._failing: set[Path] = set()
         self._paths = run
         self._logger, self._device = logger, device
+        if self.file.damaged:
+            number, kept = len(self.file.damaged), damaged_path(run.metrics)
+            text = "warning   %s: %d damaged lines were moved to %s"
+            logger.warning(text, run.metrics, number, kept)
         self._clock = StepsLeft(total_steps)
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.description}"),

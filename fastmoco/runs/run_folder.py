@@ -22,6 +22,7 @@ LOCK_NAME = ".lock"
 BAD_STEPS = "bad-step-*.json"
 OUTPUTS = (
     "metrics.jsonl",
+    "metrics.jsonl.damaged",
     "views.png",
     "curves.png",
     "baselines.json",
