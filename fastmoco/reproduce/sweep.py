@@ -13,7 +13,7 @@ from fastmoco.configuration import load_config, quote_values
 from fastmoco.data.builtin_file import builtin_file
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.settings import DataConfig
-from fastmoco.errors import UsageError, nearest_name
+from fastmoco.errors import UsageError, nearest_name, one_line
 from fastmoco.evaluate.overlap import check_overlap
 from fastmoco.files import atomic_write_text, locked, read_json_object
 from fastmoco.reproduce.definition import Definition
@@ -56,7 +56,7 @@ def sweep(name: str, arguments: Sequence[str]) -> None:
     if job.cfg.run:
         (run,), (cfg,) = job.runs, job.configs
         record = do_run(run, cfg, job.definition, job.log(run))
-        print(f"{run.label} {record.status}", record.reason)  # noqa: T201
+        print(one_line(f"{run.label} {record.status} {record.reason}"))  # noqa: T201
         return
     do_all(job)
 

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from fastmoco.device import peak_memory_bytes
+from fastmoco.errors import without_controls
+from fastmoco.output import display_stream
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.event_file import EventFile
 from fastmoco.runs.metrics_file import MetricsFile, damaged_path
@@ -36,8 +38,9 @@ def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]
         return
     # Paths are logged as they are: data may be in a folder whose name is not UTF-8.
     file = _LogFile(run.log, encoding="utf-8", errors="surrogateescape")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    file.setFormatter(_OneLine("%(asctime)s %(message)s"))
     screen = _Screen()
+    screen.setFormatter(_OneLine())
     logger.addHandler(file)
     logger.addHandler(screen)
     try:
@@ -60,6 +63,17 @@ def dispensable(logger: logging.Logger, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         say_unwritten(logger, path, error)
+
+
+class _OneLine(logging.Formatter):
+    """Escapes line breaks and control codes of names and of other packages' errors.
+
+    A name could otherwise forge a line. Bytes that are not UTF-8 stay as they are.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line."""
+        return without_controls(super().format(record)).replace("\n", "\\n")
 
 
 class _LogFile(logging.FileHandler):
@@ -129,7 +143,7 @@ class Reporter:
         self._clock = StepsLeft(total_steps)
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.description}"),
-            console=Console(stderr=True),
+            console=Console(file=display_stream(sys.stderr)),
             disable=not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("", total=total_steps, completed=resume_step)
