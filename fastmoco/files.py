@@ -24,7 +24,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`, which replaces `target` if the block succeeds.
 
     An exception or a kill leaves the old file unchanged. The temporary name is fixed, so the next
-    attempt overwrites what a killed process left.
+    attempt replaces what a killed process left. A link that somebody else made under that name is
+    removed, not followed; where it cannot be removed, such as in /tmp, this is an error.
 
     Raises:
         OSError: If the file cannot be written; its ``filename`` is then set, which a failed write
@@ -33,6 +34,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
     try:
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         yield temporary
         _sync(temporary, os.O_RDWR)
         temporary.replace(target)
@@ -50,6 +53,8 @@ def sync_folder(folder: Path) -> None:
     _sync(folder, os.O_RDONLY)
 
 
+OPEN_OWN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+"""Flags for a file of ours that may exist, such as a lock; a link in its place is refused."""
 LACKING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """Error numbers of what a file system cannot do; a failing or full disk gives others."""
 NO_LOCKS = (errno.ENOLCK, *LACKING)
@@ -83,7 +88,7 @@ def locked(path: Path, *, in_use: str | None = None) -> Iterator[None]:
         OSError: If the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, OPEN_OWN, 0o666)
     try:
         try:
             lock_descriptor(descriptor, path, wait=in_use is None)
