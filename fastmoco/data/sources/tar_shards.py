@@ -35,6 +35,7 @@ from fastmoco.data.sources.tar_members import list_members
 from fastmoco.parsing import parse_json
 
 _LABEL_EXTENSIONS = frozenset({".cls", ".json"})
+_MAX_LABEL_BYTES = 1 << 20
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
 _VIEW = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # `seg`, `depth.left`; not the `05` of a date
 
@@ -159,6 +160,8 @@ def _label(file: BinaryIO, place: Place, extension: str, where: str) -> str:
     """Text of a ``.cls`` file, or value of ``label`` in a ``.json`` file."""
     if place.fault:
         raise ValueError(f"{where} {place.fault}")
+    if place.size > _MAX_LABEL_BYTES:
+        raise ValueError(f"{where} is no label: it has {place.size:,} bytes")
     data = os.pread(file.fileno(), place.size, place.offset)
     try:
         if extension == ".cls":
