@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from fastmoco import cli
-from fastmoco.runs import unpickle
 from fastmoco.runs.weights_file import _advice
+from fastmoco.torch_files import pickle_names, unpickle
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(2, dtype=torch.int64)}
 
@@ -144,18 +144,18 @@ def test_code_is_named_and_its_loading_never_advised(
 
 def test_hidden_names_of_python_2_are_found():
     pickled = b"c__builtin__\neval\n(S'1'\ntR."
-    assert list(unpickle.called_names(io.BytesIO(pickled))) == ["builtins.eval"]
+    assert list(pickle_names.called_names(io.BytesIO(pickled))) == ["builtins.eval"]
     again = b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x9400h\x00h\x01\x93."
-    assert list(unpickle.called_names(io.BytesIO(again))) == ["posix.system"]
+    assert list(pickle_names.called_names(io.BytesIO(again))) == ["posix.system"]
     posix, date = b"\x8c\x05posix\x8c\x06system", b"\x8c\x08datetime\x8c\x04date"
     masked = io.BytesIO(b"\x80\x04" + posix + date + b"00\x93.")
-    assert list(unpickle.called_names(masked)) == ["?.?"]
+    assert list(pickle_names.called_names(masked)) == ["?.?"]
 
 
 def test_a_name_that_the_scan_misses_is_still_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.pth"
     torch.save({"a": torch.ones(1), "x": Calls(open, str(tmp_path / "trace"), "w")}, path)
-    monkeypatch.setattr(unpickle, "called_names", lambda _: iter(()))
+    monkeypatch.setattr(pickle_names, "called_names", lambda _: iter(()))
     with pytest.raises(pickle.UnpicklingError) as error:
         unpickle.load(str(path))
     assert "would call io.open" in unpickle._reason(error.value)
