@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 ZIP_START = b"PK\x03\x04"
-LEGACY_PICKLES = 4  # before torch 1.6: magic number, version, machine, then the object
+LEGACY_PICKLES = 5  # before torch 1.6: magic number, version, machine, object, storages
 _HARMLESS = re.compile(
     r"_codecs\.encode|argparse\.Namespace|copyreg\._reconstructor|types\.SimpleNamespace"
     r"|builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|range|set|slice"
@@ -56,13 +56,20 @@ def _pickles(source: str) -> Iterator[BinaryIO]:
 
 
 def called_names(pickled: BinaryIO) -> Iterator[str]:
-    """Classes and functions that a pickle names, without loading it; "?.?" for a hidden one."""
+    """Classes and functions that a pickle names, without loading it; "?.?" for hidden ones.
+
+    Where `pickletools` gives up, other readers may go on, so the rest counts as a hidden one.
+    """
     memo: dict[Any, Any] = {}
     texts: deque[Any] = deque(["?", "?"], maxlen=2)
     value: Any
+    is_begun = False
     try:
         for code, value, _ in pickletools.genops(pickled):
-            if code.name in ("GLOBAL", "INST"):
+            is_begun = True
+            if code.name.startswith("EXT"):  # a name by its number in a registry
+                yield "?.?"
+            elif code.name in ("GLOBAL", "INST"):
                 yield _present_name(*value.split(" ", 1))
             elif code.name == "STACK_GLOBAL":
                 yield _present_name(*map(str, texts))
@@ -76,8 +83,9 @@ def called_names(pickled: BinaryIO) -> Iterator[str]:
                 texts.append(value)
             elif code.name != "FRAME":
                 texts.extend("??")  # the two texts may no longer be the last on the stack
-    except ValueError:  # the rest is no pickle
-        return
+    except ValueError:
+        if is_begun or pickled.read(1):  # not just the end of the file
+            yield "?.?"
 
 
 def _present_name(module: str, name: str) -> str:

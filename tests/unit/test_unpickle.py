@@ -1,6 +1,7 @@
 """Pickles give their tensors, whatever else they hold, and no code of theirs ever runs."""
 
 import argparse
+import ast
 import builtins
 import collections
 import enum
@@ -8,6 +9,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -21,7 +23,9 @@ from torch import nn
 from fastmoco import cli
 from fastmoco.runs.weights_file import _advice
 from fastmoco.torch_files import pickle_names, unpickle
+from tests.limits import HANG_SECONDS
 
+ROOT = pathlib.Path(__file__).parents[2]
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(2, dtype=torch.int64)}
 
 
@@ -206,3 +210,21 @@ def test_a_file_without_tensors_ends(tmp_path, capsys):
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
     assert cli.main(["import", str(path), f"out={tmp_path / 'out'}"]) == 2
     assert "its 0 tensors" in capsys.readouterr().err
+
+
+def test_hostile_files_are_refused_by_the_child_and_none_is_recommended():
+    """All of the zoo, each in a process with the limits of the real one, forked from one."""
+    command = [sys.executable, "-m", "tests.faults.zoo_pickles"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=True
+    )
+    rows = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len({row[0] for row in rows}) >= 40
+    for name, word, code, said, files, seconds in rows:
+        reason = said.splitlines()[-1] if said else ""
+        assert re.search(word, reason), (name, reason)
+        assert (code, files) == ((3, []) if word else (0, ["weights.safetensors"])), name
+        assert reason.isprintable()
+        assert seconds < HANG_SECONDS
+        if name != "frame of an exabyte":  # it holds None
+            assert "weights_only=False" not in _advice(pathlib.Path("x"), reason), name
