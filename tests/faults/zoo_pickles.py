@@ -83,7 +83,7 @@ def _claims() -> Iterator[Case]:
     large = struct.pack("<Q", 1 << 60)
     yield "text of an exabyte", b"\x80\x04\x8d" + large + STOP, "far more memory"
     yield "bytes of an exabyte", b"\x80\x04\x8e" + large + STOP, "far more memory"
-    yield "frame of an exabyte", b"\x80\x04\x95" + large + b"N.", "damaged|contains"
+    yield "frame of an exabyte", b"\x80\x04\x95" + large + b"N.", "its format"
     yield "long of 2 GB", TWO + b"\x8b" + struct.pack("<i", 2**31 - 1) + STOP, "damaged|refused"
     yield "memo of 4 billion", wrapped(b"Nr" + struct.pack("<I", 2**32 - 2) + STOP), "NoneType"
     yield (
