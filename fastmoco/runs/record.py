@@ -51,7 +51,11 @@ def parse_record(
             raise ValueError(f"its {key} is missing or of a wrong kind")
     if record["format_version"] < first_sealed and MANIFEST not in record:
         return record
-    if record.get(MANIFEST) != _checksum(record) or text != record_text(record):
+    try:
+        is_sound = record.get(MANIFEST) == _checksum(record) and text == record_text(record)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not is_sound:
         raise ValueError("wrong checksum")
     return record
 

@@ -124,7 +124,6 @@ def _coco_bytes() -> Iterator[Case]:
 
 def _voc() -> Iterator[Case]:
     """XML."""
-    odd = '<?xml version="1.0" encoding="x"?>'
     for name, old, new, word in (
         ("infinite box", ">5<", ">inf<", "not inside"),
         ("box not a number", ">5<", ">nan<", "not inside"),
