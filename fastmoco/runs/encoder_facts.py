@@ -5,7 +5,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from fastmoco.configuration import config_from_dict
 from fastmoco.errors import UsageError
-from fastmoco.runs.checkpoint import Checkpoint, CheckpointError
+from fastmoco.runs.checkpoint import Checkpoint
+from fastmoco.runs.checkpoint_files import CheckpointError
 
 T = TypeVar("T")
 

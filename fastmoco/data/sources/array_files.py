@@ -19,9 +19,11 @@ from fastmoco.torch_files.child import RefusedFileError, read_arrays
 _IMAGES = ("images", "x", "data")
 _LABELS = ("labels", "y", "targets", "label")
 
-_DAMAGE = (RuntimeError, ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError)
-_DAMAGE += (KeyError, MemoryError, SyntaxError, TokenError, OverflowError)
-"""What NumPy and zipfile raise for damaged files; the last two by their parser of headers."""
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(RuntimeError, ValueError, EOFError, BadZipFile, zlib.error, KeyError, MemoryError),
+    *(SyntaxError, TokenError, OverflowError),
+)
+"""What NumPy and zipfile raise for damaged files; the last three by a header."""
 
 
 def read_array(path: Path) -> NDArray[Any]:
