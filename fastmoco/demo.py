@@ -1,6 +1,7 @@
 """`fastmoco demo`: convert, pretrain and evaluate the built-in images, in minutes on a CPU."""
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from rich.table import Table
 
 from fastmoco.data.builtin_file import builtin_file
 from fastmoco.data.settings import DataConfig
-from fastmoco.errors import UsageError
+from fastmoco.errors import UsageError, one_line
 from fastmoco.evaluate.knn import KnnResult, knn
 from fastmoco.evaluate.settings import KnnConfig
 from fastmoco.files import atomic_write_text
+from fastmoco.output import display_stream
 from fastmoco.ranks import environment_ranks
 from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig, run_path
@@ -64,8 +66,9 @@ def _print_table(result: KnnResult, seconds: float, run_dir: Path) -> None:
     table.add_row("trained encoder", f"{result.top1:.1f}", style="bold")
     table.add_row("the same encoder, untrained", f"{result.baselines['untrained']['top1']:.1f}")
     table.add_row("raw pixels", f"{result.baselines['pixels']['top1']:.1f}")
-    console = Console()
+    console = Console(file=display_stream(sys.stdout))
     console.print(table)
     console.print(
-        f"{seconds:.0f} s; views.png, curves.png, metrics.jsonl and result.json are in {run_dir}"
+        f"{seconds:.0f} s; views.png, curves.png, metrics.jsonl and result.json are in "
+        + one_line(str(run_dir))
     )

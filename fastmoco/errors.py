@@ -4,6 +4,7 @@ Imports no torch: the command line turns each error into one line and an exit co
 """
 
 import difflib
+import re
 
 
 class UsageError(ValueError):
@@ -24,6 +25,15 @@ class Interrupted(RuntimeError):
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that move a terminal's cursor, start its commands, or turn the direction of text."""
+
+
+def without_controls(text: str) -> str:
+    """Escape control characters, except line breaks and tabs, and those that turn text around."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(text: str) -> str:

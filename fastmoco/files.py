@@ -6,16 +6,17 @@ A file is written under a temporary name, synced and renamed; then its folder is
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from fastmoco.errors import UsageError
+from fastmoco.parsing import parse_json
 
 
 @contextmanager
@@ -23,7 +24,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`, which replaces `target` if the block succeeds.
 
     An exception or a kill leaves the old file unchanged. The temporary name is fixed, so the next
-    attempt overwrites what a killed process left.
+    attempt replaces what a killed process left. A link that somebody else made under that name is
+    removed, not followed; where it cannot be removed, such as in /tmp, this is an error.
 
     Raises:
         OSError: If the file cannot be written; its ``filename`` is then set, which a failed write
@@ -32,6 +34,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.partial")
     try:
+        temporary.unlink(missing_ok=True)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         yield temporary
         _sync(temporary, os.O_RDWR)
         temporary.replace(target)
@@ -49,6 +53,8 @@ def sync_folder(folder: Path) -> None:
     _sync(folder, os.O_RDONLY)
 
 
+OPEN_OWN = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+"""Flags for a file of ours that may exist, such as a lock; a link in its place is refused."""
 LACKING = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 """Error numbers of what a file system cannot do; a failing or full disk gives others."""
 NO_LOCKS = (errno.ENOLCK, *LACKING)
@@ -82,7 +88,7 @@ def locked(path: Path, *, in_use: str | None = None) -> Iterator[None]:
         OSError: If the file cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, OPEN_OWN, 0o666)
     try:
         try:
             lock_descriptor(descriptor, path, wait=in_use is None)
@@ -134,26 +140,39 @@ def atomic_write_text(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json_object(path: Path, keys: Iterable[str], *, advice: str) -> dict[str, Any]:
+Types = Mapping[str, type | tuple[type, ...]]
+
+
+def json_types(schema: type) -> Types:
+    """Types of the values of a dataclass's fields in JSON, where a float may be a whole number."""
+    hints = get_type_hints(schema)
+    plain = {item.name: get_origin(hints[item.name]) or hints[item.name] for item in fields(schema)}
+    return {name: (int, float) if kind is float else kind for name, kind in plain.items()}
+
+
+def read_json_object(path: Path, types: Types, *, advice: str) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Args:
         path: The file.
-        keys: Keys that the object must have.
+        types: Keys that the object must have, and the types of their values.
         advice: What the user should do if the file is damaged; the end of the error message.
 
     Raises:
-        ValueError: If the file holds no JSON object with these keys; one line that names the file.
+        ValueError: If the file holds no JSON object with such values; one line that names the file.
         OSError: If the file cannot be read.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); {advice}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged (it holds no object); {advice}")
-    if missing := [key for key in keys if key not in found]:
+    if missing := [key for key in types if key not in found]:
         raise ValueError(f"{path} is damaged (it lacks {', '.join(missing)}); {advice}")
+    for key, kind in types.items():
+        if not isinstance(found[key], kind):
+            raise ValueError(f"{path} is damaged (its {key} is of a wrong kind); {advice}")
     return found
 
 

@@ -1,30 +1,48 @@
-"""Standard output and error that do not end a command: in any locale, and after ``| head``."""
+"""Standard output and error of a command: in any locale, after ``| head``, without control codes.
+
+All that a command prints passes `_Lasting`. Names of files, classes and tensors may hold escape
+sequences, which would command a terminal: they are escaped here. Only displays that move the cursor
+themselves write around it, by `display_stream`.
+"""
 
 import codecs
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+from fastmoco.errors import without_controls
+
 ESCAPES = "fastmoco.escapes"
 """Error handler of the encoding."""
+_CONTROL_BYTES = re.compile("[\udc80-\udc9f]")
+"""Bytes of file names that some terminals take for control codes."""
 
 
 class _Lasting:
-    """A text stream that discards what is written after the other end of its pipe was closed."""
+    """A text stream without control codes, which discards what is written to a closed pipe."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, is_display: bool = False) -> None:
+        self._stream, self._is_display = stream, is_display
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         with self._until_closed():
-            self._stream.write(text)
+            self._stream.write(text if self._is_display else self._escaped(text))
         return len(text)
+
+    def _escaped(self, text: str) -> str:
+        text = without_controls(text)
+        return _CONTROL_BYTES.sub(_escape, text) if self._stream.isatty() else text
+
+    def display(self) -> "_Lasting":
+        """The same stream for a display, which moves the cursor."""
+        return _Lasting(self._stream, is_display=True)
 
     def flush(self) -> None:
         with self._until_closed():
@@ -39,9 +57,18 @@ class _Lasting:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
 
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def display_stream(stream: TextIO) -> TextIO:
+    """The stream for progress lines and colors of a library; give it no names as they are."""
+    return cast("TextIO", stream.display()) if isinstance(stream, _Lasting) else stream
+
+
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Within the block, write to stdout and stderr whatever can be written.
+    """Within the block, write to stdout and stderr whatever can be written, escaped.
 
     A closed pipe discards the rest. On stdout, bytes of file names stay as they are, and characters
     that the locale lacks are escaped, as Python does on stderr. A closed descriptor discards all.

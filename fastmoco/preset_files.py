@@ -17,12 +17,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.parsing import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -110,13 +110,13 @@ def full_key(lines: Sequence[str]) -> str:
 
 def _read_mapping(group: str, path: Path, names: Sequence[str]) -> dict[Any, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError as error:
         raise UsageError(
             f"{group}={path}: no such file; built-in presets: {', '.join(names)}"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: must hold `key: value` lines, such as `base: {names[0]}`")
     return values

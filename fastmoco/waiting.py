@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fastmoco.output import display_stream
 from fastmoco.ranks import environment_ranks
 
 PLAIN_SECONDS = 2.0
@@ -48,7 +49,7 @@ def _clock(text: str) -> Iterator[None]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    console = Console(stderr=True)
+    console = Console(file=display_stream(sys.stderr))
     with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
         progress.add_task(text, total=None)
         yield

@@ -5,6 +5,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +104,21 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def pickles_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files of `torch.save` are read in this process, where importing PyTorch costs nothing."""
+    from fastmoco.torch_files import child, unpickle
+
+    def run(path: Path, folder: Path, form: str) -> None:
+        try:
+            unpickle.convert(str(path), str(folder), form)
+        except Exception as error:
+            known = isinstance(error, unpickle.Refused)
+            reason = str(error) if known else unpickle._reason(error)
+            raise child.RefusedFileError(reason) from error
+
+    monkeypatch.setattr(child, "run_child", run)
+    yield
+    torch.serialization.clear_safe_globals()

@@ -31,7 +31,7 @@ from fastmoco.data.beton_format import (
     index_digest,
     is_page_size,
 )
-from fastmoco.files import lock_descriptor, sync_folder
+from fastmoco.files import OPEN_OWN, lock_descriptor, sync_folder
 
 MAX_BUFFERS = 512  # written at once; Linux takes 1,024
 SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
@@ -252,7 +252,7 @@ def _start_writeback(descriptor: int, offset: int, size: int) -> None:
 
 def _open_alone(path: Path) -> int:
     """Open the temporary file unless another process holds it; its contents stay."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, OPEN_OWN, 0o666)
     try:
         lock_descriptor(descriptor, path, wait=False)
         # The other process may have renamed the file between the two calls above.

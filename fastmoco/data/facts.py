@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmoco.errors import one_line
+
 FACTS_VERSION = 1
 MAX_LISTED = 5
 _ROW_PIXELS = 512
@@ -148,9 +150,8 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def description_text(facts: Mapping[str, Any]) -> str:
     """Format facts as lines of name and value; empty mappings are skipped."""
     width = max(len(key) for key in facts)
-    return "\n".join(
-        f"{key:<{width}}  {_value_text(value)}" for key, value in facts.items() if value != {}
-    )
+    rows = {key: one_line(_value_text(value)) for key, value in facts.items() if value != {}}
+    return "\n".join(f"{key:<{width}}  {text}" for key, text in rows.items())
 
 
 def _value_text(value: object) -> str:

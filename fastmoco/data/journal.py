@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from fastmoco.files import OPEN_OWN
+
 Record = dict[str, Any]
 
 
@@ -39,7 +41,7 @@ class Journal:
     def __init__(self, path: Path, recipe: str) -> None:
         self.path = path
         self.num_records = 0
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file = os.open(path, OPEN_OWN, 0o666)
         self._lines = _valid_lines(path)
         first = json.loads(self._lines[0][9:]) if self._lines else {}
         self.is_foreign = bool(self._lines) and first != {"recipe": recipe}

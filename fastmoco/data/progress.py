@@ -9,6 +9,8 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastmoco.output import display_stream
+
 LINE_SECONDS = 30.0
 
 
@@ -29,7 +31,7 @@ def show_progress(total: int, done: int = 0) -> Iterator[Callable[[int, int], No
         TextColumn("images  {task.fields[rate]}  ETA"),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    console = Console(file=display_stream(sys.stderr))
     start, next_line, images, size = time.monotonic(), LINE_SECONDS, 0, 0
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("", total=total, completed=done, rate="")

@@ -12,10 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from fastmoco.data.images import MAX_SIDE
 from fastmoco.errors import UsageError
 
+MAX_NUMBER = 1e15
+"""Whole numbers below are exact as floats; no image is as large."""
 BOX_TOLERANCE = 1.0  # pixels; some boxes of VOC and COCO cross the edge, by rounding
+
+
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for images that are damaged or far too large."""
 
 
 class AnnotationError(ValueError):
@@ -102,6 +110,34 @@ def has_area(instance: Instance) -> bool:
     """Whether width and height are positive: in COCO a few boxes have width or height 0."""
     x1, y1, x2, y2 = instance.box
     return x2 > x1 and y2 > y1
+
+
+def checked_number(value: Any, what: str) -> float:
+    """A number from an annotation file, where also texts and infinite numbers occur.
+
+    Args:
+        value: The value.
+        what: File and name of the value, for the message.
+
+    Raises:
+        AnnotationError: If it is not a finite number.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= MAX_NUMBER:  # false for NaN too
+        raise AnnotationError(f"{what} is {str(value)[:80]!r}, not a finite number")
+    return float(value)
+
+
+def checked_side(value: Any, what: str) -> int:
+    """Height or width of an image from an annotation file.
+
+    Raises:
+        AnnotationError: If it is not a whole number from 1 to `MAX_SIDE`.
+    """
+    number = checked_number(value, what)
+    if not (1 <= number <= MAX_SIDE and number == int(number)):
+        raise AnnotationError(f"{what} is {number:g}, not a whole number from 1 to {MAX_SIDE}")
+    return int(number)
 
 
 def checked_box(

@@ -1,6 +1,5 @@
 """COCO: one JSON file of boxes, masks and keypoints, beside a folder of images."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,11 @@ from fastmoco.detection.annotations import (
     SceneSet,
     check_images,
     checked_box,
+    checked_number,
+    checked_side,
 )
 from fastmoco.errors import UsageError
+from fastmoco.parsing import parse_json
 
 
 def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
@@ -36,7 +38,9 @@ def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
         )
     try:
         found = _scene_set(path, folder, content)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if isinstance(error, AnnotationError):
+            raise
         raise AnnotationError(
             f"{path} is not in COCO's annotation format ({type(error).__name__}: {error})"
         ) from error
@@ -48,7 +52,7 @@ def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except IsADirectoryError as error:
         raise UsageError(
             f"{path} is a folder; with layout=coco give the annotation file, such as "
@@ -64,8 +68,8 @@ def _scene_set(path: Path, folder: Path, content: Any) -> SceneSet:
     scenes = {
         image["id"]: Scene(
             image=folder / image["file_name"],
-            height=int(image["height"]),
-            width=int(image["width"]),
+            height=checked_side(image["height"], f"{path}: height of image {image['id']}"),
+            width=checked_side(image["width"], f"{path}: width of image {image['id']}"),
             source=str(path),
         )
         for image in content["images"]
@@ -75,10 +79,16 @@ def _scene_set(path: Path, folder: Path, content: Any) -> SceneSet:
         _add_instance(annotation, scenes, labels, path, len(points))
     return SceneSet(
         name=str(path),
-        classes=tuple(category["name"] for category in categories),
+        classes=tuple(_checked_name(category["name"], path) for category in categories),
         scenes=[scenes[key] for key in sorted(scenes)],
         keypoint_names=points,
     )
+
+
+def _checked_name(name: Any, path: Path) -> str:
+    if not isinstance(name, str):
+        raise AnnotationError(f"{path}: the category {str(name)[:80]} is not named by a text")
+    return name
 
 
 def _add_instance(
@@ -91,15 +101,15 @@ def _add_instance(
         )
     if (image := annotation["image_id"]) not in scenes:
         raise AnnotationError(f"{source} has image_id {image}, which images does not list")
-    scene = scenes[image]
-    x, y, width, height = (float(value) for value in annotation["bbox"])
+    scene, area = scenes[image], annotation.get("area")
+    x, y, width, height = (checked_number(v, f"{source}: bbox") for v in annotation["bbox"])
     scene.instances.append(
         Instance(
             box=checked_box((x, y, x + width, y + height), scene, source),
             label=labels[category],
             ignored=bool(annotation.get("iscrowd", 0)),
             mask=annotation.get("segmentation"),
-            area=annotation.get("area"),
+            area=None if area is None else checked_number(area, f"{source}: area"),
             keypoints=_keypoints(annotation, num_points, source),
         )
     )
@@ -110,7 +120,8 @@ def _keypoints(
 ) -> list[tuple[float, float, float]] | None:
     if not num_points:
         return None
-    flat = [float(value) for value in annotation.get("keypoints") or [0] * (3 * num_points)]
+    given = annotation.get("keypoints") or [0] * (3 * num_points)
+    flat = [checked_number(value, f"{source}: keypoints") for value in given]
     if len(flat) != 3 * num_points:
         raise AnnotationError(f"{source} has {len(flat)} keypoint values, not 3 x {num_points}")
     return list(zip(flat[0::3], flat[1::3], flat[2::3], strict=True))

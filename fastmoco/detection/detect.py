@@ -19,7 +19,7 @@ from fastmoco.detection.settings import (
 from fastmoco.detection.starting import open_sets
 from fastmoco.detection.trial import build_fitting, fit, log_header, measure
 from fastmoco.errors import UsageError
-from fastmoco.files import atomic_write_text
+from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.ranks import Ranks, environment_ranks
 from fastmoco.runs.checkpoint import newest_checkpoint
 from fastmoco.runs.distributed import (
@@ -155,7 +155,9 @@ def _figures_of(path: Path, test: SceneSet) -> dict[str, Any]:
     """The figures that a finished trial wrote; empty if it was not tested on this test set."""
     if not path.exists():
         return {}
-    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    advice = "remove it; the trial is then measured again"
+    types = {"seed": int, "test_fingerprint": str}
+    figures = read_json_object(path, types, advice=advice)
     return figures if figures["test_fingerprint"] == test.fingerprint else {}
 
 

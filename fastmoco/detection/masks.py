@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastmoco.detection.annotations import AnnotationError, Instance, Scene
+from fastmoco.data.images import FORMATS
+from fastmoco.detection.annotations import UNREADABLE, AnnotationError, Instance, Scene
 from fastmoco.errors import UsageError
 
 UNKNOWN = 255  # in a class map: VOC's void
@@ -41,6 +42,7 @@ def instance_mask(instance: Instance, scene: Scene) -> npt.NDArray[np.uint8]:
     """
     library = mask_library()
     try:
+        _check_extent(instance.mask, scene.height, scene.width)
         runs = _run_lengths(library, instance.mask, scene.height, scene.width)
         mask: npt.NDArray[np.uint8] = np.asarray(library.decode(runs), np.uint8)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
@@ -56,13 +58,26 @@ def instance_mask(instance: Instance, scene: Scene) -> npt.NDArray[np.uint8]:
     return mask
 
 
+def _check_extent(mask: Any, height: int, width: int) -> None:
+    """Refuse sizes and corners that the library would ask memory for.
+
+    Raises:
+        ValueError: If run lengths are of another size, or a corner is far outside the image.
+    """
+    if isinstance(mask, dict):
+        if list(mask["size"]) != [height, width]:
+            raise ValueError(f"its run lengths are of {mask['size']}, not {[height, width]}")
+        return
+    corners = np.concatenate([np.asarray(polygon, np.float64).ravel() for polygon in mask])
+    if not (np.abs(corners) <= 2 * max(height, width)).all():  # false for NaN too
+        raise ValueError("a corner is far outside the image")
+
+
 def _run_lengths(library: ModuleType, mask: Any, height: int, width: int) -> Any:
     if isinstance(mask, dict):
         if isinstance(mask["counts"], list):
             return library.frPyObjects(mask, height, width)
         return mask
-    if not mask:
-        raise ValueError("the mask is empty")
     return library.merge(library.frPyObjects(mask, height, width))
 
 
@@ -78,16 +93,15 @@ def read_class_map(path: Path, scene: Scene, num_classes: int) -> npt.NDArray[np
         AnnotationError: If it cannot be read, has another size than the image, or an unknown class.
     """
     try:
-        with Image.open(path) as image:
-            mode = image.mode
+        with Image.open(path, formats=FORMATS) as image:
+            if image.mode not in ("P", "L") or image.size != (scene.width, scene.height):
+                raise AnnotationError(
+                    f"{path} has mode {image.mode} and {image.width} x {image.height} pixels; a "
+                    f"class map must have mode P or L and {scene.width} x {scene.height} pixels"
+                )
             indices = np.array(image)
-    except OSError as error:
+    except UNREADABLE as error:
         raise AnnotationError(f"{path} is not a readable image") from error
-    if mode not in ("P", "L") or indices.shape != (scene.height, scene.width):
-        raise AnnotationError(
-            f"{path} has mode {mode} and {indices.shape[1]} x {indices.shape[0]} pixels; a class "
-            f"map must have mode P or L and {scene.width} x {scene.height} pixels"
-        )
     odd = np.unique(indices[(indices >= num_classes) & (indices != UNKNOWN)])
     if odd.size:
         raise AnnotationError(

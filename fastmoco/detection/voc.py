@@ -9,16 +9,20 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
+from fastmoco.data.images import FORMATS
 from fastmoco.detection.annotations import (
+    UNREADABLE,
     AnnotationError,
     Instance,
     Scene,
     SceneSet,
     check_images,
     checked_box,
+    checked_side,
 )
 from fastmoco.errors import UsageError, nearest_name
 
+MAX_BYTES = 1 << 20  # of one image; those of VOC have some thousand
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -71,7 +75,7 @@ def _image_ids(folder: Path, split: str, kind: str) -> list[str]:
     if not path.is_file():
         known = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise UsageError(f"{path} is missing{nearest_name(split, known)}")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     ids = [words[0] for line in lines if (words := line.split())]
     if not ids:
         raise UsageError(f"{path} lists no image")
@@ -87,11 +91,11 @@ def _map_scene(folder: Path, image_id: str) -> Scene:
 
 def _image_size(image: Path, source: Path) -> tuple[int, int]:
     try:
-        with Image.open(image) as header:
+        with Image.open(image, formats=FORMATS) as header:
             return header.size
     except FileNotFoundError as error:
         raise AnnotationError(f"{image} is missing, but {source} lists it") from error
-    except OSError as error:
+    except UNREADABLE as error:
         raise AnnotationError(f"{image} is not a readable image") from error
 
 
@@ -99,16 +103,30 @@ def _box_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
     path = folder / "Annotations" / f"{image_id}.xml"
     image = folder / "JPEGImages" / f"{image_id}.jpg"
     try:
-        root = ElementTree.parse(path).getroot()
+        root = _parsed(path)
     except FileNotFoundError as error:
         raise AnnotationError(f"{path} is missing, but ImageSets lists {image_id}") from error
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise AnnotationError(f"{path} is not valid XML ({error})") from error
-    width, height = int(_number(root, "size/width", path)), int(_number(root, "size/height", path))
+    width, height = (
+        checked_side(_number(root, f"size/{side}", path), f"{path}: {side}")
+        for side in ("width", "height")
+    )
     scene = Scene(image=image, height=height, width=width, source=str(path))
     for item in root.iterfind("object"):
         scene.instances.append(_instance(item, scene, path, names))
     return scene
+
+
+def _parsed(path: Path) -> ElementTree.Element:
+    """The root of an annotation; one with entities, which can stand for gigabytes, is refused."""
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+    if b"<!ENTITY" in data.replace(b"\0", b""):  # also in UTF-16
+        raise ValueError("it declares entities")
+    return ElementTree.fromstring(data)
 
 
 def _instance(

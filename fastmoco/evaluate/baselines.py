@@ -1,10 +1,10 @@
 """``baselines.json`` of a run folder: what its encoder must exceed; imports no torch."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fastmoco.files import atomic_write_text, read_json_object
+from fastmoco.files import atomic_write_text, json_types, read_json_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,6 @@ def read_baselines(path: Path) -> Baselines:
     Raises:
         ValueError: If the file is damaged.
     """
-    keys = [field.name for field in fields(Baselines)]
-    found = read_json_object(path, keys, advice="remove it; the run goes on without baselines")
-    return Baselines(**{key: found[key] for key in keys})
+    types, advice = json_types(Baselines), "remove it; the run goes on without baselines"
+    found = read_json_object(path, types, advice=advice)
+    return Baselines(**{key: found[key] for key in types})

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmoco.errors import one_line
+
 MAX_PRINTED = 20
 """Most classes whose table is printed by default."""
 
@@ -56,11 +58,12 @@ class ClassTable:
 
     def to_text(self) -> str:
         """The same as a table: one line per class, ending in its row of the matrix."""
-        width = max(5, *(len(name) for name in self.names))
+        names = [one_line(name) for name in self.names]
+        width = max(5, *(len(name) for name in names))
         digits = max(4, *(len(str(count)) + 1 for row in self.confusion for count in row))
         head = "".join(f"{number:>{digits}}" for number in range(len(self.names)))
         lines = [f"{'':>4} {'class':<{width}}{'images':>8}{'top-1 %':>9}  {head}  taken for"]
-        for number, (name, row) in enumerate(zip(self.names, self.confusion, strict=True)):
+        for number, (name, row) in enumerate(zip(names, self.confusion, strict=True)):
             right = _percent(row, number)
             shown = f"{right:>9.2f}" if right is not None else f"{'-':>9}"
             cells = "".join(f"{count:>{digits}}" for count in row)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.files import atomic_path, atomic_write_text, locked
+from fastmoco.parsing import parse_json
 
 FORMAT_VERSION = 1
 """Must change whenever equal facts would mean other numbers."""
@@ -112,7 +113,7 @@ def _start(file: Any, folder: Path, shape: tuple[int, int]) -> None:
 def _read(path: Path, facts: Mapping[str, Any], *, verify: bool = True) -> Tensor | None:
     """Map the rows of an npy file; None if they are missing, damaged or of other facts."""
     try:
-        record = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        record = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
         rows = np.load(path, mmap_mode="c", allow_pickle=False)
         digest = record.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastmoco.configuration import config_from_dict
 from fastmoco.data.dataset import Dataset
 from fastmoco.data.progress import show_progress
 from fastmoco.device import resolve_device
@@ -30,7 +29,13 @@ from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import AUTO, build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.settings import PipelineConfig
-from fastmoco.runs.checkpoint import Checkpoint, load_checkpoint, restore_module, under_prefix
+from fastmoco.runs.checkpoint import (
+    Checkpoint,
+    check_module,
+    load_checkpoint,
+    under_prefix,
+)
+from fastmoco.runs.encoder_facts import encoder_facts, saved_config
 from fastmoco.weights.settings import RANDOM
 from fastmoco.weights.start import read_start
 
@@ -133,20 +138,30 @@ def encoder_of(
     checkpoint: Checkpoint, *, untrained: bool = False, weights: Path | None = None
 ) -> FrozenEncoder:
     """As `load_encoder`, of a checkpoint that was read."""
-    facts = checkpoint.facts
-    cfg = config_from_dict(EncoderConfig, facts["config"])
+    cfg = saved_config(checkpoint, EncoderConfig)
+    state = under_prefix("model.query_encoder", checkpoint.tensors)
+    with torch.device("meta"):  # a file may name an encoder that no memory holds
+        check_module(_built(cfg, checkpoint), state, checkpoint)
     torch.manual_seed(cfg.seed)
-    encoder = build_query_encoder(cfg.model, cfg.moco, view_size=cfg.pipeline.view_size)
-    if not facts.get("has_head", True):
-        encoder.head = NoHead()
-    mean, std = facts["channel_mean"], facts["channel_std"]
+    encoder = _built(cfg, checkpoint)
+    _, mean, std = encoder_facts(checkpoint)
     if weights is not None and weights != RANDOM:
         start = read_start(weights, encoder, cfg, settable=False)
         encoder.load_state_dict(start.state)
         mean, std = start.mean, start.std
     elif weights is None and not untrained:
-        restore_module(encoder, under_prefix("model.query_encoder", checkpoint.tensors), checkpoint)
+        encoder.load_state_dict(state)
     return FrozenEncoder(encoder, cfg.pipeline, mean=mean, std=std)
+
+
+def _built(cfg: EncoderConfig, checkpoint: Checkpoint) -> Encoder:
+    try:
+        encoder = build_query_encoder(cfg.model, cfg.moco, view_size=cfg.pipeline.view_size)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.path}: {error}") from error
+    if not checkpoint.facts.get("has_head", True):
+        encoder.head = NoHead()
+    return encoder
 
 
 def open_encoder(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.configuration import config_to_dict
-from fastmoco.errors import UsageError
+from fastmoco.errors import UsageError, one_line
 from fastmoco.files import atomic_folder, file_sha256
 from fastmoco.interop.settings import ImportConfig
 from fastmoco.moco.build import build_query_encoder
@@ -55,12 +55,13 @@ class ImportSummary:
             for values in (self.channel_mean, self.channel_std)
         )
         left = ", ".join(
-            f"{name} ({count} tensor{'s' if count > 1 else ''})"
+            f"{one_line(name)} ({count} tensor{'s' if count > 1 else ''})"
             for name, count in self.left_out.items()
         )
+        origin = f" under {one_line(self.origin)}" if self.origin else ""
         return (
             f"{self.out}: {self.encoder}, {self.stem} stem, width {self.width}, {head}; "
-            f"tensor names of {self.layout}{f' under {self.origin}' if self.origin else ''}\n"
+            f"tensor names of {self.layout}{origin}\n"
             f"images of {self.image_size} pixels (center crop {self.center_crop:g}), "
             f"mean {mean}, std {std}\n"
             f"left out: {left or 'nothing'}"

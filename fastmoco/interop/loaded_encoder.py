@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmoco.configuration import config_from_dict
 from fastmoco.evaluate.features import FrozenEncoder, encoder_of
 from fastmoco.interop.settings import Part
 from fastmoco.runs.checkpoint import load_checkpoint
+from fastmoco.runs.encoder_facts import saved_config
 from fastmoco.train.settings import TrainConfig
 from fastmoco.weights.architecture import describe_architecture
 
@@ -60,6 +60,6 @@ def load_for_export(run: Path) -> LoadedEncoder:
     checkpoint = load_checkpoint(run)
     path = checkpoint.path
     assert path is not None  # it was read from there
-    config = config_from_dict(TrainConfig, checkpoint.facts["config"])
+    config = saved_config(checkpoint, TrainConfig)
     encoder = encoder_of(checkpoint)
     return LoadedEncoder(run, path, encoder, config, checkpoint.facts, checkpoint.step)

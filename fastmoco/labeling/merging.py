@@ -121,9 +121,9 @@ def _checked(cfg: MergeLabelsConfig) -> tuple[Path, Path, Path]:
 
 def _read_request(folder: Path) -> _Request:
     advice = "make the request again"
-    keys = ("dataset_fingerprint", "run", "checkpoint_sha256", "step")
+    types = {"dataset_fingerprint": str, "run": str, "checkpoint_sha256": str, "step": int}
     try:
-        facts = read_json_object(folder / "request.json", keys, advice=advice)
+        facts = read_json_object(folder / "request.json", types, advice=advice)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(
             f"{folder} holds no finished request; give the output folder of `fastmoco request`"

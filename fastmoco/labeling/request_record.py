@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastmoco.configuration import config_to_dict
 from fastmoco.errors import UsageError
-from fastmoco.files import atomic_write_text, read_json_object
+from fastmoco.files import atomic_write_text, json_types, read_json_object
 from fastmoco.labeling.settings import RequestConfig
 
 UNFINISHED, FINISHED, SCORES = "unfinished.json", "request.json", "scores.npz"
@@ -82,15 +82,15 @@ def read_finished(out: Path, recipe: str) -> LabelRequest | None:
     if names <= {UNFINISHED}:
         return None
     name = FINISHED if FINISHED in known else UNFINISHED
-    keys = [one.name for one in fields(LabelRequest)] if name == FINISHED else ["recipe"]
+    types = json_types(LabelRequest) if name == FINISHED else {"recipe": str}
     advice = "remove the folder and make the request again"
-    saved = read_json_object(out / name, keys, advice=advice)
+    saved = read_json_object(out / name, types, advice=advice)
     if saved["recipe"] != recipe:
         raise UsageError(
             f"out={out} holds a request of another checkpoint, dataset or options; give another "
             "folder, or remove this one"
         )
-    return LabelRequest(**{key: saved[key] for key in keys}) if name == FINISHED else None
+    return LabelRequest(**{key: saved[key] for key in types}) if name == FINISHED else None
 
 
 def mark_unfinished(out: Path, recipe: str) -> None:

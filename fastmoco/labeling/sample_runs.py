@@ -6,7 +6,7 @@ resumes, and a finished one is not repeated.
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fastmoco.data.settings import DataConfig
 from fastmoco.draws.streams import INT64, Stream
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.settings import MonitorConfig
-from fastmoco.files import atomic_write_text, read_json_object
+from fastmoco.files import atomic_write_text, json_types, read_json_object
 from fastmoco.labeling.ranking import Ranking, badness, random_order
 from fastmoco.labeling.settings import RankBy, RequestConfig
 from fastmoco.runs.checkpoint import Checkpoint
@@ -146,9 +146,9 @@ def _outcome(
     data.unlink(missing_ok=True)
     sidecar_path(data).unlink(missing_ok=True)
     advice = f"remove it and {run.path}; the sample is then trained again"
-    keys = [one.name for one in fields(Outcome)]
-    ended = read_json_object(record, keys, advice=advice)
-    return Outcome(**{key: ended[key] for key in keys})
+    types = json_types(Outcome)
+    ended = read_json_object(record, types, advice=advice)
+    return Outcome(**{key: ended[key] for key in types})
 
 
 def _ending(number: int, run: RunFolder, cfg: TrainConfig) -> Outcome:

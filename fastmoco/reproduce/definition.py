@@ -8,6 +8,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.configuration import CONFIG_FOLDER
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.parsing import read_yaml
 from fastmoco.reproduce.settings import Scale
 
 
@@ -193,10 +195,9 @@ def load_definition(name: str) -> Definition:
         if name not in sweep_names():
             raise UsageError(f"unknown sweep {name}{nearest_name(name, sweep_names())}")
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=yaml.BaseLoader)  # all values are text
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
+        values = read_yaml(path, partial(yaml.load, Loader=yaml.BaseLoader))  # all values are text
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must be a list of `key: value` lines, such as `about: ...`")
     for part in (values, values.get("small")):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco.files import atomic_write_text
+from fastmoco.parsing import parse_json
 
 FILE_NAME = "sweep.json"
 """Name of the record in a run folder."""
@@ -65,7 +66,7 @@ def read_record(folder: Path) -> RunRecord | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         return RunRecord(**{**values, "status": Status(values["status"])})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged; remove it, the sweep then measures again") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastmoco.errors import Interrupted, UsageError
+from fastmoco.errors import Interrupted, UsageError, one_line
 from fastmoco.files import locked
 from fastmoco.reproduce.children import start_child
 from fastmoco.reproduce.plan import PlannedRun, key_of
@@ -74,7 +74,7 @@ def do_all(job: SweepJob) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+    print(one_line(line), flush=True)  # noqa: T201
 
 
 def _is_done(job: SweepJob, run: PlannedRun) -> bool:

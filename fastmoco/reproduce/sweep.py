@@ -13,7 +13,7 @@ from fastmoco.configuration import load_config, quote_values
 from fastmoco.data.builtin_file import builtin_file
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.settings import DataConfig
-from fastmoco.errors import UsageError, nearest_name
+from fastmoco.errors import UsageError, nearest_name, one_line
 from fastmoco.evaluate.overlap import check_overlap
 from fastmoco.files import atomic_write_text, locked, read_json_object
 from fastmoco.reproduce.definition import Definition
@@ -56,7 +56,7 @@ def sweep(name: str, arguments: Sequence[str]) -> None:
     if job.cfg.run:
         (run,), (cfg,) = job.runs, job.configs
         record = do_run(run, cfg, job.definition, job.log(run))
-        print(f"{run.label} {record.status}", record.reason)  # noqa: T201
+        print(one_line(f"{run.label} {record.status} {record.reason}"))  # noqa: T201
         return
     do_all(job)
 
@@ -172,7 +172,7 @@ def _fingerprints(data: DataConfig) -> dict[str, str]:
 def _merge_state(job: SweepJob, prints: dict[str, str]) -> None:
     state: dict[str, Any] = {}
     if (path := job.folder / STATE_NAME).exists():
-        state = read_json_object(path, ("seeds",), advice=f"{STATE_ADVICE} {job.name}")
+        state = read_json_object(path, {"seeds": list}, advice=f"{STATE_ADVICE} {job.name}")
     if state.get("fingerprints", prints) != prints:
         raise UsageError(
             f"{job.folder} holds runs on other data; give the same data, or set another folder=DIR"

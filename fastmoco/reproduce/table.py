@@ -58,7 +58,8 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
     """
     if not (path := folder / STATE_NAME).exists():
         raise UsageError(f"{folder} holds no sweep; start: fastmoco sweep {name}")
-    return read_json_object(path, ("name", "scale", "seeds"), advice=f"{STATE_ADVICE} {name}")
+    types = {"name": str, "scale": str, "seeds": list}
+    return read_json_object(path, types, advice=f"{STATE_ADVICE} {name}")
 
 
 def shown_measures(definition: Definition, groups: Sequence[Group]) -> list[str]:

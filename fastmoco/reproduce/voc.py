@@ -100,7 +100,7 @@ def find_rows(folder: Path) -> Iterator[Row]:
     """
     for path in sorted(folder.rglob("result.json")):
         advice = "remove it, and fastmoco detect writes it again"
-        protocol = (values := read_json_object(path, (), advice=advice)).get("protocol")
+        protocol = (values := read_json_object(path, {}, advice=advice)).get("protocol")
         if not isinstance(protocol, dict) or protocol.get("task") != "boxes":
             continue  # a result of another command, or of one trial
         try:

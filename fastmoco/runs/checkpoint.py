@@ -311,6 +311,16 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Ch
     """Load a state into a module, in place.
 
     Raises:
+        CheckpointError: If `check_module` refuses it.
+    """
+    check_module(module, tensors, checkpoint)
+    module.load_state_dict(tensors)
+
+
+def check_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Compare a state with that of a module, which may be on the device ``meta``.
+
+    Raises:
         CheckpointError: If a name or shape differs, naming the first.
     """
     expected = module.state_dict()
@@ -324,4 +334,3 @@ def restore_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Ch
                 f"{shapes[1] or 'absent'} in the configuration; set model.* and moco.* as in that "
                 "run, or set another run_dir"
             )
-    module.load_state_dict(tensors)

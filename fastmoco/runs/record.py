@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fastmoco.parsing import parse_json
+
 MANIFEST = "manifest"
 
 
@@ -38,8 +40,8 @@ def parse_record(
         ValueError: With a reason, if it was changed or is no such record.
     """
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(text)
+    except ValueError as error:
         raise ValueError("it is not JSON") from error
     if not isinstance(record, dict):
         raise ValueError("it holds no object")
@@ -49,7 +51,11 @@ def parse_record(
             raise ValueError(f"its {key} is missing or of a wrong kind")
     if record["format_version"] < first_sealed and MANIFEST not in record:
         return record
-    if record.get(MANIFEST) != _checksum(record) or text != record_text(record):
+    try:
+        is_sound = record.get(MANIFEST) == _checksum(record) and text == record_text(record)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not is_sound:
         raise ValueError("wrong checksum")
     return record
 

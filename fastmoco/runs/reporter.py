@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from fastmoco.device import peak_memory_bytes
+from fastmoco.errors import without_controls
+from fastmoco.output import display_stream
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.event_file import EventFile
-from fastmoco.runs.metrics_file import MetricsFile
+from fastmoco.runs.metrics_file import MetricsFile, damaged_path
 from fastmoco.runs.run_folder import RunFolder
 
 SCREEN_SECONDS = 10.0
@@ -41,8 +43,9 @@ def run_logger(
         return
     # Paths are logged as they are: data may be in a folder whose name is not UTF-8.
     file = _LogFile(run.log, encoding="utf-8", errors="surrogateescape")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    file.setFormatter(_OneLine("%(asctime)s %(message)s"))
     screen = _Screen()
+    screen.setFormatter(_OneLine())
     logger.addHandler(file)
     logger.addHandler(screen)
     try:
@@ -65,6 +68,17 @@ def dispensable(logger: logging.Logger, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         say_unwritten(logger, path, error)
+
+
+class _OneLine(logging.Formatter):
+    """Escapes line breaks and control codes of names and of other packages' errors.
+
+    A name could otherwise forge a line. Bytes that are not UTF-8 stay as they are.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record on one line."""
+        return without_controls(super().format(record)).replace("\n", "\\n")
 
 
 class _LogFile(logging.FileHandler):
@@ -127,10 +141,14 @@ class Reporter:
         self._failing: set[Path] = set()
         self._paths = run
         self._logger, self._device = logger, device
+        if self.file.damaged:
+            number, kept = len(self.file.damaged), damaged_path(run.metrics)
+            text = "warning   %s: %d damaged lines were moved to %s"
+            logger.warning(text, run.metrics, number, kept)
         self._clock = StepsLeft(total_steps)
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}  {task.description}"),
-            console=Console(stderr=True),
+            console=Console(file=display_stream(sys.stderr)),
             disable=not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task("", total=total_steps, completed=resume_step)

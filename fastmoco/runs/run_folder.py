@@ -1,6 +1,7 @@
 """``runs/NAME/``: files of a run, and which configuration may write there."""
 
 import errno
+import io
 import os
 import shutil
 import socket
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from yaml import YAMLError
+from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.configuration import config_to_dict
 from fastmoco.errors import UsageError, one_line
 from fastmoco.files import atomic_write_text, locked
+from fastmoco.parsing import read_yaml
 from fastmoco.ranks import Ranks
 from fastmoco.runs.checkpoint_files import newest_first
 from fastmoco.runs.distributed import wait_for_all
@@ -25,6 +27,7 @@ CHECKPOINTS = "checkpoints"
 BAD_STEPS = "bad-step-*.json"
 OUTPUTS = (
     "metrics.jsonl",
+    "metrics.jsonl.damaged",
     "views.png",
     "curves.png",
     "baselines.json",
@@ -102,13 +105,7 @@ class RunFolder:
         Raises:
             UsageError: If it is missing or no configuration.
         """
-        try:
-            values = OmegaConf.to_container(OmegaConf.load(self.config))
-        except (YAMLError, OSError, ValueError) as error:
-            raise UsageError(f"{self.config} cannot be read: {error}; give a run folder") from error
-        if not isinstance(values, dict):
-            raise UsageError(f"{self.config} is no configuration; give a run folder")
-        return {str(key): value for key, value in values.items()}
+        return read_config(self.config)
 
     @property
     def tensorboard(self) -> Path:
@@ -119,6 +116,29 @@ class RunFolder:
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint was saved: only then must the next run have the same settings."""
         return bool(newest_first(self.checkpoints))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values of a ``config.yaml``.
+
+    Raises:
+        UsageError: If it is missing or no configuration.
+    """
+    try:
+        values = read_yaml(path, _plain_values)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{path} cannot be read ({reason}); give a run folder") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} is no configuration; give a run folder")
+    return {str(key): value for key, value in values.items()}
+
+
+def _plain_values(text: str) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except (OmegaConfBaseException, OSError) as error:
+        raise ValueError(str(error)) from error
 
 
 @dataclass(slots=True, frozen=True)
@@ -135,11 +155,15 @@ class RunIdentity:
         return OmegaConf.to_yaml(OmegaConf.create(config_to_dict(self.cfg)))
 
     def differences(self, config: Path) -> list[str]:
-        """``KEY: OLD there, NEW now`` for each bound key whose value differs in ``config.yaml``."""
+        """``KEY: OLD there, NEW now`` for each bound key whose value differs in ``config.yaml``.
+
+        Raises:
+            UsageError: If the file is damaged.
+        """
         new = dict(_flat(config_to_dict(self.cfg)))
         # An option added after the run was made had the value that is its default now.
         old = self._defaults()
-        old |= _flat(OmegaConf.to_container(OmegaConf.load(config)))
+        old |= _flat(read_config(config))
         return [
             f"{key}: {old.get(key)} there, {new.get(key)} now"
             for key in sorted(old.keys() | new.keys())
@@ -149,8 +173,8 @@ class RunIdentity:
     def has_form_of(self, config: Path) -> bool:
         """Whether a file could be the ``config.yaml`` of such a run, with whatever values."""
         try:
-            saved = dict(_flat(OmegaConf.to_container(OmegaConf.load(config))))
-        except (YAMLError, OSError, ValueError, AttributeError):
+            saved = dict(_flat(read_config(config)))
+        except UsageError:
             return False
         return "run_dir" in saved and saved.keys() <= self._defaults().keys()
 

@@ -1,14 +1,11 @@
 """Read the tensors of a foreign weights file without running code from it.
 
 A safetensors file holds no code. A PyTorch file is a pickle: a child process with limits reads it
-and writes safetensors (`unpickle`).
+(`fastmoco.torch_files`).
 """
 
 import json
 import shlex
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +15,7 @@ from torch import Tensor
 
 from fastmoco.errors import UsageError
 from fastmoco.runs.encoder_file import METADATA_KEY
+from fastmoco.torch_files.child import RefusedFileError, converted
 
 
 class ForeignWeights(NamedTuple):
@@ -29,10 +27,8 @@ class ForeignWeights(NamedTuple):
     """Keys of the file that lead to them, such as ``teacher``; "" unless there was a choice."""
 
 
-TIMEOUT_SECONDS = 900
 PYTORCH_STARTS = (b"PK\x03\x04", b"\x80")
 """First bytes of what `torch.save` writes: a zip archive, before torch 1.6 a pickle."""
-_SCRIPT = Path(__file__).with_name("unpickle.py")
 
 
 def read_weights(path: Path) -> ForeignWeights:
@@ -54,10 +50,11 @@ def read_weights(path: Path) -> ForeignWeights:
                 f"{path} is not a weights file of PyTorch; give a .pth, .pt, .tar, .ckpt, .bin or "
                 ".safetensors file"
             )
-    with tempfile.TemporaryDirectory(prefix="fastmoco-import-") as folder:
-        target = Path(folder) / "weights.safetensors"
-        _convert(path, target)
-        return _read_safetensors(target)
+    try:
+        with converted(path, "weights") as folder:
+            return _read_safetensors(folder / "weights.safetensors")
+    except RefusedFileError as error:
+        raise UsageError(f"{path}: {error}{_advice(path, str(error))}") from error
 
 
 def _read_safetensors(path: Path) -> ForeignWeights:
@@ -69,28 +66,6 @@ def _read_safetensors(path: Path) -> ForeignWeights:
         return ForeignWeights(load_file(path), metadata.get("container", ""))
     except SafetensorError as error:
         raise UsageError(f"{path} is damaged or is not a safetensors file ({error})") from error
-
-
-def _convert(path: Path, target: Path) -> None:
-    """Run the script on a file.
-
-    Raises:
-        UsageError: If it refuses the file or crashes.
-    """
-    # -P: modules of the current folder and of the script's do not shadow Python's own.
-    command = [sys.executable, "-P", str(_SCRIPT), str(path.resolve()), str(target)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise UsageError(
-            f"{path}: reading it took more than {TIMEOUT_SECONDS} s; refused"
-        ) from error
-    if done.returncode == 0:
-        return
-    reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no reason given"
-    if done.returncode != 3:
-        reason = f"the process that reads it crashed (exit code {done.returncode}: {reason})"
-    raise UsageError(f"{path}: {reason}{_advice(path, reason)}")
 
 
 def _advice(path: Path, reason: str) -> str:

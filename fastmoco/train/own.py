@@ -5,8 +5,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-
 from fastmoco.data.dataset import survey
 from fastmoco.device import resolve_device
 from fastmoco.errors import UsageError
@@ -38,9 +36,8 @@ def own_advice(cfg: "TrainConfig", keys: Collection[str], folder: Path) -> list[
     """
     run = RunFolder(folder)
     if run.has_checkpoint and run.config.exists():
-        saved = OmegaConf.to_container(OmegaConf.load(run.config))
-        assert isinstance(saved, dict)
-        return [str(line) for line in saved.get("advice", [])]
+        advice = run.read_config().get("advice", [])
+        return [str(line) for line in advice] if isinstance(advice, list) else []
     if cfg.data.train is None:
         raise UsageError(
             "experiment=own chooses settings by the images, and data.train is not set; "

@@ -7,13 +7,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fastmoco.configuration import config_from_dict
 from fastmoco.errors import UsageError
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import EncoderConfig, ModelConfig
 from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD
 from fastmoco.runs.checkpoint import at_step, load_checkpoint, under_prefix, with_prefix
+from fastmoco.runs.encoder_facts import encoder_facts, saved_config
 from fastmoco.runs.encoder_file import METADATA_KEY, tensors_digest
 from fastmoco.runs.weights_file import read_weights
 from fastmoco.weights.architecture import (
@@ -140,13 +140,13 @@ def _is_own(path: Path) -> bool:
 
 def _own(path: Path) -> _Found:
     checkpoint = load_checkpoint(path)
-    facts, tensors = checkpoint.facts, checkpoint.tensors
+    tensors, (_, mean, std) = checkpoint.tensors, encoder_facts(checkpoint)
     return _Found(
-        config_from_dict(EncoderConfig, facts["config"]).model,
+        saved_config(checkpoint, EncoderConfig).model,
         under_prefix("model.query_encoder.backbone", tensors),
         under_prefix("model.query_encoder.head", tensors),
-        facts["channel_mean"],
-        facts["channel_std"],
+        mean,
+        std,
     )
 
 

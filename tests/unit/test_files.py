@@ -7,6 +7,8 @@ import stat
 
 import pytest
 
+from fastmoco.data.beton_writer import _open_alone
+from fastmoco.data.journal import Journal
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_folder, atomic_write_text, locked
 
@@ -122,3 +124,40 @@ def test_a_lock_that_is_held_is_an_error(tmp_path):
     path = tmp_path / "lock"
     with locked(path), pytest.raises(UsageError, match="busy"), locked(path, in_use="busy"):
         pytest.fail("both have it")
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A file that a link in another folder leads to, and a function that makes such links."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    folder = tmp_path / "shared"
+    folder.mkdir()
+
+    def plant(name):
+        (folder / name).symlink_to(victim)
+        return folder
+
+    yield plant
+    assert victim.read_text() == "precious"
+
+
+def test_a_planted_link_is_replaced_by_the_temporary_file(planted):
+    folder = planted(".file.partial")
+    atomic_write_text(folder / "file", "text")
+    assert (folder / "file").read_text() == "text"
+    assert not (folder / "file").is_symlink()
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "open_it",
+    [
+        lambda path: locked(path).__enter__(),
+        lambda path: Journal(path, "recipe"),
+        lambda path: _open_alone(path),
+    ],
+)
+def test_a_planted_link_is_not_opened(planted, open_it):
+    with pytest.raises(OSError, match="symbolic links"):
+        open_it(planted("name") / "name")

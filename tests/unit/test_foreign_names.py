@@ -7,7 +7,7 @@ from torch import nn
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.settings import MocoConfig, ModelConfig
-from fastmoco.runs.unpickle import find_state
+from fastmoco.torch_files.unpickle import find_state
 from fastmoco.weights.layouts import take_apart
 from fastmoco.weights.settings import WeightsLayout
 

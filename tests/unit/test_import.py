@@ -17,7 +17,7 @@ from fastmoco.interop.export import export
 from fastmoco.interop.import_weights import import_weights
 from fastmoco.interop.settings import ExportConfig, ImportConfig, Part, Target
 from fastmoco.moco.settings import Head, Stem
-from fastmoco.runs import unpickle
+from fastmoco.torch_files import unpickle
 from tests.encoders import images, randomize, write_run
 
 resnet18 = torchvision.models.resnet18

@@ -68,9 +68,43 @@ def test_resuming_cuts_later_rows_and_a_torn_line(tmp_path):
     assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
 
 
-@pytest.mark.parametrize("line", ['{"step": 2, "lo', "[1]", "\udcff"])
-def test_a_damaged_line_is_named(tmp_path, line):
+def written(path, *rows, resume_step=0):
+    file = MetricsFile(path, resume_step=resume_step)
+    for row in rows:
+        file.write(row)
+    file.close()
+    return file
+
+
+DAMAGED = [b'{"step": 2, "lo', b"[1]", b"\xff", b"\0" * 300, b"[" * 10_000, b'{"step": 1e999999']
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_is_named_and_on_resume_kept_aside(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"step": 1}}\n{line}\n', errors="surrogateescape")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged"):
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged .*; resume the run"):
         read_metrics(path)
+    assert len(written(path, {"step": 4}, resume_step=3).damaged) == 1
+    assert [row["step"] for row in read_metrics(path)] == [1, 3, 4]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == line + b"\n"
+
+
+def test_rows_without_a_step_are_kept_aside_too(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"loss": 1}\n{"step": "2"}\n')
+    assert len(written(path, resume_step=9).damaged) == 2
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_every_changed_byte_of_a_row_is_noticed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.5}\n')  # of an older version: no checksum
+    rows = [{"step": step, "loss": 0.1 * step, "time": None} for step in (2, 3)]
+    written(path, *rows, resume_step=1)
+    assert read_metrics(path) == [{"step": 1, "loss": 2.5}, *rows]
+    good = path.read_bytes()
+    for place in range(good.rindex(b'{"step": 3'), len(good) - 1):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            read_metrics(path)

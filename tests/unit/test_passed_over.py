@@ -18,6 +18,7 @@ from fastmoco.data.convert_summary import ConvertSummary
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.source_set import SourceSet
 from fastmoco.data.sources import SourceOptions, open_source
+from fastmoco.data.sources.listing import list_images
 from fastmoco.data.sources.recognition import HEAD_BYTES, named_like_image, starts_like_image
 from tests.pictures import encoded, picture
 
@@ -304,3 +305,30 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> No
 def test_names_of_sidecars_are_not_those_of_images() -> None:
     for name in ("a.jpg.json", "a.jpg.xml", "a.jpg_x.json", "jpg", "a.jpgs", "ajpg", "a.jpg.gz"):
         assert not named_like_image(name)
+
+
+def test_folders_that_all_link_to_each_other_are_searched_a_few_times(tmp_path: Path) -> None:
+    """By all paths these ten would be searched 10 million times."""
+    folders = [tmp_path / str(number) for number in range(10)]
+    for folder in folders:
+        write(folder, {"1.jpg": JPEG})
+        for other in folders:
+            (folder / f"to{other.name}").symlink_to(other, target_is_directory=True)
+    listing = list_images(tmp_path)
+    assert {f"{folder.name}/1.jpg" for folder in folders} <= set(listing.names)
+    assert len(listing.names) <= 10 + 10 * 16
+    assert listing.passed_over.rows["folder links"].count > 100
+
+
+def test_a_link_to_itself_is_a_bad_image_and_deep_folders_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "a", {"1.jpg": JPEG})
+    (tmp_path / "a" / "2.jpg").symlink_to("2.jpg")
+    (tmp_path / "a" / "self").symlink_to("self")
+    inner = tmp_path / "b"
+    for _ in range(150):
+        inner /= "b"
+    write(inner, {"1.jpg": JPEG})
+    listing = list_images(tmp_path)
+    assert listing.names == ["a/1.jpg", "a/2.jpg", "a/self"]
+    assert listing.stamps[1:].tolist() == [[-1, -1]] * 2
+    assert listing.passed_over.rows["deep folders"].count == 1

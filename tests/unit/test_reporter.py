@@ -40,6 +40,16 @@ def clock(monkeypatch):
     return found
 
 
+def test_a_name_cannot_forge_a_line_of_the_log(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    with run_logger(RunFolder(tmp_path)) as logger:
+        logger.info("data      %s", "a\n2026 saved \x1b[2J \x9b1m \u202egpj.exe\tb")
+    expected = r"data      a\n2026 saved \x1b[2J \x9b1m \u202egpj.exe" + "\tb\n"
+    assert screen.getvalue() == expected
+    assert (tmp_path / "train.log").read_text().endswith(f" {expected}")
+
+
 @pytest.fixture
 def opened(tmp_path, clock):  # noqa: ARG001
     lines = io.StringIO()

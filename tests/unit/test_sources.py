@@ -13,6 +13,8 @@ from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from tests.pictures import encoded, picture
 from tests.sample_sets import labels_by_name, opened, pixels_of
 
+pytestmark = pytest.mark.usefixtures("pickles_here")
+
 
 def write_images(root: Path, *names: str) -> None:
     """PNG files; the n-th holds ``picture(n)``."""

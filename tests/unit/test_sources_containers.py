@@ -3,7 +3,10 @@
 import gzip
 import io
 import json
+import struct
 import tarfile
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from fastmoco.data.jpeg_markers import ImageError
-from fastmoco.data.sources import SourceOptions, open_source
+from fastmoco.data.sources import SourceOptions, array_files, open_source
 from tests.pictures import encoded, picture
 from tests.sample_sets import labels_by_name, opened, pixels_of
+
+pytestmark = pytest.mark.usefixtures("pickles_here")
 
 
 def refused(source: object, message: str, **options: str) -> None:
@@ -224,7 +229,7 @@ def test_gray_arrays_become_rgb(tmp_path: Path, shape: tuple[int, ...]) -> None:
             {"x_test": IMAGES},
             r"holds x_test; name the images images, x, data",
         ),
-        ("x.pt", {"images": Path("x")}, r"not an array file \(Weights only load failed"),
+        ("x.pt", {"images": Path("x")}, "holds a class of other code; save tensors"),
         ("x.pt", {"images": 3}, "holds a int; save tensors"),
         ("x.pt", (torch.zeros(1), torch.zeros(1), torch.zeros(1)), "holds 3 tensors"),
     ],
@@ -236,6 +241,51 @@ def test_arrays_that_are_no_images_are_refused(
     refused(tmp_path / name, message)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:50])
     refused(tmp_path / name, rf"{name}: ")
+
+
+HEADER = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 8, 8, 3), }"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(2,", "(2000000000000,"),
+        ("(2, 8", f"({1 << 40}, {1 << 40}"),
+        ("(2, 8, 8, 3)", f"({1 << 32}, {1 << 32}, 8, 8)"),
+        ("(2,", "(-2,"),
+        ("(2, 8", "(-2, -8"),
+        ("'|u1'", "'<U99999999'"),
+        ("'|u1'", "[('a', '|O')]"),
+        ("'|u1'", "["),
+        ("{", "(" * 900),
+        ("'|u1'", "__import__('os').mkdir('never')"),
+        ("{'descr", "   \n\n\t{'"),
+    ],
+)
+def test_headers_that_claim_or_call_ask_for_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = HEADER.replace(old, new, 1).encode()
+    data = b"\x93NUMPY\1\0" + struct.pack("<H", len(text) + 1) + text + b"\n" + bytes(2 * 8 * 8 * 3)
+    (tmp_path / "x.npy").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", data)
+    tracemalloc.start()
+    for name in ("x.npy", "x.npz"):
+        refused(tmp_path / name, f"{name}: is damaged")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+    assert not (tmp_path / "never").exists()
+
+
+def test_arrays_larger_than_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=IMAGES)
+    monkeypatch.setattr(array_files, "free_bytes", lambda: 1000)
+    refused(tmp_path / "x.npz", "x needs 0.0 GB of memory, 0.0 are free")
 
 
 def test_labels_of_arrays_that_hold_images_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import bz2
 import io
 import tarfile
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.data.source_set import SourceSet
 from fastmoco.data.sources import SampleSet, SourceOptions, open_source
 from fastmoco.data.sources.samples import BROKEN_LINK
+from tests.faults import zoo_tars
 from tests.pictures import encoded, picture
 from tests.sample_sets import labels_by_name, opened
 
@@ -198,3 +201,37 @@ def test_every_member_is_accounted_for(
     for name, key in zip(names, samples.keys, strict=True):
         if members[name] in (JPEG, CONTENTS[2]):
             assert samples.load(key) == JPEG
+
+
+HOSTILE = list(zoo_tars.cases())
+
+
+@pytest.mark.parametrize(("data", "word"), [c[1:] for c in HOSTILE], ids=[c[0] for c in HOSTILE])
+def test_hostile_archives_are_listed_or_refused_in_one_line(
+    tmp_path: Path, data: bytes, word: str
+) -> None:
+    path = tmp_path / "t.tar"
+    path.write_bytes(data)
+    if word:
+        with pytest.raises(ValueError, match=word) as caught:
+            opened(path)
+        assert str(path) in str(caught.value) or str(tmp_path) in str(caught.value)
+        assert len(str(caught.value)) < 500
+        return
+    samples = opened(path)
+    for key in samples.keys:
+        with suppress(ImageError):
+            assert samples.load(key) == zoo_tars.IMAGE
+
+
+def test_no_header_asks_for_memory(tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    tracemalloc.start()
+    for name, data, _ in HOSTILE:
+        if "GB" in name or "byte" in name:
+            path.write_bytes(data)
+            with suppress(ValueError):
+                opened(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20

@@ -1,6 +1,7 @@
 """Pickles give their tensors, whatever else they hold, and no code of theirs ever runs."""
 
 import argparse
+import ast
 import builtins
 import collections
 import enum
@@ -8,6 +9,7 @@ import io
 import os
 import pathlib
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -19,9 +21,11 @@ import torch
 from torch import nn
 
 from fastmoco import cli
-from fastmoco.runs import unpickle
 from fastmoco.runs.weights_file import _advice
+from fastmoco.torch_files import pickle_names, unpickle
+from tests.limits import HANG_SECONDS
 
+ROOT = pathlib.Path(__file__).parents[2]
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b.c": torch.ones(2, dtype=torch.int64)}
 
 
@@ -144,18 +148,18 @@ def test_code_is_named_and_its_loading_never_advised(
 
 def test_hidden_names_of_python_2_are_found():
     pickled = b"c__builtin__\neval\n(S'1'\ntR."
-    assert list(unpickle.called_names(io.BytesIO(pickled))) == ["builtins.eval"]
+    assert list(pickle_names.called_names(io.BytesIO(pickled))) == ["builtins.eval"]
     again = b"\x80\x04\x8c\x05posix\x94\x8c\x06system\x9400h\x00h\x01\x93."
-    assert list(unpickle.called_names(io.BytesIO(again))) == ["posix.system"]
+    assert list(pickle_names.called_names(io.BytesIO(again))) == ["posix.system"]
     posix, date = b"\x8c\x05posix\x8c\x06system", b"\x8c\x08datetime\x8c\x04date"
     masked = io.BytesIO(b"\x80\x04" + posix + date + b"00\x93.")
-    assert list(unpickle.called_names(masked)) == ["?.?"]
+    assert list(pickle_names.called_names(masked)) == ["?.?"]
 
 
 def test_a_name_that_the_scan_misses_is_still_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.pth"
     torch.save({"a": torch.ones(1), "x": Calls(open, str(tmp_path / "trace"), "w")}, path)
-    monkeypatch.setattr(unpickle, "called_names", lambda _: iter(()))
+    monkeypatch.setattr(pickle_names, "called_names", lambda _: iter(()))
     with pytest.raises(pickle.UnpicklingError) as error:
         unpickle.load(str(path))
     assert "would call io.open" in unpickle._reason(error.value)
@@ -206,3 +210,21 @@ def test_a_file_without_tensors_ends(tmp_path, capsys):
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
     assert cli.main(["import", str(path), f"out={tmp_path / 'out'}"]) == 2
     assert "its 0 tensors" in capsys.readouterr().err
+
+
+def test_hostile_files_are_refused_by_the_child_and_none_is_recommended():
+    """All of the zoo, each in a process with the limits of the real one, forked from one."""
+    command = [sys.executable, "-m", "tests.faults.zoo_pickles"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=True
+    )
+    rows = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len({row[0] for row in rows}) >= 40
+    for name, word, code, said, files, seconds in rows:
+        reason = said.splitlines()[-1] if said else ""
+        assert re.search(word, reason), (name, reason)
+        assert (code, files) == ((3, []) if word else (0, ["weights.safetensors"])), name
+        assert reason.isprintable()
+        assert seconds < HANG_SECONDS
+        if name != "frame of an exabyte":  # it holds None
+            assert "weights_only=False" not in _advice(pathlib.Path("x"), reason), name

@@ -1,19 +1,29 @@
 """Readers of array files: ``.npy``, ``.npz``, and torch's tensors; nothing is unpickled."""
 
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from tokenize import TokenError
+from typing import IO, Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmoco.errors import UsageError
+from fastmoco.memory import free_bytes
+from fastmoco.torch_files.child import RefusedFileError, read_arrays
 
 _IMAGES = ("images", "x", "data")
 _LABELS = ("labels", "y", "targets", "label")
+
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(RuntimeError, ValueError, EOFError, BadZipFile, zlib.error, KeyError, MemoryError),
+    *(SyntaxError, TokenError, OverflowError),
+)
+"""What NumPy and zipfile raise for damaged files; the last three by a header."""
 
 
 def read_array(path: Path) -> NDArray[Any]:
@@ -45,6 +55,8 @@ def read_pair(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None
     if path.suffix.lower() == ".npy":
         _refuse_split(path, split)
         with _explained(path):
+            with path.open("rb") as file:
+                _check_header(file, path.stat().st_size)
             return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)), None
     with path.open("rb") as file:  # np.load by name leaves a damaged archive open
         with _explained(path):
@@ -54,39 +66,58 @@ def read_pair(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None
             return found, None
         images, labels = _choose(found.files, split, path)
         with _explained(path):
-            return found[images], None if labels is None else found[labels]
+            return _member(found, images), None if labels is None else _member(found, labels)
+
+
+def _member(archive: Any, name: str) -> NDArray[Any]:
+    """An array of a ``.npz`` file, if memory has room for it."""
+    record = archive.zip.NameToInfo.get(f"{name}.npy") or archive.zip.getinfo(name)
+    with archive.zip.open(record) as file:
+        claimed = _check_header(file, record.file_size)
+    if claimed > (free := free_bytes()):
+        room = f"{free / 1e9:.1f} are free"
+        raise ValueError(f"{name} needs {claimed / 1e9:.1f} GB of memory, {room}")
+    array: NDArray[Any] = archive[name]
+    return array
+
+
+def _check_header(file: IO[bytes], num_bytes: int) -> int:
+    """Bytes that the header of an array claims; NumPy would ask for them before it reads.
+
+    Raises:
+        ValueError: If they are more than there are.
+    """
+    form = np.lib.format
+    is_first = form.read_magic(file) == (1, 0)
+    shape, _, dtype = (form.read_array_header_1_0 if is_first else form.read_array_header_2_0)(file)
+    claimed = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or claimed > num_bytes:
+        raise ValueError(f"its header claims {claimed:,} bytes of {num_bytes:,}")
+    return claimed
 
 
 def _read_torch(path: Path, split: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Read a tensor, ``(images, labels)``, or a dict; never unpickle anything else."""
-    import torch
-
-    with _explained(path):
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(found, Mapping):
-        images, labels = _choose(found, split, path)
-        chosen = [found[images]] if labels is None else [found[images], found[labels]]
-    else:
+    """Read a tensor, ``(images, labels)``, or a dict of them, by a process of its own."""
+    try:
+        found = read_arrays(path)
+    except RefusedFileError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if "" in found or "0" in found:
         _refuse_split(path, split)
-        is_pair = isinstance(found, tuple | list) and found and isinstance(found[0], torch.Tensor)
-        chosen = list(found) if is_pair else [found]
+        chosen = list(found)
+    else:
+        images, labels = _choose(found, split, path)
+        chosen = [images] if labels is None else [images, labels]
     if len(chosen) > 2:
         raise ValueError(f"{path}: holds {len(chosen)} tensors; save images, or images and labels")
-    arrays = [_as_array(one, path) for one in chosen]
+    arrays = [_expect_array(found[name], path) for name in chosen]
     return arrays[0], arrays[1] if len(arrays) == 2 else None
 
 
-def _as_array(found: Any, where: object) -> NDArray[Any]:
-    import torch
-
-    if isinstance(found, torch.Tensor):
-        # NumPy has no bfloat16; float32 is refused later, by a message that names the type.
-        found = found.float() if found.dtype is torch.bfloat16 else found
-        array: NDArray[Any] = found.numpy(force=True)
-        return array
-    if isinstance(found, list):
-        return np.asarray(found)
-    raise ValueError(f"{where}: holds a {type(found).__name__}; save tensors of images and labels")
+def _expect_array(found: NDArray[Any] | str, where: object) -> NDArray[Any]:
+    if isinstance(found, str):
+        raise ValueError(f"{where}: holds a {found}; save tensors of images and labels")
+    return found
 
 
 def _refuse_split(path: Path, split: str) -> None:
@@ -127,9 +158,11 @@ def _pick(spelling: Mapping[str, str], names: Iterable[str], forms: Iterable[str
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Shorten errors of NumPy and torch on damaged files or object arrays to one line."""
+    """Shorten errors of NumPy on damaged files or object arrays to one line."""
     try:
         yield
-    except (RuntimeError, ValueError, EOFError, BadZipFile, UnpicklingError) as error:
+    except _DAMAGE as error:
         reason = str(error).partition("\n")[0]
+        if "pickle" in reason:  # NumPy's own message tells how to load it unsafely
+            reason = "it holds Python objects"
         raise ValueError(f"{path}: is damaged, or not an array file ({reason})") from error

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,11 @@ _OWN_FOLDERS = (
 )
 """Files by which a folder that fastmoco wrote is known; it may hold pictures, but none to learn."""
 _NO_STAMP = (-1, -1)
+_MAX_DEPTH = 100
+_MAX_VISITS = 16
+"""By links to it, a folder is searched this often: ten that link to each other have 10! paths."""
 
+_Id = tuple[int, int]
 Stamp = tuple[int, int]
 """Size in bytes and mtime in ns; -1 if the file is missing."""
 
@@ -55,7 +60,7 @@ def list_images(root: Path) -> Listing:
         OSError: If the folder may not be read, or the disk fails.
     """
     names, stamps, archives, passed_over = [], [], [], PassedOver()
-    for name, found in _walk(str(root), "", ()):
+    for name, found in _walk(str(root), "", (), Counter()):
         if found == "archives":
             archives.append(name)
         elif isinstance(found, str):
@@ -73,7 +78,7 @@ def list_images(root: Path) -> Listing:
 
 
 def _walk(
-    folder: str, prefix: str, above: tuple[tuple[int, int], ...]
+    folder: str, prefix: str, above: tuple[_Id, ...], linked: Counter[_Id], *, by_link: bool = False
 ) -> Iterator[tuple[str, Stamp | str]]:
     """Yield the relative name of each file with its stamp, or with the reason to pass it over.
 
@@ -83,14 +88,18 @@ def _walk(
         status = os.stat(folder)
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
-    except PermissionError:
-        if not prefix:
+    except OSError as error:
+        if not prefix or error.errno not in NOWHERE:
             raise
         yield prefix, _NO_STAMP
         return
     here = (status.st_dev, status.st_ino)
-    if here in above:
+    linked[here] += by_link
+    if here in above or (by_link and linked[here] > _MAX_VISITS):
         yield prefix, "folder links"
+        return
+    if len(above) == _MAX_DEPTH:
+        yield prefix, "deep folders"
         return
     if prefix and _is_own({entry.name for entry in found}):
         yield prefix, "own folders"
@@ -99,7 +108,8 @@ def _walk(
         if entry.name.startswith("."):
             yield prefix + entry.name, "hidden"
         elif _is_folder(entry):
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+            name, by_link = f"{prefix}{entry.name}/", entry.is_symlink()
+            yield from _walk(entry.path, name, (*above, here), linked, by_link=by_link)
         else:
             yield prefix + entry.name, _stamp_or_reason(entry)
 

@@ -11,6 +11,7 @@ REASONS = {
     "own folders": "of runs and requests of fastmoco",
     "not files": "pipes, sockets and devices",
     "folder links": "to a folder that is searched anyway",
+    "deep folders": "more than 100 folders below each other",
     "other images": "of a key in a tar file whose first image is taken",
     "lone labels": "in a tar file, without an image",
 }

@@ -9,7 +9,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastmoco.data.sources.passed_over import PassedOver
 from fastmoco.data.sources.samples import BROKEN_LINK, Place
@@ -21,8 +21,21 @@ _UNPACK = {
     b"\x28\xb5\x2f\xfd": "unzstd",
     b"\x04\x22\x4d\x18": "unlz4",
 }
-_BLOCK, _ZEROS_AT_ONCE = 512, 1 << 20
+_BLOCK, _ZEROS_AT_ONCE, _MAX_HEADER = 512, 1 << 20, 1 << 20
 _MAX_LINKS = 40  # of a chain, as Linux allows
+
+
+class _BoundedReads:
+    """A file for `tarfile`, which reads as many bytes for a long name as a header claims."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._file = file.seek, file.tell, file
+
+    def read(self, size: int) -> bytes:
+        """Read at most a megabyte, more than any name has."""
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._file.read(size)
 
 
 def list_members(shard: Path, passed_over: PassedOver) -> list[tuple[str, Place]]:
@@ -91,14 +104,16 @@ def _headers(shard: Path) -> Iterator[tarfile.TarInfo]:
         while start is not None:
             file.seek(start)
             try:
-                with tarfile.open(fileobj=file, mode="r:") as archive:
+                bounded: Any = _BoundedReads(file)
+                with tarfile.open(fileobj=bounded, mode="r:") as archive:
                     while (member := archive.next()) is not None:
                         archive.members.clear()  # type: ignore[attr-defined]  # else memory fills
                         yield member
                     end = archive.offset
-            except tarfile.TarError as error:
+            except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+                reason = str(error).partition("\n")[0]
                 raise ValueError(
-                    f"{shard}: is cut or not a tar file ({error}); get it again"
+                    f"{shard}: is cut or not a tar file ({reason}); get it again"
                 ) from error
             start = _next_archive(file, end, shard)
 

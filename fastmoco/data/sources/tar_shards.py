@@ -6,7 +6,6 @@ an image ``x.jpg``, ``x.seg.png`` is another image of the key ``x``, as in WebDa
 Shards are listed once, header by header; an image is then read at its offset.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -33,8 +32,10 @@ from fastmoco.data.sources.samples import (
 )
 from fastmoco.data.sources.tables import cell_text
 from fastmoco.data.sources.tar_members import list_members
+from fastmoco.parsing import parse_json
 
 _LABEL_EXTENSIONS = frozenset({".cls", ".json"})
+_MAX_LABEL_BYTES = 1 << 20
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
 _VIEW = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # `seg`, `depth.left`; not the `05` of a date
 
@@ -159,11 +160,13 @@ def _label(file: BinaryIO, place: Place, extension: str, where: str) -> str:
     """Text of a ``.cls`` file, or value of ``label`` in a ``.json`` file."""
     if place.fault:
         raise ValueError(f"{where} {place.fault}")
+    if place.size > _MAX_LABEL_BYTES:
+        raise ValueError(f"{where} is no label: it has {place.size:,} bytes")
     data = os.pread(file.fileno(), place.size, place.offset)
     try:
         if extension == ".cls":
             return data.decode().strip()
-        found = json.loads(data)
+        found = parse_json(data)
     except ValueError as error:
         raise ValueError(f"{where} is damaged ({error})") from error
     label = found.get("label") if isinstance(found, dict) else None

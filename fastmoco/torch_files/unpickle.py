@@ -1,29 +1,29 @@
-"""Script that reads the tensors of a foreign PyTorch file and writes them as safetensors.
+"""Read the tensors of a foreign PyTorch file and write them as plain data, in a process of its own.
 
-`weights_file` runs it in a child process by its path: ``python -P unpickle.py FILE TENSORS``. It
-imports nothing of fastmoco. `torch.load` runs no code of the file (``weights_only=True``): instead
-of a class or function that is not torch's own it makes an `Inert` object. A file that names
-functions of Python's standard library is refused. Memory, processor time and output are limited, so
-a malicious file can at most end this process.
+`child` calls `main` in a new process. With the form ``weights`` it writes the state dict to
+``weights.safetensors``, with ``arrays`` all arrays at the top to ``0.npy``, ``1.npy`` and so on.
+`torch.load` runs no code of the file (``weights_only=True``): instead of a class or function that
+is not torch's own it makes an `Inert` object. A file that names functions of Python's standard
+library is refused. Memory, processor time and output are limited, so a malicious file can at most
+end this process.
 
 Exit codes: 0 done; 3 refused or damaged, with one line on stderr.
 """
 
-import io
+import errno
+import json
 import os
-import pickletools
 import re
 import resource
 import sys
-import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+
+from fastmoco.torch_files.pickle_names import Refused, is_harmless, named_in
 
 CPU_SECONDS = 600
 SPARE_BYTES = 2 << 30
@@ -34,14 +34,6 @@ CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "weights"),
     *("teacher", "ema", "model_ema", "student", "classy_state_dict", "base_model", "trunk"),
 )
-ZIP_START = b"PK\x03\x04"
-LEGACY_PICKLES = 4  # before torch 1.6: magic number, version, machine, then the object
-_HARMLESS = re.compile(
-    r"_codecs\.encode|argparse\.Namespace|copyreg\._reconstructor|types\.SimpleNamespace"
-    r"|builtins\.(bool|bytearray|bytes|complex|dict|float|frozenset|int|list|object|range|set|slice"
-    r"|str|tuple|type)|collections\.(Counter|OrderedDict|defaultdict|deque)|datetime\.\w+"
-    r"|decimal\.Decimal|fractions\.Fraction|functools\.partial|pathlib\.(_local\.)?\w*Path|uuid\.UUID"
-)
 _MODEL_PARTS = re.compile(
     r"torch\.(_utils\._rebuild\w+|\w+Storage|nn\.parameter\.Parameter|nn\.modules\.\w+\.\w+)"
     r"|torchvision\.models\.\w+\.\w+"
@@ -51,10 +43,6 @@ _MORE_THAN_TENSORS = re.compile(
 )
 _FORMAT = "refused: its format (pickle above protocol 2, or a module of before PyTorch 1.6)"
 _ARRAY = re.compile(r"numpy\.(_core|core)\.multiarray\._reconstruct")
-
-
-class Refused(ValueError):
-    """The file has no weights that can be imported."""
 
 
 class _LikeDict(type):
@@ -115,7 +103,7 @@ def load(source: str) -> Any:
         Refused: If the file names functions that weights do not need, or is damaged.
         Exception: Of any kind, if it is damaged.
     """
-    names = {name for pickled in _pickles(source) for name in called_names(pickled)}
+    names = named_in(source)
     root = sys.stdlib_module_names
     if called := sorted(n for n in names if n.split(".")[0] in root and not is_harmless(n)):
         raise Refused(f"refused: unpickling it would call {called[0]}, which no weights need")
@@ -129,62 +117,6 @@ def load(source: str) -> Any:
         if known and re.search("Unsupported operand|Only persistent_load", str(error)):
             raise Refused(f"{_FORMAT} cannot be read without running its code") from error
         raise
-
-
-def _pickles(source: str) -> Iterator[BinaryIO]:
-    """Streams that are each at the start of a pickle of the file.
-
-    Raises:
-        Refused: If a record of an archive has a wrong checksum.
-    """
-    with open(source, "rb") as file:
-        if file.read(4) == ZIP_START:
-            with zipfile.ZipFile(file) as archive:
-                if record := archive.testzip():
-                    raise Refused(f"damaged (its record {record} has a wrong checksum)")
-                for name in archive.namelist():
-                    if name.endswith("data.pkl"):
-                        yield io.BytesIO(archive.read(name))
-            return
-        file.seek(0)
-        for _ in range(LEGACY_PICKLES):
-            yield file
-
-
-def called_names(pickled: BinaryIO) -> Iterator[str]:
-    """Classes and functions that a pickle names, without loading it; "?.?" for a hidden one."""
-    memo: dict[Any, Any] = {}
-    texts: deque[Any] = deque(["?", "?"], maxlen=2)
-    value: Any
-    try:
-        for code, value, _ in pickletools.genops(pickled):
-            if code.name in ("GLOBAL", "INST"):
-                yield _present_name(*value.split(" ", 1))
-            elif code.name == "STACK_GLOBAL":
-                yield _present_name(*map(str, texts))
-            elif code.name == "MEMOIZE":
-                memo[len(memo)] = texts[-1]
-            elif code.name.endswith("PUT"):
-                memo[value] = texts[-1]
-            elif code.name.endswith("GET"):
-                texts.append(memo.get(value, "?"))
-            elif isinstance(value, str):
-                texts.append(value)
-            elif code.name != "FRAME":
-                texts.extend("??")  # the two texts may no longer be the last on the stack
-    except ValueError:  # the rest is no pickle
-        return
-
-
-def _present_name(module: str, name: str) -> str:
-    """A name of Python 2 as Python 3 has it."""
-    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    return f"{module}.{name}"
-
-
-def is_harmless(name: str) -> bool:
-    """Whether a name of the standard library is a class that holds values."""
-    return _HARMLESS.fullmatch(name) is not None
 
 
 def find_state(loaded: Any) -> tuple[str, Mapping[str, torch.Tensor]]:
@@ -253,6 +185,57 @@ def _array_tensor(array: InertArray) -> torch.Tensor | None:
     return torch.from_numpy(np.array(values, values.dtype.newbyteorder("=")))
 
 
+def find_arrays(loaded: Any) -> dict[str, Any]:
+    """What a file holds at its top, by name: tensors and lists as arrays, else a type's name.
+
+    Raises:
+        Refused: If that is neither a tensor, a tuple or list of them, nor a mapping.
+    """
+    if isinstance(loaded, torch.Tensor):
+        return {"": _plain_array("", loaded)}
+    is_mapping = isinstance(loaded, Mapping) and not isinstance(loaded, Inert)
+    if not (is_mapping or (isinstance(loaded, tuple | list) and loaded)):
+        raise Refused(f"it holds a {_kind(loaded)}; save tensors of images and labels")
+    items = loaded.items() if is_mapping else enumerate(loaded)
+    return {str(name): _plain_array(str(name), value) for name, value in items}
+
+
+def _plain_array(name: str, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        check_plain(name, value)
+        # NumPy has no bfloat16.
+        return (value.float() if value.dtype is torch.bfloat16 else value).numpy(force=True)
+    array = np.asarray(value) if isinstance(value, list) else None
+    return _kind(value) if array is None or array.dtype.hasobject else array
+
+
+def _kind(value: Any) -> str:
+    return "class of other code" if isinstance(value, Inert) else type(value).__name__
+
+
+def write_arrays(arrays: Mapping[str, Any], folder: str) -> None:
+    """Write each array to a file, and the number of its file, or a type's name, by name."""
+    names = {
+        name: value if isinstance(value, str) else number
+        for number, (name, value) in enumerate(arrays.items())
+    }
+    for name, number in names.items():
+        if isinstance(number, int):
+            np.save(os.path.join(folder, f"{number}.npy"), arrays[name], allow_pickle=False)
+    with open(os.path.join(folder, "names.json"), "w", encoding="utf-8") as file:
+        json.dump(names, file)
+
+
+def check_plain(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that is not just values in memory.
+
+    Raises:
+        Refused: If it is sparse, quantized or complex.
+    """
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise Refused(f"{name or 'its tensor'} is not a plain dense tensor")
+
+
 def plain_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Dense copies on the CPU, each with memory of its own.
 
@@ -261,8 +244,7 @@ def plain_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     """
     plain = {}
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise Refused(f"{name} is not a plain dense tensor")
+        check_plain(name, tensor)
         plain[name] = tensor.detach().to("cpu").contiguous().clone()
     return plain
 
@@ -278,19 +260,35 @@ def _reason(error: Exception) -> str:
         r"Unsupported (?:operand|class) \S+|(?:Can only|Trying to|Only persistent_load) .*", text
     ):
         return f"refused: unpickling it would do more than read tensors ({found[0]})"
-    if isinstance(error, MemoryError) or "alloc" in text.lower():
+    is_large = isinstance(error, OSError) and error.errno == errno.EFBIG
+    if is_large or isinstance(error, MemoryError) or "alloc" in text.lower():
         return "refused: its tensors need far more memory than the size of the file"
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return f"damaged or not a PyTorch file ({type(error).__name__}: {line[:120]})"
 
 
-def main(source: str, target: str) -> int:
-    """Convert one file; returns the exit code."""
+def convert(source: str, folder: str, form: str) -> None:
+    """Convert one file.
+
+    Raises:
+        Refused: If it holds nothing of that form, or is damaged.
+        Exception: Of any kind, if it is damaged.
+    """
+    loaded = load(source)
+    if form == "arrays":
+        write_arrays(find_arrays(loaded), folder)
+        return
+    container, tensors = find_state(loaded)
+    target = os.path.join(folder, "weights.safetensors")
+    save_file(plain_tensors(tensors), target, {"container": container})
+
+
+def main(source: str, folder: str, form: str) -> int:
+    """Convert one file with limits on this process; returns the exit code."""
     torch.set_num_threads(1)
     bound_resources(os.path.getsize(source))
     try:
-        container, tensors = find_state(load(source))
-        save_file(plain_tensors(tensors), target, {"container": container})
+        convert(source, folder, form)
     except Refused as error:
         reason = str(error)
     except Exception as error:  # a crafted file can raise anything
@@ -300,7 +298,3 @@ def main(source: str, target: str) -> int:
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
     sys.stderr.write(f"{shown[:500]}\n")
     return 3
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
