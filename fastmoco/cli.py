@@ -19,6 +19,7 @@ from fastmoco.caches import prepare_caches
 from fastmoco.commands import COMMANDS
 from fastmoco.commands.arguments import expand_home
 from fastmoco.errors import Interrupted, UsageError, one_line
+from fastmoco.forced_end import force_the_end
 from fastmoco.output import lasting_output
 from fastmoco.ranks import environment_ranks, local_ranks
 from fastmoco.version import __version__
@@ -54,6 +55,7 @@ def program() -> NoReturn:
     A process that a signal stopped ends at once, since its state is saved. Python would wait for
     threads, such as the compiler's: 20 s after the message (ResNet-18, 2 cores), or minutes.
     """
+    force_the_end()
     code = main()
     if code > 128:
         sys.stdout.flush()

@@ -1,8 +1,10 @@
 """Standard output and error that do not end a command: in any locale, and after ``| head``."""
 
 import codecs
+import errno
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +15,7 @@ ESCAPES = "fastmoco.escapes"
 
 
 class _Lasting:
-    """A text stream that discards what is written after the other end of its pipe was closed."""
+    """A text stream that discards what is written after its pipe or terminal was closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -34,16 +36,22 @@ class _Lasting:
     def _until_closed(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno != errno.EPIPE and not self._lost_terminal(error):
+                raise
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def _lost_terminal(self, error: OSError) -> bool:
+        is_terminal = stat.S_ISCHR(os.fstat(self._stream.fileno()).st_mode)
+        return error.errno == errno.EIO and is_terminal
 
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Within the block, write to stdout and stderr whatever can be written.
 
-    A closed pipe discards the rest. On stdout, bytes of file names stay as they are, and characters
+    A closed pipe or terminal discards the rest. On stdout, bytes of file names stay as they are, and characters
     that the locale lacks are escaped, as Python does on stderr. A closed descriptor discards all.
     """
     codecs.register_error(ESCAPES, _bytes_or_escapes)

@@ -16,7 +16,7 @@ from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
 from fastmoco.runs.reporter import Reporter, SilentReporter, dispensable, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
-from fastmoco.runs.stop_signals import StopRequest, stop_signals
+from fastmoco.runs.stop_signals import SAVE, StopRequest, WaitStopped, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.divergence import check_numbers
@@ -68,9 +68,9 @@ def train(cfg: TrainConfig) -> Path:
         KnnMonitor(cfg.monitor, cfg.data, cfg.global_batch_size) as monitor,
         claim_run_folder(run, identity, ranks),
         run_logger(run, ranks) as logger,
-        stop_signals() as stop,
+        stop_signals(saves=True) as stop,
     ):
-        stop.nothing_to_save = not ranks.several  # several stop together, after a step
+        stop.nothing_to_save = True
         with waiting("building the model, trying the compiler"):
             trainer = Trainer(cfg, run, dataset, device, ranks)
             begin(trainer)
@@ -146,12 +146,19 @@ def run_steps(
         while not trainer.finished:
             rate = trainer.learning_rate
             with waiting(first_step_text(trainer)) if first else nullcontext():
-                batch = next(loader)
+                try:
+                    with stop.ending_wait(alone=not trainer.ranks.several):
+                        batch = next(loader)
+                except WaitStopped:
+                    check_numbers(trainer, logger)
+                    saver.save(reporter, is_last=True)
+                    raise stopped(trainer, stop.signal_number) from None
                 trainer.take(batch, rate)
             clock.restart() if first else clock.add(batch.data_wait_seconds)
             first = stop.nothing_to_save = False
             reporter.advance(trainer.steps_done)
-            signal_number = largest(stop.signal_number, trainer.ranks)  # all stop at one step
+            request = largest(stop.take(), trainer.ranks)  # all save and stop at one step
+            signal_number = max(0, request - SAVE)
             measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
                 with clock.paused(), reporter.busy("measuring kNN"):
@@ -160,16 +167,22 @@ def run_steps(
                 reporter.row(make_row(trainer, clock, rate, knn_top1))
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
-            if trainer.save_is_due or signal_number:
+            if trainer.save_is_due or request:
                 with clock.paused():
                     check_numbers(trainer, logger)
                     saver.save(reporter, is_last=trainer.finished or bool(signal_number))
                     review.at_checkpoint()
+                if request == SAVE:
+                    reporter.say(f"saved after step {trainer.steps_done}, as SIGUSR1 asked")
             if signal_number and not trainer.finished:
-                raise Interrupted(
-                    signal_number,
-                    f"stopped after step {trainer.steps_done}, saved; the same command resumes",
-                )
+                raise stopped(trainer, signal_number)
+
+
+def stopped(trainer: Trainer, signal_number: int) -> Interrupted:
+    """The error that ends a run after a signal, with the state saved."""
+    return Interrupted(
+        signal_number, f"stopped after step {trainer.steps_done}, saved; the same command resumes"
+    )
 
 
 def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
