@@ -51,8 +51,9 @@ class _Lasting:
 def lasting_output() -> Iterator[None]:
     """Within the block, write to stdout and stderr whatever can be written.
 
-    A closed pipe or terminal discards the rest. On stdout, bytes of file names stay as they are, and characters
-    that the locale lacks are escaped, as Python does on stderr. A closed descriptor discards all.
+    A closed pipe or terminal discards the rest. On stdout, bytes of file names stay as they are,
+    and characters that the locale lacks are escaped, as Python does on stderr. A closed descriptor
+    discards all.
     """
     codecs.register_error(ESCAPES, _bytes_or_escapes)
     if isinstance(sys.stdout, io.TextIOWrapper):

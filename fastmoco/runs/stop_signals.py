@@ -15,7 +15,6 @@ from fastmoco.errors import Interrupted
 from fastmoco.forced_end import ENDING, Presses, first_ends_if
 from fastmoco.ranks import local_ranks
 
-
 NOTHING, SAVE = 0, 1
 """Answers of `StopRequest.take`."""
 

@@ -8,7 +8,6 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.device import algorithms
-from fastmoco.errors import Interrupted
 from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.contract import ViewLoader
@@ -16,11 +15,13 @@ from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
 from fastmoco.runs.reporter import Reporter, SilentReporter, dispensable, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
-from fastmoco.runs.stop_signals import SAVE, StopRequest, WaitStopped, stop_signals
+from fastmoco.runs.stop_signals import SAVE, StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
+from fastmoco.train.data_wait import next_batch, stopped
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
+from fastmoco.train.heartbeat import Activity, Phase, watched
 from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import (
     StepClock,
@@ -52,7 +53,7 @@ def train(cfg: TrainConfig) -> Path:
 
     Raises:
         UsageError: If settings conflict with each other, the data or the run folder.
-        Interrupted: After SIGINT or SIGTERM, with the state saved.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, with the state saved.
         BetonError: If the dataset file is damaged.
     """
     ranks = environment_ranks()
@@ -137,30 +138,39 @@ def run_steps(
     """Step until the run is finished or a signal stops it; log and save on the way.
 
     Raises:
-        Interrupted: After SIGINT or SIGTERM, with the state saved.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, with the state saved.
+        HungReadError: If an image takes too long, with the state saved on one rank.
         DivergedError: If numbers are not finite, or weights grow without bound.
         OSError: If the last state cannot be saved.
     """
-    clock, saver, first = StepClock(), Saver(trainer, logger), True
-    with closing(open_reporter(trainer, logger)) as reporter:
+    clock, saver, ranks, first = StepClock(), Saver(trainer, logger), trainer.ranks, True
+    activity = Activity(trainer.steps_done)
+    with (
+        closing(open_reporter(trainer, logger)) as reporter,
+        watched(activity, ranks, trainer.run.stacks(ranks.rank)),
+    ):
+
+        def save(*, is_last: bool = True) -> None:
+            activity.reach(trainer.steps_done, Phase.saving)
+            check_numbers(trainer, logger)
+            saver.save(reporter, is_last=is_last)
+
         while not trainer.finished:
-            rate = trainer.learning_rate
+            rate, step = trainer.learning_rate, trainer.steps_done + 1
             with waiting(first_step_text(trainer)) if first else nullcontext():
-                try:
-                    with stop.ending_wait(alone=not trainer.ranks.several):
-                        batch = next(loader)
-                except WaitStopped:
-                    check_numbers(trainer, logger)
-                    saver.save(reporter, is_last=True)
-                    raise stopped(trainer, stop.signal_number) from None
+                activity.reach(step, Phase.reading)
+                batch = next_batch(loader, trainer, stop, save)
+                activity.reach(step, Phase.computing)
                 trainer.take(batch, rate)
             clock.restart() if first else clock.add(batch.data_wait_seconds)
             first = stop.nothing_to_save = False
-            reporter.advance(trainer.steps_done)
-            request = largest(stop.take(), trainer.ranks)  # all save and stop at one step
+            reporter.advance(step)
+            request = largest(stop.take(), ranks)  # all save and stop at one step
+            activity.step_done()
             signal_number = max(0, request - SAVE)
             measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
+                activity.reach(step, Phase.measuring)
                 with clock.paused(), reporter.busy("measuring kNN"):
                     knn_top1 = measure(trainer, monitor, reporter) if measuring else None
                 check_numbers(trainer, logger)
@@ -169,20 +179,12 @@ def run_steps(
                 reporter.show(screen_row(trainer, clock))
             if trainer.save_is_due or request:
                 with clock.paused():
-                    check_numbers(trainer, logger)
-                    saver.save(reporter, is_last=trainer.finished or bool(signal_number))
+                    save(is_last=trainer.finished or bool(signal_number))
                     review.at_checkpoint()
                 if request == SAVE:
-                    reporter.say(f"saved after step {trainer.steps_done}, as SIGUSR1 asked")
+                    reporter.say(f"saved after step {step}, as SIGUSR1 asked")
             if signal_number and not trainer.finished:
                 raise stopped(trainer, signal_number)
-
-
-def stopped(trainer: Trainer, signal_number: int) -> Interrupted:
-    """The error that ends a run after a signal, with the state saved."""
-    return Interrupted(
-        signal_number, f"stopped after step {trainer.steps_done}, saved; the same command resumes"
-    )
 
 
 def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
