@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import regular_file
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -110,7 +111,7 @@ def full_key(lines: Sequence[str]) -> str:
 
 def _read_mapping(group: str, path: Path, names: Sequence[str]) -> dict[Any, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(regular_file(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(
             f"{group}={path}: no such file; built-in presets: {', '.join(names)}"

@@ -13,6 +13,7 @@ from fastmoco.detection.annotations import (
     checked_box,
 )
 from fastmoco.errors import UsageError
+from fastmoco.files import regular_file
 
 
 def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
@@ -47,6 +48,8 @@ def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
 
 
 def _read_json(path: Path) -> Any:
+    if not path.is_dir():
+        regular_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except IsADirectoryError as error:

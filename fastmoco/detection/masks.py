@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastmoco.detection.annotations import AnnotationError, Instance, Scene
 from fastmoco.errors import UsageError
+from fastmoco.files import regular_file
 
 UNKNOWN = 255  # in a class map: VOC's void
 
@@ -78,7 +79,7 @@ def read_class_map(path: Path, scene: Scene, num_classes: int) -> npt.NDArray[np
         AnnotationError: If it cannot be read, has another size than the image, or an unknown class.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(regular_file(path)) as image:
             mode = image.mode
             indices = np.array(image)
     except OSError as error:

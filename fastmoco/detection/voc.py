@@ -18,6 +18,7 @@ from fastmoco.detection.annotations import (
     checked_box,
 )
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import regular_file
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -87,7 +88,7 @@ def _map_scene(folder: Path, image_id: str) -> Scene:
 
 def _image_size(image: Path, source: Path) -> tuple[int, int]:
     try:
-        with Image.open(image) as header:
+        with Image.open(regular_file(image)) as header:
             return header.size
     except FileNotFoundError as error:
         raise AnnotationError(f"{image} is missing, but {source} lists it") from error
@@ -99,7 +100,7 @@ def _box_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
     path = folder / "Annotations" / f"{image_id}.xml"
     image = folder / "JPEGImages" / f"{image_id}.jpg"
     try:
-        root = ElementTree.parse(path).getroot()
+        root = ElementTree.parse(regular_file(path)).getroot()
     except FileNotFoundError as error:
         raise AnnotationError(f"{path} is missing, but ImageSets lists {image_id}") from error
     except ElementTree.ParseError as error:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.configuration import CONFIG_FOLDER
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import regular_file
 from fastmoco.reproduce.settings import Scale
 
 
@@ -193,7 +194,7 @@ def load_definition(name: str) -> Definition:
         if name not in sweep_names():
             raise UsageError(f"unknown sweep {name}{nearest_name(name, sweep_names())}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular_file(path).read_text(encoding="utf-8")
         values = yaml.load(text, Loader=yaml.BaseLoader)  # all values are text
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
