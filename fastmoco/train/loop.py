@@ -2,8 +2,10 @@
 
 import logging
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
+from fastmoco import out_of_memory
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
@@ -34,6 +36,7 @@ from fastmoco.train.report import (
 from fastmoco.train.review import Review
 from fastmoco.train.saving import Saver
 from fastmoco.train.settings import FREE_KEYS, TrainConfig, run_path
+from fastmoco.train.smaller_steps import explain_step
 from fastmoco.train.trainer import Trainer
 from fastmoco.waiting import waiting
 
@@ -161,7 +164,8 @@ def run_steps(
                 activity.reach(step, Phase.reading)
                 batch = next_batch(loader, trainer, stop, save)
                 activity.reach(step, Phase.computing)
-                trainer.take(batch, rate)
+                with out_of_memory.explained(partial(explain_step, trainer)):
+                    trainer.take(batch, rate)
             clock.restart() if first else clock.add(batch.data_wait_seconds)
             first = stop.nothing_to_save = False
             reporter.advance(step)
