@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from fastmoco.device import resolve_device
 from fastmoco.errors import UsageError
@@ -70,7 +70,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def own_store(name: str, timeout: timedelta) -> dist.Store:
+def own_store(name: str, timeout: timedelta) -> Store:
     """A connection of its own to the store of the process group, for a thread beside the step.
 
     Args:
@@ -79,7 +79,7 @@ def own_store(name: str, timeout: timedelta) -> dist.Store:
     """
     store = _get_default_store().clone()
     store.set_timeout(timeout)
-    return dist.PrefixStore(name, store)
+    return PrefixStore(name, store)
 
 
 def wait_for_all(ranks: Ranks) -> None:
