@@ -118,12 +118,13 @@ class Prefetcher:
             if self._stopped:
                 return
             try:
-                with self._reads.of(slot.sample_ids[row]):
-                    self._fill_row(slot, row)
+                self._reads.begin(slot.sample_ids[row])
+                self._fill_row(slot, row)
             except BaseException as error:
                 with self._changed:
                     if slot.failure is None or row < slot.failure[0]:
                         slot.failure = row, error
+        self._reads.end()
         with self._changed:
             slot.finished += len(rows)
             if slot.done:

@@ -1,6 +1,6 @@
 """Which image each thread of a loader reads, and a limit for one that never comes.
 
-Trade-off: a thread notes each image in a dictionary, 0.3 us; the waiting thread looks at it once a
+Trade-off: a thread notes each image in a dictionary; the waiting thread looks at it once a
 second. Time counts as seconds in which it looked, so that a stopped process (Ctrl-Z, a sleeping
 laptop) is not taken for a hung disk. A slow disk is none: each image has the limit for itself.
 
@@ -41,15 +41,24 @@ class Reads:
         self._advice = advice or "see whether its disk answers; the same command resumes a run"
         self._current: dict[int, tuple[int]] = {}  # by thread; each read has a tuple of its own
 
+    def begin(self, sample_id: int) -> None:
+        """Note that this thread reads an image, and no other one."""
+        thread = threading.get_ident()
+        self._current.pop(thread, None)  # so that it comes last
+        self._current[thread] = (sample_id,)
+
+    def end(self) -> None:
+        """Note that this thread reads no image."""
+        self._current.pop(threading.get_ident(), None)
+
     @contextmanager
     def of(self, sample_id: int) -> Iterator[None]:
         """Note that this thread reads an image within the block."""
-        thread = threading.get_ident()
-        self._current[thread] = (sample_id,)
+        self.begin(sample_id)
         try:
             yield
         finally:
-            del self._current[thread]
+            self.end()
 
     def wait(self, changed: threading.Condition, can_answer: Callable[[], bool]) -> None:
         """Wait on a condition, which the caller holds, until there is an answer.

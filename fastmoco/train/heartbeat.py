@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fastmoco.ranks import Ranks
 from fastmoco.runs.distributed import own_store
@@ -65,8 +65,7 @@ class Store(Protocol):
         """Whether all of the keys have values."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Place(NamedTuple):
     """Where the main thread of a rank is; the smaller one is less advanced."""
 
     step: int
@@ -111,12 +110,16 @@ AT_END = Place(1 << 62, Phase.saving, is_long=True)
 """Where a rank is that no other waits for."""
 
 
+NOWHERE = Place(0, Phase.reading, is_long=True)
+"""Where a rank is that has not written yet."""
+
+
 @dataclass(slots=True)
 class _Seen:
     """What another rank wrote last, and for how many beats of this rank it is the same."""
 
     beat: str = ""
-    place: Place = Place(0, Phase.reading, is_long=True)
+    place: Place = NOWHERE
     silent: int = 0
     unmoved: int = 0
 

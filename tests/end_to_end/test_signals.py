@@ -2,12 +2,12 @@
 
 import os
 from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
+from types import SimpleNamespace
 
 import pytest
 
 from fastmoco import cli
 from fastmoco.evaluate.monitor import KnnMonitor
-from fastmoco.pipelines.beton_loader import BetonLoader
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train import loop, trainer
 from fastmoco.train.review import Review
@@ -24,15 +24,15 @@ PHASES = {
     "building": (loop, "begin", 1),
     "first picture": (loop, "write_first_views", 1),
     "opening the loader": (trainer.Trainer, "open_loader", 1),
-    "first batch": (BetonLoader, "__next__", 2),  # 1: of the first picture
+    "first batch": (None, "", 1),
     "first step": (trainer.Trainer, "take", 1),
-    "waiting for data": (BetonLoader, "__next__", 9),
+    "waiting for data": (None, "", 9),
     "step": (trainer.Trainer, "take", 13),
     "measuring": (KnnMonitor, "measure", 1),
     "saving": (trainer, "save_checkpoint", 2),
     "end": (Review, "at_end", 1),
 }
-NOTHING_TO_SAVE = ("building", "first picture", "opening the loader", "first batch")
+NOTHING_TO_SAVE = ("building", "first picture", "opening the loader", "first batch", "first step")
 # Restarted by torchrun after one rank was killed in its first life.
 ONCE = KILLER.replace(
     "place, count = sys.argv[1], int(sys.argv[2])",
@@ -54,19 +54,36 @@ with pytest.MonkeyPatch.context() as patch:
 """
 
 
-def send_in(patch, phase, *numbers):
-    """Patches a function so that its n-th call first sends signals to this process."""
-    owner, name, count = PHASES[phase]
-    function, calls = getattr(owner, name), []
+def sending(function, count, number):
+    """The function, whose n-th call first sends a signal to this process."""
+    calls = []
 
-    def sending(*args, **kwargs):
+    def wrapped(*args, **kwargs):
         calls.append(1)
         if len(calls) == count:
-            for number in numbers:
-                os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
         return function(*args, **kwargs)
 
-    patch.setattr(owner, name, sending)
+    return wrapped
+
+
+def send_in(patch, phase, number):
+    owner, name, count = PHASES[phase]
+    if owner is not None:
+        patch.setattr(owner, name, sending(getattr(owner, name), count, number))
+        return
+    opened = trainer.Trainer.open_loader
+
+    def open_loader(self):
+        loader = opened(self)
+        if self.run.views.exists():  # else it is that of the first picture
+            following = sending(loader.__next__, count, number)
+            loader = SimpleNamespace(close=loader.close, decode_device=loader.decode_device)
+            kind = type("Sending", (SimpleNamespace,), {"__next__": lambda _: following()})
+            return kind(**vars(loader))
+        return loader
+
+    patch.setattr(trainer.Trainer, "open_loader", open_loader)
 
 
 @pytest.fixture
