@@ -23,12 +23,12 @@ from tests.end_to_end.test_training import (  # noqa: F401
 PHASES = {
     "building": (loop, "begin", 1),
     "first picture": (loop, "write_first_views", 1),
-    "opening the loader": (trainer.Trainer, "open_loader", 1),
+    "opening the loader": (trainer.Trainer, "open_loader", 2),  # 1: of the first picture
     "first batch": (None, "", 1),
     "first step": (trainer.Trainer, "take", 1),
     "waiting for data": (None, "", 9),
     "step": (trainer.Trainer, "take", 13),
-    "measuring": (KnnMonitor, "measure", 1),
+    "measuring": (KnnMonitor, "measure", 3),  # 1 and 2 of the baselines
     "saving": (trainer, "save_checkpoint", 2),
     "end": (Review, "at_end", 1),
 }
@@ -74,9 +74,9 @@ def send_in(patch, phase, number):
         return
     opened = trainer.Trainer.open_loader
 
-    def open_loader(self):
-        loader = opened(self)
-        if self.run.views.exists():  # else it is that of the first picture
+    def open_loader(self, plan=None):
+        loader = opened(self, plan)
+        if plan is None:  # else it is that of the first picture
             following = sending(loader.__next__, count, number)
             loader = SimpleNamespace(close=loader.close, decode_device=loader.decode_device)
             kind = type("Sending", (SimpleNamespace,), {"__next__": lambda _: following()})
