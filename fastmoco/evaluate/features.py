@@ -26,7 +26,6 @@ from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.settings import EncoderConfig, Precision
 from fastmoco.optim.precision import autocast, dtype_of, resolve_precision
-from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
 from fastmoco.out_of_memory import explained
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import AUTO, build_loader
@@ -233,9 +232,8 @@ def feature_batches(
     )
     with closing(loader):
         for batch in loader:
-            with autocast(device, dtype_of(request.precision, device)):
             with (
-                autocast(device, AUTOCAST_DTYPES[request.precision]),
+                autocast(device, dtype_of(request.precision, device)),
                 explained(lambda: _explain_batch(request.batch_size, size, device)),
             ):
                 vectors = encoder.encode_crops(batch.crops, request.features)
