@@ -75,9 +75,11 @@ def run_application(arguments: Sequence[str]) -> None:
         try:
             cfg = _job_config(composed, swept)
             check_given(cfg)
+            path = run_path(cfg)
             makes_folder = not (cfg.train.dry_run or cfg.train.profile)
-            if makes_folder and environment_ranks().is_first:
-                check_writable(f"run_dir={run_path(cfg)}", run_path(cfg))
+            may_be_finished = (path / "checkpoints").is_dir()  # and then be read-only
+            if makes_folder and not may_be_finished and environment_ranks().is_first:
+                check_writable(f"run_dir={path}", path)
             with waiting("loading PyTorch"):  # after all options are checked
                 from fastmoco.train.pretrain import pretrain
             pretrain(cfg)

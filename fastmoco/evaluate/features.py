@@ -31,7 +31,7 @@ from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import AUTO, build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.settings import PipelineConfig
-from fastmoco.runs.checkpoint import load_checkpoint, restore_module, under_prefix
+from fastmoco.runs.checkpoint import Checkpoint, load_checkpoint, restore_module, under_prefix
 from fastmoco.weights.settings import RANDOM
 from fastmoco.weights.start import read_start
 
@@ -127,7 +127,13 @@ def load_encoder(
         CheckpointError: If there is no checkpoint, or it is damaged.
         UsageError: If other weights do not fit; and other errors of `read_start`.
     """
-    checkpoint = load_checkpoint(Path(path))
+    return encoder_of(load_checkpoint(Path(path)), untrained=untrained, weights=weights)
+
+
+def encoder_of(
+    checkpoint: Checkpoint, *, untrained: bool = False, weights: Path | None = None
+) -> FrozenEncoder:
+    """As `load_encoder`, of a checkpoint that was read."""
     facts = checkpoint.facts
     cfg = config_from_dict(EncoderConfig, facts["config"])
     torch.manual_seed(cfg.seed)
@@ -145,14 +151,20 @@ def load_encoder(
 
 
 def open_encoder(
-    run: Path, cfg: FeaturesConfig, *, untrained: bool = False, weights: Path | None = None
+    run: Path | Checkpoint,
+    cfg: FeaturesConfig,
+    *,
+    untrained: bool = False,
+    weights: Path | None = None,
 ) -> FrozenEncoder:
     """Load an encoder (`load_encoder`) onto its device, with the crops of the options.
 
     Raises:
         CheckpointError: If there is no checkpoint, or it is damaged.
     """
-    encoder = load_encoder(run, untrained=untrained, weights=weights).to(resolve_device(cfg.device))
+    checkpoint = run if isinstance(run, Checkpoint) else load_checkpoint(run)
+    encoder = encoder_of(checkpoint, untrained=untrained, weights=weights)
+    encoder = encoder.to(resolve_device(cfg.device))
     encoder.eval_size = cfg.pipeline.eval_size or encoder.eval_size
     if cfg.pipeline.center_crop is not None:
         encoder.center_crop = cfg.pipeline.center_crop

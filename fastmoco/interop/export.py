@@ -8,6 +8,8 @@ from typing import Any
 from fastmoco.errors import UsageError
 from fastmoco.interop.loaded_encoder import load_for_export
 from fastmoco.interop.settings import ExportConfig, Part, Target
+from fastmoco.runs.encoder_file import is_encoder_file
+from fastmoco.runs.run_folder import CHECKPOINTS
 
 # Imported when used: ``write(out, loaded, cfg)`` writes the file and returns code that loads it.
 WRITERS = {
@@ -67,9 +69,10 @@ def export(run: Path, cfg: ExportConfig) -> ExportSummary:
     """
     if cfg.out is None:
         raise UsageError("out is not set; add out=FILE (a folder for to=huggingface)")
-    if cfg.out.is_dir() and cfg.to is not Target.huggingface:
-        raise UsageError(f"out={cfg.out} is a folder; give a file for to={cfg.to.value}")
+    _check_out(cfg.out, cfg)
     loaded = load_for_export(run)
+    if cfg.out.resolve() == loaded.path.resolve():
+        raise UsageError(f"out={cfg.out} is the file that is exported; give another path")
     if cfg.part is Part.encoder and not loaded.has_head:
         raise UsageError(f"{loaded.run} has no projection head; set part=backbone")
     module, function = WRITERS[cfg.to]
@@ -86,3 +89,21 @@ def export(run: Path, cfg: ExportConfig) -> ExportSummary:
         channel_std=loaded.encoder.std.tolist(),
         loading=loading,
     )
+
+
+def _check_out(out: Path, cfg: ExportConfig) -> None:
+    """Refuse to replace what may be needed.
+
+    Files of other libraries' formats have no sign of who wrote them, so they count as foreign.
+
+    Raises:
+        UsageError: If `out` is a folder, among a run's checkpoints, or a foreign file.
+    """
+    if cfg.to is Target.huggingface:
+        return  # its writer takes new and empty folders only
+    if out.is_dir():
+        raise UsageError(f"out={out} is a folder; give a file for to={cfg.to.value}")
+    if out.resolve().parent.name == CHECKPOINTS:
+        raise UsageError(f"out={out} is in a run's folder of checkpoints; give another path")
+    if out.exists() and not cfg.overwrite and not is_encoder_file(out):
+        raise UsageError(f"out={out} exists; set overwrite=true to replace it")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fastmoco.configuration import config_from_dict
-from fastmoco.evaluate.features import FrozenEncoder, load_encoder
+from fastmoco.evaluate.features import FrozenEncoder, encoder_of
 from fastmoco.interop.settings import Part
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train.settings import TrainConfig
@@ -61,4 +61,5 @@ def load_for_export(run: Path) -> LoadedEncoder:
     path = checkpoint.path
     assert path is not None  # it was read from there
     config = config_from_dict(TrainConfig, checkpoint.facts["config"])
-    return LoadedEncoder(run, path, load_encoder(path), config, checkpoint.facts, checkpoint.step)
+    encoder = encoder_of(checkpoint)
+    return LoadedEncoder(run, path, encoder, config, checkpoint.facts, checkpoint.step)

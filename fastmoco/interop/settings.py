@@ -52,6 +52,8 @@ class ExportConfig:
 
     out: Path | None = None
     """File to write; a folder for to=huggingface."""
+    overwrite: bool = False
+    """Replace a file that is there; one of to=safetensors is replaced anyway."""
     to: Target = Target.safetensors
     """torchvision, timm, huggingface (folder), detectron2, onnx or safetensors (fastmoco's own)."""
     part: Part = Part.backbone

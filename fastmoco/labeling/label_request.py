@@ -73,13 +73,13 @@ def request(run: Path, cfg: RequestConfig) -> LabelRequest:
     assert checkpoint.path is not None  # it was read from there
     with open_dataset(data) as dataset:
         candidates, labeled = _candidates(dataset, cfg.count)
-        sha256 = weights_sha256(checkpoint.path)
+        sha256 = checkpoint.sha256 or weights_sha256(checkpoint.path)
         recipe = recipe_of(cfg, sha256, dataset.fingerprint)
         if finished := read_finished(cfg.out, recipe):
             return finished
         rank = _ranker(checkpoint, len(candidates), cfg, recipe)
         mark_unfinished(cfg.out, recipe)
-        vectors = _unit_vectors(run, dataset, cfg)
+        vectors = _unit_vectors(run, checkpoint, dataset, cfg)
         ranking = rank(dataset, candidates)
         chosen, found = _chosen(dataset, ranking, labeled, vectors, cfg)
         write_request_files(cfg, dataset, ranking, chosen)
@@ -204,7 +204,9 @@ def _groups(
     return [ranking.ids[of == one] for one in range(number)]
 
 
-def _unit_vectors(run: Path, dataset: Dataset, cfg: RequestConfig) -> Vectors | None:
+def _unit_vectors(
+    run: Path, checkpoint: Checkpoint, dataset: Dataset, cfg: RequestConfig
+) -> Vectors | None:
     """Features minus their mean, scaled to length 1; uncentered features of a ReLU are all alike.
 
     They are memory-mapped from the run's cache: only the rows asked for are in memory. None if no
@@ -212,7 +214,7 @@ def _unit_vectors(run: Path, dataset: Dataset, cfg: RequestConfig) -> Vectors | 
     """
     if cfg.max_similarity == 1 and not cfg.diversity and cfg.balance is Balance.none:
         return None
-    encoder = open_encoder(run, cfg)
+    encoder = open_encoder(checkpoint, cfg)
     folder = features_folder(run) if cfg.cache else None
     rows = dataset_features(encoder, dataset, request_of(cfg), folder).vectors
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)

@@ -53,6 +53,8 @@ class Checkpoint:
     """JSON values: configuration, dataset fingerprint, normalization, loss scaler."""
     path: Path | None = None
     """The JSON file it was read from."""
+    sha256: str = ""
+    """Of the weights file, where there is a JSON file."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -73,18 +75,27 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         OSError: If it cannot be written (disk full); earlier checkpoints are unchanged.
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    check_finite(tensors, checkpoint.step)
     return write_checkpoint(folder, checkpoint.step, tensors, checkpoint.facts, keep=keep)
 
 
-def write_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
-) -> Path:
-    """As `save_checkpoint`, of tensors that are contiguous and on the CPU."""
+def check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    """Refuse to save a state with values that are not finite.
+
+    Raises:
+        DivergedError: If there is one, naming its tensor.
+    """
     if bad := first_not_finite(tensors):
         raise DivergedError(
             f"{bad} has values that are not finite after step {step}; it was not saved, "
             "earlier checkpoints stay; lower optimizer.learning_rate"
         )
+
+
+def write_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, keep: int
+) -> Path:
+    """As `save_checkpoint`, of tensors that are finite, contiguous and on the CPU."""
     path = folder / f"{stem_of(step)}.json"
     weights = path.with_suffix(".safetensors")
     with atomic_path(weights) as temporary, temporary.open("wb") as file:
@@ -187,6 +198,11 @@ def _exported(path: Path) -> Checkpoint:
 def _read(path: Path) -> Checkpoint:
     record, weights = read_record(path), path.with_suffix(".safetensors")
     if not weights.exists() or file_sha256(weights) != record["sha256"]:
+        if not path.exists():
+            raise NoCheckpointError(
+                f"{path} was removed while it was read, because the run has newer ones "
+                "(checkpoint.keep); give the run folder for the newest"
+            )
         raise CheckpointError(f"{weights} is missing or damaged (wrong checksum); {advice(path)}")
     try:
         tensors, metadata = read_tensors(weights)
@@ -196,7 +212,13 @@ def _read(path: Path) -> Checkpoint:
         raise CheckpointError(f"{weights} is of step {metadata['step']}; {advice(path)}")
     if bad := first_not_finite(tensors):
         raise CheckpointError(f"{weights}: {bad} has values that are not finite; {advice(path)}")
-    return Checkpoint(step=record["step"], tensors=tensors, facts=record["facts"], path=path)
+    return Checkpoint(
+        step=record["step"],
+        tensors=tensors,
+        facts=record["facts"],
+        path=path,
+        sha256=record["sha256"],
+    )
 
 
 def newest_checkpoint(folder: Path, *, refuse_damaged: bool = False) -> Checkpoint | None:

@@ -51,10 +51,12 @@ def retire(folder: Path, newest: int, digest: str, *, keep: int) -> None:
                 f"{weights} was written and reads otherwise; older ones stay", stacklevel=3
             )
             return
-    for path in old:
+    unwanted = [(path, path.with_suffix(".safetensors")) for path in old]
+    unwanted += [(path, path) for path in folder.glob(".step-*.partial")]  # of a killed process
+    for record, weights in unwanted:
         try:
-            path.unlink()
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
+            weights.unlink(missing_ok=True)
         except OSError as error:
             warnings.warn(f"an old checkpoint cannot be removed: {error}", stacklevel=3)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastmoco.files import atomic_path
@@ -60,6 +61,15 @@ def write_encoder_file(
     }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         write_tensors(file, plain, {METADATA_KEY: record_text(sealed(record))})
+
+
+def is_encoder_file(path: Path) -> bool:
+    """Whether a file was written by `write_encoder_file`, by its header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def read_encoder_file(path: Path) -> tuple[dict[str, Tensor], int, dict[str, Any]]:

@@ -27,11 +27,16 @@ SHOWN_WAIT = 0.1
 
 
 @contextmanager
-def run_logger(run: RunFolder, ranks: Ranks = ALONE) -> Iterator[logging.Logger]:
-    """A logger that writes to ``train.log`` and stderr on the first rank, nowhere on the others."""
+def run_logger(
+    run: RunFolder, ranks: Ranks = ALONE, *, to_file: bool = True
+) -> Iterator[logging.Logger]:
+    """A logger that writes to ``train.log`` and stderr on the first rank, nowhere on the others.
+
+    Without `to_file`, it writes to stderr only.
+    """
     logger = logging.Logger("fastmoco.train", logging.INFO)
-    if not ranks.is_first:
-        logger.addHandler(logging.NullHandler())
+    if not (ranks.is_first and to_file):
+        logger.addHandler(_Screen() if ranks.is_first else logging.NullHandler())
         yield logger
         return
     # Paths are logged as they are: data may be in a folder whose name is not UTF-8.

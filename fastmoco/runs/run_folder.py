@@ -1,8 +1,11 @@
 """``runs/NAME/``: files of a run, and which configuration may write there."""
 
+import errno
+import os
 import shutil
+import socket
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,14 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from fastmoco.configuration import config_to_dict
-from fastmoco.errors import UsageError
+from fastmoco.errors import UsageError, one_line
 from fastmoco.files import atomic_write_text, locked
 from fastmoco.ranks import Ranks
+from fastmoco.runs.checkpoint_files import newest_first
 from fastmoco.runs.distributed import wait_for_all
 
 LOCK_NAME = ".lock"
+CHECKPOINTS = "checkpoints"
 BAD_STEPS = "bad-step-*.json"
 OUTPUTS = (
     "metrics.jsonl",
@@ -38,7 +43,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def config(self) -> Path:
@@ -117,7 +122,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether a checkpoint was saved: only then must the next run have the same settings."""
-        return any(self.checkpoints.glob("step-*.json"))
+        return bool(newest_first(self.checkpoints))
 
 
 @dataclass(slots=True, frozen=True)
@@ -158,7 +163,9 @@ class RunIdentity:
 
 
 @contextmanager
-def claim_run_folder(run: RunFolder, identity: RunIdentity, ranks: Ranks) -> Iterator[None]:
+def claim_run_folder(
+    run: RunFolder, identity: RunIdentity, ranks: Ranks
+) -> Iterator[OSError | None]:
     """Lock the folder for this run until the end of the block, and write ``config.yaml``.
 
     The first rank holds the lock, which Linux frees however the process ends. It writes only after
@@ -169,6 +176,10 @@ def claim_run_folder(run: RunFolder, identity: RunIdentity, ranks: Ranks) -> Ite
         identity: Configuration of the run.
         ranks: All processes of the run.
 
+    Yields:
+        None; or why the folder cannot be written, if it has a checkpoint: a finished run may be
+        read-only.
+
     Raises:
         UsageError: If `check_run_folder` refuses it, or another process holds it.
         OSError: If it cannot be written.
@@ -176,15 +187,35 @@ def claim_run_folder(run: RunFolder, identity: RunIdentity, ranks: Ranks) -> Ite
     check_run_folder(run, identity)
     wait_for_all(ranks)
     if not ranks.is_first:
-        yield
+        yield None
         return
-    in_use = f"{run.path} is in use by another process; wait for it, or set another run_dir or name"
-    with locked(run.path / LOCK_NAME, in_use=in_use):
-        check_run_folder(run, identity)  # another process may have trained here in between
-        if not run.has_checkpoint:
-            _remove_outputs(run)
-        atomic_write_text(run.config, identity.to_yaml())
-        yield
+    with ExitStack() as stack:
+        denied = _lock(run, stack)
+        if not denied:
+            check_run_folder(run, identity)  # another process may have trained here in between
+            if not run.has_checkpoint:
+                _remove_outputs(run)
+            atomic_write_text(run.config, identity.to_yaml())
+        yield denied
+
+
+def _lock(run: RunFolder, stack: ExitStack) -> OSError | None:
+    """Lock the folder until the stack is closed, and leave this process's number in it."""
+    path = run.path / LOCK_NAME
+    try:
+        holder = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        in_use = (
+            f"{run.path} is in use by another process{one_line(holder and f' ({holder})')}; "
+            "wait for it, or set another run_dir or name"
+        )
+        stack.enter_context(locked(path, in_use=in_use))
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and run.has_checkpoint:
+            return error
+        raise
+    with suppress(OSError):  # a full disk
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    return None
 
 
 def check_run_folder(run: RunFolder, identity: RunIdentity) -> None:

@@ -29,7 +29,6 @@ from fastmoco.train.rules import (
     QUEUE_SHARE,
     RATES,
     RULES,
-    SAVE_STEPS,
     SMALLEST_SET,
     VIEW_SIZES,
     WARMUP_STEPS,
@@ -215,8 +214,6 @@ def _choose_length(chosen: _Choices, images: int, kind: str) -> None:
     per_epoch = max(1, images // batch)
     epochs = min(max(-(-rules.steps // per_epoch), rules.fewest_epochs), rules.most_epochs)
     values = {"train.epochs": epochs, "optimizer.warmup_epochs": max(1, WARMUP_STEPS // per_epoch)}
-    if per_epoch < SAVE_STEPS:
-        values["checkpoint.every_steps"] = SAVE_STEPS
     chosen.add(f"{per_epoch:,} steps an epoch", values)
     if is_moco:
         steps = chosen.get("train.epochs") * per_epoch

@@ -32,8 +32,6 @@ def next_batch(
         raise stopped(trainer, stop.signal_number) from None
     except HungReadError:
         write_stacks(trainer.run.stacks(trainer.ranks.rank))
-        if alone and not stop.nothing_to_save:
-            save()
         raise
 
 

@@ -14,6 +14,7 @@ from fastmoco.errors import DivergedError
 from fastmoco.files import atomic_write_text
 from fastmoco.optim.step_guard import MOST_SKIPPED_IN_A_ROW, GuardCounts
 from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.runs.reporter import dispensable
 from fastmoco.train.settings import OnNonfinite
 from fastmoco.train.trainer import Trainer
 
@@ -34,7 +35,7 @@ def check_numbers(trainer: Trainer, logger: logging.Logger) -> None:
     trainer.step.guard.forget()
     trainer.skipped_steps += counts.skipped
     if counts.faults:
-        problem = _describe_faults(trainer, counts)
+        problem = _describe_faults(trainer, counts, logger)
         too_many = counts.in_a_row >= MOST_SKIPPED_IN_A_ROW
         if trainer.cfg.train.on_nonfinite is OnNonfinite.stop or too_many:
             raise DivergedError(f"{problem}; {_advice(trainer)}")
@@ -44,11 +45,12 @@ def check_numbers(trainer: Trainer, logger: logging.Logger) -> None:
         raise DivergedError(f"{_describe_weights(trainer, norm)}; {_advice(trainer)}")
 
 
-def _describe_faults(trainer: Trainer, counts: GuardCounts) -> str:
+def _describe_faults(trainer: Trainer, counts: GuardCounts, logger: logging.Logger) -> str:
     step = trainer.steps_done - counts.steps + counts.first_fault
     path = trainer.run.bad_step(step)
     if trainer.ranks.is_first and not trainer.run.bad_steps():
-        atomic_write_text(path, json.dumps(bad_step(trainer, step), indent=1))
+        with dispensable(logger, path):
+            atomic_write_text(path, json.dumps(bad_step(trainer, step), indent=1))
     more = f", and {counts.faults - 1} after it" if counts.faults > 1 else ""
     return (
         f"step {step}{more}: the loss, a gradient or a running statistic is not finite; such a "

@@ -1,7 +1,7 @@
 """`train`: load, loop, step, log, save, close."""
 
 import logging
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.device import algorithms
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.contract import ViewLoader
@@ -70,8 +71,8 @@ def train(cfg: TrainConfig) -> Path:
         algorithms(device, reproducible=cfg.train.reproducible),
         open_dataset(cfg.data.train) as dataset,
         KnnMonitor(cfg.monitor, cfg.data, cfg.global_batch_size) as monitor,
-        claim_run_folder(run, identity, ranks),
-        run_logger(run, ranks) as logger,
+        claim_run_folder(run, identity, ranks) as denied,
+        run_logger(run, ranks, to_file=not denied) as logger,
         stop_signals(saves=True) as stop,
     ):
         stop.nothing_to_save = True
@@ -82,6 +83,12 @@ def train(cfg: TrainConfig) -> Path:
             logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)
             tell_again(trainer, logger)
             return run.path
+        if denied:
+            raise UsageError(
+                f"{run.path} cannot be written ({denied.strerror}), and its run is at step "
+                f"{trainer.steps_done} of {trainer.total_steps}; make the folder writable, or set "
+                "another run_dir"
+            )
         if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
             with dispensable(logger, run.quarantine):
                 write_quarantine(run.quarantine, dataset.left_out)
@@ -146,17 +153,18 @@ def run_steps(
         DivergedError: If numbers are not finite, or weights grow without bound.
         OSError: If the last state cannot be saved.
     """
-    clock, saver, ranks, first = StepClock(), Saver(trainer, logger), trainer.ranks, True
+    clock, ranks, first = StepClock(), trainer.ranks, True
     activity = Activity(trainer.steps_done)
-    with (
-        closing(open_reporter(trainer, logger)) as reporter,
-        watched(activity, ranks, trainer.run.stacks(ranks.rank)),
-    ):
+    with ExitStack() as stack:
+        reporter = stack.enter_context(closing(open_reporter(trainer, logger)))
+        saver = Saver(trainer, reporter, logger)
+        stack.enter_context(watched(activity, ranks, trainer.run.stacks(ranks.rank)))
+        stack.enter_context(saver.saving_first())
 
         def save(*, is_last: bool = True) -> None:
             activity.reach(trainer.steps_done, Phase.saving)
             check_numbers(trainer, logger)
-            saver.save(reporter, is_last=is_last)
+            saver.save(is_last=is_last)
 
         while not trainer.finished:
             rate, step = trainer.learning_rate, trainer.steps_done + 1
@@ -169,24 +177,29 @@ def run_steps(
             clock.restart() if first else clock.add(batch.data_wait_seconds)
             first = stop.nothing_to_save = False
             reporter.advance(step)
-            request = largest(stop.take(), ranks)  # all save and stop at one step
+            saver.report()
+            # All ranks stop and save at one step.
+            request = largest(max(stop.take(), SAVE * saver.is_late), ranks)
             activity.step_done()
-            signal_number = max(0, request - SAVE)
+            signal_number, is_late = max(0, request - SAVE), request == SAVE
             measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
                 activity.reach(step, Phase.measuring)
-                with clock.paused(), reporter.busy("measuring kNN"):
-                    knn_top1 = measure(trainer, monitor, reporter) if measuring else None
                 check_numbers(trainer, logger)
-                reporter.row(make_row(trainer, clock, rate, knn_top1))
+                knn_top1 = None
+                try:
+                    with clock.paused(), reporter.busy("measuring kNN"):
+                        knn_top1 = measure(trainer, monitor, reporter) if measuring else None
+                finally:  # a run that resumes after an error has all rows
+                    reporter.row(make_row(trainer, clock, rate, knn_top1))
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
-            if trainer.save_is_due or request:
-                with clock.paused():
+            with clock.paused():
+                if signal_number or saver.is_due(is_late=is_late, measured=measuring):
                     save(is_last=trainer.finished or bool(signal_number))
                     review.at_checkpoint()
-                if request == SAVE:
-                    reporter.say(f"saved after step {step}, as SIGUSR1 asked")
+                elif trainer.epoch_ends:
+                    review.at_checkpoint()
             if signal_number and not trainer.finished:
                 raise stopped(trainer, signal_number)
 

@@ -1,4 +1,4 @@
-"""What a run says about itself: curves and a warning at checkpoints, a verdict at the end."""
+"""What a run says about itself: curves and a warning on the way, a verdict at the end."""
 
 import json
 import logging
@@ -41,7 +41,10 @@ class Review:
         self._next_picture, self._warned = 0.0, False
 
     def at_checkpoint(self) -> None:
-        """Draw the curves, unless they are new, and warn once if something is wrong."""
+        """Draw the curves, unless they are new, and warn once if something is wrong.
+
+        Called at the ends of epochs too, since a short run saves at its end only.
+        """
         trainer = self._trainer  # at the end, `at_end` draws
         if not trainer.ranks.is_first or trainer.finished or time.monotonic() < self._next_picture:
             return
@@ -70,7 +73,8 @@ class Review:
         command = next_command(run, data, trainer.dataset, trainer.cfg.monitor)
         text = json.dumps({**verdict.to_json(), "next": command}, indent=1) + "\n"
         with dispensable(self._logger, run.verdict):
-            atomic_write_text(run.verdict, text)
+            if not run.verdict.exists() or run.verdict.read_bytes() != text.encode():
+                atomic_write_text(run.verdict, text)
         names = [path.name for path in (run.curves, run.views, run.metrics, run.verdict)]
         lines = [*verdict.to_lines(), f"files     in {run.path}: {', '.join(names)}, checkpoints"]
         for line in [*lines, f"next      {command}"]:

@@ -71,8 +71,6 @@ MOMENTA = ((0.999, 20_000), (0.996, 5_000), (0.99, 0))
 follow (docs/log.md); published runs of 20,000 steps use 0.99, longer ones 0.999."""
 WARMUP_STEPS = 100
 """Steps of linear warm-up: an epoch of experiment=demo and of cifar10_cpu is 93 and 156."""
-SAVE_STEPS = 100
-"""Fewest steps between checkpoints."""
 FEWEST_STEPS = 1_000
 """Shorter runs have hardly begun: experiment=demo learns its classes after 900 steps or more."""
 MEASUREMENTS = 5

@@ -12,7 +12,7 @@ from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.moco.settings import EncoderConfig
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES, Policy
-from fastmoco.ranges import COUNT, COUNT_OR_ZERO, Ranges, check_ranges
+from fastmoco.ranges import COUNT, COUNT_OR_ZERO, POSITIVE, Ranges, check_ranges
 
 # Keys that do not change what is learned: a run may resume with other values.
 FREE_KEYS = frozenset(
@@ -30,6 +30,7 @@ FREE_KEYS = frozenset(
         "train.cuda_graph",  # the same kernels either way
         "train.dry_run",
         "train.profile",
+        "checkpoint.every_minutes",
         "checkpoint.every_steps",
         "checkpoint.keep",
         "checkpoint.refuse_damaged",
@@ -113,10 +114,17 @@ class LoopConfig:
 class CheckpointConfig:
     """Checkpoints."""
 
-    RANGES: ClassVar[Ranges] = {"every_steps": COUNT_OR_ZERO, "keep": COUNT}
+    RANGES: ClassVar[Ranges] = {
+        "every_minutes": POSITIVE,
+        "every_steps": COUNT_OR_ZERO,
+        "keep": COUNT,
+    }
 
+    every_minutes: float = 5.0
+    """Minutes between checkpoints. One also follows each measurement of the monitor, the last step
+    and a signal."""
     every_steps: int = 0
-    """Steps between checkpoints; 0 = at the end of each epoch. The last step is always saved."""
+    """Steps between checkpoints, in place of minutes and measurements; 0 = every_minutes."""
     keep: int = 2
     """Number of the newest checkpoints to keep; the best by kNN stays too."""
     refuse_damaged: bool = False

@@ -25,7 +25,6 @@ from fastmoco.runs.checkpoint import (
     newest_checkpoint,
     restore_module,
     restore_optimizer,
-    save_checkpoint,
     under_prefix,
     with_prefix,
 )
@@ -63,6 +62,7 @@ class Trainer:
         origins: What the run started from, as JSON values, the oldest first; empty: from nothing.
         steps_per_epoch: Steps of one pass over the dataset.
         steps_done: Steps of the run that are done.
+        in_step: Whether a step was begun and is not done: the state is then no checkpoint.
         loader_name: Loader in use; "" until one is opened.
         loader_reason: Reason for that loader.
         compiled: Whether `torch.compile` is used, or why not, for the run's header.
@@ -87,6 +87,7 @@ class Trainer:
         self.cfg, self.run, self.dataset = cfg, run, dataset
         self.device, self.ranks = device, ranks
         self.steps_done, self.loader_name, self.loader_reason = 0, "", ""
+        self.in_step = False
         self.origins: list[dict[str, Any]] = []
         self.steps_per_epoch = self.plan(epoch=0).num_batches
         graphed, self.graph = resolve_cuda_graph(cfg, device, ranks)
@@ -173,12 +174,6 @@ class Trainer:
         return self.finished or self.steps_done % self.cfg.train.log_every_steps == 0
 
     @property
-    def save_is_due(self) -> bool:
-        """Whether a checkpoint follows the last step."""
-        every = self.cfg.checkpoint.every_steps
-        return self.finished or (self.steps_done % every == 0 if every else self.epoch_ends)
-
-    @property
     def finished(self) -> bool:
         """Whether all steps are done."""
         return self.steps_done >= self.total_steps
@@ -219,11 +214,11 @@ class Trainer:
 
     def take(self, batch: Batch, learning_rate: float) -> Tensor:
         """Do one step; return its metrics on the device, which the next step may overwrite."""
-        schedule_steps = self.cfg.train.epochs * self.steps_per_epoch
+        schedule_steps, self.in_step = self.cfg.train.epochs * self.steps_per_epoch, True
         self.step.model.set_progress(self.steps_done / schedule_steps)
         metrics = (self.graphed or self.step)(batch, learning_rate)
         self.metrics.add(metrics)
-        self.steps_done, self.knn_top1 = self.steps_done + 1, None
+        self.steps_done, self.knn_top1, self.in_step = self.steps_done + 1, None, False
         return metrics
 
     @torch.no_grad()
@@ -328,11 +323,6 @@ class Trainer:
         encoder = copy.deepcopy(self.step.model.query_encoder)
         statistics = {"mean": self.channel_mean, "std": self.channel_std}
         return FrozenEncoder(encoder, self.cfg.pipeline, **statistics).to(self.device)
-
-    def save(self) -> None:
-        """Write a checkpoint, on the first rank only: all ranks have the same state."""
-        if self.ranks.is_first:
-            save_checkpoint(self.run.checkpoints, self.checkpoint(), keep=self.cfg.checkpoint.keep)
 
 
 def channel_statistics(

@@ -37,7 +37,7 @@ OPTIONS = [
 # Starts each command line (a JSON list of them) as a process of its own, which SIGKILLs itself in a
 # step; forked, so that torch is loaded once.
 KILLER = """
-import json, os, signal, sys
+import json, os, signal, sys, threading
 from fastmoco import cli
 from fastmoco.train import step
 
@@ -47,6 +47,9 @@ plain, steps = step.TrainStep.__call__, []
 def killing(*args):
     steps.append(args)
     if len(steps) == count:
+        for thread in threading.enumerate():
+            if thread.name == "fastmoco-checkpoint":
+                thread.join()  # the checkpoint before is on the disk
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(*args)
 

@@ -124,13 +124,14 @@ def test_a_lost_device_is_named_although_torchrun_ends_the_process(monkeypatch, 
 @pytest.mark.full
 def test_killed_ranks_end_all_and_the_run_goes_on(options, whole_run, tmp_path):
     run = tmp_path / "killed"
-    for rank, place, saved in ((1, 13, 10), (0, 8, 15)):  # counted from the checkpoint
+    # Steps are counted from the checkpoint. The first rank may be killed while it writes one.
+    for rank, place, saved in ((1, 13, {10}), (0, 8, {10, 15})):
         began = time.monotonic()
         code, output = finish(start(*one_rank(signal.SIGKILL, rank, place, options(run))))
         assert code != 0
         assert time.monotonic() - began < HANG_SECONDS  # far below the group's limit, 30 minutes
         assert_lost(1 - rank, output)
-        assert load_checkpoint(run).step == saved
+        assert load_checkpoint(run).step in saved
     code, output = finish(start(*command_line(options(run))))
     assert code == 0, output
     assert_same_run(run, whole_run)

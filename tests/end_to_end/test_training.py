@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,15 @@ import torch
 
 import fastmoco
 from fastmoco import cli
+from fastmoco.configuration import load_config
+from fastmoco.errors import UsageError
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.train.loop import train
+from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
 from tests.limits import HANG_SECONDS
+from tests.permissions import read_only
 from tests.pictures import write_class_folders
 
 OPTIONS = [
@@ -91,21 +97,24 @@ def run_killer(place: str, count: int, arguments: list[str]) -> int:
     ).returncode
 
 
-def state_of(run: Path):
-    checkpoint = load_checkpoint(run)
-    rows = [
+def rows_of(run: Path):
+    return [
         {k: v for k, v in row.items() if k not in TIMES}
         for row in read_metrics(run / "metrics.jsonl")
     ]
-    return checkpoint, rows
 
 
-def assert_same_run(run: Path, other: Path, steps: int = 20) -> None:
-    (ours, our_rows), (theirs, their_rows) = state_of(run), state_of(other)
+def assert_same_tensors(run: Path, other: Path, steps: int = 20) -> None:
+    ours, theirs = load_checkpoint(run), load_checkpoint(other)
     assert ours.step == theirs.step == steps
     assert ours.tensors.keys() == theirs.tensors.keys()
     differing = [n for n, t in theirs.tensors.items() if not torch.equal(ours.tensors[n], t)]
     assert differing == []
+
+
+def assert_same_run(run: Path, other: Path, steps: int = 20) -> None:
+    assert_same_tensors(run, other, steps)
+    our_rows, their_rows = rows_of(run), rows_of(other)
     assert our_rows == their_rows
     assert len({row["step"] for row in our_rows}) == len(our_rows) >= steps // 2
 
@@ -130,17 +139,59 @@ def test_killed_and_resumed_equals_uninterrupted(dataset, eager_run, tmp_path, p
     run = tmp_path / "killed"
     arguments = train_arguments(dataset, run, "train.compile=never")
     assert run_killer(place, count, arguments) == -signal.SIGKILL
-    assert cli.main(arguments) == 0
+    # What is learned does not depend on when it is saved: here after each step that takes 1 ms.
+    often = ["checkpoint.every_steps=0", "checkpoint.every_minutes=1.7e-5", "checkpoint.keep=30"]
+    assert cli.main([*arguments, *often]) == 0
     assert_same_run(run, eager_run)
+    assert len(list((run / "checkpoints").glob("*.json"))) > 5
+    last = Path("checkpoints/step-00000020.safetensors")
+    assert (run / last).read_bytes() == (eager_run / last).read_bytes()
 
 
-def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypatch):
-    """The lock of a process that was killed is free: see the tests above."""
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(13, marks=pytest.mark.full), 12],
+    ids=["between two rows", "measuring kNN"],
+)
+def test_an_error_of_the_data_costs_no_step(
+    dataset, eager_run, tmp_path, monkeypatch, capsys, step
+):
+    run, plain = tmp_path / "run", Trainer.open_loader
+
+    def open_failing(trainer, *plan):
+        loader = plain(trainer, *plan)
+        kind, following = type(loader), type(loader).__next__
+
+        def fail(self):
+            if trainer.steps_done == step:
+                raise ValueError("image 7 is damaged")
+            return following(self)
+
+        patch.setattr(kind, "__next__", fail)
+        return loader
+
+    arguments = train_arguments(dataset, run, "train.compile=never")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "open_loader", open_failing)
+        assert cli.main(arguments) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "fastmoco: image 7 is damaged"
+    assert said[-2] == f"saved     after step {step}"
+    assert load_checkpoint(run).step == step
+    assert cli.main(arguments) == 0
+    assert_same_tensors(run, eager_run)
+    rows = rows_of(eager_run)
+    if step == 12:
+        rows[5]["knn_top1"] = None  # not measured
+    assert rows_of(run) == rows
+
+
+def test_a_second_run_in_a_run_folder_is_refused(dataset, tmp_path, monkeypatch):
+    """The lock of another process, and of one that was killed: tests/unit/test_run_folder.py."""
     run, others = tmp_path / "run", []
     more = ["train.compile=never", "train.max_steps=3", "monitor.every_epochs=0"]
     arguments = train_arguments(dataset, run, *more)
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastmoco.__file__).parents[1])}
-    plain = Trainer.take
+    cfg, plain = load_config(TrainConfig, arguments[1:]), Trainer.take
 
     def contents():
         return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -148,19 +199,16 @@ def test_a_second_process_in_a_run_folder_is_refused(dataset, tmp_path, monkeypa
     def while_another_tries(self, batch, rate):
         if self.steps_done == 1:
             before = contents()
-            command = [sys.executable, "-m", "fastmoco.cli", *arguments]
-            pipes = {"stderr": subprocess.PIPE, "text": True, "timeout": HANG_SECONDS}
-            others.append(subprocess.run(command, env=environment, **pipes))
+            with pytest.raises(UsageError) as caught:
+                train(cfg)
+            others.append(str(caught.value))
             assert contents() == before
         plain(self, batch, rate)
 
     monkeypatch.setattr(Trainer, "take", while_another_tries)
     assert cli.main(arguments) == 0
-    (other,) = others
-    assert other.returncode == 2
-    *waits, line = other.stderr.strip().splitlines()  # a slow import says what it waits for
-    assert all(wait == "fastmoco: loading PyTorch ..." for wait in waits)
-    assert line.startswith(f"fastmoco: {run} is in use by another process")
+    (line,) = others
+    assert line.startswith(f"{run} is in use by another process (process ")
     assert load_checkpoint(run).step == 3
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [2, 3]
 
@@ -215,11 +263,29 @@ def test_a_finished_run_says_so(dataset, eager_run, capsys):
     )
 
 
-def test_more_steps_go_on_from_the_end(dataset, eager_run, tmp_path):
+def test_a_finished_run_that_cannot_be_written_says_so(dataset, eager_run, capsys):
+    arguments = train_arguments(dataset, eager_run, "train.compile=never")
+    with read_only(eager_run):
+        assert cli.main(arguments) == 0
+        said = capsys.readouterr().err
+        assert f"{eager_run} is finished (step 20); nothing to do" in said
+        assert "verdict   too early" in said
+        assert "cannot be written" not in said
+        assert cli.main([*arguments, "train.max_steps=21"]) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+    assert line == (
+        f"fastmoco: {eager_run} cannot be written (Permission denied), and its run is at step 20 "
+        "of 21; make the folder writable, or set another run_dir"
+    )
+
+
+def test_more_steps_go_on_from_the_end_also_in_another_place(dataset, eager_run, tmp_path):
     short, run = "train.max_steps=8", tmp_path / "run"
     assert cli.main(train_arguments(dataset, run, "train.compile=never", short)) == 0
     assert load_checkpoint(run).step == 8
-    assert cli.main(train_arguments(dataset, run, "train.compile=never")) == 0
+    run, moved = run.rename(tmp_path / "moved"), tmp_path / "copy.beton"
+    shutil.copy(dataset, moved)
+    assert cli.main(train_arguments(moved, run, "train.compile=never")) == 0
     ours, theirs = load_checkpoint(run), load_checkpoint(eager_run)
     assert all(
         torch.equal(ours.tensors[name], t)

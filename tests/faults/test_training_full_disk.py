@@ -9,6 +9,7 @@ import pytest
 
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
+from fastmoco.runs.checkpoint_writer import CheckpointWriter
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.train.trainer import Trainer
 from tests.end_to_end.test_training import assert_same_run, dataset, train_arguments  # noqa: F401
@@ -18,9 +19,15 @@ MORE = ["train.compile=never", "monitor.every_epochs=0"]
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    """Sets the steps before whose end the disk is full."""
+    """Sets the steps before whose end the disk is full; a save ends before the next step begins."""
     steps, hard = set(), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    plain = Trainer.take
+    plain, begin = Trainer.take, CheckpointWriter.begin
+
+    def begin_and_join(self, checkpoint):
+        begin(self, checkpoint)
+        self._thread.join()
+
+    monkeypatch.setattr(CheckpointWriter, "begin", begin_and_join)
 
     def take(self, batch, rate):
         result = plain(self, batch, rate)

@@ -10,6 +10,7 @@ from fastmoco.files import file_sha256
 from fastmoco.runs import checkpoint as checkpoint_module
 from fastmoco.runs.checkpoint import (
     Checkpoint,
+    NoCheckpointError,
     at_step,
     flatten_optimizer,
     load_checkpoint,
@@ -248,6 +249,25 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(tmp_pat
 
     monkeypatch.setattr(checkpoint_module, "read_tensors", removed_meanwhile)
     assert newest_checkpoint(tmp_path).step == 5
+
+
+def test_a_checkpoint_that_was_listed_and_is_gone_is_listed_again(tmp_path, monkeypatch):
+    paths = [save_checkpoint(tmp_path, checkpoint(step), keep=2) for step in (3, 4)]
+    plain = checkpoint_module.read_record
+
+    def removed_after_its_record(path):
+        record = plain(path)
+        if step_of(path) == 4:
+            save_checkpoint(tmp_path, checkpoint(5), keep=1)
+        return record
+
+    monkeypatch.setattr(checkpoint_module, "read_record", removed_after_its_record)
+    assert load_checkpoint(tmp_path).step == 5
+    with pytest.raises(NoCheckpointError, match="does not exist"):
+        load_checkpoint(paths[1])
+    save_checkpoint(tmp_path, checkpoint(4), keep=2)
+    with pytest.raises(NoCheckpointError, match="was removed while it was read"):
+        load_checkpoint(paths[1])
 
 
 def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """An exported encoder gives the same features in the library that it was exported for."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ from fastmoco.interop.loaded_encoder import LoadedEncoder
 from fastmoco.interop.settings import ExportConfig, Normalize, Part, Target
 from fastmoco.interop.state_dicts import RESNETS
 from fastmoco.moco.settings import ModelConfig, Stem
+from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train.settings import TrainConfig
 from tests.encoders import MEAN, STD, images, write_run
 
@@ -319,3 +321,47 @@ def test_other_refusals(run, tmp_path, capsys):
     assert "must end in .pth or .safetensors" in fails(run, "to=timm", f"out={tmp_path / 'a.bin'}")
     assert "does not exist" in fails(tmp_path / "none", f"out={tmp_path / 'a.safetensors'}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_what_may_be_needed_is_not_replaced(narrow, tmp_path, capsys):
+    def exports(path, out, *options):
+        code = cli.main(["export", str(path), f"out={out}", *options])
+        return code, capsys.readouterr().err.strip()
+
+    own = next((narrow / "checkpoints").glob("*.safetensors"))
+    foreign, ours = tmp_path / "foreign.safetensors", tmp_path / "ours.safetensors"
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(own)
+    save_file({"precious": torch.zeros(2)}, foreign)
+    before = own.read_bytes(), foreign.read_bytes()
+    for out in (own, own.with_name("new.safetensors"), link):
+        code, line = exports(narrow, out, "overwrite=true")
+        assert code == 2
+        assert "is in a run's folder of checkpoints; give another path" in line
+    code, line = exports(narrow, foreign)
+    assert code == 2
+    assert line.endswith("foreign.safetensors exists; set overwrite=true to replace it")
+    assert (own.read_bytes(), foreign.read_bytes()) == before
+    assert exports(narrow, foreign, "overwrite=true")[0] == 0
+    fastmoco.load_encoder(foreign)
+    for _ in range(2):  # our own file says whose it is
+        assert exports(narrow, ours)[0] == 0
+    content = ours.read_bytes()
+    code, line = exports(ours, ours, "overwrite=true")
+    assert code == 2
+    assert "is the file that is exported; give another path" in line
+    assert ours.read_bytes() == content
+
+
+def test_a_run_may_remove_the_checkpoint_that_is_exported(narrow, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(narrow, run)
+
+    def load_and_remove(path):
+        checkpoint = load_checkpoint(path)
+        shutil.rmtree(run / "checkpoints")
+        return checkpoint
+
+    monkeypatch.setattr("fastmoco.interop.loaded_encoder.load_checkpoint", load_and_remove)
+    export(run, ExportConfig(out=tmp_path / "a.safetensors"))
+    assert fastmoco.load_encoder(tmp_path / "a.safetensors")

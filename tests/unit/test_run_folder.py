@@ -1,6 +1,12 @@
 """Which configurations a run folder takes, and who may write there."""
 
-import multiprocessing
+import errno
+import fcntl
+import os
+import re
+import socket
+import subprocess
+import sys
 
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +17,7 @@ from fastmoco.ranks import ALONE
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, check_run_folder, claim_run_folder
 from fastmoco.train.settings import FREE_KEYS, CudaGraph, TrainConfig
 from tests.limits import HANG_SECONDS
+from tests.permissions import read_only
 
 
 def check(cfg):
@@ -101,25 +108,65 @@ def test_what_a_killed_start_leaves_is_taken_up(tmp_path):
         assert (tmp_path / "config.yaml").exists()
 
 
-def try_to_claim(folder, answers):
-    try:
-        with claim(TrainConfig(run_dir=folder, seed=1)):
-            answers.put("claimed")
-    except UsageError as error:
-        answers.put(str(error))
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fastmoco.files import locked
+with locked(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(1000)
+"""
 
 
-@pytest.mark.full
-def test_a_second_process_is_refused_while_a_run_holds_its_folder(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    answers = spawn.Queue()
-    with claim(TrainConfig(run_dir=tmp_path)):
-        other = spawn.Process(target=try_to_claim, args=(tmp_path, answers))
-        other.start()
-        assert "is in use by another process" in answers.get(timeout=HANG_SECONDS)
-        other.join()
-        assert OmegaConf.load(tmp_path / "config.yaml").seed == 0
-    other = spawn.Process(target=try_to_claim, args=(tmp_path, answers))
-    other.start()
-    assert answers.get(timeout=HANG_SECONDS) == "claimed"
-    other.join()
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of a run folder."""
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_until_the_first_one_is_killed(tmp_path, holder):
+    (tmp_path / ".lock").write_text("process 17 on node3")
+    with pytest.raises(UsageError) as caught, claim(TrainConfig(run_dir=tmp_path)):
+        pass
+    assert str(caught.value) == (
+        f"{tmp_path} is in use by another process (process 17 on node3); wait for it, or set "
+        "another run_dir or name"
+    )
+    assert not (tmp_path / "config.yaml").exists()
+    holder.kill()
+    holder.wait(timeout=HANG_SECONDS)
+    with claim(TrainConfig(run_dir=tmp_path, seed=1)):
+        assert OmegaConf.load(tmp_path / "config.yaml").seed == 1
+
+
+def test_the_process_that_holds_a_folder_is_named(tmp_path):
+    cfg = TrainConfig(run_dir=tmp_path)
+    named = rf"\(process {os.getpid()} on {re.escape(socket.gethostname())}\); wait for it"
+    with claim(cfg), pytest.raises(UsageError, match=named), claim(cfg):
+        pass
+
+
+def test_without_locks_two_runs_are_warned(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    cfg = TrainConfig(run_dir=tmp_path)
+    words = "has no locks .*make sure that no other process writes"
+    with pytest.warns(UserWarning, match=words), claim(cfg), claim(cfg):
+        assert (tmp_path / "config.yaml").exists()
+
+
+def test_only_a_folder_with_a_checkpoint_may_be_read_only(tmp_path):
+    cfg = TrainConfig(run_dir=tmp_path)
+    with claim(cfg) as denied:
+        assert denied is None
+    with read_only(tmp_path), pytest.raises(PermissionError), claim(cfg):
+        pass
+    save_something(tmp_path)
+    with read_only(tmp_path), claim(cfg) as denied:
+        assert denied.errno == errno.EACCES

@@ -19,7 +19,7 @@ from fastmoco.configuration import load_config
 from fastmoco.data.dataset import open_dataset
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
-from fastmoco.runs.checkpoint import load_checkpoint, under_prefix
+from fastmoco.runs.checkpoint import load_checkpoint, save_checkpoint, under_prefix
 from fastmoco.runs.checkpoint_files import CheckpointError
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.beginning import begin
@@ -356,7 +356,7 @@ def test_a_run_starts_both_encoders_and_resumes_without_the_weights(dataset, tmp
     assert equal(model, theirs)  # a predictor or queue is that of the seed
     assert trainer.channel_mean == [0.5, 0.45, 0.4]
     assert trainer.step.mean.tolist() == pytest.approx([0.5, 0.45, 0.4])
-    trainer.save()
+    save_checkpoint(trainer.run.checkpoints, trainer.checkpoint(), keep=1)
     source.rename(tmp_path / "moved")
     again = trainer_of(dataset, tmp_path / "run", *options)
     begin(again)
@@ -380,7 +380,7 @@ def before(dataset, tmp_path) -> Path:
     """A run of one epoch, 3 steps."""
     trainer = trainer_of(dataset, tmp_path / "before", "train.epochs=1")
     trainer.steps_done = 3
-    trainer.save()
+    save_checkpoint(trainer.run.checkpoints, trainer.checkpoint(), keep=1)
     return tmp_path / "before"
 
 
