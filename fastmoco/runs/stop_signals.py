@@ -15,8 +15,8 @@ from fastmoco.errors import Interrupted
 from fastmoco.forced_end import ENDING, Presses, first_ends_if
 from fastmoco.ranks import local_ranks
 
-NOTHING, SAVE = 0, 1
-"""Answers of `StopRequest.take`."""
+NOTHING, LATE, SAVE = 0, 1, 2
+"""Answers of `StopRequest.take`; `LATE` is for callers that also save by time."""
 
 
 class WaitStopped(KeyboardInterrupt):

@@ -18,7 +18,7 @@ from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
 from fastmoco.runs.reporter import Reporter, SilentReporter, dispensable, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
-from fastmoco.runs.stop_signals import SAVE, StopRequest, stop_signals
+from fastmoco.runs.stop_signals import LATE, SAVE, StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.data_wait import next_batch, stopped
@@ -179,9 +179,9 @@ def run_steps(
             reporter.advance(step)
             saver.report()
             # All ranks stop and save at one step.
-            request = largest(max(stop.take(), SAVE * saver.is_late), ranks)
+            request = largest(max(stop.take(), LATE * saver.is_late), ranks)
             activity.step_done()
-            signal_number, is_late = max(0, request - SAVE), request == SAVE
+            signal_number, is_late = max(0, request - SAVE), request == LATE
             measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
                 activity.reach(step, Phase.measuring)
@@ -195,7 +195,7 @@ def run_steps(
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
             with clock.paused():
-                if signal_number or saver.is_due(is_late=is_late, measured=measuring):
+                if request >= SAVE or saver.is_due(is_late=is_late, measured=measuring):
                     save(is_last=trainer.finished or bool(signal_number))
                     review.at_checkpoint()
                 elif trainer.epoch_ends:

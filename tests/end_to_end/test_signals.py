@@ -11,6 +11,7 @@ from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train import loop, trainer
 from fastmoco.train.review import Review
+from fastmoco.train.saving import Saver
 from tests.end_to_end.test_several_devices import command_line, finish, start
 from tests.end_to_end.test_training import (  # noqa: F401
     KILLER,
@@ -29,7 +30,7 @@ PHASES = {
     "waiting for data": (None, "", 9),
     "step": (trainer.Trainer, "take", 13),
     "measuring": (KnnMonitor, "measure", 3),  # 1 and 2 of the baselines
-    "saving": (trainer, "save_checkpoint", 2),
+    "saving": (Saver, "save", 2),
     "end": (Review, "at_end", 1),
 }
 NOTHING_TO_SAVE = ("building", "first picture", "opening the loader", "first batch", "first step")
