@@ -19,6 +19,8 @@ from fastmoco.caches import prepare_caches
 from fastmoco.commands import COMMANDS
 from fastmoco.commands.arguments import expand_home
 from fastmoco.errors import Interrupted, UsageError, one_line
+from fastmoco.forced_end import force_the_end
+from fastmoco.out_of_memory import shortage
 from fastmoco.output import lasting_output
 from fastmoco.ranks import environment_ranks, local_ranks
 from fastmoco.version import __version__
@@ -54,6 +56,7 @@ def program() -> NoReturn:
     A process that a signal stopped ends at once, since its state is saved. Python would wait for
     threads, such as the compiler's: 20 s after the message (ResNet-18, 2 cores), or minutes.
     """
+    force_the_end()
     code = main()
     if code > 128:
         sys.stdout.flush()
@@ -117,18 +120,12 @@ def _guarded(action: Callable[[], None]) -> int:
     except Interrupted as error:
         return _fail(128 + error.signal_number, str(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        sizes = shortage(error)
+        if sizes is None:
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]
-        advice = "give a smaller global_batch_size, or train with train.accumulate=4"
-        return _fail(1, f"out of memory ({first}); {advice}")
+        advice = "give a smaller global_batch_size, or a smaller model or views"
+        return _fail(1, f"out of memory ({sizes}); {advice}")
     return 0
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, of the machine or of a GPU; torch may not be imported."""
-    names = ("MemoryError", "OutOfMemoryError")
-    return type(error).__name__ in names or "can't allocate memory" in str(error)
 
 
 @contextmanager

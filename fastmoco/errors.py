@@ -15,6 +15,10 @@ class DivergedError(ValueError):
     """A loss or weight became infinite or NaN during training."""
 
 
+class OutOfMemory(ValueError):
+    """Memory ran out; one line says what needed it and what fits."""
+
+
 class Interrupted(RuntimeError):
     """A signal asked the run to stop; the run saved its state.
 

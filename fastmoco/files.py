@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -122,6 +123,21 @@ def lock_descriptor(descriptor: int, path: Path, *, wait: bool) -> None:
             "make sure that no other process writes to this folder",
             stacklevel=2,
         )
+
+
+def regular_file(path: Path) -> Path:
+    """The path itself, if it is a file on a disk: a pipe could make its reader wait for ever.
+
+    Raises:
+        UsageError: If it is a pipe, a socket, a device or a folder.
+        OSError: If it does not exist.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UsageError(
+            f"{path}: is a pipe, socket, device or folder; write what comes from it to a file, and "
+            "name that"
+        )
+    return path
 
 
 def file_sha256(path: Path) -> str:

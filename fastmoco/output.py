@@ -6,9 +6,11 @@ themselves write around it, by `display_stream`.
 """
 
 import codecs
+import errno
 import io
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +25,7 @@ _CONTROL_BYTES = re.compile("[\udc80-\udc9f]")
 
 
 class _Lasting:
-    """A text stream without control codes, which discards what is written to a closed pipe."""
+    """A text stream without control codes; it drops what follows the end of pipe or terminal."""
 
     def __init__(self, stream: TextIO, *, is_display: bool = False) -> None:
         self._stream, self._is_display = stream, is_display
@@ -52,9 +54,15 @@ class _Lasting:
     def _until_closed(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno != errno.EPIPE and not self._lost_terminal(error):
+                raise
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def _lost_terminal(self, error: OSError) -> bool:
+        is_terminal = stat.S_ISCHR(os.fstat(self._stream.fileno()).st_mode)
+        return error.errno == errno.EIO and is_terminal
 
 
 def _escape(found: re.Match[str]) -> str:
@@ -70,8 +78,9 @@ def display_stream(stream: TextIO) -> TextIO:
 def lasting_output() -> Iterator[None]:
     """Within the block, write to stdout and stderr whatever can be written, escaped.
 
-    A closed pipe discards the rest. On stdout, bytes of file names stay as they are, and characters
-    that the locale lacks are escaped, as Python does on stderr. A closed descriptor discards all.
+    A closed pipe or terminal discards the rest. On stdout, bytes of file names stay as they are,
+    and characters that the locale lacks are escaped, as Python does on stderr. A closed descriptor
+    discards all.
     """
     codecs.register_error(ESCAPES, _bytes_or_escapes)
     if isinstance(sys.stdout, io.TextIOWrapper):

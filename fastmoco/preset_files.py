@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import regular_file
 from fastmoco.parsing import read_yaml
 
 SUFFIXES = (".yaml", ".yml")
@@ -110,11 +111,13 @@ def full_key(lines: Sequence[str]) -> str:
 
 def _read_mapping(group: str, path: Path, names: Sequence[str]) -> dict[Any, Any]:
     try:
-        values = read_yaml(path)
+        values = read_yaml(regular_file(path))
     except FileNotFoundError as error:
         raise UsageError(
             f"{group}={path}: no such file; built-in presets: {', '.join(names)}"
         ) from error
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from error
     if not isinstance(values, dict):

@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,7 @@ from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.dataset import Dataset
 from fastmoco.data.images import jpeg_shape
 from fastmoco.data.jpeg_markers import ImageError
+from fastmoco.pipelines.reads import Reads
 
 STOP_SECONDS = 5.0
 """Longest wait for threads to end."""
@@ -29,13 +30,14 @@ STOP_SECONDS = 5.0
 T = TypeVar("T")
 
 
-def proved_blob(dataset: Dataset, sample_id: int) -> npt.NDArray[np.uint8]:
+def proved_blob(dataset: Dataset, sample_id: int, reads: Reads) -> npt.NDArray[np.uint8]:
     """Read the stored bytes of an image; verify their checksum, and their header by the metadata.
 
     Raises:
         BetonError: If either does not match; names the sample.
     """
-    blob = dataset.blob(sample_id)
+    with reads.of(sample_id):
+        blob = dataset.blob(sample_id)
     if dataset.modes[sample_id] != MODE_RAW:
         try:
             found = jpeg_shape(blob)
@@ -54,18 +56,16 @@ class Background(Generic[T]):
     that is dropped unclosed can be collected.
     """
 
-    def __init__(self, items: Generator[T], *, name: str, ahead: int, advice: str = "") -> None:
+    def __init__(self, items: Generator[T], *, name: str, ahead: int) -> None:
         """Start the thread.
 
         Args:
             items: Generator to run.
             name: Name of the thread.
             ahead: Items that may wait to be taken.
-            advice: Advice that ends the message of a timeout.
         """
         self._items = items
         self._ahead = ahead
-        self._advice = advice
         self._ready: deque[T] = deque()
         self._changed = threading.Condition()
         self._stopped = self._ended = False
@@ -73,19 +73,19 @@ class Background(Generic[T]):
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
-    def get(self, timeout_seconds: float | None = None) -> T:
-        """Wait for the next item.
+    def get(self, reads: Reads | None = None) -> T:
+        """Wait for the next item; without `reads`, without a limit.
 
         Raises:
             StopIteration: At the end, or after `stop`.
-            TimeoutError: If no item comes in time.
+            HungReadError: If an image, or what is done after reading, takes longer than the limit.
             BaseException: The error that ended the generator, after the items before it.
         """
         with self._changed:
-            if not self._changed.wait_for(self._can_answer, timeout_seconds):
-                raise TimeoutError(
-                    f"{self.thread.name} made no batch within {timeout_seconds:g} s; {self._advice}"
-                )
+            if reads is None:
+                self._changed.wait_for(self._can_answer)
+            else:
+                reads.wait(self._changed, self._can_answer)
             if self._ready and not self._stopped:
                 self._changed.notify_all()
                 return self._ready.popleft()
@@ -125,6 +125,44 @@ class Background(Generic[T]):
             if not self._stopped:
                 self._ready.append(item)
                 self._changed.notify_all()
+
+
+def for_each(function: Callable[[int], None], count: int, num_threads: int, reads: Reads) -> None:
+    """Call a function, which reads an image, with 0 to ``count - 1`` on threads.
+
+    Raises:
+        HungReadError: If one image takes too long; its thread is left behind.
+        BaseException: The error of the lowest number.
+    """
+    numbers = iter(range(count))  # the threads take from it in order
+    errors, ended = dict[int, BaseException](), list[int]()
+    changed, stopping = threading.Condition(), threading.Event()
+
+    def work() -> None:
+        for number in numbers:
+            try:
+                with reads.of(number):
+                    function(number)
+            except BaseException as error:
+                errors[number] = error
+            if errors or stopping.is_set():
+                break
+        with changed:
+            ended.append(1)
+            changed.notify_all()
+
+    names = [f"fastmoco-loader-decode-{i}" for i in range(num_threads)]
+    threads = [threading.Thread(target=work, name=name, daemon=True) for name in names]
+    for thread in threads:
+        thread.start()
+    try:
+        with changed:
+            reads.wait(changed, lambda: len(ended) == num_threads)
+    finally:
+        stopping.set()
+        join_all(threads)
+    if errors:
+        raise errors[min(errors)]
 
 
 def stop_all(stages: Sequence[Background[Any]]) -> None:

@@ -25,6 +25,7 @@ from fastmoco.pipelines.buffers import CudaUploader, batch_rows, empty_batch
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import batch_requests
 from fastmoco.pipelines.prefetch import Prefetcher, Slot
+from fastmoco.pipelines.reads import Reads
 from fastmoco.pipelines.resize import crop_and_resize_views
 
 # The kernel of `torch.nn.functional.interpolate`, which has no argument `out`.
@@ -140,5 +141,6 @@ def build_threads(
     ]
     requests = batch_requests(dataset, plan, spec, stop_epoch)
     uploader = CudaUploader(slots[0].host, device) if on_cuda else None
-    prefetcher = Prefetcher(partial(_fill_row, dataset, decode), requests, slots)
+    fill_row = partial(_fill_row, dataset, decode)
+    prefetcher = Prefetcher(fill_row, requests, slots, Reads(dataset))
     return BetonLoader(prefetcher, spec.threads, uploader)

@@ -41,20 +41,22 @@ from fastmoco.pipelines.dali_pipeline import (
     give_back,
     take,
 )
+from fastmoco.pipelines.reads import LIMIT_SECONDS, Reads
 from fastmoco.pipelines.transfer import CropTransfer
 
 HW_DECODER_LOAD = 0.65
 """Fraction of a batch that the GPU's JPEG unit decodes, where it has one; DALI's own default."""
 SWEEP = (0.2, 0.35, 0.5, 0.65, 0.7)
 """Fractions that are tried; 0.9 gains 2% and more than doubles the longest wait."""
-TIMEOUT_SECONDS = 120.0
 ADVICE = "DALI hangs or the disk is very slow; set pipeline.name=beton, which decodes on the CPU"
 
 
-def _read(dataset: Dataset, requests: Iterator[BatchRequest], *, raw: bool) -> Generator[Read]:
+def _read(
+    dataset: Dataset, requests: Iterator[BatchRequest], reads: Reads, *, raw: bool
+) -> Generator[Read]:
     """Read and verify the stored images of each batch."""
     for request in requests:
-        images = [proved_blob(dataset, i) for i in request.sample_id.tolist()]
+        images = [proved_blob(dataset, i, reads) for i in request.sample_id.tolist()]
         if raw:
             heights = dataset.heights[request.sample_id].tolist()
             rows = zip(images, heights, strict=True)
@@ -108,30 +110,29 @@ class DaliLoader(ViewLoader):
         settings: Settings,
         device: torch.device,
         *,
-        timeout_seconds: float = TIMEOUT_SECONDS,
+        timeout_seconds: float,
     ) -> None:
         """Start reading and decoding."""
         self.decode_device = "cpu" if settings.device_id is None else "gpu"
         if self.decode_device == "gpu" and not settings.raw:
             self.decode_device += f" (hw_decoder_load {settings.hw_decoder_load:g})"
-        self._timeout_seconds = timeout_seconds
+        self._reads = Reads(dataset, limit_seconds=timeout_seconds, advice=ADVICE)
         count, views, size = settings.max_batch_size, settings.num_views, settings.view_size
         self._transfer = CropTransfer(count, views, size, device)
         self._empty = torch.empty((0, views, size, size, 3), dtype=torch.uint8)
-        reads = Background(
-            _read(dataset, requests, raw=settings.raw), name="fastmoco-loader-reader", ahead=1
-        )
+        images = _read(dataset, requests, self._reads, raw=settings.raw)
+        feed = Background(images, name="fastmoco-loader-reader", ahead=1)
         self._decodes = Background(
-            _decode(dataset, settings, reads), name="fastmoco-loader-dali", ahead=1, advice=ADVICE
+            _decode(dataset, settings, feed), name="fastmoco-loader-dali", ahead=1
         )
         # Runs once: at `close`, when the loader is collected, or before the interpreter ends.
-        self._finalizer = weakref.finalize(self, stop_all, [self._decodes, reads])
+        self._finalizer = weakref.finalize(self, stop_all, [self._decodes, feed])
 
     def __next__(self) -> Batch:
         self._transfer.wait()
         start = time.perf_counter()
         try:
-            request, decoded = self._decodes.get(self._timeout_seconds)
+            request, decoded = self._decodes.get(self._reads)
         except Exception:
             self.close()
             raise
@@ -151,7 +152,7 @@ def build(
     stop_epoch: int,
     device: torch.device,
     *,
-    timeout_seconds: float = TIMEOUT_SECONDS,
+    timeout_seconds: float = LIMIT_SECONDS,
 ) -> DaliLoader:
     """Build the loader; the arguments are those of `build_loader`.
 

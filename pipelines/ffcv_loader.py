@@ -32,23 +32,23 @@ from fastmoco.pipelines.background import Background, proved_blob, stop_all
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
 from fastmoco.pipelines.ffcv_runtime import Filled, Memory, Slots, open_loader, stored_index
+from fastmoco.pipelines.reads import LIMIT_SECONDS, Reads
 from fastmoco.pipelines.transfer import CropTransfer
 
-TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.1
 """Interval between checks that FFCV's thread is alive."""
 ADVICE = "FFCV hangs or the disk is very slow; set pipeline.name=beton, which reads the same file"
 
 
 def _proved(
-    dataset: BetonFile, requests: Iterator[BatchRequest], ffcv: Any
+    dataset: BetonFile, requests: Iterator[BatchRequest], ffcv: Any, reads: Reads
 ) -> Generator[BatchRequest]:
     """Yield each request after verifying its images and FFCV's memory map of them."""
     pointers = stored_index(ffcv)["data_ptr"]
     mapped = np.memmap(ffcv.fname, np.uint8, "r")
     for request in requests:
         for sample_id in request.sample_id.tolist():
-            blob = proved_blob(dataset, sample_id)
+            blob = proved_blob(dataset, sample_id, reads)
             start = int(pointers[sample_id])
             if mapped[start : start + len(blob)].tobytes() != blob.tobytes():
                 raise BetonError(
@@ -135,13 +135,11 @@ class FfcvLoader(ViewLoader):
         slots: Slots,
         batches: Background[Filled],
         feed: Background[BatchRequest],
+        reads: Reads,
         device: torch.device,
-        *,
-        timeout_seconds: float,
     ) -> None:
         self._slots = slots
-        self._batches = batches
-        self._timeout_seconds = timeout_seconds
+        self._batches, self._reads = batches, reads
         self._handed_out: int | None = None
         count, views, size = slots.crops.shape[1:4]
         self._transfer = CropTransfer(count, views, size, device)
@@ -155,7 +153,7 @@ class FfcvLoader(ViewLoader):
             self._slots.free.put(self._handed_out)
             self._handed_out = None
         try:
-            request, slot = self._batches.get(self._timeout_seconds)
+            request, slot = self._batches.get(self._reads)
         except Exception:
             self.close()
             raise
@@ -175,7 +173,7 @@ def build(
     stop_epoch: int,
     device: torch.device,
     *,
-    timeout_seconds: float = TIMEOUT_SECONDS,
+    timeout_seconds: float = LIMIT_SECONDS,
 ) -> FfcvLoader:
     """Build the loader; the arguments are those of `build_loader`.
 
@@ -192,11 +190,12 @@ def build(
     slots = Slots(torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda"))
     ffcv = open_loader(dataset, plan, count, spec.threads)
     requests = batch_requests(dataset, plan, spec, stop_epoch)
-    feed = Background(_proved(dataset, requests, ffcv), name="fastmoco-loader-reader", ahead=1)
+    reads = Reads(dataset, limit_seconds=timeout_seconds, advice=ADVICE)
+    proved = _proved(dataset, requests, ffcv, reads)
+    feed = Background(proved, name="fastmoco-loader-reader", ahead=1)
     max_image_bytes = 3 * int((dataset.heights.astype(np.int64) * dataset.widths).max())
     memory = Memory(ffcv, slots, feed, max_image_bytes)
     batches = _decoded_batches(ffcv, memory, stop_epoch - plan.epoch)
-    checked = Background(
-        _decoded(dataset, batches, memory), name="fastmoco-loader-ffcv", ahead=1, advice=ADVICE
-    )
-    return FfcvLoader(slots, checked, feed, device, timeout_seconds=timeout_seconds)
+    decoded = _decoded(dataset, batches, memory)
+    checked = Background(decoded, name="fastmoco-loader-ffcv", ahead=1)
+    return FfcvLoader(slots, checked, feed, reads, device)

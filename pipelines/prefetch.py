@@ -18,6 +18,7 @@ from fastmoco.pipelines.background import join_all
 from fastmoco.pipelines.buffers import request_facts
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.crops import BatchRequest
+from fastmoco.pipelines.reads import Reads
 
 CHUNK_ROWS = 8
 """Rows that a thread takes at once: few enough to share a batch, enough to lock rarely."""
@@ -68,10 +69,10 @@ class Prefetcher:
     """
 
     def __init__(
-        self, fill_row: FillRow, requests: Iterator[BatchRequest], slots: list[Slot]
+        self, fill_row: FillRow, requests: Iterator[BatchRequest], slots: list[Slot], reads: Reads
     ) -> None:
         """Prepare the work that threads do by running `work`."""
-        self._fill_row = fill_row
+        self._fill_row, self._reads = fill_row, reads
         self._requests = requests
         self._free = deque(slots)
         self._making: deque[Slot] = deque()  # only the last can have rows that are not taken
@@ -117,11 +118,13 @@ class Prefetcher:
             if self._stopped:
                 return
             try:
+                self._reads.begin(slot.sample_ids[row])
                 self._fill_row(slot, row)
             except BaseException as error:
                 with self._changed:
                     if slot.failure is None or row < slot.failure[0]:
                         slot.failure = row, error
+        self._reads.end()
         with self._changed:
             slot.finished += len(rows)
             if slot.done:
@@ -137,10 +140,11 @@ class Prefetcher:
         """Wait for the oldest batch; None at the end or after `stop`.
 
         Raises:
+            HungReadError: If one of its samples takes too long.
             BaseException: The first error of one of its samples.
         """
         with self._changed:
-            self._changed.wait_for(self._can_answer)
+            self._reads.wait(self._changed, self._can_answer)
             if self._broken is not None:
                 raise self._broken
             if self._stopped or not self._making:

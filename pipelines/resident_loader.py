@@ -26,16 +26,17 @@ from torch import Tensor
 from fastmoco import memory
 from fastmoco.data.dataset import Dataset
 from fastmoco.errors import UsageError
+from fastmoco.pipelines.background import for_each
 from fastmoco.pipelines.beton_loader import build_threads
 from fastmoco.pipelines.buffers import batch_rows, request_facts
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, epoch_request
+from fastmoco.pipelines.reads import Reads
 
 WEIGHT_UNIT = 2048
 """Resize weights are integers over this: 11 bits, which TF32 keeps; pixels are 8 bits, sums 19."""
 MEMORY_SHARE = 0.5
 """Largest fraction of the free memory that the set may take: training needs the rest."""
-_DECODE_CHUNK = 256
 
 
 def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -175,13 +176,11 @@ def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
     height, width = int(dataset.heights.max()), int(dataset.widths.max())
     images = np.zeros((len(dataset), height, width, 3), np.uint8)
 
-    def fill(start: int) -> None:
-        for sample in range(start, min(start + _DECODE_CHUNK, len(dataset))):
-            pixels = dataset.decode(sample)
-            images[sample, : pixels.shape[0], : pixels.shape[1]] = pixels
+    def fill(sample: int) -> None:
+        pixels = dataset.decode(sample)
+        images[sample, : pixels.shape[0], : pixels.shape[1]] = pixels
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        list(pool.map(fill, range(0, len(dataset), _DECODE_CHUNK)))  # raises the first error
+    for_each(fill, len(dataset), num_threads, Reads(dataset))
     return images
 
 

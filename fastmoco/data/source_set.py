@@ -218,7 +218,7 @@ def _places(path: Path, samples: SampleSet) -> Sequence[Place]:
 
 def _read(place: Place, count: int) -> bytes:
     """First bytes of an image; fewer if the file ends."""
-    descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return os.pread(descriptor, count, place.offset)
     finally:

@@ -14,6 +14,7 @@ from fastmoco.detection.annotations import (
     checked_side,
 )
 from fastmoco.errors import UsageError
+from fastmoco.files import regular_file
 from fastmoco.parsing import parse_json
 
 
@@ -51,6 +52,8 @@ def read_coco(path: Path, *, images: Path | None, option: str) -> SceneSet:
 
 
 def _read_json(path: Path) -> Any:
+    if not path.is_dir():
+        regular_file(path)
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except IsADirectoryError as error:

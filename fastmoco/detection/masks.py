@@ -14,6 +14,7 @@ from PIL import Image
 from fastmoco.data.images import FORMATS
 from fastmoco.detection.annotations import UNREADABLE, AnnotationError, Instance, Scene
 from fastmoco.errors import UsageError
+from fastmoco.files import regular_file
 
 UNKNOWN = 255  # in a class map: VOC's void
 
@@ -93,7 +94,7 @@ def read_class_map(path: Path, scene: Scene, num_classes: int) -> npt.NDArray[np
         AnnotationError: If it cannot be read, has another size than the image, or an unknown class.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(regular_file(path), formats=FORMATS) as image:
             if image.mode not in ("P", "L") or image.size != (scene.width, scene.height):
                 raise AnnotationError(
                     f"{path} has mode {image.mode} and {image.width} x {image.height} pixels; a "

@@ -22,6 +22,7 @@ from fastmoco.detection.settings import DetectConfig, DetectionTask
 from fastmoco.detection.starting import open_backbone
 from fastmoco.device import describe_device
 from fastmoco.errors import Interrupted
+from fastmoco.out_of_memory import explained
 from fastmoco.ranks import Ranks
 from fastmoco.runs.checkpoint import save_checkpoint
 from fastmoco.runs.distributed import largest, loader_threads
@@ -69,7 +70,9 @@ def fit(
     metrics = MetricsFile(folder.metrics, resume_step=start) if ranks.is_first else None
     with closing(batches), closing(metrics) if metrics else nullcontext():
         while not fitting.is_finished():
-            rate = fitting.take(next(batches))
+            batch = next(batches)
+            with explained(partial(_explain_step, cfg, ranks)):
+                rate = fitting.take(batch)
             signal_number = largest(stop.signal_number, ranks)
             if fitting.is_finished() or fitting.steps_done % cfg.log_every_steps == 0:
                 now = time.perf_counter()
@@ -89,6 +92,17 @@ def fit(
                     signal_number,
                     f"stopped after step {fitting.steps_done}, saved; the same command resumes",
                 )
+
+
+def _explain_step(cfg: DetectConfig, ranks: Ranks) -> str:
+    images = cfg.global_batch_size // ranks.world_size
+    if images == 1:
+        return "a step holds 1 image on a device; use a smaller arch or smaller images"
+    rate = cfg.learning_rate / 2
+    return (
+        f"a step holds {images} images on a device; set global_batch_size="
+        f"{images // 2 * ranks.world_size} learning_rate={rate:g} steps={2 * cfg.steps}"
+    )
 
 
 def measure(fitting: Fitting, test: SceneSet, stop: StopRequest) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from fastmoco.detection.annotations import (
     checked_side,
 )
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import regular_file
 
 MAX_BYTES = 1 << 20  # of one image; those of VOC have some thousand
 VOC_CLASSES = (
@@ -91,7 +92,7 @@ def _map_scene(folder: Path, image_id: str) -> Scene:
 
 def _image_size(image: Path, source: Path) -> tuple[int, int]:
     try:
-        with Image.open(image, formats=FORMATS) as header:
+        with Image.open(regular_file(image), formats=FORMATS) as header:
             return header.size
     except FileNotFoundError as error:
         raise AnnotationError(f"{image} is missing, but {source} lists it") from error
@@ -103,7 +104,7 @@ def _box_scene(folder: Path, image_id: str, names: tuple[str, ...]) -> Scene:
     path = folder / "Annotations" / f"{image_id}.xml"
     image = folder / "JPEGImages" / f"{image_id}.jpg"
     try:
-        root = _parsed(path)
+        root = _parsed(regular_file(path))
     except FileNotFoundError as error:
         raise AnnotationError(f"{path} is missing, but ImageSets lists {image_id}") from error
     except (ElementTree.ParseError, ValueError, LookupError) as error:

@@ -25,6 +25,7 @@ from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.settings import EncoderConfig, Precision
 from fastmoco.optim.precision import autocast, dtype_of, resolve_precision
+from fastmoco.out_of_memory import explained
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.build import AUTO, build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
@@ -258,9 +259,19 @@ def feature_batches(
     )
     with closing(loader):
         for batch in loader:
-            with autocast(device, dtype_of(request.precision, device)):
+            with (
+                autocast(device, dtype_of(request.precision, device)),
+                explained(lambda: _explain_batch(request.batch_size, size, device)),
+            ):
                 vectors = encoder.encode_crops(batch.crops, request.features)
             yield vectors.float()
+
+
+def _explain_batch(count: int, size: int, device: torch.device) -> str:
+    return (
+        f"features of {count} images of {size} pixels at once on {device}; set device=cpu, or for "
+        f"knn and embed global_batch_size={max(1, count // 4)}; the features stay the same"
+    )
 
 
 def extract_features(

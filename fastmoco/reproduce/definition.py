@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fastmoco.configuration import CONFIG_FOLDER
 from fastmoco.errors import UsageError, nearest_name
+from fastmoco.files import regular_file
 from fastmoco.parsing import read_yaml
 from fastmoco.reproduce.settings import Scale
 
@@ -195,8 +196,11 @@ def load_definition(name: str) -> Definition:
         if name not in sweep_names():
             raise UsageError(f"unknown sweep {name}{nearest_name(name, sweep_names())}")
     try:
-        values = read_yaml(path, partial(yaml.load, Loader=yaml.BaseLoader))  # all values are text
-    except ValueError as error:
+        as_text = partial(yaml.load, Loader=yaml.BaseLoader)
+        values = read_yaml(regular_file(path), as_text)
+    except UsageError:
+        raise
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must be a list of `key: value` lines, such as `about: ...`")

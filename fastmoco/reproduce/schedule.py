@@ -16,6 +16,7 @@ import torch
 
 from fastmoco.errors import Interrupted, UsageError, one_line
 from fastmoco.files import locked
+from fastmoco.forced_end import ENDING
 from fastmoco.reproduce.children import start_child
 from fastmoco.reproduce.plan import PlannedRun, key_of
 from fastmoco.reproduce.record import RunRecord, Status, read_record
@@ -26,7 +27,7 @@ POLL_SECONDS = 0.1
 SAVE_SECONDS = 60.0
 """Time for a child to save its state if the sweep itself fails."""
 THREADS_KEY = "pipeline.num_threads"
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
+STOPPED = (*(128 + number for number in ENDING), *(-number for number in ENDING))
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 
 from fastmoco.device import resolve_device
 from fastmoco.errors import UsageError
@@ -67,6 +68,18 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def own_store(name: str, timeout: timedelta) -> Store:
+    """A connection of its own to the store of the process group, for a thread beside the step.
+
+    Args:
+        name: Prefix of its keys.
+        timeout: How long it waits for an answer.
+    """
+    store = _get_default_store().clone()
+    store.set_timeout(timeout)
+    return PrefixStore(name, store)
 
 
 def wait_for_all(ranks: Ranks) -> None:

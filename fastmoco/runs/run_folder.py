@@ -92,6 +92,10 @@ class RunFolder:
         """Images and draws of a step that was not finite."""
         return self.path / BAD_STEPS.replace("*", str(step))
 
+    def stacks(self, rank: int) -> Path:
+        """What the threads of a rank did when it hung."""
+        return self.path / f"stacks-rank-{rank}.txt"
+
     def bad_steps(self) -> list[int]:
         """The steps that `bad_step` files are of."""
         before, after = BAD_STEPS.split("*")

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastmoco.files import regular_file
+
 DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -88,7 +90,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         OSError: If it cannot be read.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or is not a safetensors file ({error})") from error

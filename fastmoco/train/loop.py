@@ -2,13 +2,15 @@
 
 import logging
 from contextlib import ExitStack, closing, nullcontext
+from functools import partial
 from pathlib import Path
 
+from fastmoco import out_of_memory
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.device import algorithms
-from fastmoco.errors import Interrupted, UsageError
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.contract import ViewLoader
@@ -16,11 +18,13 @@ from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
 from fastmoco.runs.reporter import Reporter, SilentReporter, dispensable, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
-from fastmoco.runs.stop_signals import StopRequest, stop_signals
+from fastmoco.runs.stop_signals import LATE, SAVE, StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
+from fastmoco.train.data_wait import next_batch, stopped
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
+from fastmoco.train.heartbeat import Activity, Phase, watched
 from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import (
     StepClock,
@@ -33,6 +37,7 @@ from fastmoco.train.report import (
 from fastmoco.train.review import Review
 from fastmoco.train.saving import Saver
 from fastmoco.train.settings import FREE_KEYS, TrainConfig, run_path
+from fastmoco.train.smaller_steps import explain_step
 from fastmoco.train.trainer import Trainer
 from fastmoco.waiting import waiting
 
@@ -52,7 +57,7 @@ def train(cfg: TrainConfig) -> Path:
 
     Raises:
         UsageError: If settings conflict with each other, the data or the run folder.
-        Interrupted: After SIGINT or SIGTERM, with the state saved.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, with the state saved.
         BetonError: If the dataset file is damaged.
     """
     ranks = environment_ranks()
@@ -68,9 +73,9 @@ def train(cfg: TrainConfig) -> Path:
         KnnMonitor(cfg.monitor, cfg.data, cfg.global_batch_size) as monitor,
         claim_run_folder(run, identity, ranks) as denied,
         run_logger(run, ranks, to_file=not denied) as logger,
-        stop_signals() as stop,
+        stop_signals(saves=True) as stop,
     ):
-        stop.nothing_to_save = not ranks.several  # several stop together, after a step
+        stop.nothing_to_save = True
         with waiting("building the model, trying the compiler"):
             trainer = Trainer(cfg, run, dataset, device, ranks)
             begin(trainer)
@@ -143,29 +148,43 @@ def run_steps(
     """Step until the run is finished or a signal stops it; log and save on the way.
 
     Raises:
-        Interrupted: After SIGINT or SIGTERM, with the state saved.
+        Interrupted: After SIGINT, SIGTERM or SIGHUP, with the state saved.
+        HungReadError: If an image takes too long, with the state saved on one rank.
         DivergedError: If numbers are not finite, or weights grow without bound.
         OSError: If the last state cannot be saved.
     """
-    clock, first = StepClock(), True
+    clock, ranks, first = StepClock(), trainer.ranks, True
+    activity = Activity(trainer.steps_done)
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(open_reporter(trainer, logger)))
         saver = Saver(trainer, reporter, logger)
+        stack.enter_context(watched(activity, ranks, trainer.run.stacks(ranks.rank)))
         stack.enter_context(saver.saving_first())
+
+        def save(*, is_last: bool = True) -> None:
+            activity.reach(trainer.steps_done, Phase.saving)
+            check_numbers(trainer, logger)
+            saver.save(is_last=is_last)
+
         while not trainer.finished:
-            rate = trainer.learning_rate
+            rate, step = trainer.learning_rate, trainer.steps_done + 1
             with waiting(first_step_text(trainer)) if first else nullcontext():
-                batch = next(loader)
-                trainer.take(batch, rate)
+                activity.reach(step, Phase.reading)
+                batch = next_batch(loader, trainer, stop, save)
+                activity.reach(step, Phase.computing)
+                with out_of_memory.explained(partial(explain_step, trainer)):
+                    trainer.take(batch, rate)
             clock.restart() if first else clock.add(batch.data_wait_seconds)
             first = stop.nothing_to_save = False
-            reporter.advance(trainer.steps_done)
+            reporter.advance(step)
             saver.report()
             # All ranks stop and save at one step.
-            known = largest(2 * stop.signal_number + saver.is_late, trainer.ranks)
-            signal_number, is_late = divmod(known, 2)
+            request = largest(max(stop.take(), LATE * saver.is_late), ranks)
+            activity.step_done()
+            signal_number, is_late = max(0, request - SAVE), request == LATE
             measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
+                activity.reach(step, Phase.measuring)
                 check_numbers(trainer, logger)
                 knn_top1 = None
                 try:
@@ -176,17 +195,13 @@ def run_steps(
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
             with clock.paused():
-                if signal_number or saver.is_due(is_late=bool(is_late), measured=measuring):
-                    check_numbers(trainer, logger)
-                    saver.save(is_last=trainer.finished or bool(signal_number))
+                if request >= SAVE or saver.is_due(is_late=is_late, measured=measuring):
+                    save(is_last=trainer.finished or bool(signal_number))
                     review.at_checkpoint()
                 elif trainer.epoch_ends:
                     review.at_checkpoint()
             if signal_number and not trainer.finished:
-                raise Interrupted(
-                    signal_number,
-                    f"stopped after step {trainer.steps_done}, saved; the same command resumes",
-                )
+                raise stopped(trainer, signal_number)
 
 
 def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:

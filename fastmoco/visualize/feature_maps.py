@@ -17,7 +17,7 @@ from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.evaluate.features import FrozenEncoder, open_encoder
 from fastmoco.evaluate.settings import FeaturesConfig
-from fastmoco.files import atomic_path
+from fastmoco.files import atomic_path, regular_file
 from fastmoco.pipelines.augment import normalized
 from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.crops import central_boxes
@@ -116,7 +116,7 @@ def _pixels(path: Path, sample: int) -> NDArray[np.uint8]:
                 raise UsageError(f"sample must be an id of {path}, 0 to {last}, got {sample}")
             return dataset.decode(sample)
     try:
-        return load_image(path.read_bytes(), MAX_SIDE)
+        return load_image(regular_file(path).read_bytes(), MAX_SIDE)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
 

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastmoco.errors import UsageError
+from fastmoco.files import regular_file
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.resnet_designs import RESNETS
 from fastmoco.moco.settings import EncoderConfig, ModelConfig
@@ -132,7 +133,7 @@ def _is_own(path: Path) -> bool:
     if path.suffix == ".safetensors" and path.with_suffix(".json").exists():
         return True  # of a checkpoint
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             return METADATA_KEY in (file.metadata() or {})
     except SafetensorError:
         return False

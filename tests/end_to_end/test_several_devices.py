@@ -42,8 +42,9 @@ ONE_RANK = KILLER.replace(
 )
 
 
-def start(*command, processes=2):
+def start(*command, processes=2, restarts=0):
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    torchrun += [f"--max-restarts={restarts}"]
     torchrun += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", "--no-python"]
     return subprocess.Popen(
         [*torchrun, *command],

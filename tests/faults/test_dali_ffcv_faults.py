@@ -275,7 +275,8 @@ def test_image_that_the_decoder_refuses_is_raised_by_name(results: dict[str, dic
 
 def test_hang_is_a_timeout_that_says_what_to_do(results: dict[str, dict]) -> None:
     found = results["hang"]
-    assert found["error"].startswith("TimeoutError")
+    assert found["error"].startswith("HungReadError: reading sample ")
+    assert "has taken more than 0.2 s" in found["error"]
     assert "pipeline.name=beton" in found["error"]
     assert found["after"].startswith("StopIteration")
     assert len(found["stuck"]) == 1

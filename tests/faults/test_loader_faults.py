@@ -1,7 +1,10 @@
 """Errors, interruptions and early ends: raised, ended, freed, and never a hang."""
 
+import contextlib
+import functools
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +17,7 @@ import pytest
 import torch
 
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.pipelines import background, prefetch
+from fastmoco.pipelines import background, prefetch, reads
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from tests.limits import HANG_SECONDS
@@ -241,6 +244,37 @@ def test_close_does_not_wait_for_a_stuck_worker(
         loader.close()
     with pytest.raises(StopIteration):
         next(loader)
+
+
+@pytest.mark.parametrize("name", ["beton", "resident"])
+def test_a_hung_read_is_named_after_the_limit(
+    dataset: BetonFile, gate: Gate, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert reads.LIMIT_SECONDS == 120
+    init = reads.Reads.__init__
+    short = functools.partialmethod(init, limit_seconds=0.05)
+    monkeypatch.setattr(reads.Reads, "__init__", short)
+    monkeypatch.setattr(background, "STOP_SECONDS", 0.05)
+    first = 0 if name == "resident" else ORDER[0]  # which decodes all, in the order of the file
+    words = rf"reading sample {first} of .*{re.escape(dataset.name(first))}.* more than 0.05 s"
+    with pytest.warns(UserWarning, match="stuck"), pytest.raises(reads.HungReadError, match=words):
+        next(open_loader(dataset, name=name, num_threads=1))
+    gate.opened.set()
+
+
+def test_many_slow_reads_are_no_hung_one(dataset: BetonFile) -> None:
+    noted, changed, ticks = reads.Reads(dataset, limit_seconds=0.02), threading.Condition(), []
+
+    def another_image() -> bool:
+        with contextlib.suppress(KeyError):
+            del noted._current[0]
+        noted._current[0] = (len(ticks),)
+        ticks.append(1)
+        return len(ticks) == 20
+
+    with changed:
+        noted.wait(changed, another_image)  # looks 20 times, at another image each time
+    assert len(ticks) == 20
 
 
 def test_close_from_another_thread_ends_a_waiting_next(

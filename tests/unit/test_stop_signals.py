@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fastmoco import forced_end
 from fastmoco.errors import Interrupted
-from fastmoco.runs.stop_signals import stop_signals
+from fastmoco.runs.stop_signals import NOTHING, SAVE, WaitStopped, stop_signals
 
 
 def send(number=signal.SIGINT):
@@ -32,8 +33,9 @@ def send_to_a_block(*numbers, nothing_to_save=False):
         pytest.fail("the block went on")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_quits(number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_quits(number, monkeypatch):
+    monkeypatch.setattr(forced_end, "DOUBLED_SECONDS", 0.0)
     with pytest.raises(Interrupted, match="nothing more was saved") as caught:
         send_to_a_block(number, number)
     assert caught.value.signal_number == number
@@ -43,6 +45,45 @@ def test_before_anything_is_computed_one_signal_quits():
     words = "nothing new was computed; the same command resumes"
     with pytest.raises(Interrupted, match=words):
         send_to_a_block(signal.SIGTERM, nothing_to_save=True)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one():
+    with stop_signals() as stop:  # from torchrun and the terminal, or from `timeout`
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        assert stop.signal_number == signal.SIGTERM
+
+
+def test_a_request_to_save_is_answered_once_and_stopping_comes_first():
+    with stop_signals(saves=True) as stop:
+        assert stop.take() == NOTHING
+        send(signal.SIGUSR1)
+        assert (stop.take(), stop.take()) == (SAVE, NOTHING)
+        send(signal.SIGUSR1)
+        send(signal.SIGTERM)
+        assert stop.take() == SAVE + signal.SIGTERM
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            send(signal.SIGHUP)
+            assert stop.signal_number == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_signal_ends_a_wait_for_data_unless_other_ranks_wait_too(alone):
+    with stop_signals() as stop:
+        try:
+            with stop.ending_wait(alone=alone):
+                send(signal.SIGTERM)
+            ended = False
+        except WaitStopped:
+            ended = True
+        assert (ended, stop.signal_number) == (alone, signal.SIGTERM)
 
 
 def test_an_interrupt_of_another_origin_stays_one():

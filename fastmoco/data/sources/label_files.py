@@ -17,6 +17,7 @@ from fastmoco.data.sources.samples import SampleSet
 from fastmoco.data.sources.table_paths import rows_of_images
 from fastmoco.data.sources.tables import Table, read_table, read_text
 from fastmoco.errors import UsageError
+from fastmoco.files import regular_file
 
 _TABLE = re.compile(r"(.+\.(?:csv|tsv|parquet))(?::([^/]+))?", re.IGNORECASE)
 _IMAGE = "|".join(extension[1:] for extension in sorted(EXTENSIONS))
@@ -82,8 +83,9 @@ def number_of_image(name: str) -> int | None:
 
 
 def _expect_file(path: Path) -> None:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"labels={path}: no such file")
+    regular_file(path)
 
 
 def _is_array(path: Path) -> bool:

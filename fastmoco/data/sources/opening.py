@@ -12,10 +12,11 @@ from fastmoco.data.sources.folder import open_folder, open_listing
 from fastmoco.data.sources.listing import list_images
 from fastmoco.data.sources.manifest import open_manifest
 from fastmoco.data.sources.recognition import ARCHIVES
-from fastmoco.data.sources.samples import SampleSet, SourceOptions, expect_regular_file
+from fastmoco.data.sources.samples import SampleSet, SourceOptions
 from fastmoco.data.sources.tar_shards import open_shards
 from fastmoco.data.sources.torchvision_sets import SETS, open_torchvision
 from fastmoco.errors import UsageError
+from fastmoco.files import regular_file
 
 _TAR_SUFFIXES = (".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst", ".lz4")
 _SHARD = re.compile(r"[^/]*\.(tar|tgz|tbz2|txz|tar\.(gz|bz2|xz|zst|lz4))")  # directly in a folder
@@ -62,12 +63,11 @@ def open_source(source: str, options: SourceOptions) -> SampleSet:
     if path.is_dir():
         return _open_folder(path, options)
     if path.exists():
-        kind = SUFFIXES.get(path.suffix.lower())
+        kind = SUFFIXES.get(regular_file(path).suffix.lower())
         if kind is None and path.suffix.lower() in ARCHIVES:
             raise UsageError(f"{source}: is an archive; unpack it and name its folder")
         if kind is None:
             raise UsageError(f"{source}: is of an unknown kind; name {_KINDS}")
-        expect_regular_file(path)
         _refuse_unused(source, options, kind)
         return kind(path, options)
     if re.search(r"[*?\[{]", source):

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.data.sources.passed_over import PassedOver
-from fastmoco.errors import UsageError
 
 MAX_FILE_BYTES = 1 << 29
 
@@ -134,17 +132,6 @@ def check_file_bytes(size: int) -> None:
     """
     if not 0 < size <= MAX_FILE_BYTES:
         raise ImageError(f"{size} bytes are refused (1 to {MAX_FILE_BYTES})")
-
-
-def expect_regular_file(path: Path) -> None:
-    """Refuse what is no file on a disk, and could make its reader wait for ever.
-
-    Raises:
-        UsageError: If the path is a pipe, a socket, a device or a folder.
-        OSError: If it does not exist.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise UsageError(f"{path}: is a pipe, socket, device or folder; name a file on a disk")
 
 
 def stamps_of(paths: Iterable[str | Path]) -> NDArray[np.int64]:

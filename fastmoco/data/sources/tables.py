@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastmoco.files import regular_file
+
 
 @dataclass(kw_only=True, slots=True)
 class Table:
@@ -68,7 +70,7 @@ def read_text(path: Path) -> str:
         ValueError: If it begins as UTF-16 does, but is something else.
         OSError: If the file cannot be read.
     """
-    data = path.read_bytes()
+    data = regular_file(path).read_bytes()
     if not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-8-sig", "surrogateescape")
     try:
@@ -136,7 +138,7 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Table:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(regular_file(path)) as file:
             header = list(file.schema_arrow.names)
             indices = _columns(path, header, wanted)
             table = file.read(columns=[header[index] for index in indices.values()])

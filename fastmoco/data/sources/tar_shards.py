@@ -27,11 +27,11 @@ from fastmoco.data.sources.samples import (
     Place,
     SampleSet,
     check_file_bytes,
-    expect_regular_file,
     stamps_of,
 )
 from fastmoco.data.sources.tables import cell_text
 from fastmoco.data.sources.tar_members import list_members
+from fastmoco.files import regular_file
 from fastmoco.parsing import parse_json
 
 _LABEL_EXTENSIONS = frozenset({".cls", ".json"})
@@ -67,7 +67,7 @@ def open_shards(shards: list[Path]) -> SampleSet:
     passed_over = PassedOver()
     by_shard = all(_WORDNET_ID.fullmatch(shard.stem) for shard in shards)
     for shard, title in zip(shards, _titles(shards), strict=True):
-        expect_regular_file(shard)
+        regular_file(shard)
         for name, place, label in _images(_read_index(shard, passed_over), passed_over):
             names.append(f"{title}/{name}")
             keys.append(place)

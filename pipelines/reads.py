@@ -1,0 +1,90 @@
+"""Which image each thread of a loader reads, and a limit for one that never comes.
+
+Trade-off: a thread notes each image in a dictionary; the waiting thread looks at it once a
+second. Time counts as seconds in which it looked, so that a stopped process (Ctrl-Z, a sleeping
+laptop) is not taken for a hung disk. A slow disk is none: each image has the limit for itself.
+
+Left out: a read on the waiting thread itself, as the reference loader does it.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fastmoco.data.dataset import Dataset
+
+LIMIT_SECONDS = 120.0
+"""Longest time that one image may take to be read and decoded."""
+TICK_SECONDS = 1.0
+NAME_SECONDS = 2.0
+"""Longest wait for an image's name, which may be in the file that hangs."""
+
+
+class HungReadError(TimeoutError):
+    """An image was not read within the limit."""
+
+
+class Reads:
+    """The images that are being read, in the order in which their reading began."""
+
+    def __init__(
+        self, dataset: Dataset, *, limit_seconds: float = LIMIT_SECONDS, advice: str = ""
+    ) -> None:
+        """Start without a read.
+
+        Args:
+            dataset: Names the images.
+            limit_seconds: Limit for each of them.
+            advice: End of the error's message; empty: look at the disk.
+        """
+        self._dataset, self._limit_seconds = dataset, limit_seconds
+        self._advice = advice or "see whether its disk answers; the same command resumes a run"
+        self._current: dict[int, tuple[int]] = {}  # by thread; each read has a tuple of its own
+
+    def begin(self, sample_id: int) -> None:
+        """Note that this thread reads an image, and no other one."""
+        thread = threading.get_ident()
+        self._current.pop(thread, None)  # so that it comes last
+        self._current[thread] = (sample_id,)
+
+    def end(self) -> None:
+        """Note that this thread reads no image."""
+        self._current.pop(threading.get_ident(), None)
+
+    @contextmanager
+    def of(self, sample_id: int) -> Iterator[None]:
+        """Note that this thread reads an image within the block."""
+        self.begin(sample_id)
+        try:
+            yield
+        finally:
+            self.end()
+
+    def wait(self, changed: threading.Condition, can_answer: Callable[[], bool]) -> None:
+        """Wait on a condition, which the caller holds, until there is an answer.
+
+        Raises:
+            HungReadError: If one image, or what comes between two, takes longer than the limit.
+        """
+        tick, seen, ticks = min(TICK_SECONDS, self._limit_seconds), None, 0
+        while not changed.wait_for(can_answer, tick):
+            oldest = next(iter(self._current.copy().values()), None)
+            ticks = ticks + 1 if oldest is seen else 0
+            seen = oldest
+            if ticks * tick >= self._limit_seconds:
+                raise HungReadError(self._describe(oldest))
+
+    def _describe(self, read: tuple[int] | None) -> str:
+        took = f"{self._limit_seconds:g} s"
+        if read is None:
+            return f"no batch came within {took}, while no image was read; {self._advice}"
+        return f"reading {self._name(*read)} has taken more than {took}; {self._advice}"
+
+    def _name(self, sample_id: int) -> str:
+        names: list[str] = []
+        reader = threading.Thread(
+            target=lambda: names.append(self._dataset.name(sample_id)), daemon=True
+        )
+        reader.start()
+        reader.join(NAME_SECONDS)
+        return f"sample {sample_id} of {self._dataset.path}" + "".join(f" ({n})" for n in names)
