@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fastmoco.version import __version__
 
 if TYPE_CHECKING:
-    from fastmoco.evaluate.features import load_encoder
+    from fastmoco.evaluate.frozen_encoder import load_encoder
     from fastmoco.moco.loss import info_nce
     from fastmoco.pipelines.build import build_loader
     from fastmoco.train.pretrain import pretrain
@@ -17,7 +17,7 @@ __all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain"
 _LAZY = {
     "build_loader": ("fastmoco.pipelines.build", "build_loader"),
     "info_nce": ("fastmoco.moco.loss", "info_nce"),
-    "load_encoder": ("fastmoco.evaluate.features", "load_encoder"),
+    "load_encoder": ("fastmoco.evaluate.frozen_encoder", "load_encoder"),
     "pretrain": ("fastmoco.train.pretrain", "pretrain"),
 }
 

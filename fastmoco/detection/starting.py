@@ -16,7 +16,7 @@ from fastmoco.detection.settings import (
 )
 from fastmoco.detection.voc import read_voc
 from fastmoco.errors import UsageError
-from fastmoco.evaluate.features import FrozenEncoder, load_encoder
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder, load_encoder
 from fastmoco.evaluate.overlap import check_shared
 from fastmoco.moco.resnet import ResNet
 from fastmoco.weights.settings import RANDOM

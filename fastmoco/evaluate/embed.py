@@ -20,13 +20,8 @@ from torch import Tensor
 from fastmoco.data.beton_format import printable
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.errors import UsageError
-from fastmoco.evaluate.features import (
-    FrozenEncoder,
-    feature_rows,
-    features_folder,
-    open_encoder,
-    request_of,
-)
+from fastmoco.evaluate.features import feature_rows, features_folder, request_of
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder, open_encoder
 from fastmoco.evaluate.settings import EmbedConfig, Features
 from fastmoco.files import atomic_path
 

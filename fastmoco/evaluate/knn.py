@@ -18,15 +18,13 @@ from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.classes import MAX_PRINTED, ClassTable, class_ranks, top_accuracies
 from fastmoco.evaluate.features import (
-    PIXELS,
     FeatureRequest,
     FeatureSet,
-    FrozenEncoder,
     dataset_features,
     features_folder,
-    open_encoder,
     request_of,
 )
+from fastmoco.evaluate.frozen_encoder import PIXELS, FrozenEncoder, open_encoder
 from fastmoco.evaluate.labels import Classes, check_labels, missing_set
 from fastmoco.evaluate.nearest import nearest
 from fastmoco.evaluate.overlap import check_overlap, shared_text

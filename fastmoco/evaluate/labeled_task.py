@@ -9,7 +9,7 @@ from typing import Any
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.draws.streams import INT64
 from fastmoco.errors import UsageError
-from fastmoco.evaluate.features import FrozenEncoder
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 from fastmoco.evaluate.labels import (
     Classes,
     check_labels,

@@ -6,7 +6,8 @@ from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.draws.streams import INT64
 from fastmoco.evaluate.baselines import Baselines
-from fastmoco.evaluate.features import PIXELS, FeatureRequest, FrozenEncoder, extract_features
+from fastmoco.evaluate.features import FeatureRequest, extract_features
+from fastmoco.evaluate.frozen_encoder import PIXELS, FrozenEncoder
 from fastmoco.evaluate.knn import knn_accuracy
 from fastmoco.evaluate.labels import check_labels, stratified_part
 from fastmoco.evaluate.overlap import check_overlap

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastmoco.evaluate.features import FrozenEncoder, encoder_of
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder, encoder_of
 from fastmoco.interop.settings import Part
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.encoder_facts import saved_config

@@ -20,7 +20,7 @@ from fastmoco.interop.state_dicts import write_bytes
 from fastmoco.version import __version__
 
 if TYPE_CHECKING:
-    from fastmoco.evaluate.features import FrozenEncoder
+    from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 
 TOLERANCE = 1e-4
 """Largest difference from PyTorch that rounding explains, as a fraction of the largest feature."""

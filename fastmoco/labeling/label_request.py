@@ -21,7 +21,8 @@ from fastmoco.configuration import config_to_dict
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.draws.streams import INT64, Stream
 from fastmoco.errors import UsageError
-from fastmoco.evaluate.features import dataset_features, features_folder, open_encoder, request_of
+from fastmoco.evaluate.features import dataset_features, features_folder, request_of
+from fastmoco.evaluate.frozen_encoder import open_encoder
 from fastmoco.labeling.pretext_scores import build_scorer, rank_by_scores
 from fastmoco.labeling.ranking import Ranking, random_order
 from fastmoco.labeling.request_files import write_request_files

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmoco.configuration import config_to_dict
 from fastmoco.data.dataset import Dataset
-from fastmoco.evaluate.features import FrozenEncoder
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model

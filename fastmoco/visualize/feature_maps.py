@@ -15,7 +15,7 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.images import load_image
 from fastmoco.data.jpeg_markers import ImageError
 from fastmoco.errors import UsageError, nearest_name
-from fastmoco.evaluate.features import FrozenEncoder, open_encoder
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder, open_encoder
 from fastmoco.evaluate.settings import FeaturesConfig
 from fastmoco.files import atomic_path, regular_file
 from fastmoco.pipelines.augment import normalized

@@ -14,13 +14,8 @@ from fastmoco.data.beton_format import printable
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.draws.streams import hashed_order
 from fastmoco.errors import UsageError
-from fastmoco.evaluate.features import (
-    extract_features,
-    feature_rows,
-    features_folder,
-    open_encoder,
-    request_of,
-)
+from fastmoco.evaluate.features import extract_features, feature_rows, features_folder, request_of
+from fastmoco.evaluate.frozen_encoder import open_encoder
 from fastmoco.visualize.pictures import Cell, draw_contact_sheet
 from fastmoco.visualize.settings import NeighborsConfig
 

@@ -9,12 +9,12 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.evaluate import feature_cache
 from fastmoco.evaluate.features import (
     FeatureRequest,
-    FrozenEncoder,
     dataset_features,
     extract_features,
     feature_batches,
     features_folder,
 )
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.settings import ModelConfig, Precision, Stem

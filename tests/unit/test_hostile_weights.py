@@ -7,7 +7,7 @@ import torch
 
 from fastmoco.configuration import config_to_dict
 from fastmoco.errors import UsageError
-from fastmoco.evaluate.features import load_encoder
+from fastmoco.evaluate.frozen_encoder import load_encoder
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.runs.checkpoint import CheckpointError
 from fastmoco.runs.encoder_file import EncoderFileError, read_encoder_file, write_encoder_file

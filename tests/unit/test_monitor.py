@@ -10,7 +10,7 @@ from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
 from fastmoco.evaluate import monitor as module
 from fastmoco.evaluate.baselines import read_baselines, write_baselines
-from fastmoco.evaluate.features import PIXELS, load_encoder
+from fastmoco.evaluate.frozen_encoder import PIXELS, load_encoder
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.evaluate.settings import MonitorConfig
 from tests.pictures import write_class_folders

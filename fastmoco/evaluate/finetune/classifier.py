@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fastmoco.errors import DivergedError
 from fastmoco.evaluate.classes import class_ranks, top_accuracies
-from fastmoco.evaluate.features import FrozenEncoder, feature_batches, open_encoder, request_of
+from fastmoco.evaluate.features import feature_batches, request_of
 from fastmoco.evaluate.finetune.tuning import Tuning
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder, open_encoder
 from fastmoco.evaluate.labeled_task import LabeledTask, is_measured, open_task, out_folder
 from fastmoco.evaluate.results import ClassifierResult
 from fastmoco.evaluate.settings import FinetuneConfig, Trainable

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmoco.configuration import config_to_dict
-from fastmoco.evaluate.features import FrozenEncoder
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.settings import FinetuneConfig, Trainable
 from fastmoco.files import atomic_path

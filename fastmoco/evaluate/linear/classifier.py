@@ -19,15 +19,8 @@ import torch
 from torch import Tensor
 
 from fastmoco.evaluate.classes import top_accuracies
-from fastmoco.evaluate.features import (
-    PIXELS,
-    FeatureSet,
-    FrozenEncoder,
-    dataset_features,
-    features_folder,
-    open_encoder,
-    request_of,
-)
+from fastmoco.evaluate.features import FeatureSet, dataset_features, features_folder, request_of
+from fastmoco.evaluate.frozen_encoder import PIXELS, FrozenEncoder, open_encoder
 from fastmoco.evaluate.labeled_task import LabeledTask, is_measured, open_task, out_folder
 from fastmoco.evaluate.linear.heads import Heads
 from fastmoco.evaluate.linear.rate_grid import RateGrid

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.classes import top_accuracies
-from fastmoco.evaluate.features import FeatureRequest, FeatureSet, FrozenEncoder, extract_features
+from fastmoco.evaluate.features import FeatureRequest, FeatureSet, extract_features
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.labels import hold_out
 from fastmoco.evaluate.linear.heads import Heads

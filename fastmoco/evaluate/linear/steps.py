@@ -6,7 +6,8 @@ from contextlib import ExitStack, closing
 import torch
 from torch import Tensor
 
-from fastmoco.evaluate.features import FeatureRequest, FeatureSet, FrozenEncoder
+from fastmoco.evaluate.features import FeatureRequest, FeatureSet
+from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.settings import LinearConfig, LinearViews
 from fastmoco.optim.precision import autocast, dtype_of
