@@ -73,6 +73,4 @@ def _collect(reading: int, child: int) -> tuple[list[Case], bool]:
             if not (new := pipe.read(1 << 16)):
                 break
             data += new
-    return [
-        Case(**json.loads(line)) for line in data.splitlines(keepends=True) if line.endswith(b"\n")
-    ], is_hung
+    return [Case(**json.loads(line)) for line in data.split(b"\n")[:-1]], is_hung

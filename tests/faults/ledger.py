@@ -1,8 +1,8 @@
 """What became of each injected fault and each bad input, counted, and kept where it is committed.
 
-A campaign is all cases of one promise. With ``--full-faults`` its parts are run one by one, each is
-written to ``tests/faults/results/NAME.json`` when it ends, and a part that was counted on this state
-of the code is not run again: a campaign that was stopped goes on where it was. Else one small part
+A campaign is all cases of one promise. With ``--full-faults`` its parts run one by one, and each is
+written to ``tests/faults/results/NAME.json`` when it ends. A part that was counted on this state of
+the code is not run again, so a campaign that was stopped resumes. Without the option one small part
 runs and nothing is written. ``docs/faults.md`` is made of the results (`document.py`).
 """
 
@@ -61,7 +61,7 @@ class Campaign:
     examples: list[str] = field(default_factory=list)
 
     def parts(self, count: int) -> Iterator["Part"]:
-        """The parts that are left of ``count``, each to be filled by the caller; else a small one."""
+        """The parts of ``count`` that are left, for the caller to fill; or one small part."""
         if not self.full:
             yield (part := Part(number=0, quick=True))
             self._count(part.outcomes, part.examples)
@@ -173,7 +173,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an action did: its outcome, its result or the text of its error, and how long it took."""
+    """An action's outcome, its result or the text of its error, and its duration."""
 
     outcome: str
     result: Any
@@ -200,7 +200,7 @@ def observe(
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `Hung` in the block after so many seconds; the timer of a test is set again after it."""
+    """Raise `Hung` in the block after some seconds; then set the timer of the test again."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise Hung

@@ -1,4 +1,4 @@
-"""Every format of a run, a dataset and an export, damaged byte by byte: it is noticed or harmless."""
+"""Each format of a run, a dataset and an export, damaged byte by byte: noticed or harmless."""
 
 import json
 import os
@@ -143,9 +143,10 @@ def test_conversion_journal(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(conversion.BetonWriter, "finish", stop)
-        convert(str(tmp_path / "src"), target, options)
+        with pytest.raises(KeyboardInterrupt):
+            convert(str(tmp_path / "src"), target, options)
     journal, partial = target.with_name("x.beton.journal"), target.with_name("x.beton.partial")
     kept = partial.read_bytes()
     assert len(journal.read_bytes().splitlines()) > 2

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from fastmoco import cli
+from fastmoco.data.beton_format import MODE_JPEG
 from fastmoco.data.encode import encode_batch
 from fastmoco.data.images import decode_jpeg
 from fastmoco.data.settings import ConvertConfig
@@ -98,7 +99,7 @@ def stored_or_reason(data: bytes) -> str:
         assert image
         assert "\n" not in image
         return "refused"
-    if image.mode == 1:
+    if image.mode == MODE_JPEG:
         assert decode_jpeg(image.blob).shape == (image.height, image.width, 3)
     else:
         assert len(image.blob) == image.height * image.width * 3
