@@ -1,6 +1,6 @@
 """Damage of bytes, a function of its kind, its position and the generator."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -70,16 +70,20 @@ MUTATIONS: dict[str, Damage] = {
 """Kinds of a mutated input."""
 
 
-def byte_map(data: bytes, count: int, seed: list[int]) -> Iterator[tuple[str, int, bytes]]:
+def byte_map(
+    data: bytes, count: int, seed: list[int], places: Sequence[int] | None = None
+) -> Iterator[tuple[str, int, bytes]]:
     """Damage of every kind, each at ``count`` positions, one in each of as many equal ranges.
 
-    Yields the kind, the position and the damaged bytes, which differ from ``data``.
+    The positions are drawn from ``places``, by default all of them. Yields the kind, the position
+    and the damaged bytes, which differ from ``data``.
     """
     random = np.random.default_rng(seed)
-    edges = np.linspace(0, len(data), min(count, len(data)) + 1).astype(int)
+    places = places or range(len(data))
+    edges = np.linspace(0, len(places), min(count, len(places)) + 1).astype(int)
     for kind, damage in MAP.items():
         for start, end in pairwise(edges.tolist()):
-            at = int(random.integers(start, end))
+            at = places[int(random.integers(start, end))]
             changed = damage(data, at, random)
             if changed != data:
                 yield kind, at, changed
