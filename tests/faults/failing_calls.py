@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Request:
     kill_seconds: float = 0.0
     """Kill the process after this time; 0: never."""
     environment: dict[str, str] = field(default_factory=dict)
+    in_parent: bool = False
+    """Do it in the process itself, so that forks find compiled functions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,10 @@ class Server:
         self.process.stdin.write(json.dumps([asdict(one) for one in requests]) + "\n")
         self.process.stdin.flush()
         return [Answer(**one) for one in json.loads(self.process.stdout.readline())]
+
+    def warm(self, action: str, arguments: list[Any]) -> None:
+        """Do it in the process itself; see `Request.in_parent`."""
+        self.do_together([Request(action=action, arguments=arguments, in_parent=True)])
 
     def close(self) -> None:
         """End the process."""
@@ -205,7 +211,12 @@ def main() -> None:
     for module in (*MODULES, "tests.faults.actions"):
         importlib.import_module(module)
     for line in sys.stdin:
-        children = [_Child(Request(**one), library) for one in json.loads(line)]
+        requests = [Request(**one) for one in json.loads(line)]
+        if requests[0].in_parent:
+            with redirect_stdout(sys.stderr):
+                _call(requests[0])
+            requests = []
+        children = [_Child(one, library) for one in requests]
         answers = [asdict(child.wait()) for child in children]
         sys.stdout.write(json.dumps(answers) + "\n")
         sys.stdout.flush()
