@@ -3,17 +3,15 @@
 import errno
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pytest
 
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
 from tests.faults.actions import save, write_config, write_row
-from tests.faults.failing_calls import Answer, Request, Server, compiler, serving
+from tests.faults.failing_calls import Answer, Request, Server
 from tests.faults.ledger import Ledger, Part
 from tests.pictures import write_class_folders
 from tests.runs import write_run
@@ -22,14 +20,6 @@ ERRORS = {"ENOSPC": False, "EIO": True}
 """Errors, and whether calls that read fail with them, too."""
 TEMPORARY = (".partial", ".lock", ".journal")
 HOW = "a preloaded library fails the n-th call below the folder (%s), n = 1, 2, ... to the last"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if compiler() is None:
-        pytest.skip("needs a C compiler, for a library that makes calls fail")
-    with serving(tmp_path_factory.mktemp("server")) as started:
-        yield started
 
 
 def state_of(folder: Path) -> dict[str, str]:

@@ -51,9 +51,10 @@ def inputs_of(
     how: str,
     count: tuple[int, int],
     case: Callable[[np.random.Generator], tuple[str, Seen]],
+    gap: str = "",
 ) -> None:
     """Run a campaign of ``count`` cases (all, quick); ``case`` draws an input and reads it."""
-    campaign = ledger.campaign(name, promise=promise, how=how, unit="inputs")
+    campaign = ledger.campaign(name, promise=promise, how=how, unit="inputs", gap=gap)
     for part in campaign.parts(max(1, count[0] // 500)):
 
         def run(number: int, first: int = 500 * part.number) -> Case:
@@ -204,6 +205,7 @@ def test_sources(ledger: Ledger, tmp_path: Path) -> None:
         HOW % "a tar, CSV, npy and npz file",
         (3000, 40),
         case,
+        gap="an array file whose header is no Python ends with a traceback (TokenError)",
     )
 
 
@@ -306,6 +308,7 @@ def test_annotations(ledger: Ledger, tmp_path: Path) -> None:
         f"{HOW % 'the text'}, or one of its values replaced by a hostile one",
         (3000, 100),
         case,
+        gap="an annotation that is no object ends with a traceback (AttributeError)",
     )
 
 
