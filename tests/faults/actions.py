@@ -1,5 +1,6 @@
 """What is done under failing calls, by functions that the other process finds by name."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ def save(folder: str, step: int) -> None:
     save_checkpoint(Path(folder), state_of_step(step), keep=1)
 
 
+@cache
+def identity(seed: int) -> RunIdentity:
+    """Configuration of a run."""
+    return RunIdentity(load_config(TrainConfig, [f"seed={seed}"]), FREE_KEYS)
+
+
 def write_config(folder: str, seed: int) -> None:
     """Claim a run folder, which writes its configuration."""
-    identity = RunIdentity(load_config(TrainConfig, [f"seed={seed}"]), FREE_KEYS)
-    with claim_run_folder(RunFolder(Path(folder)), identity, ALONE):
+    with claim_run_folder(RunFolder(Path(folder)), identity(seed), ALONE):
         pass
 
 

@@ -48,7 +48,7 @@ class Work:
 
 
 def try_all(
-    ledger: Ledger, server: Server, name: str, promise: str, work: Work, quick_step: int = 10
+    ledger: Ledger, server: Server, name: str, promise: str, work: Work, quick_step: int = 20
 ) -> None:
     """Fail each call of the work in turn, in a quick run every ``quick_step``-th."""
     campaign = ledger.campaign(f"calls_{name}", promise=promise, how=HOW % ", ".join(ERRORS))
@@ -137,6 +137,7 @@ def test_config(ledger: Ledger, server: Server, tmp_path: Path) -> None:
         lambda: seed_is(1),
         lambda: seed_is(2),
     )
+    server.warm("tests.faults.actions:identity", [2])
     promise = "A configuration is the old one or the new one where a call to the system fails."
     try_all(ledger, server, "config", promise, work)
 
@@ -185,7 +186,7 @@ def test_export(ledger: Ledger, server: Server, tmp_path: Path) -> None:
         lambda: state_of(folder) == new,
     )
     promise = "An export leaves the old file or the new one where a call to the system fails."
-    try_all(ledger, server, "export", promise, work, quick_step=20)
+    try_all(ledger, server, "export", promise, work, quick_step=30)
 
 
 def test_convert(ledger: Ledger, server: Server, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tiny runs for campaigns: what they are given, and what they leave; for the other process."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +79,9 @@ def reached(run: Path) -> str:
     """How far a run came that was killed, from its files."""
     if not (run / "config.yaml").exists():
         return "before the run folder is claimed"
-    if list(run.rglob("*.partial")):
-        return "while a file is written"
+    if partial := next(run.rglob("*.partial"), None):
+        name = re.sub(r"\d{8}", "N", partial.name.removeprefix(".").removesuffix(".partial"))
+        return f"while {name} is written"
     log = run / "train.log"
     text = log.read_text() if log.exists() else ""
     if "step 1/" not in text:
