@@ -163,7 +163,8 @@ class _Child:
                 sys.excepthook(type(error), error, error.__traceback__)
             sys.stdout.flush()
             sys.stderr.flush()
-            (self.folder / "end").write_text(json.dumps([code, counted, call]))
+            (self.folder / "ended").write_text(json.dumps([code, counted, call]))
+            (self.folder / "ended").rename(self.folder / "end")  # complete, where it is killed here
             os._exit(0)
 
     def wait(self) -> Answer:

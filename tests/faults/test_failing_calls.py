@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
+
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
@@ -167,6 +169,7 @@ def test_metrics_row(ledger: Ledger, server: Server, tmp_path: Path) -> None:
     try_all(ledger, server, "metrics_row", promise, work)
 
 
+@pytest.mark.full
 def test_export(ledger: Ledger, server: Server, tmp_path: Path) -> None:
     folder, run = tmp_path / "out", write_run(tmp_path / "run")
 
@@ -189,6 +192,7 @@ def test_export(ledger: Ledger, server: Server, tmp_path: Path) -> None:
     try_all(ledger, server, "export", promise, work, quick_step=30)
 
 
+@pytest.mark.full
 def test_convert(ledger: Ledger, server: Server, tmp_path: Path) -> None:
     """The new file without its JSON is complete: the same command then writes that."""
     folder, source = tmp_path / "out", tmp_path / "src"

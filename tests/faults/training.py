@@ -108,6 +108,12 @@ def train_spoiled(options: list[str], what: str, value: str, step: int) -> None:
     train(options)
 
 
+def _with_first(tensor: Tensor, value: float) -> Tensor:
+    """The tensor, with another first value."""
+    tensor[(0,) * tensor.dim()] = value
+    return tensor
+
+
 def _spoil_loss(step: TrainStep, value: float) -> None:
     handle = step.model.register_forward_hook(
         lambda _module, _inputs, output: replace(output, loss=output.loss * value)
@@ -118,9 +124,7 @@ def _spoil_loss(step: TrainStep, value: float) -> None:
 def _spoil_gradient(step: TrainStep, value: float) -> None:
     def spoil(gradient: Tensor) -> Tensor:
         handle.remove()
-        gradient = gradient.clone()
-        gradient.view(-1)[1] = value
-        return gradient
+        return _with_first(gradient.clone(), value)
 
     handle = next(iter(step.model.learnable())).register_hook(spoil)
 
@@ -149,11 +153,11 @@ def _spoil_statistics(step: TrainStep, value: float) -> None:
 
 def _spoil_optimizer(step: TrainStep, value: float) -> None:
     state = next(iter(step.optimizer.state.values()))
-    state["exp_avg"].view(-1)[1] = value
+    _with_first(state["exp_avg"], value)
 
 
 def _spoil_queue(step: TrainStep, value: float) -> None:
-    step.model.queue.keys.view(-1)[1] = value  # type: ignore[union-attr,operator]
+    _with_first(step.model.queue.keys, value)  # type: ignore[union-attr,arg-type]
 
 
 def _once(step: TrainStep, undo: Callable[[], None]) -> None:
