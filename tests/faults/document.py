@@ -115,7 +115,7 @@ def _gaps(results: dict[str, dict[str, Any]]) -> str:
         if any(outcomes(result)[bad] for bad in BAD):
             lines.append(f"- `{name}`: {result['gap'] or 'to be corrected'}.")
             examples = [e for part in result["parts"].values() for e in part["examples"]]
-            lines += [f"  - {_plain(example)}" for example in examples[:3]]
+            lines += [f"  - {_plain(example)[:120]}" for example in examples[:3]]
     return "\n".join(["## Not kept", "", *(lines or ["Nothing."]), ""])
 
 

@@ -1,9 +1,9 @@
 """Each format of a run, a dataset and an export, damaged byte by byte: noticed or harmless."""
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fastmoco.data.convert import ConvertConfig, Encoding, convert
 from fastmoco.data.verify import verify
 from fastmoco.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fastmoco.runs.encoder_file import read_encoder_file, write_encoder_file
-from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.runs.metrics_file import MetricsFile, read_metrics
 from fastmoco.train.settings import TrainConfig
 from tests.faults.damage import byte_map
 from tests.faults.ledger import Ledger, Part, observe
@@ -182,7 +182,9 @@ def test_conversion_journal(
 def test_metrics(ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": i, "loss": 7 / (i + 1), "knn_top1": None, "epoch": i / 8} for i in range(40)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with closing(MetricsFile(path, resume_step=0)) as file:
+        for row in rows:
+            file.write(row)
     campaign = ledger.campaign(
         "bytes_metrics",
         promise="A damaged row of `metrics.jsonl` is noticed when the file is read.",
