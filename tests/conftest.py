@@ -50,7 +50,7 @@ def full_faults(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--full-curves"):
+    if not (config.getoption("--full-curves") or config.getoption("--full-faults")):
         _keep_tier(config, items, full=bool(config.getoption("--full")))
     if torch.cuda.is_available():
         return

@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from fastmoco.files import atomic_write_text
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).with_suffix(".json")
+WRITTEN = (RECORD, ROOT / "tests/faults/results")
+"""What tests write down."""
 CODE = ("fastmoco", "pipelines", "configs", "tests", "constraints.txt")
 
 
-def state_of_code() -> str:
-    """First 16 hex digits of the SHA-256 over names and contents of everything that tests run."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *CODE]
+def state_of_code(code: Sequence[str] = CODE) -> str:
+    """First 16 hex digits of the SHA-256 over names and contents of what tests run."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *code]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     digest = hashlib.sha256()
     for name in sorted(filter(None, names.split("\0"))):
         path = ROOT / name
-        if path.is_file() and path != RECORD:
+        if path.is_file() and not any(path.is_relative_to(one) for one in WRITTEN):
             digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -208,7 +208,7 @@ def _read_segments(blob: bytes, seen: _Seen) -> None:
 
 def _info(seen: _Seen) -> JpegInfo:
     frame = seen.frame
-    if len(frame) < 9 or len(frame) < 6 + 3 * frame[5] or not seen.scans:
+    if len(frame) < 9 or not 9 <= 6 + 3 * frame[5] <= len(frame) or not seen.scans:
         raise ImageError("JPEG without a picture")
     bits, height, width, count = struct.unpack(">BHHB", frame[:6])
     components = [frame[6 + 3 * i : 9 + 3 * i] for i in range(count)]

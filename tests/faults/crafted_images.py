@@ -40,6 +40,7 @@ def _frame(**changes: int) -> bytes:
     changed[_FRAME + 4] = changes.get("bits", 8)
     height, width = changes.get("height", HEIGHT), changes.get("width", WIDTH)
     changed[_FRAME + 5 : _FRAME + 9] = struct.pack(">HH", height, width)
+    changed[_FRAME + 9] = changes.get("components", changed[_FRAME + 9])
     changed[_FRAME + 11] = changes.get("sampling", changed[_FRAME + 11])
     return bytes(changed)
 
@@ -199,6 +200,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         "damaged JPEG (Quantization table 0x00 was not defined)",
     ),
     "no_frame.jpg": (_without(b"\xff\xc0"), "JPEG without a picture"),
+    "no_components.jpg": (_frame(components=0), "JPEG without a picture"),
     "no_scan.jpg": (JPEG[:_SCAN] + b"\xff\xd9", "JPEG without a picture"),
     "two_frames.jpg": (JPEG[:_SCAN] + JPEG[_FRAME:_SCAN] + JPEG[_SCAN:], "JPEG with two frames"),
     "stowaway_zip.jpg": (JPEG + b"PK\x03\x04" + bytes(500), "copied 56 x 40"),

@@ -211,6 +211,13 @@ def test_masks_that_cannot_be_read_are_refused(scenes):
     for mask in ([], None, [[1.0, 2.0]], {"size": [160, 160], "counts": "!!!"}, {"size": [9, 9]}):
         with pytest.raises(AnnotationError, match="mask"):
             instance_mask(replace(scene.instances[0], mask=mask), scene)
+    for far in (1e9, torch.nan, -torch.inf):  # the library would walk there, pixel by pixel
+        mask = [[10.0, 20.0, 30.0, far, 30.0, 50.0]]
+        with pytest.raises(AnnotationError, match="far outside the image"):
+            instance_mask(replace(scene.instances[0], mask=mask), scene)
+    huge = {"size": [100_000, 100_000], "counts": [10**10]}
+    with pytest.raises(AnnotationError, match=r"its run lengths are of \[100000, 100000\], not"):
+        instance_mask(replace(scene.instances[0], mask=huge), scene)
     square = replace(scene.instances[0], mask=[[10.0, 20.0, 30.0, 20.0, 30.0, 50.0, 10.0, 50.0]])
     assert instance_mask(square, scene).sum() == 20 * 30
 
