@@ -40,9 +40,16 @@ def without_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def one_line(text: str) -> str:
-    """Escape what is not printable: file names may contain line breaks and control codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def one_line(text: str, *, keep_bytes: bool = False) -> str:
+    """Escape what is not printable: file names may contain line breaks and control codes.
+
+    With `keep_bytes`, bytes of names that are not UTF-8 stay, for standard output (`output`).
+    """
+
+    def is_shown(character: str) -> bool:
+        return character.isprintable() or (keep_bytes and "\udc80" <= character <= "\udcff")
+
+    return "".join(c if is_shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest_name(name: str, known: list[str]) -> str:

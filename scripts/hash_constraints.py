@@ -9,9 +9,6 @@ constraints.txt. It uses pip's internal list of candidates, because no command o
 from pathlib import Path
 from typing import Any
 
-from pip._internal.commands import create_command
-from pip._internal.models.target_python import TargetPython
-
 ROOT = Path(__file__).parents[1]
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 PLATFORMS = [
@@ -37,6 +34,10 @@ def pinned() -> dict[str, str]:
 
 def finders() -> list[Any]:
     """Pip's finder of files, for each Python."""
+    # Not at the top: pip replaces distutils, and torch.compile would fail in this process.
+    from pip._internal.commands import create_command
+    from pip._internal.models.target_python import TargetPython
+
     command: Any = create_command("index")
     options, _ = command.parse_args(["versions", "pip"])
     with command.main_context():

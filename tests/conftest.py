@@ -33,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Under nohup it would be ignored, here and in every process that a test starts.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("--full"):
         config.pluginmanager.register(FullSuite())
 

@@ -150,7 +150,11 @@ def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
 def description_text(facts: Mapping[str, Any]) -> str:
     """Format facts as lines of name and value; empty mappings are skipped."""
     width = max(len(key) for key in facts)
-    rows = {key: one_line(_value_text(value)) for key, value in facts.items() if value != {}}
+    rows = {
+        key: one_line(_value_text(value), keep_bytes=True)
+        for key, value in facts.items()
+        if value != {}
+    }
     return "\n".join(f"{key:<{width}}  {text}" for key, text in rows.items())
 
 

@@ -14,7 +14,6 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
-from fastmoco.train.number_format import with_precision
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
 from tests.optional import require
@@ -46,6 +45,7 @@ def small_config(name, dataset):
     options = [f"experiment={name}", f"data.train={dataset}", f"data.test={dataset}", *SMALL]
     preset = load_config(TrainConfig, options[:2])
     options.append("monitor.allow_overlap=true")
+    options.append("precision=float32")  # fp16 skips the first steps, in search of a loss scale
     if preset.model.encoder.startswith("timm:"):
         options.append("model.encoder=timm:test_vit")
     else:
@@ -63,7 +63,6 @@ def test_every_preset_trains(dataset, tmp_path, name):
     if cfg.optimizer.name == "lars" or cfg.model.encoder.startswith("timm:"):
         require("timm")
     assert check_config(cfg) == CPU
-    cfg = with_precision(cfg, CPU)
     with open_dataset(dataset) as images:
         rates = []
         trainer = Trainer(cfg, RunFolder(tmp_path), images, CPU)

@@ -113,6 +113,7 @@ def as_rank(monkeypatch, rank, world_size, devices):
 
 
 def test_each_process_takes_its_own_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     ranks = as_rank(monkeypatch, 1, 2, devices=2)
     assert resolve_rank_device("auto", ranks) == torch.device("cuda", 1)
     assert resolve_rank_device("cuda", ranks) == torch.device("cuda", 1)
