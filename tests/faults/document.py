@@ -27,6 +27,8 @@ NOT_COVERED = """## What is not covered
   checksums notice accidents, they do not prove who wrote a file.
 - Files that another library writes (TensorBoard's event files, pictures, Hugging Face folders) are
   not mapped byte by byte.
+- A whole line that is lost from the middle of `metrics.jsonl`: each row has a checksum, the file
+  has none.
 - GPUs: all figures are of CPUs. Faults of a device, of NCCL and of a CUDA graph were not injected.
 - Network file systems, other systems than Linux, other processors than x86-64.
 - Faults of memory that change numbers without making them infinite.
