@@ -15,7 +15,7 @@ from fastmoco.files import atomic_path
 from fastmoco.parsing import parse_json
 
 _SEAL = re.compile(rb', "crc32": ([0-9]+)\}$')
-_SPOILED_SEAL = re.compile(rb'": [0-9]+\}$')
+_SPOILED_SEAL = re.compile(rb'": [0-9]{6,}\}$')
 """Ends no row of a version without checksums: their last value is a fraction or null."""
 
 
