@@ -83,7 +83,9 @@ def judged(answers: list[Answer], run: Path, reference: Path, step: int) -> tupl
         load_checkpoint(run)  # raises where a value is not finite
     if first.code:
         bad = {at for at, digest in kept.items() if expected[at] != digest}
-        told = "finite" in first.error or "as large as at the start" in first.error
+        # torchrun shows the errors of all ranks: the one that was spoiled names the fault.
+        said = " ".join(answer.error for answer in answers)
+        told = "finite" in said or "as large as at the start" in said
         if bad or not told:
             return "silent", f"saved otherwise: {bad}; {first.error[-200:]}"
         return "stopped", first.error

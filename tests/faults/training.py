@@ -145,7 +145,8 @@ def _spoil_statistics(step: TrainStep, value: float) -> None:
     layer = next(m for m in step.model.query_encoder.modules() if hasattr(m, "running_var"))
 
     def spoil(module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
-        module.running_var[0] = value  # type: ignore[index,operator]
+        # As a fault of memory would: autograd, which keeps the tensor for ranks, is not told.
+        module.running_var.data[0] = value  # type: ignore[index,operator,union-attr]
 
     handle = layer.register_forward_hook(spoil)
     _once(step, handle.remove)
