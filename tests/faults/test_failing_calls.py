@@ -178,7 +178,7 @@ def test_export(ledger: Ledger, server: Server, tmp_path: Path) -> None:
 
     folder.mkdir()
     out = folder / "encoder.safetensors"
-    command = ["export", str(run), f"out={out}"]
+    command = ["export", str(run), f"out={out}", "overwrite=true"]
     assert cli.main(command) == 0
     new = state_of(folder)
     work = Work(
