@@ -154,6 +154,8 @@ def _large() -> bytes:
     return encoded(picture(2, 300, 700), quality=90)
 
 
+TURNED = {2: "56 x 40", 3: "56 x 40", 4: "56 x 40", 5: "40 x 56", 7: "40 x 56", 8: "40 x 56"}
+"""EXIF orientations beside 6, that of turned.jpg, and the size of the upright picture."""
 CRAFTED: dict[str, tuple[bytes, str]] = {
     # JPEG: cut, wiped, foreign bytes
     "cut_one_byte.jpg": (JPEG[:-1], "cut JPEG (its codes end at byte 1272 without an end marker)"),
@@ -284,6 +286,7 @@ CRAFTED: dict[str, tuple[bytes, str]] = {
         "encoded 56 x 40",
     ),
     "turned.jpg": (_exif(6), "encoded 40 x 56"),
+    **{f"turned_{o}.jpg": (_exif(o), f"encoded {size}") for o, size in TURNED.items()},
     "turned_beyond_8.jpg": (_exif(9), "copied 56 x 40"),
     "exif_of_noise.jpg": (
         _with_segments(_segment(0xE1, b"Exif\0\0II*\0" + b"\xff" * 40)),

@@ -13,11 +13,12 @@ from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.sources.samples import BROKEN_LINK
 from fastmoco.data.verify import verify
-from tests.faults.crafted_images import CRAFTED, PIXELS
+from tests.faults.crafted_images import CRAFTED, PIXELS, TURNED
 
 # Not the picture that the others show, or one that lost much of it on the way.
 _OTHER_PICTURES = {"large.jpg", "arithmetic.jpg", "palette.png", "gray.jpg", "gray_alpha.png"}
 _OTHER_PICTURES |= {"sixteen_bit_gray.png", "one_bit.png", "turned.jpg", "odd_sampling.jpg"}
+_OTHER_PICTURES |= {f"turned_{orientation}.jpg" for orientation in TURNED}
 _OTHER_PICTURES |= {"ycck.jpg", "animated.gif", "animated.webp", "pages.tif"}
 
 

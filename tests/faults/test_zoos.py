@@ -14,17 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from fastmoco.data.encode import encode_batch
 from fastmoco.data.images import ImageError
+from fastmoco.data.settings import ConvertConfig
 from fastmoco.data.sources import SourceOptions, open_source
 from fastmoco.parsing import read_yaml
 from fastmoco.runs.weights_file import read_weights
 from tests.faults import zoo_annotations, zoo_safetensors, zoo_tars, zoo_yaml
+from tests.faults.crafted_images import CRAFTED
 from tests.faults.ledger import Ledger, Seen, observe
 from tests.limits import HANG_SECONDS
 from tests.unit.test_hostile_annotations import read as read_annotations
 
 pytestmark = pytest.mark.full
-HOW = "files made by code (`tests/faults/zoo_%s.py`), each with the reason that must be named"
+HOW = "files made by code (`tests/faults/%s.py`), each with the reason that must be named"
 
 
 def judged(seen: Seen, word: str) -> str:
@@ -44,8 +47,9 @@ def count(
     read: Callable[[str, bytes], object],
 ) -> None:
     """Read every file of a zoo by `read(name, data)`."""
+    module = "crafted_images" if zoo == "images" else f"zoo_{zoo}"
     promise = f"A hostile {what} is refused in one line, without the memory that it claims."
-    campaign = ledger.campaign(f"zoo_{zoo}", promise=promise, how=HOW % zoo, unit="inputs")
+    campaign = ledger.campaign(f"zoo_{zoo}", promise=promise, how=HOW % module, unit="inputs")
     for part in campaign.parts(1):
         for name, data, word in cases:
             seen = observe(lambda name=name, data=data: read(name, data))
@@ -95,12 +99,27 @@ def test_annotations(ledger: Ledger, tmp_path: Path) -> None:
     count(ledger, "annotations", "annotation file", zoo_annotations.cases(), read)
 
 
+def test_images(ledger: Ledger) -> None:
+    def read(name: str, data: bytes) -> None:
+        (found,) = encode_batch(lambda _: data, [name], [False], ConvertConfig()).images
+        if isinstance(found, str):
+            raise ImageError(found)
+
+    reasons = {
+        name: "" if re.match("copied|encoded", fate) else re.escape(fate)
+        for name, (_, fate) in CRAFTED.items()
+    }
+    # An empty file is refused where it is read, in the folder's source.
+    cases = [(name, blob, reasons[name]) for name, (blob, _) in CRAFTED.items() if blob]
+    count(ledger, "images", "or odd image", cases, read)
+
+
 def test_pickles(ledger: Ledger) -> None:
     """Each is read by the guarded child, which prints what came of it."""
     campaign = ledger.campaign(
         "zoo_pickles",
         promise="A hostile pickle is refused by the guarded child, and runs nothing.",
-        how=HOW % "pickles",
+        how=HOW % "zoo_pickles",
         unit="inputs",
     )
     for part in campaign.parts(1):
