@@ -18,6 +18,7 @@ from fastmoco.data.encode import encode_batch
 from fastmoco.data.images import ImageError
 from fastmoco.data.settings import ConvertConfig
 from fastmoco.data.sources import SourceOptions, open_source
+from fastmoco.errors import one_line
 from fastmoco.parsing import read_yaml
 from fastmoco.runs.weights_file import read_weights
 from tests.faults import zoo_annotations, zoo_safetensors, zoo_tars, zoo_yaml
@@ -53,7 +54,8 @@ def count(
     for part in campaign.parts(1):
         for name, data, word in cases:
             seen = observe(lambda name=name, data=data: read(name, data))
-            part.add(judged(seen, word), seen.seconds, place=name, example=f"{name}: {seen.result}")
+            shown = one_line(f"{name}: {seen.result}")
+            part.add(judged(seen, word), seen.seconds, place=one_line(name), example=shown)
     campaign.check()
 
 
