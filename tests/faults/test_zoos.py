@@ -55,7 +55,7 @@ def count(
         for name, data, word in cases:
             seen = observe(lambda name=name, data=data: read(name, data))
             shown = one_line(f"{name}: {seen.result}")
-            part.add(judged(seen, word), seen.seconds, place=one_line(name), example=shown)
+            part.add(judged(seen, word), seen.seconds, place="files", example=shown)
     campaign.check()
 
 
@@ -136,5 +136,5 @@ def test_pickles(ledger: Ledger) -> None:
             if outcome == "refused" and files:
                 outcome = "silent"
             seen = Seen(outcome, reason, seconds)
-            part.add(judged(seen, word), seconds, place=name, example=f"{name}: {reason}")
+            part.add(judged(seen, word), seconds, place="files", example=f"{name}: {reason}")
     campaign.check()
