@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ WRONG_USAGE = (
 HELP_WORDS, VERSION_WORDS = ("help", "--help", "-h"), ("version", "--version", "-V")
 
 PACKAGE = Path(__file__).parent
+FIRST_RANK_SECONDS = 30
+"""Time for the first rank to say what is wrong, if another one is faster."""
 ENVIRONMENT = {
     # Threads that wait for others sleep. By default they spin, and beside other programs take the
     # time of the thread that they wait for. A step of ResNet-18 (width 16, 64 images of 32 pixels,
@@ -196,6 +199,9 @@ def _fail(code: int, message: str) -> int:
         message = f"rank {environment_ranks().rank}: {message}"
     if code == 1 or local_ranks().is_first:
         print(f"fastmoco: {one_line(message)}", file=sys.stderr)  # noqa: T201
+    elif code == 2:
+        # torchrun ends all processes as soon as one has: first let the one that says it.
+        time.sleep(FIRST_RANK_SECONDS)
     return code
 
 

@@ -213,3 +213,17 @@ def test_a_caller_keeps_its_warnings_and_streams(monkeypatch):
     before = warnings.showwarning, sys.stdout, sys.stderr
     assert run_words(monkeypatch) == 0
     assert (warnings.showwarning, sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize(("rank", "waited", "said"), [(0, [], 1), (1, [cli.FIRST_RANK_SECONDS], 0)])
+def test_other_ranks_let_the_first_one_say_it(monkeypatch, capsys, rank, waited, said):
+    """torchrun ends all processes as soon as one has ended."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    times = []
+    monkeypatch.setattr(cli.time, "sleep", times.append)
+    assert cli.main(["trian"]) == 2
+    assert times == waited
+    assert capsys.readouterr().err.count("did you mean train?") == said
