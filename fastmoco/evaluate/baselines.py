@@ -38,6 +38,6 @@ def read_baselines(path: Path) -> Baselines:
     Raises:
         ValueError: If the file is damaged.
     """
-    types, advice = json_types(Baselines), "remove it; the run goes on without baselines"
+    types, advice = json_types(Baselines), "remove it; the run continues without baselines"
     found = read_json_object(path, types, advice=advice)
     return Baselines(**{key: found[key] for key in types})

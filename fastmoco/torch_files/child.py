@@ -1,7 +1,7 @@
 """Run `unpickle` on a file of `torch.save`, in a child process with limits.
 
 A PyTorch file is a pickle, which may name any function. The child calls none of them, and its
-memory, time and output are limited: whatever the file is, this process goes on.
+memory, time and output are limited: whatever the file is, this process survives.
 """
 
 import json

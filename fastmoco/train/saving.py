@@ -89,7 +89,7 @@ class Saver:
     def _say_lost(self, error: OSError) -> None:
         self._failed = True
         self._logger.warning(
-            "warning   THE STATE AFTER STEP %d WAS NOT SAVED: %s: %s; training goes on, "
+            "warning   THE STATE AFTER STEP %d WAS NOT SAVED: %s: %s; training continues, "
             "earlier checkpoints stay; free some space before the next save",
             self._writer.step,
             error.filename or self._trainer.run.path,
