@@ -74,7 +74,7 @@ def request(run: Path, cfg: RequestConfig) -> LabelRequest:
     assert checkpoint.path is not None  # it was read from there
     with open_dataset(data) as dataset:
         candidates, labeled = _candidates(dataset, cfg.count)
-        sha256 = checkpoint.sha256 or weights_sha256(checkpoint.path)
+        sha256 = weights_sha256(checkpoint)
         recipe = recipe_of(cfg, sha256, dataset.fingerprint)
         if finished := read_finished(cfg.out, recipe):
             return finished

@@ -18,7 +18,7 @@ from fastmoco.data.sources.tables import Table, read_table
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import read_json_object
 from fastmoco.labeling.settings import MergeLabelsConfig
-from fastmoco.runs.checkpoint import find_checkpoint, weights_sha256
+from fastmoco.runs.checkpoint import load_checkpoint, weights_sha256
 from fastmoco.runs.checkpoint_files import CheckpointError
 
 
@@ -271,16 +271,16 @@ def _warn_of_checkpoint(asked: _Request, run: Path | None) -> None:
     Images that were hard for one encoder need not be hard for another.
     """
     try:
-        found = find_checkpoint(run or Path(asked.facts["run"]))
-        sha256 = weights_sha256(found)
+        checkpoint = load_checkpoint(run or Path(asked.facts["run"]))
+        sha256 = weights_sha256(checkpoint)
     except (CheckpointError, OSError):
         if run is not None:
             raise
         return  # moved or removed since the request: there is no encoder to compare
     if sha256 != asked.facts["checkpoint_sha256"]:
         warnings.warn(
-            f"{found} is not the checkpoint that made the request in {asked.folder} (step "
-            f"{asked.facts['step']}): images that were hard for that one may be easy for this one; "
-            "make a new request for labels that suit it",
+            f"{checkpoint.path} is not the checkpoint that made the request in {asked.folder} "
+            f"(step {asked.facts['step']}): images that were hard for that one may be easy "
+            "for this one; make a new request for labels that suit it",
             stacklevel=3,
         )

@@ -159,13 +159,14 @@ def at_step(given: Path) -> Path:
     return path
 
 
-def weights_sha256(path: Path) -> str:
-    """Hex SHA-256 of the weights file that belongs to a path from `find_checkpoint`.
+def weights_sha256(checkpoint: Checkpoint) -> str:
+    """Hex SHA-256 of the weights file that a checkpoint was read from.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If an exported encoder's file cannot be read.
     """
-    return file_sha256(path.with_suffix(".safetensors"))
+    assert checkpoint.path is not None  # it was read from there
+    return checkpoint.sha256 or file_sha256(checkpoint.path.with_suffix(".safetensors"))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

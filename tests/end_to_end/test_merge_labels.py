@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,8 @@ import pytest
 from fastmoco import cli
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.verify import verify
+from fastmoco.runs import checkpoint as checkpoint_module
+from fastmoco.runs.checkpoint import load_checkpoint, save_checkpoint
 from tests.runs import write_colors, write_run
 
 
@@ -179,6 +182,26 @@ def test_another_checkpoint_is_told_of(place, tmp_path, capsys):
     arguments = [f"data.train={place / 'set.beton'}", labels, f"out={tmp_path / 'b.beton'}", *same]
     assert cli.main(["merge-labels", str(place / "set"), *arguments]) == 0
     assert "checkpoint" not in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_checkpoint_that_the_run_removes_meanwhile(place, tmp_path, capsys, monkeypatch):
+    """The run goes on training while labels are merged."""
+    asked = requested(place)
+    labels = granted(tmp_path, ["sample_id,label", f"{asked[0][0]},{asked[0][2]}"])
+    run = write_run(tmp_path / "going_on", "seed=7")
+    plain = checkpoint_module.file_sha256
+
+    def removed_before_it_is_read(weights):
+        monkeypatch.undo()
+        old = load_checkpoint(run)
+        save_checkpoint(weights.parent, replace(old, step=old.step + 1), keep=1)
+        assert not weights.exists()
+        return plain(weights)
+
+    monkeypatch.setattr(checkpoint_module, "file_sha256", removed_before_it_is_read)
+    words = "is not the checkpoint that made the request"
+    merge(capsys, place, tmp_path / "a.beton", labels, f"run={run}", words=words)
 
 
 ANY = "images/blue/0.jpg"  # labeled, so not requested
