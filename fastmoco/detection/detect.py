@@ -20,6 +20,8 @@ from fastmoco.detection.starting import open_sets
 from fastmoco.detection.trial import build_fitting, fit, log_header, measure
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, read_json_object
+from fastmoco.moco.settings import Precision
+from fastmoco.optim.precision import choose_precision
 from fastmoco.ranks import Ranks, environment_ranks
 from fastmoco.runs.checkpoint import newest_checkpoint
 from fastmoco.runs.distributed import (
@@ -31,6 +33,7 @@ from fastmoco.runs.distributed import (
 from fastmoco.runs.reporter import run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import StopRequest, stop_signals
+from fastmoco.train.number_format import kept_precision
 from fastmoco.weights.settings import RANDOM, start_name
 
 # Keys that do not change what is learned: a trial may resume with other values.
@@ -99,9 +102,14 @@ def detect(run: Path, cfg: DetectConfig) -> DetectResult:
     train, test = open_sets(cfg)
     folder = cfg.run_dir or default_folder(run, cfg)
     device = resolve_rank_device(cfg.device, ranks)
+    seeds = range(cfg.seed, cfg.seed + cfg.trials)
+    if cfg.precision is Precision.auto:
+        kept = [kept_precision(RunFolder(folder / f"seed-{seed}")) for seed in seeds]
+        chosen = next(filter(None, kept), choose_precision(device)[0])
+        cfg = dataclasses.replace(cfg, precision=chosen)
     trials = []
     with process_group(ranks, device), stop_signals() as stop:
-        for seed in range(cfg.seed, cfg.seed + cfg.trials):
+        for seed in seeds:
             trial = dataclasses.replace(cfg, seed=seed)
             own = RunFolder(folder / f"seed-{seed}")
             with claim_run_folder(own, RunIdentity(trial, FREE_KEYS), ranks):

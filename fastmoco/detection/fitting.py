@@ -16,6 +16,11 @@ from fastmoco.detection.settings import DetectConfig
 from fastmoco.draws.host import draw_keys
 from fastmoco.errors import DivergedError
 from fastmoco.moco.collectives import average_over_ranks
+from fastmoco.moco.settings import Precision
+from fastmoco.optim.loss_scaler import LossScaler
+from fastmoco.optim.optimizers import with_zero_momentum
+from fastmoco.optim.precision import autocast, dtype_of
+from fastmoco.optim.step_guard import StepGuard
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
@@ -37,7 +42,7 @@ def learning_rate(cfg: DetectConfig, step: int) -> float:
     return cfg.learning_rate * factor * 0.1 ** sum(step >= m for m in cfg.milestones)
 
 
-def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.SGD:
+def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.Optimizer:
     """SGD with weight decay on all parameters except those of batch norm, as in detectron2."""
     of_norm = {
         id(parameter)
@@ -50,7 +55,8 @@ def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.SGD:
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": cfg.weight_decay}]
     if free:
         groups.append({"params": free, "weight_decay": 0.0})
-    return torch.optim.SGD(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum)
+    sgd = torch.optim.SGD(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum, fused=True)
+    return with_zero_momentum(sgd)
 
 
 def seed_region_sampling(seed: int, step: int, ranks: Ranks = ALONE) -> None:
@@ -71,7 +77,7 @@ class Fitting:
     cfg: DetectConfig
     model: nn.Module
     """Maps ``(images, targets)`` to losses by name."""
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     device: torch.device
     data_fingerprint: str
     encoder_fingerprint: str
@@ -79,6 +85,13 @@ class Fitting:
     steps_done: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     """Losses summed since the last log line, on this rank."""
+    guard: StepGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Guard the step: one whose numbers are not finite changes nothing."""
+        scaler = LossScaler(self.device, enabled=self.cfg.precision is Precision.fp16)
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.guard = StepGuard(scaler, [buffer for norm in norms for buffer in norm.buffers()])
 
     def is_finished(self) -> bool:
         """Whether all steps are done."""
@@ -88,18 +101,20 @@ class Fitting:
         """Do one training step, and return the learning rate that it used.
 
         Raises:
-            DivergedError: If the loss is not finite.
+            DivergedError: If the loss or a gradient is not finite.
         """
         rate = learning_rate(self.cfg, self.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
+        self.guard.remember()
         losses = self._losses(batch, self.steps_done)
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        self._average_gradients()
-        self.optimizer.step()
+        self.guard.scaler.scaled(total).backward()  # type: ignore[no-untyped-call]
+        everywhere = total.detach().clone()  # averaged: not finite on a rank, not finite on all
+        self._average(everywhere)
+        self.guard.step(self.optimizer, everywhere)
         self._count({"loss": total, **losses})
         self.steps_done += 1
         return rate
@@ -108,27 +123,33 @@ class Fitting:
         seed_region_sampling(self.cfg.seed, step, self.ranks)
         images = [sample.image.to(self.device).float() / 255 for sample in batch]
         targets = [{k: v.to(self.device) for k, v in s.target.items()} for s in batch]
-        losses: dict[str, Tensor] = self.model(images, targets)
+        with autocast(self.device, dtype_of(self.cfg.precision, self.device)):
+            losses: dict[str, Tensor] = self.model(images, targets)
         return losses
 
-    def _average_gradients(self) -> None:
-        """Average over ranks; the gradient of a parameter that this rank did not use is zero."""
+    def _average(self, loss: Tensor) -> None:
+        """Average gradients and loss over ranks, in place.
+
+        The gradient of a parameter that this rank did not use is zero.
+        """
         if not self.ranks.several:
             return
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        average_over_ranks([p.grad for p in parameters if p.grad is not None], self.ranks)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        average_over_ranks([*gradients, loss], self.ranks)
 
     def _count(self, losses: dict[str, Tensor]) -> None:
         for name, value in losses.items():
             self.totals[name] = self.totals.get(name, 0.0) + value.item()
         self.totals["steps"] = self.totals.get("steps", 0) + 1
-        if not math.isfinite(self.totals["loss"]):
+        if not math.isfinite(self.totals["loss"]) or self.guard.read().faults:
             raise DivergedError(
-                f"the loss is not finite at step {self.steps_done}; lower learning_rate (now "
-                f"{self.cfg.learning_rate:g}) or raise warmup_steps; earlier checkpoints are kept"
+                f"the loss or its gradient is not finite at step {self.steps_done}; lower "
+                f"learning_rate (now {self.cfg.learning_rate:g}) or raise warmup_steps; earlier "
+                "checkpoints are kept"
             )
 
     def flush(self) -> dict[str, float]:
@@ -168,6 +189,7 @@ class Fitting:
             "encoder_fingerprint": self.encoder_fingerprint,
             "world_size": self.ranks.world_size,
             "totals": self.totals,
+            "scaler": self.guard.scaler.state(),
             "torch_version": torch.__version__,
         }
         return Checkpoint(step=self.steps_done, tensors=tensors, facts=facts)
@@ -193,6 +215,7 @@ class Fitting:
             raise CheckpointError(f"{checkpoint.path} {problem}, or set another run_dir")
         restore_module(self.model, under_prefix("model", checkpoint.tensors), checkpoint)
         restore_optimizer(self.optimizer, under_prefix("optimizer", checkpoint.tensors))
+        self.guard.scaler.restore(facts.get("scaler", {}))
         self.totals = dict(facts["totals"])
         self.steps_done = checkpoint.step
 

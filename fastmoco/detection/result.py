@@ -81,6 +81,7 @@ def protocol_of(run: Path, cfg: DetectConfig, train: SceneSet, test: SceneSet) -
         "steps": cfg.steps,
         "global_batch_size": cfg.global_batch_size,
         "learning_rate": cfg.learning_rate,
+        "precision": cfg.precision.value,
         "seeds": list(range(cfg.seed, cfg.seed + cfg.trials)),
         "metric": metric_name(cfg),
     }
@@ -102,7 +103,8 @@ def protocol_line(protocol: dict[str, Any]) -> str:
     return (
         f"{protocol['task']} by {protocol['arch']}, backbone {protocol['init']}, batch norm "
         f"{protocol['batch_norm']}; {protocol['steps']} steps of {protocol['global_batch_size']} "
-        f"images, learning rate {protocol['learning_rate']:g}, seeds {seeds}\n"
+        f"images in {protocol['precision']}, learning rate {protocol['learning_rate']:g}, "
+        f"seeds {seeds}\n"
         f"{protocol['num_train']} training images of {protocol['train']}, {protocol['num_test']} "
         f"test images of {protocol['test']}; {protocol['metric']}"
     )

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fastmoco.moco.settings import Precision
 from fastmoco.ranges import (
     COUNT,
     COUNT_OR_ZERO,
@@ -150,6 +151,9 @@ class DetectConfig:
         "checkpoint_every_steps": COUNT,
     }
 
+    BEFORE: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
+    """Values of options that trials of older versions do not have in their files."""
+
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     layout: AnnotationFormat = AnnotationFormat.voc
     """voc or coco."""
@@ -173,6 +177,9 @@ class DetectConfig:
     """Momentum of SGD."""
     weight_decay: float = 1e-4
     """Weight decay, on all parameters except those of batch norm."""
+    precision: Precision = Precision.auto
+    """Number format of the forward and backward pass in training: auto (by the device), float32,
+    fp16 or bf16; tests are in float32."""
     warmup_steps: int = 100
     """Steps of linear warm-up, from a thousandth of the peak."""
     milestones: list[int] = field(default_factory=lambda: [18000, 22000])

@@ -144,4 +144,5 @@ def log_header(
         parameters / 1e6,
         cfg.batch_norm.value,
     )
-    logger.info("training  from step %d to step %d", fitting.steps_done, cfg.steps)
+    steps = fitting.steps_done, cfg.steps
+    logger.info("training  from step %d to step %d in %s", *steps, cfg.precision.value)

@@ -16,7 +16,7 @@ def _sgd(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=cfg.sgd_momentum, fused=True)
     # If loss scaling skips the first step, the fused kernel (torch 2.15) leaves the momentum that
     # it allocated uninitialized, and the second step would add it.
-    return _with_zero_momentum(optimizer)
+    return with_zero_momentum(optimizer)
 
 
 def _adam(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
@@ -39,7 +39,7 @@ def _lars(groups: Groups, cfg: OptimizerConfig) -> torch.optim.Optimizer:
 
     optimizer: torch.optim.Optimizer = Lars(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum)
     # Loss scaling undoes a skipped step, which needs the momentum to exist before it.
-    return _with_zero_momentum(optimizer)
+    return with_zero_momentum(optimizer)
 
 
 OPTIMIZERS: dict[OptimizerName, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
@@ -93,7 +93,8 @@ def _rate_on_device(groups: Groups, learning_rate: float) -> Tensor:
     return torch.tensor(learning_rate, dtype=torch.float64)
 
 
-def _with_zero_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def with_zero_momentum(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Give every parameter a momentum of zero, in place, so that a first step can be skipped."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

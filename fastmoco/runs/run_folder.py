@@ -165,8 +165,9 @@ class RunIdentity:
             UsageError: If the file is damaged.
         """
         new = dict(_flat(config_to_dict(self.cfg)))
-        # An option added after the run was made had the value that is its default now.
-        old = self._defaults()
+        # An option added after the run was made had the value that is its default now, unless the
+        # class names another.
+        old = self._defaults() | getattr(type(self.cfg), "BEFORE", {})
         old |= _flat(read_config(config))
         return [
             f"{key}: {old.get(key)} there, {new.get(key)} now"

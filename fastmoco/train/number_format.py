@@ -10,6 +10,17 @@ from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.settings import TrainConfig
 
 
+def kept_precision(run: RunFolder) -> Precision | None:
+    """The number format of a run that has a checkpoint; None for one that begins.
+
+    Raises:
+        UsageError: If the run's ``config.yaml`` cannot be read.
+    """
+    if not (run.has_checkpoint and run.config.exists()):
+        return None
+    return Precision(run.read_config().get("precision", Precision.float32))
+
+
 def with_precision(
     cfg: TrainConfig, device: torch.device, run: RunFolder | None = None
 ) -> TrainConfig:
@@ -25,10 +36,10 @@ def with_precision(
     """
     if cfg.precision is not Precision.auto:
         return cfg
-    if run and run.has_checkpoint and run.config.exists():
-        saved = run.read_config()
-        kept = [line for line in saved.get("advice", []) if str(line).startswith("precision=")]
-        chosen = Precision(saved.get("precision", Precision.float32))
+    if run and (before := kept_precision(run)):
+        saved = run.read_config().get("advice", [])
+        kept = [line for line in saved if str(line).startswith("precision=")]
+        chosen = before
     else:
         chosen, reason = choose_precision(device)
         kept = [f"precision={chosen.value}: {reason}"]

@@ -27,9 +27,12 @@ from fastmoco.detection.starting import open_backbone
 from fastmoco.errors import DivergedError, UsageError
 from fastmoco.moco.batchnorm import SplitBatchNorm2d
 from fastmoco.moco.build import build_model
-from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
+from fastmoco.optim.loss_scaler import INITIAL_SCALE
+from fastmoco.optim.precision import dtype_of
 from fastmoco.ranks import ALONE
-from fastmoco.runs.run_folder import RunIdentity
+from fastmoco.runs.run_folder import RunFolder, RunIdentity
+from fastmoco.train.number_format import kept_precision
 from tests.detection_data import write_run
 
 SMALL = DetectConfig(
@@ -326,6 +329,59 @@ def test_a_loss_that_is_no_number_stops_the_run():
     fitting.take([sample(0)])
     with pytest.raises(DivergedError, match="at step 1; lower learning_rate"):
         fitting.take([sample(1)])
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    fitting = small_fitting(SMALL)
+    fitting.take([sample(0)])
+    before = {name: tensor.clone() for name, tensor in fitting.checkpoint().tensors.items()}
+    weight = fitting.model.backbone.conv1.weight
+    weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(DivergedError, match="the loss or its gradient is not finite at step 1"):
+        fitting.take([sample(1)])
+    after = fitting.checkpoint().tensors
+    assert [name for name, tensor in before.items() if not torch.equal(after[name], tensor)] == []
+
+
+@pytest.mark.parametrize("precision", [Precision.bf16, Precision.fp16])
+def test_narrow_formats_learn_and_resume_with_their_scale(precision):
+    cfg = replace(SMALL, precision=precision, warmup_steps=0)
+    fitting = small_fitting(cfg)
+    seen = []
+    fitting.model.backbone.conv1.register_forward_hook(lambda *found: seen.append(found[2].dtype))
+    before = fitting.model.backbone.conv1.weight.clone()
+    fitting.guard.scaler.scale.fill_(512)
+    fitting.take([sample(0)])
+    assert seen == [dtype_of(precision, torch.device("cpu"))]
+    assert not torch.equal(fitting.model.backbone.conv1.weight, before)
+    again = small_fitting(cfg)
+    again.restore(fitting.checkpoint())
+    assert again.guard.scaler.state() == fitting.guard.scaler.state()
+    assert (again.guard.scaler.scale.item() == 512) == (precision is Precision.fp16)
+
+
+def test_fp16_looks_for_its_scale():
+    fitting = small_fitting(replace(SMALL, precision=Precision.fp16, warmup_steps=0))
+    weight = fitting.model.backbone.conv1.weight
+    before = weight.clone()
+    hook = weight.register_hook(lambda gradient: gradient * torch.inf)
+    fitting.take([sample(0)])
+    hook.remove()
+    assert torch.equal(weight, before)
+    assert fitting.guard.scaler.scale.item() == INITIAL_SCALE / 2
+
+
+def test_trials_of_the_version_without_number_formats_resume_in_float32(tmp_path):
+    run = RunFolder(tmp_path)
+    cfg = replace(DetectConfig(), precision=Precision.float32)
+    text = RunIdentity(cfg, FREE_KEYS).to_yaml()
+    run.config.write_text(text.replace("precision: float32\n", ""))
+    run.checkpoints.mkdir()
+    (run.checkpoints / "step-00000001.json").touch()
+    assert kept_precision(run) is Precision.float32
+    assert RunIdentity(cfg, FREE_KEYS).differences(run.config) == []
+    other = RunIdentity(replace(cfg, precision=Precision.bf16), FREE_KEYS)
+    assert other.differences(run.config) == ["precision: float32 there, bf16 now"]
 
 
 def test_trials_from_before_weights_had_one_spelling_resume(tmp_path):
