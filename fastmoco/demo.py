@@ -16,6 +16,8 @@ from fastmoco.evaluate.settings import KnnConfig
 from fastmoco.files import atomic_write_text
 from fastmoco.output import display_stream
 from fastmoco.ranks import environment_ranks
+from fastmoco.report.report import write_report
+from fastmoco.report.settings import ReportConfig
 from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig, run_path
 
@@ -49,6 +51,7 @@ def demo(cfg: TrainConfig) -> None:
         "protocol": result.to_json(),
     }
     atomic_write_text(run_dir / "result.json", json.dumps(figures, indent=1) + "\n")
+    write_report([run_dir], ReportConfig(device=cfg.device))
     _print_table(result, figures["seconds"], run_dir)
 
 
@@ -69,6 +72,6 @@ def _print_table(result: KnnResult, seconds: float, run_dir: Path) -> None:
     console = Console(file=display_stream(sys.stdout))
     console.print(table)
     console.print(
-        f"{seconds:.0f} s; views.png, curves.png, metrics.jsonl and result.json are in "
+        f"{seconds:.0f} s; report.html (for a browser), metrics.jsonl and result.json are in "
         + one_line(str(run_dir))
     )

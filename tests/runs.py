@@ -21,6 +21,7 @@ OPTIONS = [
     "moco.dim=8",
     "moco.queue_size=16",
     "moco.batch_norm_splits=2",
+    "train.report=false",
 ]
 
 

@@ -52,7 +52,11 @@ def is_flag(word: str) -> bool:
 
 
 def split_arguments(
-    arguments: Sequence[str], positional: Sequence[str], schema: type | None = None
+    arguments: Sequence[str],
+    positional: Sequence[str],
+    schema: type | None = None,
+    *,
+    repeats: bool = False,
 ) -> tuple[list[str], list[str], bool]:
     """Positional arguments, ``key=value`` overrides, and whether ``--json`` was given.
 
@@ -60,6 +64,7 @@ def split_arguments(
         arguments: Command line after the command.
         positional: Names of the positional arguments.
         schema: Options of the command, for hints.
+        repeats: Whether the last positional argument may be given several times.
 
     Raises:
         UsageError: If an argument is missing, or is neither of these.
@@ -67,7 +72,13 @@ def split_arguments(
     check_flags(arguments, ("--json",), schema)
     words = [word for word in arguments if not is_flag(word)]
     check_blanks(words)
-    places, rest = words[: len(positional)], words[len(positional) :]
+    count = len(positional)
+    if repeats:
+        more = (
+            n for n, word in enumerate(words[count:]) if "=" in word and not os.path.exists(word)
+        )
+        count += next(more, len(words[count:]))
+    places, rest = words[:count], words[count:]
     for name, place in zip(positional, [*places, *[""] * len(positional)], strict=False):
         if not place or (_is_option(place, schema) and not os.path.exists(place)):
             raise UsageError(f"{name} is missing; it is {_described(name)}")
@@ -161,10 +172,10 @@ def _described(name: str) -> str:
     return described
 
 
-def run_folders() -> list[Path]:
-    """Runs in ``runs``, also those of sweeps, the newest first."""
+def run_folders(folder: Path = Path("runs")) -> list[Path]:
+    """Runs in a folder, also those of sweeps, the newest first."""
     patterns = ("*/checkpoints", "*/*/checkpoints", "*/*/*/checkpoints")
-    found = [path for pattern in patterns for path in Path("runs").glob(pattern)]
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
     return [path.parent for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 

@@ -42,6 +42,8 @@ class Command(Generic[Config]):
     name: str
     arguments: tuple[str, ...] = ()
     """Names of the positional arguments, such as ``RUN``."""
+    repeats: bool = False
+    """Whether the last positional argument may be given several times."""
     options: str = "[key=value ...]"
     """The options that the usage line shows."""
     summary: str
@@ -76,8 +78,11 @@ class Command(Generic[Config]):
             self.run_arguments(arguments)
             return
         assert self.run is not None
-        places, overrides, as_json = split_arguments(arguments, self.arguments, self.config)
-        for name, place in zip(self.arguments, places, strict=True):
+        places, overrides, as_json = split_arguments(
+            arguments, self.arguments, self.config, repeats=self.repeats
+        )
+        names = [*self.arguments, *self.arguments[-1:] * (len(places) - len(self.arguments))]
+        for name, place in zip(names, places, strict=True):
             if name == "RUN":
                 check_run(Path(place))
             elif name == "DST.beton":

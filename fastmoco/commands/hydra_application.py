@@ -83,6 +83,10 @@ def run_application(arguments: Sequence[str]) -> None:
             with waiting("loading PyTorch"):  # after all options are checked
                 from fastmoco.train.pretrain import pretrain
             pretrain(cfg)
+            if makes_folder and cfg.train.report and environment_ranks().is_first:
+                from fastmoco.report.report import write_at_end
+
+                write_at_end(path, cfg.device)
         except BaseException as error:
             if os.getpid() != launching:  # the job of a launcher, which reports the error itself
                 raise

@@ -32,6 +32,7 @@ OUTPUTS = (
     "curves.png",
     "baselines.json",
     "verdict.json",
+    "report.html",
     "tensorboard",
 )
 """Files of a run without a checkpoint, which the next run replaces."""
@@ -87,6 +88,11 @@ class RunFolder:
     def verdict(self) -> Path:
         """What came out of the run."""
         return self.path / "verdict.json"
+
+    @property
+    def report(self) -> Path:
+        """Page for a browser."""
+        return self.path / "report.html"
 
     def bad_step(self, step: int) -> Path:
         """Images and draws of a step that was not finite."""

@@ -30,6 +30,7 @@ FREE_KEYS = frozenset(
         "train.cuda_graph",  # the same kernels either way
         "train.dry_run",
         "train.profile",
+        "train.report",
         "checkpoint.every_minutes",
         "checkpoint.every_steps",
         "checkpoint.keep",
@@ -95,6 +96,8 @@ class LoopConfig:
     """Build everything, run 20 steps, print speed and memory of the run, keep nothing."""
     profile: bool = False
     """Like dry_run, with a table of a step's stages and a trace beside the run folder."""
+    report: bool = True
+    """Write report.html at the end of the run; fastmoco report writes it at any time."""
     compile: Compile = Compile.auto
     """torch.compile: auto, always or never."""
     cuda_graph: CudaGraph = CudaGraph.auto

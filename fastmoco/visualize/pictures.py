@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from fastmoco.evaluate.baselines import Baselines
 from fastmoco.files import atomic_path
 
 IMAGE = npt.NDArray[np.uint8]
+Panel = Callable[[Axes, Sequence[dict[str, Any]], Baselines | None], None]
+"""Draws rows of ``metrics.jsonl``, perhaps with baselines."""
 VIEW_COLORS = ("tab:red", "tab:blue", "tab:green", "tab:orange")
 VIEW_NAMES = ("query view", "key view")
 MAX_COLUMNS = 8
@@ -143,24 +145,39 @@ def draw_curves(
     if not rows:
         return
     figure = Figure(figsize=(13, 3.4), layout="constrained")
-    loss, accuracy, similarity, knn = figure.subplots(1, 4)
-    _curves(loss, rows, {"loss": "InfoNCE"}, "loss, nats")
+    for axes, draw in zip(figure.subplots(1, len(PANELS)), PANELS.values(), strict=True):
+        draw_panel(axes, draw, rows, baselines)
+    save_figure(figure, path)
+
+
+def draw_panel(
+    axes: Axes, draw: Panel, rows: Sequence[dict[str, Any]], baselines: Baselines | None
+) -> None:
+    """Draw one of `PANELS` with its legend."""
+    draw(axes, rows, baselines)
+    axes.set_xlabel("epoch")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+
+
+def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
+    _curves(axes, rows, {"loss": "InfoNCE"}, "loss, nats")
     floor = rows[-1]["loss_floor_ln_k1"]
-    _dotted(loss, floor, f"ln(K+1) = {floor:.2f}, chance")
+    _dotted(axes, floor, f"ln(K+1) = {floor:.2f}, chance")
+
+
+def _draw_look_up(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
     names = {"accuracy_top1": "positive found first", "accuracy_top5": "among the first 5"}
-    _curves(accuracy, rows, names, "(K+1)-way look-up, %")
+    _curves(axes, rows, names, "(K+1)-way look-up, %")
+
+
+def _draw_similarity(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
     names = {
         "positive_similarity": "positive",
         "negative_similarity": "negative",
         "feature_deviation": "deviation",
     }
-    _curves(similarity, rows, names, "cosine similarity")
-    _draw_monitor(knn, rows, baselines)
-    for axes in (loss, accuracy, similarity, knn):
-        axes.set_xlabel("epoch")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-    save_figure(figure, path)
+    _curves(axes, rows, names, "cosine similarity")
 
 
 def _draw_monitor(axes: Axes, rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> None:
@@ -173,6 +190,15 @@ def _draw_monitor(axes: Axes, rows: Sequence[dict[str, Any]], baselines: Baselin
         _dotted(axes, baselines.knn_top1_start, "encoder at the start", "tab:brown")
     elif not measured:
         axes.set_title("no kNN monitor (monitor.every_epochs)", fontsize=9)
+
+
+PANELS: dict[str, Panel] = {
+    "Loss": _draw_loss,
+    "Look-up of the positive": _draw_look_up,
+    "Similarity": _draw_similarity,
+    "kNN": _draw_monitor,
+}
+"""Curves of a run by title."""
 
 
 def _dotted(axes: Axes, value: float, label: str, color: str = "gray") -> None:

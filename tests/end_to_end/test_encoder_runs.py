@@ -23,6 +23,7 @@ OPTIONS = [
     "train.epochs=2",
     "train.max_steps=4",
     "train.compile=never",
+    "train.report=false",
     "checkpoint.every_steps=2",
 ]
 CROSS_CHANNEL = [

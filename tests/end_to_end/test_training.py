@@ -40,6 +40,7 @@ OPTIONS = [
     "train.epochs=10",
     "train.max_steps=20",
     "train.log_every_steps=2",
+    "train.report=false",
     "checkpoint.every_steps=5",
     "monitor.every_epochs=1",
     "monitor.k=5",

@@ -37,6 +37,7 @@ OPTIONS = [
     "optimizer.learning_rate=0.002",
     "train.epochs=10",
     "train.compile=never",
+    "train.report=false",
     "monitor.every_epochs=0",
     "checkpoint.keep=20",
 ]

@@ -165,7 +165,7 @@ def test_a_run_folder_is_described_as_it_is():
     run = RunFolder(Path("run"))
     paths = [run.checkpoints, run.config, run.metrics, run.log, run.views, run.curves]
     paths += [run.quarantine, run.baselines, run.verdict, Path("bad-step-N.json")]
-    paths += [Path("stacks-rank-N.txt")]
+    paths += [run.report, Path("stacks-rank-N.txt")]
     written = {
         name.rstrip("/") for name in re.findall(r"^- `([^`]+)`", prose_of("docs/metrics.md"), re.M)
     }
