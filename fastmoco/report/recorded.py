@@ -19,6 +19,12 @@ from fastmoco.train.verdict import Outcome
 
 HEADER_WORDS = ("run", "device", "data", "model", "start", "optimizer", "training")
 """First words of the lines of a run's header that the report repeats."""
+NEEDED = {
+    *("step", "epoch", "loss", "loss_floor_ln_k1", "accuracy_top1", "accuracy_top5"),
+    *("positive_similarity", "negative_similarity", "feature_deviation"),
+    *("images_per_second", "data_wait_fraction"),
+}
+"""What a row of metrics must have to be drawn; those of other programs may lack some."""
 MOST_LEFT_OUT = 50
 """Images that were left out, listed in a report; the file beside the dataset has all."""
 
@@ -102,7 +108,7 @@ def read_run(path: Path) -> RecordedRun:
     return RecordedRun(
         folder=folder,
         config=config,
-        rows=_read(read_metrics, folder.metrics) or [],
+        rows=[row for row in _read(read_metrics, folder.metrics) or [] if NEEDED <= row.keys()],
         baselines=_read(read_baselines, folder.baselines),
         verdict=_read(_verdict, folder.verdict),
         header=_read(_last_header, folder.log) or {},

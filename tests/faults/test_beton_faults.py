@@ -139,7 +139,8 @@ def test_random_damage_is_refused(
 ) -> None:
     campaign = ledger.campaign(
         f"inputs_dataset_{encoding}",
-        promise="A damaged dataset file is refused by `verify`, and before a wrong pixel leaves.",
+        promise=f"A damaged dataset file ({'raw' if 'raw' in encoding else 'jpeg'}) is refused by "
+        "`verify`, and before a wrong pixel leaves.",
         how="a drawn flip, overwrite, wipe, cut, growth, swap of images or sizes, or other label, "
         "in a drawn part of the file (seed 7)",
         unit="inputs",

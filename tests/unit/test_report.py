@@ -135,6 +135,8 @@ def test_damaged_files_of_a_run_are_left_out(tmp_path):
     found = read_run(run)
     parts = (found.verdict, found.baselines, found.left_out, found.knn, found.rows)
     assert parts == (None, None, None, None, [])
+    (run / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.5, "loss": 2.0}\n')
+    assert read_run(run).rows == []
     assert "No verdict yet." in run_page(found, None)
 
 
