@@ -19,13 +19,18 @@ from tests.steps import make_batch, make_step
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
-    "README.md",
     "CONTRIBUTING.md",
     "docs/architecture.md",
     "docs/choosing.md",
     "docs/extending.md",
     "docs/metrics.md",
 ]
+"""Pages that name code."""
+ALL_PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "docs/reproductions/*.md")
+    for path in ROOT.glob(pattern)
+)
 FOLDERS = ("fastmoco", "pipelines", "configs", "benchmarks", "docs", "tests")
 PATH = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[^`\s:]*)(?:::(\w+))?`( \(new\))?")
 CODE_BLOCK = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
@@ -84,11 +89,21 @@ def test_paths_exist_but_for_those_that_a_reader_creates(page):
     assert found
 
 
-@pytest.mark.parametrize("page", PAGES)
+def anchors_of(page: Path) -> set[str]:
+    """Anchors of a page's headings, as they are made on the web."""
+    headings = re.findall(r"^#+ (.+)$", CODE_BLOCK.sub("", page.read_text()), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
 def test_links_between_pages_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", prose_of(page)):
-        if "://" not in target:
-            assert (ROOT / page).parent.joinpath(target).exists(), f"{page}: {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", prose_of(page)):
+        if "://" in target or not (target or anchor):
+            continue
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors_of(path), f"{page}: {target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md"])
