@@ -18,7 +18,9 @@ LOADERS = {
 }
 """Modules, imported when chosen; each has ``build(dataset, plan, spec, stop_epoch, device)``."""
 PACKAGES = {"dali": "nvidia.dali", "ffcv": "ffcv"}
-"""What a loader imports beside this package's own dependencies; the extra has the loader's name."""
+"""What a loader imports beside this package's own dependencies."""
+DISTRIBUTIONS = {"dali": "nvidia-dali-cuda130", "ffcv": "ffcv"}
+"""What pip installs for that; nvidia-dali-cuda120 for a driver of CUDA 12."""
 AUTO = "auto"
 """Name for the choice of `choose.choose_loader`."""
 ADVICE = "set pipeline.name=beton, which needs no other package"
@@ -110,5 +112,5 @@ def check_loader(name: str) -> None:
     if name in PACKAGES and not choose.is_installed(PACKAGES[name]):
         raise UsageError(
             f"pipeline.name={name} needs {PACKAGES[name]}, which is not installed; install it: "
-            f"pip install 'fastmoco[{name}]', or {ADVICE}"
+            f"pip install {DISTRIBUTIONS[name]}, or {ADVICE}"
         )

@@ -24,7 +24,7 @@ try:
     _dali: Any = import_module("nvidia.dali")  # Any: its types come and go with the package
     fn: Any = import_module("nvidia.dali.fn")
 except ImportError as error:
-    message = f"pipeline.name=dali needs DALI ({error}); pip install 'fastmoco[dali]'"
+    message = f"pipeline.name=dali needs DALI ({error}); pip install nvidia-dali-cuda130"
     raise ImportError(message) from error
 
 Read = tuple[BatchRequest, list[npt.NDArray[np.uint8]]]

@@ -35,9 +35,7 @@ try:
     from ffcv.memory_managers.os_cache import OSCacheContext
     from ffcv.pipeline import compiler
 except ImportError as error:
-    message = (
-        f"pipeline.name=ffcv needs FFCV ({error}); pip install 'fastmoco[ffcv]', which compiles it"
-    )
+    message = f"pipeline.name=ffcv needs FFCV ({error}); pip install ffcv, which compiles it"
     raise ImportError(message) from error
 torch.set_num_threads(_torch_threads)  # importing FFCV sets it to 1
 

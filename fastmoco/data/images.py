@@ -282,7 +282,7 @@ def _formats(blob: bytes) -> tuple[str, ...]:
         import pillow_heif
     except ImportError as error:
         raise ImageError(
-            "is HEIC; run pip install 'fastmoco[heic]', or convert such files to JPEG"
+            "is HEIC; run pip install pillow-heif, or convert such files to JPEG"
         ) from error
     pillow_heif.register_heif_opener()
     return ("HEIF",)

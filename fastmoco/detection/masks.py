@@ -29,7 +29,7 @@ def mask_library() -> ModuleType:
         from faster_coco_eval import mask
     except ImportError as error:
         raise UsageError(
-            f"masks need faster-coco-eval ({error}); install it with pip install 'fastmoco[eval]'"
+            f"masks need faster-coco-eval ({error}); pip install faster-coco-eval torchmetrics"
         ) from error
     module: ModuleType = mask
     return module

@@ -36,7 +36,7 @@ def check_metrics(task: DetectionTask) -> None:
     except ImportError as error:
         raise UsageError(
             f"task={task.value} is measured by torchmetrics and faster-coco-eval ({error}); "
-            "install them with pip install 'fastmoco[eval]'"
+            "install them with pip install faster-coco-eval torchmetrics"
         ) from error
 
 

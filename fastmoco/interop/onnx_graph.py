@@ -80,7 +80,7 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f"to=onnx needs {error.name}; install it: pip install 'fastmoco[onnx]'"
+            f"to=onnx needs {error.name}; install it: pip install onnx onnxruntime onnxscript"
         ) from error
 
 

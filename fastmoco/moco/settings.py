@@ -122,7 +122,7 @@ class ModelConfig:
 
     encoder: str = "resnet50"
     """resnet18 to resnet152, resnext50_32x4d, alexnet, alexnet_bn and others; halves:NAME, a pair
-    of half the width for L and ab; timm:NAME, any model of timm (pip install 'fastmoco[timm]')."""
+    of half the width for L and ab; timm:NAME, any model of timm (pip install timm)."""
     stem: Stem = Stem.imagenet
     """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work);
     small_pad2 is solo-learn's small."""

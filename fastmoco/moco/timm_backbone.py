@@ -74,9 +74,7 @@ def import_timm(option: str) -> ModuleType:
     try:
         import timm
     except ImportError as error:
-        raise UsageError(
-            f"{option} needs timm; install it: pip install 'fastmoco[timm]'"
-        ) from error
+        raise UsageError(f"{option} needs timm; install it: pip install timm") from error
     module: ModuleType = timm
     return module
 

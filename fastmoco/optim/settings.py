@@ -44,7 +44,7 @@ class OptimizerConfig:
     }
 
     name: OptimizerName = OptimizerName.sgd
-    """sgd, adam, adamw, or lars (pip install 'fastmoco[timm]')."""
+    """sgd, adam, adamw, or lars (pip install timm)."""
     learning_rate: float = 0.03
     """Peak learning rate."""
     scale_learning_rate: bool = False
@@ -80,8 +80,7 @@ class OptimizerConfig:
             UsageError: If it is missing, naming what to install.
         """
         if self.name is OptimizerName.lars and find_spec("timm") is None:
-            install = "pip install 'fastmoco[timm]'"
-            raise UsageError(f"optimizer.name=lars needs timm; install it: {install}")
+            raise UsageError("optimizer.name=lars needs timm; install it: pip install timm")
 
 
 def _known(key: str, value: str, kind: type[StrEnum]) -> str:

@@ -26,7 +26,7 @@ from tests.limits import HANG_SECONDS
 from tests.optional import require
 
 STEPS, BATCH, QUEUE, DIM = 6, 8, 32, 16
-NO_LIGHTLY = "lightly is not installed; pip install 'fastmoco[bench]'"
+NO_LIGHTLY = "lightly is not installed; pip install lightly"
 
 
 def test_official_step_equals_ours() -> None:

@@ -31,6 +31,7 @@ NUM_SAMPLES, BATCH = 24, 4
 PLAN = EpochPlan(seed=0, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=BATCH)
 ORDER = PLAN.order().tolist()
 PACKAGES = {"dali": "nvidia.dali", "ffcv": "ffcv"}
+DISTRIBUTIONS = {"dali": "nvidia-dali-cuda130", "ffcv": "ffcv"}
 MODULES = {"dali": "dali_loader", "ffcv": "ffcv_loader"}
 
 
@@ -326,4 +327,4 @@ def test_missing_package_is_one_line_with_the_extra(name: str) -> None:
     )
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ImportError: pipeline.name={name} needs")
-    assert f"pip install 'fastmoco[{name}]'" in last
+    assert f"pip install {DISTRIBUTIONS[name]}" in last

@@ -105,7 +105,7 @@ def test_avif_is_read_and_heic_names_what_to_install(
     summary, bad = converted(source)
     assert summary.num_samples == 1
     assert {reason.split(";")[0].strip('"') for reason in bad.values()} == {"is HEIC"}
-    assert "pip install 'fastmoco[heic]'" in bad["b.HEIC"]
+    assert "pip install pillow-heif" in bad["b.HEIC"]
     with pytest.raises(ValueError, match=r"b\.HEIC: is HEIC"):
         converted(source, on_error=OnError.fail)
 
