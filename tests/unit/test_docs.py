@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import fastmoco
 from fastmoco.draws.streams import Stream
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import LOCK_NAME, RunFolder
@@ -186,3 +187,14 @@ def test_a_run_folder_is_described_as_it_is():
     }
     ours = {path.name for path in [*paths, run.tensorboard]} | {LOCK_NAME}
     assert written == ours | {"evaluation", "features"}
+
+
+def test_no_page_installs_fastmoco_from_an_index():
+    """It is on none under this name: another project's package would be installed."""
+    files = [*map(ROOT.joinpath, ALL_PAGES), *ROOT.glob("fastmoco/**/*.py"), ROOT / "Makefile"]
+    wrong = re.compile(r"pip install (-U |--upgrade )?['\"]?fastmoco\b")
+    assert [str(path) for path in files if wrong.search(path.read_text())] == []
+
+
+def test_the_citation_has_this_version():
+    assert f"\nversion: {fastmoco.__version__}\n" in text_of("CITATION.cff")

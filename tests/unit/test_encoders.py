@@ -287,5 +287,5 @@ def test_a_view_that_a_model_does_not_take_is_refused():
 
 def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match=r"timm:resnet18 needs timm; .*fastmoco\[timm\]"):
+    with pytest.raises(UsageError, match=r"timm:resnet18 needs timm; .*pip install timm"):
         build_encoder(ModelConfig(encoder="timm:resnet18"))

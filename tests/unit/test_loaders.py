@@ -13,7 +13,7 @@ from fastmoco.data.beton import BetonFile
 from fastmoco.errors import UsageError
 from fastmoco.pipelines import choose
 from fastmoco.pipelines.beton_loader import BetonLoader
-from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.build import DISTRIBUTIONS, build_loader
 from fastmoco.pipelines.choose import is_installed
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import central_boxes
@@ -87,7 +87,9 @@ def test_a_loader_that_is_not_installed_is_refused_with_the_extra(
         with pytest.raises(UsageError, match=rf"pipeline\.name={name} cannot be loaded .*=beton"):
             build_loader(dataset, plan, **arguments)
     monkeypatch.setattr(choose, "is_installed", lambda _: False)
-    with pytest.raises(UsageError, match=rf"needs {package}, .*'fastmoco\[{name}\]', or set pip"):
+    with pytest.raises(
+        UsageError, match=f"needs {package}, .*pip install {DISTRIBUTIONS[name]}, or set pip"
+    ):
         build_loader(dataset, plan, **arguments)
     assert not is_installed("no_such_parent.module")
 
