@@ -7,18 +7,19 @@ from fastmoco.version import __version__
 
 if TYPE_CHECKING:
     from fastmoco.evaluate.frozen_encoder import load_encoder
+    from fastmoco.library import pretrain, views
     from fastmoco.moco.loss import info_nce
     from fastmoco.pipelines.build import build_loader
-    from fastmoco.train.pretrain import pretrain
 
-__all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain"]
+__all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain", "views"]
 
 # Imported on first use: torch takes seconds, and `fastmoco --help` does not need it.
 _LAZY = {
     "build_loader": ("fastmoco.pipelines.build", "build_loader"),
     "info_nce": ("fastmoco.moco.loss", "info_nce"),
     "load_encoder": ("fastmoco.evaluate.frozen_encoder", "load_encoder"),
-    "pretrain": ("fastmoco.train.pretrain", "pretrain"),
+    "pretrain": ("fastmoco.library", "pretrain"),
+    "views": ("fastmoco.library", "views"),
 }
 
 

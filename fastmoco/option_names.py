@@ -1,6 +1,7 @@
 """What other programs call an option or a value, for the hint in a refusal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fastmoco.errors import nearest_name
 
@@ -122,3 +123,16 @@ def nearest_value(value: str, allowed: Sequence[str]) -> str:
         return f"; did you mean {own}?"
     hint = nearest_name(value, list(allowed))
     return hint if "did you mean" in hint else ""
+
+
+def as_option(key: str, value: Any) -> str:
+    """``key=value`` for a value in Python: lists in brackets, None as null."""
+    return f"{key}={_spelled(value)}"
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_spelled(item) for item in value)}]"
+    if isinstance(value, bool):  # 1 is equal to True
+        return str(value).lower()
+    return "null" if value is None else str(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from fastmoco.option_names import as_option
 from fastmoco.report.charts import compared, curves
 from fastmoco.report.gallery import KNN_K, KNN_TEMPERATURE, SIDE, Gallery
 from fastmoco.report.recorded import RecordedRun, flat
@@ -129,14 +130,8 @@ def _outcome(run: RecordedRun) -> dict[str, str]:
 
 def _command(changed: Sequence[tuple[str, Any, Any]]) -> str:
     """A command line that gives a new run the settings of this one."""
-    words = [f"{key}={_spelled(value)}" for key, value, _ in changed]
+    words = [as_option(key, value) for key, value, _ in changed]
     return shlex.join(["fastmoco", "train", "name=again", *words])
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(_spelled(item) for item in value)}]"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value))
 
 
 def _color(label: int) -> str:

@@ -114,7 +114,7 @@ class Trainer:
             num_samples=len(self.dataset),
             view_size=cfg.pipeline.view_size,
         )
-        self.channel_mean, self.channel_std = channel_statistics(
+        self.channel_mean, self.channel_std = _normalization(
             self.dataset, model.query_encoder.backbone, cfg.pipeline
         )
         model = model.to(device).to(memory_format=torch.channels_last)
@@ -325,7 +325,7 @@ class Trainer:
         return FrozenEncoder(encoder, self.cfg.pipeline, **statistics).to(self.device)
 
 
-def channel_statistics(
+def _normalization(
     dataset: Dataset, backbone: Backbone, pipeline: PipelineConfig
 ) -> tuple[list[float], list[float]]:
     """Choose the channel means and standard deviations that normalize views, in 0..1."""
@@ -333,6 +333,11 @@ def channel_statistics(
         return [0.0] * 3, [1.0] * 3
     if pipeline.channel_mean:
         return pipeline.channel_mean, pipeline.channel_std
+    return channel_statistics(dataset)
+
+
+def channel_statistics(dataset: Dataset) -> tuple[list[float], list[float]]:
+    """Channel means and standard deviations of a dataset in 0..1; ImageNet's if not measured."""
     std = dataset.facts.get("channel_std", IMAGENET_STD)
     # A constant channel would divide by zero.
     return list(dataset.facts.get("channel_mean", IMAGENET_MEAN)), [max(s, 1e-3) for s in std]
