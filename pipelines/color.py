@@ -56,6 +56,12 @@ def grayscale(planes: Planes, chosen: Tensor) -> Planes:
     return each(planes, lambda plane: torch.where(per_image(chosen), gray, plane))
 
 
+def solarize(planes: Planes, threshold: Tensor) -> Planes:
+    """Invert each channel of a pixel that is at or above its image's threshold, ``(N,)``."""
+    limit = per_image(threshold)
+    return each(planes, lambda plane: torch.where(plane < limit, plane, 1 - plane))
+
+
 def jitter_places(order: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decode ``order = 12 s + 4 c + h`` into a permutation of the four jitter operations.
 

@@ -27,7 +27,7 @@ FLOAT32 = npt.NDArray[np.float32]
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Operations in a view's `sequence`, and the columns of their factors."""
-FLIP, GRAYSCALE, SIGMA = 4, 5, 6
+FLIP, GRAYSCALE, SIGMA, THRESHOLD = 4, 5, 6, 7
 """Columns of the other parameters."""
 
 # Typed constants: in Numba a Python float turns float32 arithmetic into float64.
@@ -223,6 +223,13 @@ def _blur_row(planes: FLOAT32, y: int, weights: FLOAT32, wide: FLOAT32, row: FLO
 
 
 @cached_njit(fastmath=True)
+def _solarize(row: FLOAT32, threshold: np.float32) -> None:
+    flat = row.reshape(-1)
+    for x in range(flat.size):
+        flat[x] = flat[x] if flat[x] < threshold else _ONE - flat[x]
+
+
+@cached_njit(fastmath=True)
 def _fill_views(
     crops: npt.NDArray[np.uint8],
     sequences: npt.NDArray[np.int64],
@@ -250,6 +257,8 @@ def _fill_views(
             if weights.size > 1:
                 _blur_row(planes, y, weights, wide, blurred)
                 row = blurred
+            if drawn[view, THRESHOLD] <= _ONE:
+                _solarize(row, drawn[view, THRESHOLD])
             _store_row(row, mean, std, out[view, y])
 
 
@@ -263,14 +272,14 @@ def cpu_views(
     mean: Tensor,
     std: Tensor,
 ) -> Tensor:
-    """Flip, jitter, grayscale, blur and normalize on as many threads as torch uses.
+    """Flip, jitter, grayscale, blur, solarize and normalize on as many threads as torch uses.
 
     Args:
         crops: ``(N, V, H, W, 3)`` uint8, RGB.
         sequences: Order of each view's jitter, ``(V * N, 4)`` int64: `BRIGHTNESS` and so on.
-        drawn: Other parameters, ``(V * N, 7)`` float32, one view after the other: three factors
-            (neutral 1), the hue's shift in turns (neutral 0), flip and grayscale (0 or 1), and the
-            blur's sigma in pixels (0: none).
+        drawn: Other parameters, ``(V * N, 8)`` float32, one view after the other: three factors
+            (neutral 1), the hue's shift in turns (neutral 0), flip and grayscale (0 or 1), the
+            blur's sigma in pixels (0: none), and solarization's threshold (above 1: none).
         gray_first: Whether grayscale comes before the jitter.
         radius: Radius of the blur's kernel, pixels; at most ``min(H, W) - 1``.
         mean: Channel means in 0..1, ``(3,)`` float32.

@@ -5,11 +5,13 @@ arXiv:2003.04297 (facebookresearch/moco, ``main_moco.py``). simclr is appendix A
 at strength 1, with MoCo's blur in pixels instead of a kernel of a tenth of the view, and
 torchvision's jitter instead of TensorFlow's. cifar is what CIFAR-10 ports of MoCo and SimCLR use:
 v2 without blur. imagenette_pool is the report "Momentum Contrast on Imagenette" (2022): see `pool`.
+moco_v3 is the official code of arXiv:2104.02057 (facebookresearch/moco-v3, ``main_moco.py``), whose
+views are those of BYOL with a weaker jitter.
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fastmoco.ranges import (
     COUNT,
@@ -43,22 +45,60 @@ class PoolOp(StrEnum):
     brightness_contrast = "brightness_contrast"
 
 
+VIEW_RANGES: Ranges = {
+    "flip_probability": FRACTION,
+    "jitter_probability": FRACTION,
+    "brightness": NOT_NEGATIVE,
+    "contrast": NOT_NEGATIVE,
+    "saturation": NOT_NEGATIVE,
+    "hue": Range(0, 0.5),
+    "grayscale_probability": FRACTION,
+    "blur_probability": FRACTION,
+    "blur_sigma": POSITIVE,
+    "solarize_probability": FRACTION,
+    "solarize_threshold": FRACTION,
+}
+"""What a view may have of its own: all but the crops, the order of operations and the pool."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SecondView:
+    """What differs in the second view; null: as in the first."""
+
+    RANGES: ClassVar[Ranges] = VIEW_RANGES
+
+    flip_probability: float | None = None
+    """Second view: probability of a flip; null = as in the first view, as for all of these."""
+    jitter_probability: float | None = None
+    """Second view: probability of color jitter."""
+    brightness: float | None = None
+    """Second view: strength of the brightness factor."""
+    contrast: float | None = None
+    """Second view: strength of the contrast factor."""
+    saturation: float | None = None
+    """Second view: strength of the saturation factor."""
+    hue: float | None = None
+    """Second view: strength of the hue shift."""
+    grayscale_probability: float | None = None
+    """Second view: probability of gray."""
+    blur_probability: float | None = None
+    """Second view: probability of a blur."""
+    blur_sigma: tuple[float, float] | None = None
+    """Second view: bounds of the blur's sigma."""
+    solarize_probability: float | None = None
+    """Second view: probability of solarization."""
+    solarize_threshold: float | None = None
+    """Second view: threshold of solarization."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Policy:
     """Parameters of one view. Probabilities are per image and view; each view draws its own."""
 
     RANGES: ClassVar[Ranges] = {
+        **VIEW_RANGES,
         "crop_scale": SHARE,
         "crop_ratio": POSITIVE,
-        "flip_probability": FRACTION,
-        "jitter_probability": FRACTION,
-        "brightness": NOT_NEGATIVE,
-        "contrast": NOT_NEGATIVE,
-        "saturation": NOT_NEGATIVE,
-        "hue": Range(0, 0.5),
-        "grayscale_probability": FRACTION,
-        "blur_probability": FRACTION,
-        "blur_sigma": POSITIVE,
         "pool_draws": COUNT,
         "pool_probability": FRACTION,
     }
@@ -87,6 +127,11 @@ class Policy:
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Bounds of the blur's sigma, in pixels of the view."""
+    solarize_probability: float = 0.0
+    """Probability of solarization, after the blur: values at or above a threshold are inverted."""
+    solarize_threshold: float = 0.5
+    """Threshold of solarization, 0 to 1; 0.5 inverts 128 to 255, as PIL does."""
+    second_view: SecondView = field(default_factory=SecondView)
     pool: list[PoolOp] = field(default_factory=list)
     """Operations of which each view draws some, applied after all the above; runs eagerly."""
     pool_draws: int = 2
@@ -101,14 +146,28 @@ class Policy:
             ValueError: If a value is out of range; names the option to change.
         """
         check_ranges(self, prefix="policy.")
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-            bounds = getattr(self, name)
+        for name, bounds in {
+            "crop_scale": self.crop_scale,
+            "crop_ratio": self.crop_ratio,
+            "blur_sigma": self.blur_sigma,
+            "second_view.blur_sigma": self.second_view.blur_sigma or self.blur_sigma,
+        }.items():
             fits = len(bounds) == 2 and bounds[0] <= bounds[1]
             _check(name, bounds, fits, "[low,high] with low <= high")
         draws, most = self.pool_draws, len(self.pool)
         _check("pool_draws", draws, not most or draws <= most, f"at most {most}, the pool's size")
         names = [str(op) for op in self.pool]
         _check("pool", names, most == len(set(names)), "a list of different operations")
+
+    def of_view(self, name: str, view: int) -> Any:
+        """The value of a field for a view.
+
+        Args:
+            name: One of `VIEW_RANGES`.
+            view: 0 for the query's view, 1 for the key's; further ones take turns.
+        """
+        own = getattr(self.second_view, name) if view % 2 else None
+        return getattr(self, name) if own is None else own
 
 
 def _check(name: str, value: object, fits: bool, allowed: str) -> None:
@@ -138,6 +197,7 @@ IMAGENETTE_POOL = [
 ABOUT_POLICIES = {
     "moco_v1": "MoCo v1 (arXiv:1911.05722): grayscale, then color jitter; no blur.",
     "moco_v2": "MoCo v2 (arXiv:2003.04297): weaker jitter, then grayscale and blur.",
+    "moco_v3": "MoCo v3 (arXiv:2104.02057): unlike views, one blurred, one solarized at times.",
     "simclr": "SimCLR (arXiv:2002.05709): smaller crops, stronger jitter, blur.",
     "cifar": "moco_v2 without blur, for images of 32 pixels.",
     "supervised": "Random crops and flips only, for classifiers.",
@@ -163,6 +223,18 @@ POLICIES = {
         hue=0.1,
         grayscale_probability=0.2,
         blur_probability=0.5,
+    ),
+    # Crops are the code's default; its commands for ResNet-50 have --crop-min=.2.
+    "moco_v3": Policy(
+        crop_scale=(0.08, 1.0),
+        jitter_probability=0.8,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.2,
+        hue=0.1,
+        grayscale_probability=0.2,
+        blur_probability=1.0,
+        second_view=SecondView(blur_probability=0.1, solarize_probability=0.2),
     ),
     "simclr": Policy(
         crop_scale=(0.08, 1.0),

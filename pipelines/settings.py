@@ -1,6 +1,7 @@
 """Settings of the data path, from a file on disk to crops on the device; imports no torch."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ClassVar
 
 from fastmoco.ranges import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SHARE, Ranges
@@ -8,6 +9,17 @@ from fastmoco.ranges import COUNT, COUNT_OR_ZERO, FRACTION, POSITIVE, SHARE, Ran
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Channel mean and standard deviation of ImageNet in 0..1: for datasets without measured ones.
 Nearly all published encoders were trained with them."""
+
+
+class Augmentation(StrEnum):
+    """Whose operations make the views of training, with the same draws."""
+
+    auto = "auto"
+    """By the device, see `augment.choose_augmentation`."""
+    kornia = "kornia"
+    """Kornia's functions."""
+    planes = "planes"
+    """Our own, on the three color planes; on a CPU, loops over the images."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -27,6 +39,9 @@ class PipelineConfig:
 
     name: str = "auto"
     """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
+    augmentation: Augmentation = Augmentation.auto
+    """Operations of the views: auto (kornia on CUDA, else planes), kornia, or planes (ours); equal
+    within 1e-5."""
     view_size: int = 224
     """Side of the square views, pixels."""
     center_crop: float = 0.875

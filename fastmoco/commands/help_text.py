@@ -55,7 +55,7 @@ def changed_lines(schema: type, overrides: Sequence[str], name: str) -> list[str
     chosen: Any = load_config(schema, quote_values(schema, overrides))
     before, after = dict(_flat(config_to_dict(default))), dict(_flat(config_to_dict(chosen)))
     changed = [
-        f"  {f'{key}={_shown(value)}':<{INDENT}}default: {_shown(before[key])}"
+        f"  {f'{key}={_shown(value)}':<{INDENT - 1}} default: {_shown(before[key])}"
         for key, value in after.items()
         if value != before[key]
     ]

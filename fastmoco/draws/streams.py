@@ -33,6 +33,7 @@ class Draw(IntEnum):
     SHUFFLE = 15
     POOL = 16
     NEGATIVES = 17
+    SOLARIZE_APPLY = 18
 
 
 class Stream(IntEnum):

@@ -133,13 +133,16 @@ def _policy_text(loaded: LoadedEncoder) -> str:
     policy = loaded.config.policy
     low, high = policy.crop_scale
     words = [f"crops of {low:g} to {high:g} of the area"]
-    for name, value in (
-        ("flip", policy.flip_probability),
-        ("jitter", policy.jitter_probability),
-        ("gray", policy.grayscale_probability),
-        ("blur", policy.blur_probability),
+    for word, name in (
+        ("flip", "flip_probability"),
+        ("jitter", "jitter_probability"),
+        ("gray", "grayscale_probability"),
+        ("blur", "blur_probability"),
+        ("solarize", "solarize_probability"),
     ):
-        words += [f"{name} {value:g}"] if value else []
+        first, second = (policy.of_view(name, view) for view in (0, 1))
+        unlike = f" (second view: {second:g})" if second != first else ""
+        words += [f"{word} {first:g}{unlike}"] if first or second else []
     words += [f"{policy.pool_draws} of {len(policy.pool)} operations"] if policy.pool else []
     return ", ".join(words)
 

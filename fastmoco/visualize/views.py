@@ -6,10 +6,10 @@ from torch import Tensor
 
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.errors import UsageError
-from fastmoco.pipelines.augment import draw_parameters
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
+from fastmoco.pipelines.view_parameters import NEVER, draw_parameters
 from fastmoco.visualize.crop_figure import first_batch, view_pictures, write_crop_figure
 from fastmoco.visualize.pictures import draw_views
 from fastmoco.visualize.settings import ViewsConfig
@@ -75,6 +75,7 @@ def captions(draw_key: Tensor, view: int, policy: Policy) -> list[str]:
     if drawn.blur_sigma is not None:
         for image, sigma in enumerate(drawn.blur_sigma.tolist()):
             words[image] += [f"blur {sigma:.1f}"] * (sigma > 0)
+    add("solarize", None if drawn.solarize is None else drawn.solarize != NEVER)
     for ops in draw_ops(draw_key, [view], policy).unbind(1) if policy.pool else ():
         for image, op in enumerate(ops.tolist()):
             words[image] += [list(PoolOp)[op].replace("_", " ")] * (op > 0)

@@ -11,10 +11,10 @@ import torch
 from fastmoco import cli
 from fastmoco.data.dataset import open_dataset
 from fastmoco.draws.host import draw_keys
-from fastmoco.pipelines.augment import draw_parameters
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
 from fastmoco.pipelines.pool import draw_ops
+from fastmoco.pipelines.view_parameters import draw_parameters
 from fastmoco.visualize.crop_figure import _first_views, without_crop
 from fastmoco.visualize.settings import ViewsConfig
 from fastmoco.visualize.views import captions

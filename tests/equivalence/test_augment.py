@@ -26,17 +26,11 @@ from torch import Tensor
 from torchvision.transforms import ColorJitter, GaussianBlur
 
 from fastmoco.draws.host import draw_keys
-from fastmoco.pipelines import augment
-from fastmoco.pipelines.augment import (
-    ViewParameters,
-    apply_view,
-    augment_views,
-    draw_parameters,
-    normalized,
-    plain_views,
-)
+from fastmoco.pipelines import augment, kornia_views, view_parameters
+from fastmoco.pipelines.augment import apply_view, augment_views, normalized, plain_views
 from fastmoco.pipelines.color import Jitter, jitter_places
 from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.pipelines.view_parameters import ViewParameters, draw_parameters
 from tests.compiling import require_compiler
 from tests.statistics import assert_same_distribution
 
@@ -44,6 +38,7 @@ V1, V2 = POLICIES["moco_v1"], POLICIES["moco_v2"]
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 NOTHING = ViewParameters(None, None, None, False, None, 6)
 EQUAL, GRAY_WEIGHTS = 1e-5, 5e-4
+COMPLETE = ("moco_v1", "moco_v3", "supervised")  # all operations in both orders, and but a flip
 FLAT = [name for name, policy in POLICIES.items() if not policy.pool]
 NAMES = ("brightness", "contrast", "saturation", "hue")
 
@@ -148,7 +143,7 @@ def test_blur(size: int):
 
 def test_what_is_not_blurred_never_meets_the_convolution(monkeypatch: pytest.MonkeyPatch):
     """A GPU may round it to TF32."""
-    monkeypatch.setattr(augment, "filter2d_separable", lambda images, *_: images + 1)
+    monkeypatch.setattr(kornia_views, "filter2d_separable", lambda images, *_: images + 1)
     images, sigma = random_images(2), torch.tensor([0.0, 1.0])
     ours = apply_view(images, NOTHING._replace(blur_sigma=sigma))
     assert torch.equal(ours, images + sigma[:, None, None, None])
@@ -238,15 +233,22 @@ def test_compiled_views_equal_eager_ones():
     assert_close(plain * STD.min(), plain_views(*arguments) * STD.min())
 
 
-@pytest.mark.parametrize("policy", FLAT)
-@pytest.mark.parametrize("views", [augment_views, plain_views], ids=lambda views: views.__name__)
-def test_every_policy_is_one_graph(policy: str, views: Callable):
-    """`fullgraph` refuses breaks, and with them all that reads a value back to the host."""
+@pytest.mark.parametrize("policy", COMPLETE)
+@pytest.mark.parametrize("way", ["loops", "planes", "kornia"])
+def test_all_operations_are_one_graph(policy: str, way: str):
+    """`fullgraph` refuses breaks, and with them all that reads a value back to the host.
+
+    Other policies draw some of these operations, so their graphs are parts of these.
+    """
     torch._dynamo.reset()
+    views = augment_views if way == "loops" else plain_views
     captured = torch.compile(views, backend="eager", fullgraph=True, dynamic=False)
     arguments = [random_crops(4), keys(4), POLICIES[policy], MEAN, STD]
-    dtype = [torch.float32] if views is augment_views else []
-    for ours, expected in zip(captured(*arguments, *dtype), views(*arguments, *dtype), strict=True):
+    arguments += [torch.float32] if way == "loops" else []
+    options = {"by_kornia": way == "kornia"}
+    for ours, expected in zip(
+        captured(*arguments, **options), views(*arguments, **options), strict=True
+    ):
         assert torch.equal(ours, expected)
 
 
@@ -264,13 +266,13 @@ def test_cpu_views_equal_plain_ones(policy: str, height: int, width: int):
 
 @pytest.mark.parametrize("order", range(24))
 def test_cpu_views_keep_every_order(order: int, monkeypatch: pytest.MonkeyPatch):
-    drawn = augment._draw_jitter
+    drawn = view_parameters._draw_jitter
 
     def in_order(*arguments) -> Jitter:
         jitter = drawn(*arguments)
         return jitter._replace(order=torch.full_like(jitter.order, order))
 
-    monkeypatch.setattr(augment, "_draw_jitter", in_order)
+    monkeypatch.setattr(view_parameters, "_draw_jitter", in_order)
     arguments = random_crops(8), keys(8), POLICIES["simclr"], MEAN, STD
     ours = torch.cat(augment_views(*arguments, torch.float32))
     assert_close(ours, plain_views(*arguments), EQUAL / STD.min().item())
@@ -301,9 +303,11 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("plain_views", "cpu_views"):
         function = getattr(augment, name)
 
-        def recorded(*arguments, name: str = name, function: Callable = function) -> Tensor:
+        def recorded(
+            *arguments, name: str = name, function: Callable = function, **options
+        ) -> Tensor:
             calls.append(name)
-            return function(*arguments)
+            return function(*arguments, **options)
 
         monkeypatch.setattr(augment, name, recorded)
     return calls
@@ -315,15 +319,15 @@ def test_the_published_policies_take_the_loops_on_a_cpu(policy: str, taken: list
     assert taken == ["cpu_views"]
 
 
-@pytest.mark.parametrize(("solarize", "views"), [(True, "plain_views"), (False, "cpu_views")])
+@pytest.mark.parametrize(("draws", "views"), [(True, "plain_views"), (False, "cpu_views")])
 def test_a_new_parameter_is_left_to_plain_views_where_it_is_drawn(
-    solarize: bool, views: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
+    draws: bool, views: str, taken: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     drawn = augment.draw_parameters
-    Extended = namedtuple("Extended", (*ViewParameters._fields, "solarize"))
+    Extended = namedtuple("Extended", (*ViewParameters._fields, "other"))
 
     def draw_more(*arguments) -> Extended:
-        return Extended(*drawn(*arguments), torch.ones(8) if solarize else None)
+        return Extended(*drawn(*arguments), torch.ones(8) if draws else None)
 
     monkeypatch.setattr(augment, "draw_parameters", draw_more)
     arguments = random_crops(4), keys(4), V2, MEAN, STD

@@ -36,10 +36,10 @@ from fastmoco.evaluate.labels import hold_out, stratified_part, symmetric_noise
 from fastmoco.labeling.pretext_scores import Scorer
 from fastmoco.labeling.sample_runs import sample_ids
 from fastmoco.moco.memory_bank import draw_others
-from fastmoco.pipelines.augment import draw_parameters
 from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.pipelines.pool import draw_ops
+from fastmoco.pipelines.view_parameters import draw_parameters
 from fastmoco.ranks import Ranks
 from tests.runs import write_colors, write_run
 

@@ -19,9 +19,9 @@ from fastmoco.configuration import (
 )
 from fastmoco.draws.host import draw_keys, random_resized_crop_boxes
 from fastmoco.errors import UsageError
-from fastmoco.pipelines.augment import draw_parameters
-from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp
+from fastmoco.pipelines.policies import POLICIES, Policy, PoolOp, SecondView
 from fastmoco.pipelines.pool import draw_ops
+from fastmoco.pipelines.view_parameters import draw_parameters
 from fastmoco.ranks import ALONE
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, check_run_folder, claim_run_folder
 from fastmoco.train.settings import FREE_KEYS, TrainConfig
@@ -63,11 +63,16 @@ def test_parameters_are_distributed_as_torchvisions(name: str, view: int):
     assert_share(drawn.flip, policy.flip_probability)
     assert_share(jittered, policy.jitter_probability)
     assert_share(drawn.grayscale, policy.grayscale_probability)
+    solarized = policy.of_view("solarize_probability", view)
+    if drawn.solarize is None:
+        assert solarized == 0
+    else:
+        assert_share(drawn.solarize <= 1, solarized)
     if drawn.blur_sigma is None:
         assert policy.blur_probability == 0
         return
     blurred = drawn.blur_sigma > 0
-    assert_share(blurred, policy.blur_probability)
+    assert_share(blurred, policy.of_view("blur_probability", view))
     sigmas = np.array([GaussianBlur.get_params(*policy.blur_sigma) for _ in range(8000)])
     assert_same_distribution(drawn.blur_sigma[blurred].numpy(), sigmas, "sigma")
 
@@ -79,6 +84,14 @@ def test_published_values():
         0.2,
     )
     assert cifar == dataclasses.replace(v2, blur_probability=0.0)
+    assert POLICIES["moco_v3"] == dataclasses.replace(
+        v2,
+        crop_scale=(0.08, 1.0),
+        saturation=0.2,
+        blur_probability=1.0,
+        second_view=SecondView(blur_probability=0.1, solarize_probability=0.2),
+    )
+    assert all(policy.second_view == SecondView() for policy in (simclr, cifar, v2))
 
 
 def test_a_new_operation_leaves_the_published_pool_as_it_is():
@@ -170,6 +183,22 @@ def test_a_policy_file(tmp_path):
     assert load_config(ViewsConfig, [f"policy='{path}'"]).policy.hue == 0.1
 
 
+def test_a_second_view_names_what_differs(tmp_path):
+    path = tmp_path / "unlike.yaml"
+    path.write_text("base: moco_v3\nhue: 0.2\nsecond_view: {blur_probability: 0, hue: 0.05}\n")
+    options = [f"policy={path}", "policy.second_view.jitter_probability=0.5"]
+    policy = load_config(TrainConfig, options).policy
+    assert policy.second_view == SecondView(
+        blur_probability=0, hue=0.05, solarize_probability=0.2, jitter_probability=0.5
+    )
+    assert [policy.of_view("hue", view) for view in (0, 1)] == [0.2, 0.05]
+    assert [policy.of_view("brightness", view) for view in (0, 1)] == [0.4, 0.4]
+    again = load_config(TrainConfig, [*options, "policy.second_view.hue=null"]).policy
+    assert again.of_view("hue", 1) == 0.2
+    saved = config_to_dict(load_config(TrainConfig, options))
+    assert config_from_dict(TrainConfig, saved).policy == policy
+
+
 def test_a_file_of_a_known_name_stays_itself(tmp_path):
     path = tmp_path / "moco_v1.yaml"
     path.write_text("hue: 0.01\n")
@@ -184,8 +213,9 @@ def test_a_file_of_a_known_name_stays_itself(tmp_path):
 
 
 def lists(policy: Policy) -> list[tuple[str, object]]:
-    fields = dataclasses.asdict(policy).items()
-    return [(key, list(value) if isinstance(value, tuple) else value) for key, value in fields]
+    fields = dataclasses.asdict(policy)
+    del fields["second_view"]  # no option itself; as the first view in all that is tried here
+    return [(key, list(v) if isinstance(v, tuple) else v) for key, v in fields.items()]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +227,13 @@ def lists(policy: Policy) -> list[tuple[str, object]]:
         ("hue: red", "Value 'red' of type 'str' could not be converted to Float (key hue)"),
         ("hue: 0.6", "policy.hue must be in [0, 0.5], got 0.6"),
         ("hue: null", "key hue"),
+        ("second_view: {hue: 0.6}", "policy.second_view.hue must be in [0, 0.5], got 0.6"),
+        ("second_view: {crop_scale: [0.1, 1]}", "Key 'crop_scale' not in 'SecondView'"),
+        (
+            "second_view: {blur_sigma: [2, 1]}",
+            "policy.second_view.blur_sigma must be [low,high] with low <= high, got [2.0, 1.0]",
+        ),
+        ("solarize_threshold: 128", "policy.solarize_threshold must be in [0, 1], got 128.0"),
         (
             "crop_scale: [0.5]",
             "policy.crop_scale must be [low,high] with low <= high, got [0.5]",

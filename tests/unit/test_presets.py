@@ -69,6 +69,21 @@ V2 = {
     "moco.head_hidden_dim": 0,
     "optimizer.schedule": "cosine",
 }
+UNLIKE = {
+    **JITTER,
+    "policy.saturation": 0.2,
+    "policy.blur_probability": 1.0,
+    "policy.solarize_probability": 0.0,
+    "policy.solarize_threshold": 0.5,
+    "policy.second_view.blur_probability": 0.1,
+    "policy.second_view.solarize_probability": 0.2,
+}
+V3 = {
+    **UNLIKE,
+    "policy.crop_scale": [0.2, 1.0],
+    "moco.momentum": 0.996,
+    "optimizer.name": "lars",
+}
 CIFAR = {
     "model.encoder": "resnet18",
     "model.width": 64,
@@ -157,8 +172,9 @@ RECIPES = {
     "moco_v1_1gpu": {**V1, "moco.batch_norm_splits": 8},
     "moco_v2": V2,
     "moco_v2_1gpu": {**V2, "moco.batch_norm_splits": 8},
-    "moco_v3": {"global_batch_size": 4096, "moco.momentum": 0.996, "optimizer.name": "lars"},
-    "moco_v3_1gpu": {"global_batch_size": 1024, "moco.momentum": 0.996, "optimizer.name": "lars"},
+    "moco_v3": {**V3, "global_batch_size": 4096},
+    "moco_v3_1gpu": {**V3, "global_batch_size": 1024},
+    "moco_v3_vit": {**UNLIKE, "policy.crop_scale": [0.08, 1.0], "optimizer.name": "adamw"},
     "simclr": {
         "moco.mechanism": "end_to_end",
         "moco.temperature": 0.1,
