@@ -27,6 +27,7 @@ from fastmoco.roofline import matrix_flops, step_flops_per_image
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.checks import check_config
+from fastmoco.train.device_rules import with_augmentation
 from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import StepClock, first_step_text, log_header
 from fastmoco.train.settings import TrainConfig, run_path
@@ -118,7 +119,7 @@ def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
         cfg: Configuration that `check_config` accepted.
         device: Device of the run.
     """
-    cfg = with_precision(cfg, device)
+    cfg = with_augmentation(with_precision(cfg, device), device)
     assert cfg.data.train is not None
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -22,6 +22,7 @@ from fastmoco.runs.stop_signals import LATE, SAVE, StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.data_wait import next_batch, stopped
+from fastmoco.train.device_rules import with_augmentation
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
 from fastmoco.train.heartbeat import Activity, Phase, watched
@@ -63,7 +64,7 @@ def train(cfg: TrainConfig) -> Path:
     ranks = environment_ranks()
     device = check_config(cfg, ranks)
     run = RunFolder(run_path(cfg))
-    cfg = with_precision(cfg, device, run)
+    cfg = with_augmentation(with_precision(cfg, device, run), device, run)
     assert cfg.data.train is not None
     identity = RunIdentity(cfg, FREE_KEYS)
     with (

@@ -7,6 +7,7 @@ import torch
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.precision import choose_precision
 from fastmoco.runs.run_folder import RunFolder
+from fastmoco.train.device_rules import chosen, kept
 from fastmoco.train.settings import TrainConfig
 
 
@@ -16,9 +17,7 @@ def kept_precision(run: RunFolder) -> Precision | None:
     Raises:
         UsageError: If the run's ``config.yaml`` cannot be read.
     """
-    if not (run.has_checkpoint and run.config.exists()):
-        return None
-    return Precision(run.read_config().get("precision", Precision.float32))
+    return kept(run, "precision", Precision.float32)
 
 
 def with_precision(
@@ -29,19 +28,14 @@ def with_precision(
     Args:
         cfg: Configuration of the run; not changed.
         device: Device of this rank.
-        run: Folder of the run: one with a checkpoint keeps its format, whatever the device is.
+        run: Folder of the run, see `chosen`.
 
     Raises:
         UsageError: If the run's ``config.yaml`` cannot be read.
     """
     if cfg.precision is not Precision.auto:
         return cfg
-    if run and (before := kept_precision(run)):
-        saved = run.read_config().get("advice", [])
-        kept = [line for line in saved if str(line).startswith("precision=")]
-        chosen = before
-    else:
-        chosen, reason = choose_precision(device)
-        kept = [f"precision={chosen.value}: {reason}"]
-    others = [line for line in cfg.advice if line not in kept]
-    return replace(cfg, precision=chosen, advice=[*others, *kept])
+    value, advice = chosen(
+        cfg, run, "precision", rule=lambda: choose_precision(device), older=Precision.float32
+    )
+    return replace(cfg, precision=value, advice=advice)

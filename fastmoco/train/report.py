@@ -118,13 +118,14 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
     rate = f"learning rate {cfg.optimizer.learning_rate:g}"
     if cfg.optimizer.scale_learning_rate:
         rate += f" x {batch}/256 = {base_learning_rate(cfg.optimizer, batch):g}"
+    views = "views by Kornia" if trainer.step.by_kornia else ""
     logger.info("run       %s, seed %d", trainer.run.path, cfg.seed)
     logger.info(
         "device    %s%s, %s, %s",
         f"{ranks.world_size} x " if ranks.several else "",
         describe_device(trainer.device),
         describe_float32(trainer.device) if is_float32 else cfg.precision.value,
-        ", ".join(filter(None, [trainer.compiled, trainer.step.eager_part, trainer.graph])),
+        ", ".join(filter(None, [trainer.compiled, trainer.step.eager_part, trainer.graph, views])),
     )
     logger.info(
         "data      %s, %d images, decoded on the %s by the loader %s (%s)",

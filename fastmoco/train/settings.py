@@ -23,6 +23,7 @@ FREE_KEYS = frozenset(
         "data.test",
         "pipeline.num_threads",
         "pipeline.prefetch_batches",
+        "pipeline.augmentation",  # the same views within 1e-5; `auto` keeps what a run had
         "monitor.allow_overlap",
         "train.max_steps",
         "train.on_nonfinite",  # either way such a step changes nothing

@@ -51,6 +51,7 @@ class TrainStep:
         precision: Precision = Precision.float32,
         compiled: bool = False,
         accumulate: int = 1,
+        by_kornia: bool | None = None,
     ) -> None:
         """Set model, optimizer and augmentation.
 
@@ -64,10 +65,11 @@ class TrainStep:
             compiled: Capture augmentation, encoders and loss by `torch.compile`. The modules
                 themselves stay eager, and so does the augmentation of a policy with a pool.
             accumulate: Micro-batches that the batch is cut into (`MicroBatches`).
+            by_kornia: Whether Kornia's functions make the views; None: by the device.
         """
         self.model = model
         self.optimizer = optimizer
-        self.policy = policy
+        self.policy, self.by_kornia = policy, by_kornia
         self.mean, self.std = mean, std
         # A dtype, not the enum: torch.compile does not guard on enums, and a second step in this
         # process (in a sweep) would get the first one's graph.
@@ -172,7 +174,15 @@ class TrainStep:
         crops, view_keys, order = self._exchange_keys(crops, draw_key)
         augment = _augment_eagerly if self.policy.pool else augment_views
         crops = crops[:, : self.model.num_views]  # (N, views, H, W, 3)
-        views = augment(crops, view_keys, self.policy, self.mean, self.std, self.view_dtype)
+        views = augment(
+            crops,
+            view_keys,
+            self.policy,
+            self.mean,
+            self.std,
+            self.view_dtype,
+            by_kornia=self.by_kornia,
+        )
         return Views(views[0], views[-1], order, sample_id, draw_key)
 
     def _exchange_keys(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:

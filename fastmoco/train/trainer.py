@@ -15,6 +15,7 @@ from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate, learning_rate
+from fastmoco.pipelines.augment import uses_kornia
 from fastmoco.pipelines.build import AUTO, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD, PipelineConfig
@@ -128,6 +129,7 @@ class Trainer:
             precision=cfg.precision,
             compiled=compiling,
             accumulate=cfg.train.accumulate,
+            by_kornia=uses_kornia(cfg.pipeline.augmentation, device),
         )
 
     @property

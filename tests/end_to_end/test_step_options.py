@@ -101,6 +101,18 @@ def test_a_graph_that_cannot_be_is_refused(dataset, tmp_path, capsys):  # noqa: 
     )
 
 
+def test_a_run_by_kornia_resumes_by_kornia(dataset, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    few = [*EAGER, "policy=moco_v3", "monitor.every_epochs=0"]
+    kornia = "pipeline.augmentation=kornia"
+    for options in ([kornia, "train.max_steps=2"], ["train.max_steps=3"]):
+        assert cli.main(train_arguments(dataset, run, *few, *options)) == 0
+        config = load_checkpoint(run).facts["config"]
+        assert config["pipeline"]["augmentation"] == "kornia"
+    assert load_checkpoint(run).step == 3
+    assert (run / "train.log").read_text().count("views by Kornia") == 2
+
+
 @pytest.mark.gpu
 def test_a_captured_run_resumes_on_a_gpu(dataset, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

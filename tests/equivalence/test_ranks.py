@@ -107,9 +107,12 @@ RUNS = {
     "two groups each": (("auto", 4), {}),
     "pool": (("shuffled",), {"policy": "imagenette_pool"}),
     "eman": (("eman",), {}),
-    "symmetric": (("shuffled", 1, torch.float64, False, True), {}),
+    "symmetric": (("shuffled", 1, torch.float64, False, True), {"policy": "moco_v3"}),
     "fp16": (("auto", 1, torch.float32), {"precision": Precision.fp16, "overflowing": (0, 3)}),
-    "in parts": (("auto", 1, torch.float64, False, False, 2), {"accumulate": 2}),
+    "in parts": (
+        ("auto", 1, torch.float64, False, False, 2),
+        {"accumulate": 2, "policy": "moco_v3"},
+    ),
 }
 COMPILED = {
     name: (model, {"compiled": True})
@@ -201,7 +204,8 @@ def test_two_eman_ranks_are_one_rank_split_in_two(two_ranks):
 
 
 def test_two_symmetric_shuffling_ranks_are_one_rank(two_ranks):
-    one = train_model(make_model(ALONE, "shuffled", splits=2, symmetric=True))
+    """With unlike views, each of which is query and key."""
+    one = train_model(make_model(ALONE, "shuffled", splits=2, symmetric=True), policy="moco_v3")
     assert_same(two_ranks["symmetric"], one, 1e-9)
 
 
@@ -214,7 +218,8 @@ def test_two_ranks_with_loss_scaling_skip_alike(two_ranks):
 
 
 def test_two_ranks_in_two_micro_batches_are_one_rank_split_in_four(two_ranks):
-    one = train_model(make_model(ALONE, "shuffled", splits=4))
+    """With unlike views, of which the second is exchanged."""
+    one = train_model(make_model(ALONE, "shuffled", splits=4), policy="moco_v3")
     assert_same(two_ranks["in parts"], one, 1e-9)
 
 
