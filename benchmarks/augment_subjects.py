@@ -8,18 +8,10 @@ from collections.abc import Callable
 
 import kornia.augmentation as K
 import torch
-from kornia.color import rgb_to_grayscale
-from kornia.enhance import (
-    adjust_brightness_accumulative,
-    adjust_contrast_with_mean_subtraction,
-    adjust_hue,
-    adjust_saturation_with_gray_subtraction,
-)
-from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torchvision.transforms import v2
 
-from fastmoco.pipelines.augment import augment_views, draw_parameters, plain_views
+from fastmoco.pipelines.augment import augment_views, plain_views
 from fastmoco.pipelines.policies import Policy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,37 +27,20 @@ def ours(policy: Policy, device: torch.device, *, compiled: bool) -> Views:
     return lambda crops, key: views(crops, key, policy, mean, std, torch.float32)
 
 
-def ours_plain(policy: Policy, device: torch.device, *, compiled: bool) -> Views:
-    """`plain_views`: what a GPU runs, on a CPU the twin of what runs there."""
+def by_planes(policy: Policy, device: torch.device, *, compiled: bool) -> Views:
+    """``pipeline.augmentation=planes`` on a GPU; on a CPU the twin of what runs there."""
+    return _plain(policy, device, compiled=compiled, by_kornia=False)
+
+
+def by_kornia(policy: Policy, device: torch.device, *, compiled: bool) -> Views:
+    """``pipeline.augmentation=kornia``: our draws, applied by Kornia's functions."""
+    return _plain(policy, device, compiled=compiled, by_kornia=True)
+
+
+def _plain(policy: Policy, device: torch.device, *, compiled: bool, by_kornia: bool) -> Views:
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     views = torch.compile(plain_views, dynamic=False) if compiled else plain_views
-    return lambda crops, key: views(crops, key, policy, mean, std)
-
-
-def kornia_functions(policy: Policy, device: torch.device, *, compiled: bool) -> Views:
-    """Our draws, applied by Kornia's functions; one order of the jitter, so less work than ours."""
-    mean = torch.tensor(MEAN, device=device)[:, None, None]
-    std = torch.tensor(STD, device=device)[:, None, None]
-
-    def views(crops: Tensor, key: Tensor) -> Tensor:
-        drawn = draw_parameters(key, range(2), policy)
-        x = crops.permute(1, 0, 4, 2, 3).flatten(0, 1) / 255
-        if drawn.flip is not None:
-            x = torch.where(drawn.flip[:, None, None, None], x.flip(-1), x)
-        if drawn.jitter is not None:
-            x = adjust_brightness_accumulative(x, drawn.jitter.brightness)
-            x = adjust_contrast_with_mean_subtraction(x, drawn.jitter.contrast)
-            x = adjust_saturation_with_gray_subtraction(x, drawn.jitter.saturation)
-            x = adjust_hue(x, drawn.jitter.hue * (2 * torch.pi))
-        if drawn.grayscale is not None:
-            x = torch.where(drawn.grayscale[:, None, None, None], rgb_to_grayscale(x), x)
-        if drawn.blur_sigma is not None:
-            sigma = drawn.blur_sigma[:, None]
-            blurred = gaussian_blur2d(x, (KERNEL, KERNEL), sigma.clamp(min=0.1).expand(-1, 2))
-            x = torch.where(sigma[:, :, None, None] > 0, blurred, x)
-        return (x - mean) / std
-
-    return torch.compile(views, dynamic=False) if compiled else views
+    return lambda crops, key: views(crops, key, policy, mean, std, by_kornia=by_kornia)
 
 
 def kornia_classes(policy: Policy) -> Views:

@@ -83,9 +83,8 @@ def _contenders(
         ways[KORNIA] = subjects.kornia_classes(recipe)
         ways[TORCHVISION] = subjects.torchvision_v2(recipe)
     if policy in twins:
-        ways[FUNCTIONS] = subjects.kornia_functions(recipe, device, compiled=compiled)
-        if device.type == "cpu":
-            ways[PLAIN] = subjects.ours_plain(recipe, device, compiled=compiled)
+        ways[FUNCTIONS] = subjects.by_kornia(recipe, device, compiled=compiled)
+        ways[PLAIN] = subjects.by_planes(recipe, device, compiled=compiled)
     return {name: partial(views, crops, key) for name, views in ways.items()}
 
 
