@@ -12,6 +12,7 @@ from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.moco.settings import EncoderConfig
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.pipelines.settings import Augmentation
 from fastmoco.ranges import COUNT, COUNT_OR_ZERO, POSITIVE, Ranges, check_ranges
 
 # Keys that do not change what is learned: a run may resume with other values.
@@ -23,7 +24,6 @@ FREE_KEYS = frozenset(
         "data.test",
         "pipeline.num_threads",
         "pipeline.prefetch_batches",
-        "pipeline.augmentation",  # the same views within 1e-5; `auto` keeps what a run had
         "monitor.allow_overlap",
         "train.max_steps",
         "train.on_nonfinite",  # either way such a step changes nothing
@@ -146,6 +146,8 @@ class TrainConfig(EncoderConfig):
     PRESET: ClassVar[str] = "train"
     GROUPS: ClassVar[Mapping[str, Any]] = {"experiment": None, "policy": POLICIES}
     RANGES: ClassVar[Ranges] = {"global_batch_size": COUNT}
+    BEFORE: ClassVar[Mapping[str, Any]] = {"pipeline.augmentation": Augmentation.planes.value}
+    """Values of options that runs of older versions do not have in their files."""
 
     name: str = "moco"
     """Name of the run; its folder is runs/NAME unless run_dir is set."""
