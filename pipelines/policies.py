@@ -197,7 +197,7 @@ IMAGENETTE_POOL = [
 ABOUT_POLICIES = {
     "moco_v1": "MoCo v1 (arXiv:1911.05722): grayscale, then color jitter; no blur.",
     "moco_v2": "MoCo v2 (arXiv:2003.04297): weaker jitter, then grayscale and blur.",
-    "moco_v3": "MoCo v3 (arXiv:2104.02057): unlike views, one blurred, one solarized at times.",
+    "moco_v3": "MoCo v3 (arXiv:2104.02057): views unlike in blur and solarization.",
     "simclr": "SimCLR (arXiv:2002.05709): smaller crops, stronger jitter, blur.",
     "cifar": "moco_v2 without blur, for images of 32 pixels.",
     "supervised": "Random crops and flips only, for classifiers.",

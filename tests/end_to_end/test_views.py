@@ -143,6 +143,17 @@ def test_captions_name_what_was_drawn():
     assert blurred == (drawn.blur_sigma > 0).tolist()
 
 
+def test_captions_follow_the_recipe_of_their_view():
+    """MoCo v3: the first view is always blurred, the second alone is solarized."""
+    keys = torch.from_numpy(draw_keys(0, 0, np.arange(50, dtype=np.int64)))
+    first, second = (captions(keys, view, POLICIES["moco_v3"]) for view in (0, 1))
+    assert all("blur " in caption for caption in first)
+    assert not any("solarize" in caption for caption in first)
+    drawn = draw_parameters(keys, [1], POLICIES["moco_v3"]).solarize <= 1
+    assert ["solarize" in caption for caption in second] == drawn.tolist()
+    assert drawn.any()
+
+
 def test_captions_of_a_pool_are_in_order():
     policy = Policy(flip_probability=0, pool=list(PoolOp))
     keys = torch.from_numpy(draw_keys(0, 0, np.arange(50, dtype=np.int64)))

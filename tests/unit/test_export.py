@@ -21,9 +21,11 @@ from fastmoco.interop import onnx_graph
 from fastmoco.interop.detectron2_weights import detectron2_name
 from fastmoco.interop.export import export
 from fastmoco.interop.loaded_encoder import LoadedEncoder
+from fastmoco.interop.model_card import _policy_text
 from fastmoco.interop.settings import ExportConfig, Normalize, Part, Target
 from fastmoco.interop.state_dicts import RESNETS
 from fastmoco.moco.settings import ModelConfig, Stem
+from fastmoco.pipelines.policies import POLICIES
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.train.settings import TrainConfig
 from tests.encoders import MEAN, STD, images, write_run
@@ -119,6 +121,14 @@ def test_models_of_timm_go_back_to_timm(tmp_path, monkeypatch):
     with torch.no_grad():
         for model in models:
             assert torch.equal(model.eval()(images(32)), network(images(32)))
+
+
+def test_a_model_card_tells_unlike_views_apart():
+    loaded = SimpleNamespace(config=SimpleNamespace(policy=POLICIES["moco_v3"]))
+    assert _policy_text(loaded) == (
+        "crops of 0.08 to 1 of the area, flip 0.5, jitter 0.8, gray 0.2, "
+        "blur 1 (second view: 0.1), solarize 0 (second view: 0.2)"
+    )
 
 
 def test_model_card_says_what_the_run_was(run, tmp_path):
