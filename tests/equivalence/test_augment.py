@@ -222,15 +222,17 @@ def official(crop: Tensor, parameters: ViewParameters, i: int, gray_first: bool)
 def test_compiled_views_equal_eager_ones():
     require_compiler()
     crops = random_crops(6)
-    arguments = (crops, keys(6), V2, MEAN, STD)
+    arguments = (crops, keys(6), POLICIES["moco_v3"], MEAN, STD)
     compiled = torch.compile(augment_views, fullgraph=True, dynamic=False)
     for ours, eager in zip(
         compiled(*arguments, torch.float32), augment_views(*arguments, torch.float32), strict=True
     ):
         assert_close(ours * STD.min(), eager * STD.min())
         assert ours.is_contiguous(memory_format=torch.channels_last)
-    plain = torch.compile(plain_views, fullgraph=True, dynamic=False)(*arguments)
-    assert_close(plain * STD.min(), plain_views(*arguments) * STD.min())
+    plain = torch.compile(plain_views, fullgraph=True, dynamic=False)
+    for by_kornia in (False, True):
+        ours, eager = (views(*arguments, by_kornia=by_kornia) for views in (plain, plain_views))
+        assert_close(ours * STD.min(), eager * STD.min())
 
 
 @pytest.mark.parametrize("policy", COMPLETE)
