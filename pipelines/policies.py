@@ -93,7 +93,7 @@ class SecondView:
 
 @dataclass(kw_only=True, slots=True)
 class Policy:
-    """Parameters of one view. Probabilities are per image and view; each view draws its own."""
+    """Parameters of the views. Probabilities are per image and view; each view draws its own."""
 
     RANGES: ClassVar[Ranges] = {
         **VIEW_RANGES,
