@@ -100,6 +100,10 @@ class DaliPipeline:
         error, self._feed, self._feed_error = self._feed_error, None, None
         return error
 
+    def free(self) -> None:
+        """Free DALI's memory now: it refers back to this object, and the collector may come late."""
+        self._pipe = None
+
     def _next_inputs(self) -> list[Any]:
         """Return to DALI the stored images, then both corners of each view's boxes."""
         assert self._feed is not None
@@ -167,4 +171,5 @@ def give_back(pipeline: DaliPipeline) -> None:
 def free_pipelines() -> None:
     """Free the pipelines kept from closed loaders, and their memory."""
     with _idle_lock:
-        _idle.clear()
+        while _idle:
+            _idle.pop().free()

@@ -10,6 +10,9 @@ then along the other, rounded to 8 bits in between. Each axis is a batched matri
 weights are multiples of 1/2048, so that products and sums are integers that float32 (also TF32)
 holds exactly: the same bits for any batch size, and within one level of PIL.
 
+A decoded set is shared by all open loaders of the same data on the same device: the kNN monitor
+reads the images that training keeps.
+
 Left out: images of different sizes are padded to the largest; for a set with a few large images
 `beton_loader` is better.
 """
@@ -17,6 +20,7 @@ Left out: images of different sizes are padded to the largest; for a set with a 
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -94,22 +98,48 @@ def _weights(start: Tensor, length: Tensor, size: int, extent: int) -> Tensor:
     return weights.scatter_add_(-1, largest, WEIGHT_UNIT - weights.sum(-1, keepdim=True))
 
 
+class ResidentSet:
+    """A decoded set on a device; it is freed with its last loader.
+
+    Attributes:
+        images: ``(S, H, W, 3)`` uint8.
+    """
+
+    def __init__(self, images: npt.NDArray[np.uint8], device: torch.device) -> None:
+        """Copy decoded images to a device; a CPU uses them where they are."""
+        self.images = torch.from_numpy(images).to(device)
+        self._pixels = images if device.type == "cpu" else None
+
+    def decode(self, sample_id: int) -> npt.NDArray[np.uint8]:
+        """The pixels of an image, with its padding, ``(H, W, 3)``; on a CPU only."""
+        assert self._pixels is not None
+        image: npt.NDArray[np.uint8] = self._pixels[sample_id]
+        return image
+
+
+_open_sets: WeakValueDictionary[tuple[str, str, torch.device], ResidentSet] = WeakValueDictionary()
+
+
 class ResidentLoader(ViewLoader):
     """Loader that cuts batches from a set on the device."""
 
     decode_device = "cpu"
 
     def __init__(
-        self, images: Tensor, requests: Iterator[tuple[EpochPlan, BatchRequest]], view_size: int
+        self,
+        resident: ResidentSet,
+        requests: Iterator[tuple[EpochPlan, BatchRequest]],
+        view_size: int,
     ) -> None:
         """Draw the first epoch.
 
         Args:
-            images: The set, ``(S, H, W, 3)`` uint8, on the device.
+            resident: The set, on the device.
             requests: For each epoch, the plan and all of its batches at once.
             view_size: Side of the crops, pixels.
         """
-        self._images = images
+        self._set: ResidentSet | None = resident
+        self._images = resident.images
         self._requests = requests
         self._view_size = view_size
         self._drawer = ThreadPoolExecutor(1, "fastmoco-loader")
@@ -117,10 +147,12 @@ class ResidentLoader(ViewLoader):
         self._batches: Iterator[Batch] = iter(())
 
     def __next__(self) -> Batch:
-        start = time.perf_counter()
+        waited = 0.0  # the crops are work of the device, and nothing waits for them
         batch = next(self._batches, None)
         while batch is None and self._ahead is not None:
+            start = time.perf_counter()
             epoch = self._ahead.result()
+            waited += time.perf_counter() - start
             if epoch is None:
                 break
             self._ahead = self._drawer.submit(self._draw)
@@ -131,14 +163,14 @@ class ResidentLoader(ViewLoader):
             raise StopIteration
         images = self._images[batch.sample_id]
         batch.crops = crop_and_resize(images, batch.boxes, self._view_size)
-        batch.data_wait_seconds = time.perf_counter() - start
+        batch.data_wait_seconds = waited
         return batch
 
     def close(self) -> None:
         """Release the set and end the thread."""
         self._ahead = None
         self._batches = iter(())
-        self._images = self._images[:0]
+        self._set, self._images = None, self._images.new_empty(0, *self._images.shape[1:])
         self._drawer.shutdown(cancel_futures=True)
 
     def _draw(self) -> tuple[EpochPlan, Batch] | None:
@@ -184,36 +216,41 @@ def _decode_set(dataset: Dataset, num_threads: int) -> npt.NDArray[np.uint8]:
     return images
 
 
-def build(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
-) -> ViewLoader:
-    """Build the loader; the arguments are those of `build_loader`.
+def resident_set(dataset: Dataset, num_threads: int, device: torch.device) -> ResidentSet:
+    """Return the decoded set on a device: the one that is open already, or a new one.
 
     Raises:
         UsageError: If the set does not fit on the device.
         BetonError: If an image is damaged.
     """
-    needed, free = resident_bytes(dataset), free_bytes(device)
-    if needed > MEMORY_SHARE * free:
-        raise UsageError(
-            f"pipeline.name=resident needs {needed / 1e9:,.1f} GB on {device}, more than half of "
-            f"the {free / 1e9:,.1f} GB that are free; set pipeline.name=beton"
-        )
-    images = _decode_set(dataset, spec.threads)
+    device = torch.empty(0, device=device).device  # with its index
+    key = (str(dataset.path), dataset.fingerprint, device)
+    found = _open_sets.get(key)
+    if found is None:
+        needed, free = resident_bytes(dataset), free_bytes(device)
+        if needed > MEMORY_SHARE * free:
+            raise UsageError(
+                f"pipeline.name=resident needs {needed / 1e9:,.1f} GB on {device}, more than half "
+                f"of the {free / 1e9:,.1f} GB that are free; set pipeline.name=beton"
+            )
+        found = _open_sets[key] = ResidentSet(_decode_set(dataset, num_threads), device)
+    return found
+
+
+def build(
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
+) -> ViewLoader:
+    """Build the loader; the arguments are those of `build_loader`, the errors of `resident_set`."""
+    resident = resident_set(dataset, spec.threads, device)
     if device.type == "cpu":
         # Images come with their padding, but boxes are inside the image.
-        return build_threads(images.__getitem__, dataset, plan, spec, stop_epoch, device)
-    return build_on_device(images, dataset, plan, spec, stop_epoch, device)
+        return build_threads(resident.decode, dataset, plan, spec, stop_epoch, device)
+    return build_on_device(resident, dataset, plan, spec, stop_epoch)
 
 
 def build_on_device(
-    images: npt.NDArray[np.uint8],
-    dataset: Dataset,
-    plan: EpochPlan,
-    spec: LoaderSpec,
-    stop_epoch: int,
-    device: torch.device,
+    resident: ResidentSet, dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int
 ) -> ResidentLoader:
-    """Build the loader that crops on the device, from a decoded set ``(S, H, W, 3)``."""
+    """Build the loader that crops on the device of a decoded set."""
     requests = ((epoch, epoch_request(dataset, epoch, spec)) for epoch in plan.epochs(stop_epoch))
-    return ResidentLoader(torch.from_numpy(images).to(device), requests, spec.view_size)
+    return ResidentLoader(resident, requests, spec.view_size)

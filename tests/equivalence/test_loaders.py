@@ -47,8 +47,8 @@ def load(
     settings = {"seed": SEED, "epoch": 0, "num_samples": NUM_SAMPLES, "global_batch_size": BATCH}
     plan = EpochPlan(**settings | values)
     if name == ON_DEVICE:
-        images = resident_loader._decode_set(dataset, 1)
-        loader = resident_loader.build_on_device(images, dataset, plan, spec, stop_epoch, device)
+        resident = resident_loader.resident_set(dataset, 1, device)
+        loader = resident_loader.build_on_device(resident, dataset, plan, spec, stop_epoch)
     else:
         loader = build_loader(
             dataset, plan, spec=spec, stop_epoch=stop_epoch, device=device, name=name

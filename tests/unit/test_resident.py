@@ -1,7 +1,9 @@
 """The resident loader: it resizes as PIL does, refuses what does not fit, leaves nothing behind."""
 
 import threading
+import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.pipelines import resident_loader
 from fastmoco.pipelines.build import build_loader
-from fastmoco.pipelines.contract import EpochPlan, ViewLoader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.resident_loader import crop_and_resize
 from tests.loader_data import evaluation, loader_threads, training, write_beton
 
@@ -101,11 +103,11 @@ def test_a_damaged_image_is_named(dataset: BetonFile, tmp_path: Path) -> None:
 @pytest.mark.parametrize("on_device", [False, True])
 def test_nothing_is_left_behind(dataset: BetonFile, on_device: bool) -> None:
     before = threading.active_count()
-    images = resident_loader._decode_set(dataset, 1)
+    images = resident_loader.resident_set(dataset, 1, CPU)
     for number in range(100):
         loader: ViewLoader
         if on_device:
-            loader = resident_loader.build_on_device(images, dataset, PLAN, training(), 50, CPU)
+            loader = resident_loader.build_on_device(images, dataset, PLAN, training(), 50)
         else:
             loader = build_loader(
                 dataset, PLAN, spec=training(), stop_epoch=50, device=CPU, name="resident"
@@ -126,3 +128,44 @@ def test_evaluation_keeps_the_last_partial_batch(dataset: BetonFile) -> None:
         dataset, plan, spec=evaluation(), stop_epoch=1, device=CPU, name="resident"
     )
     assert [len(batch.crops) for batch in loader] == [8, 8, 4]
+
+
+def test_open_loaders_of_a_set_share_its_images(
+    dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, decode = [], resident_loader._decode_set
+    monkeypatch.setattr(
+        resident_loader, "_decode_set", lambda *given: decoded.append(1) or decode(*given)
+    )
+
+    def first(opened: BetonFile, spec: LoaderSpec) -> tuple[ViewLoader, torch.Tensor]:
+        plan = replace(PLAN, training=spec.policy is not None)
+        loader = build_loader(
+            opened, plan, spec=spec, stop_epoch=1, device=CPU, name="resident"
+        )
+        return loader, next(loader).crops.clone()
+
+    with BetonFile.open(dataset.path) as again:  # as the monitor opens it
+        kept, _ = first(dataset, training())
+        other, shared = first(again, evaluation())
+        assert len(decoded) == 1
+        for loader in (kept, other):
+            loader.close()
+        del kept, other, loader
+        assert not resident_loader._open_sets  # freed with the last loader
+        alone, crops = first(again, evaluation())
+        alone.close()
+    assert len(decoded) == 2
+    assert torch.equal(shared, crops)
+
+
+def test_a_closed_loader_frees_its_set_on_the_device(dataset: BetonFile) -> None:
+    resident = resident_loader.resident_set(dataset, 1, CPU)
+    freed = weakref.ref(resident.images)
+    loader = resident_loader.build_on_device(resident, dataset, PLAN, training(), 50)
+    batch = next(loader)
+    assert batch.data_wait_seconds > 0  # for the draws of the epoch
+    assert next(loader).data_wait_seconds == 0  # the crops are the device's own work
+    loader.close()
+    del resident
+    assert freed() is None
