@@ -84,6 +84,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def reserved_memory_bytes(device: torch.device) -> int | None:
+    """Most memory that torch took from a GPU, with what its allocator keeps; None on a CPU."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory that torch allocated on a GPU; on a CPU, most that this process had in use."""
     if device.type == "cuda":

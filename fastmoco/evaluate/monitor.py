@@ -1,18 +1,29 @@
-"""The kNN monitor: accuracy of the encoder's features while it trains."""
+"""The kNN monitor: accuracy of the encoder's features while it trains.
 
+It reads by the loader of the run, which is chosen once. Where that keeps images decoded, those of
+training are used, and those of data.test are kept from one measurement to the next.
+"""
+
+import os
+from dataclasses import replace
 from typing import Self
 
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.draws.streams import INT64
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.baselines import Baselines
-from fastmoco.evaluate.features import FeatureRequest, extract_features
+from fastmoco.evaluate.features import FeatureRequest, FeatureSet, extract_features
 from fastmoco.evaluate.frozen_encoder import PIXELS, FrozenEncoder
 from fastmoco.evaluate.knn import knn_accuracy
 from fastmoco.evaluate.labels import check_labels, stratified_part
 from fastmoco.evaluate.overlap import check_overlap
 from fastmoco.evaluate.settings import MonitorConfig
+from fastmoco.pipelines.build import AUTO
+from fastmoco.pipelines.resident_loader import ResidentSet, resident_set
 
+FALLBACK = "beton"
+"""Loader of a data.test that the run's loader cannot read; it reads all sets."""
 MOST_IMAGES = 10_000
 """Images of data.train that the monitor uses where there is no data.test."""
 
@@ -37,6 +48,8 @@ class KnnMonitor:
             UsageError: If a dataset is unlabeled, the classes differ, or images are in both.
         """
         self._monitor, self._batch_size = monitor, batch_size
+        self._loader, self._num_threads = AUTO, len(os.sched_getaffinity(0))
+        self._kept: dict[int, ResidentSet] = {}  # decoded images of each set
         self._sets: list[Dataset] = []
         self._part: INT64 | None = None
         self._alone = data.test is None
@@ -68,6 +81,10 @@ class KnnMonitor:
         """Whether to measure after the end of an epoch, counted from 1."""
         return self.is_on and epoch % self._monitor.every_epochs == 0
 
+    def read_by(self, loader: str, num_threads: int) -> None:
+        """Read by the run's loader, a name that `build_loader` takes, on so many threads (0: all)."""
+        self._loader, self._num_threads = loader, num_threads or len(os.sched_getaffinity(0))
+
     def measure(self, encoder: FrozenEncoder, features: str | None = None) -> float:
         """Measure the top-1 of an encoder on its device, in percent, by ``monitor.*``.
 
@@ -77,12 +94,25 @@ class KnnMonitor:
             features=features or self._monitor.features.value,
             batch_size=self._batch_size,
             sample_ids=self._part,
+            num_threads=self._num_threads,
         )
-        sets = [extract_features(encoder, one, request) for one in self._sets]
+        sets = [self._extract(encoder, number, request) for number in range(len(self._sets))]
         k, temperature = self._monitor.k, self._monitor.temperature
         return knn_accuracy(
             sets[0], sets[-1], k=k, temperature=temperature, leave_one_out=self._alone
         )[0]
+
+    def _extract(self, encoder: FrozenEncoder, number: int, request: FeatureRequest) -> FeatureSet:
+        """Compute the features of a set by the run's loader, or by `FALLBACK`."""
+        dataset, loader, device = self._sets[number], self._loader, encoder.mean.device
+        try:
+            if loader == "resident" and number not in self._kept:
+                self._kept[number] = resident_set(dataset, self._num_threads, device)
+            return extract_features(encoder, dataset, replace(request, loader=loader))
+        except UsageError:
+            if loader == FALLBACK:
+                raise
+            return extract_features(encoder, dataset, replace(request, loader=FALLBACK))
 
     def baselines(self, encoder: FrozenEncoder) -> Baselines:
         """Measure raw pixels and an encoder before its first step."""
@@ -103,6 +133,7 @@ class KnnMonitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the datasets."""
+        """Close the datasets, and free their images."""
+        self._kept.clear()
         for dataset in self._sets:
             dataset.close()

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from fastmoco.device import peak_memory_bytes
+from fastmoco.device import peak_memory_bytes, reserved_memory_bytes
 from fastmoco.errors import without_controls
 from fastmoco.output import display_stream
 from fastmoco.ranks import ALONE, Ranks
@@ -186,8 +186,8 @@ class Reporter:
         self._progress.start()
         self._next_line = time.monotonic() + SCREEN_SECONDS
         step = f"step {row['step']}/{self._clock.total}  "
-        memory = peak_memory_bytes(self._device)
-        line = progress_line(row, self._clock.left(), memory, WIDTH - len(step))
+        memory, reserved = peak_memory_bytes(self._device), reserved_memory_bytes(self._device)
+        line = progress_line(row, self._clock.left(), memory, WIDTH - len(step), reserved)
         self._progress.update(self._task, description=line)
         self._logger.info("%s", step + line, extra={"live": True})
 
@@ -270,9 +270,15 @@ class StepsLeft:
 
 
 def progress_line(
-    row: dict[str, Any], left: timedelta | None, memory_bytes: int, width: int
+    row: dict[str, Any],
+    left: timedelta | None,
+    memory_bytes: int,
+    width: int,
+    reserved_bytes: int | None = None,
 ) -> str:
     """Means of the last steps and what is left, in one line; what does not fit is left out.
+
+    On a GPU memory is what torch allocated at most, of what it reserved.
 
     ``look-up`` is the percentage of queries whose positive is found among K negatives: not an
     accuracy of classes.
@@ -284,7 +290,8 @@ def progress_line(
         parts.append(f"{row['images_per_second']:,.0f} images/s")
         if row["data_wait_fraction"] >= SHOWN_WAIT:
             parts.append(f"waits {100 * row['data_wait_fraction']:.0f}%")
-    parts.append(f"{memory_bytes / 1e9:.1f} GB")
+    reserved = "" if reserved_bytes is None else f" of {reserved_bytes / 1e9:.1f}"
+    parts.append(f"{memory_bytes / 1e9:.1f}{reserved} GB")
     while len(line := "  ".join(parts)) > width:
         parts.pop()
     return line

@@ -94,6 +94,7 @@ class GraphedStep:
         """
         self.step = step
         self.required = required
+        self.warms_up = True  # whether the last call did more than replay
         self._recording: Recording | None = recording
         self._warmed_up = 0
         self._batch: Batch | None = None
@@ -104,6 +105,7 @@ class GraphedStep:
         Raises:
             RuntimeError: If a graph is required and the step cannot be recorded.
         """
+        self.warms_up = self._recording is not None and self._batch is None
         if self._recording is None:
             return self.step(batch, learning_rate)
         set_learning_rate(self.step.optimizer, learning_rate)

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from fastmoco.data.dataset import open_dataset
-from fastmoco.device import algorithms, peak_memory_bytes, synchronize
+from fastmoco.device import algorithms, peak_memory_bytes, reserved_memory_bytes, synchronize
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_path
 from fastmoco.pipelines.contract import ViewLoader
@@ -27,6 +27,7 @@ from fastmoco.roofline import matrix_flops, step_flops_per_image
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.checks import check_config
+from fastmoco.train.data_wait import DataWait
 from fastmoco.train.device_rules import with_augmentation
 from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import StepClock, first_step_text, log_header
@@ -50,6 +51,8 @@ class DryRun:
     """Fraction of that time spent waiting for the loader."""
     peak_bytes: int
     """Peak memory of the device; of this process if the device is the CPU."""
+    reserved_bytes: int | None
+    """The same with what torch's allocator kept for later; None if the device is the CPU."""
     flops_per_image: float
     """Operations of convolutions and matrix products: query forward and backward, key forward."""
     device_flops: float
@@ -76,12 +79,15 @@ class DryRun:
     def to_text(self) -> str:
         """All figures, a line for each."""
         hours, seconds = divmod(round(self.total_seconds), 3600)
+        memory = f"{self.peak_bytes / 1e9:.2f} GB"
+        if self.reserved_bytes is not None:
+            memory += f", {self.reserved_bytes / 1e9:.2f} GB reserved"
         roof = f"{100 * self.share_of_roof:.0f}% of {self.device_flops / 1e12:.2f} TFLOP/s"
         time_text = f"{hours} h {seconds // 60} min {seconds % 60} s"
         lines = {
             "images/s": f"{self.images_per_second:,.0f}",
             "data wait": f"{100 * self.data_wait_fraction:.1f}% of the time",
-            "peak memory": f"{self.peak_bytes / 1e9:.2f} GB",
+            "peak memory": memory,
             "first step": f"{self.first_step_seconds:.1f} s, compiling included",
             "roof": f"{roof}, {self.flops_per_image / 1e9:.2f} GFLOP an image",
             "whole run": f"{self.total_steps:,} steps, {time_text}",
@@ -137,18 +143,19 @@ def measure_cost(cfg: TrainConfig, device: torch.device) -> DryRun:
 
 
 def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfig) -> DryRun:
-    start = time.perf_counter()
+    start, wait = time.perf_counter(), DataWait(trainer.device)
     with waiting(first_step_text(trainer)):
-        _take(trainer, loader)
+        _take(trainer, loader, wait)
     first_step_seconds = time.perf_counter() - start
     if trainer.graphed:  # the steps before the first replay
         for _ in range(min(WARM_UP_STEPS, trainer.total_steps - 1)):
-            _take(trainer, loader)
+            _take(trainer, loader, wait)
         synchronize(trainer.device)
-    clock = StepClock()
+    clock = StepClock(wait)
     with _profiled(cfg):
         for _ in range(min(STEPS, trainer.total_steps - trainer.steps_done)):
-            clock.add(_take(trainer, loader))
+            _take(trainer, loader, wait)
+            clock.add()
         synchronize(trainer.device)
     speeds = clock.read(cfg.global_batch_size)
     return DryRun(
@@ -156,6 +163,7 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
         images_per_second=speeds["images_per_second"] or cfg.global_batch_size / first_step_seconds,
         data_wait_fraction=speeds["data_wait_fraction"] or 0.0,
         peak_bytes=peak_memory_bytes(trainer.device),
+        reserved_bytes=reserved_memory_bytes(trainer.device),
         flops_per_image=flops,
         device_flops=matrix_flops(trainer.device, trainer.step.autocast_dtype),
         total_steps=trainer.total_steps,
@@ -163,13 +171,11 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
     )
 
 
-def _take(trainer: Trainer, loader: ViewLoader) -> float:
-    """Do one step; return the seconds that it waited for data."""
-    batch = next(loader)
-    trainer.take(batch, trainer.learning_rate)
+def _take(trainer: Trainer, loader: ViewLoader, wait: DataWait) -> None:
+    """Do one step."""
+    trainer.take(wait.next(loader), trainer.learning_rate)
     if trainer.steps_done == 1:
         synchronize(trainer.device)
-    return batch.data_wait_seconds
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from fastmoco import out_of_memory
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
-from fastmoco.device import algorithms
+from fastmoco.device import algorithms, synchronize
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
+from fastmoco.pipelines.build import free_idle
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.ranks import environment_ranks
 from fastmoco.runs.distributed import largest, process_group
@@ -21,7 +22,7 @@ from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import LATE, SAVE, StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
-from fastmoco.train.data_wait import next_batch, stopped
+from fastmoco.train.data_wait import DataWait, next_batch, stopped
 from fastmoco.train.device_rules import with_augmentation
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
@@ -98,7 +99,9 @@ def train(cfg: TrainConfig) -> Path:
                 write_first_views(trainer)
         with closing(trainer.open_loader()) as loader:
             log_header(logger, trainer, loader)
+            monitor.read_by(trainer.loader_name, cfg.pipeline.num_threads)
             baselines = measure_baselines(trainer, monitor, logger)
+            free_idle()
             review = Review(trainer, baselines, logger)
             run_steps(trainer, loader, monitor, review, logger, stop)
         review.at_end()
@@ -154,7 +157,7 @@ def run_steps(
         DivergedError: If numbers are not finite, or weights grow without bound.
         OSError: If the last state cannot be saved.
     """
-    clock, ranks, first = StepClock(), trainer.ranks, True
+    clock, ranks, first = StepClock(DataWait(trainer.device)), trainer.ranks, True
     activity = Activity(trainer.steps_done)
     with ExitStack() as stack:
         reporter = stack.enter_context(closing(open_reporter(trainer, logger)))
@@ -171,11 +174,15 @@ def run_steps(
             rate, step = trainer.learning_rate, trainer.steps_done + 1
             with waiting(first_step_text(trainer)) if first else nullcontext():
                 activity.reach(step, Phase.reading)
-                batch = next_batch(loader, trainer, stop, save)
+                batch = next_batch(loader, trainer, stop, save, clock.wait)
                 activity.reach(step, Phase.computing)
                 with out_of_memory.explained(partial(explain_step, trainer)):
                     trainer.take(batch, rate)
-            clock.restart() if first else clock.add(batch.data_wait_seconds)
+            if first or trainer.warms_up:  # compiling and capturing take no part in the speeds
+                synchronize(trainer.device)
+                clock.restart()
+            else:
+                clock.add()
             first = stop.nothing_to_save = False
             reporter.advance(step)
             saver.report()
@@ -219,6 +226,7 @@ def measure(
     if not trainer.ranks.is_first:
         return None
     knn_top1 = trainer.knn_top1 = monitor.measure(trainer.frozen_encoder())
+    free_idle()
     reporter.say(
         f"kNN {knn_top1:.1f}% after epoch {trainer.steps_done / trainer.steps_per_epoch:g}"
     )

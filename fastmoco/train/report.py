@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmoco.data.source_set import SourceSet
-from fastmoco.device import describe_device, describe_float32
+from fastmoco.device import (
+    describe_device,
+    describe_float32,
+    peak_memory_bytes,
+    reserved_memory_bytes,
+)
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.reporter import Reporter, SilentReporter
 from fastmoco.train.beginning import describe_origins
+from fastmoco.train.data_wait import DataWait
 from fastmoco.train.estimate import run_cost
 from fastmoco.train.machine import machine_of
 from fastmoco.train.run_warnings import RunFacts, warnings_for
@@ -24,27 +29,27 @@ from fastmoco.train.trainer import Trainer
 
 
 class StepClock:
-    """Times the steps between two log lines, without saving, evaluation and compilation.
+    """Times the steps between two log lines, without saving, evaluation, warm-up and compilation.
 
     Attributes:
+        wait: Counts the time that the device waits for the loader.
         steps: Steps timed since the last reading.
-        data_wait_seconds: Part of their time that was spent waiting for the loader.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: DataWait) -> None:
         """Start the clock."""
+        self.wait = wait
         self.restart()
 
     def restart(self) -> None:
         """Set the clock to zero; the next step starts now."""
+        self.wait.restart()
         self._start = time.perf_counter()
         self.steps = 0
-        self.data_wait_seconds = 0.0
 
-    def add(self, data_wait_seconds: float) -> None:
+    def add(self) -> None:
         """Count a step."""
         self.steps += 1
-        self.data_wait_seconds += data_wait_seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -54,13 +59,13 @@ class StepClock:
         self._start += time.perf_counter() - start
 
     def speeds(self, batch_size: int) -> dict[str, float | None]:
-        """Return speeds since the last reading, None without a timed step."""
+        """Return speeds since the last reading, None without a timed step; read the device first."""
         seconds, steps = time.perf_counter() - self._start, self.steps
         if not steps:
             return {"images_per_second": None, "data_wait_fraction": None, "step_seconds": None}
         return {
             "images_per_second": batch_size * steps / seconds,
-            "data_wait_fraction": self.data_wait_seconds / seconds,
+            "data_wait_fraction": self.wait.seconds() / seconds,
             "step_seconds": seconds / steps,
         }
 
@@ -90,7 +95,7 @@ def make_row(
     """Make a row of ``metrics.jsonl``: means since the last row; reads the device."""
     device, skipped = trainer.device, trainer.skipped_steps
     trainer.skipped_steps = 0
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    memory = peak_memory_bytes(device) if device.type == "cuda" else None
     return {
         "step": trainer.steps_done,
         "epoch": trainer.steps_done / trainer.steps_per_epoch,
@@ -100,6 +105,7 @@ def make_row(
         "learning_rate": learning_rate,
         **clock.read(trainer.cfg.global_batch_size),
         "device_memory_peak_bytes": memory,
+        "device_memory_reserved_bytes": reserved_memory_bytes(device),
         "knn_top1": knn_top1,
     }
 

@@ -180,6 +180,11 @@ class Trainer:
         """Whether all steps are done."""
         return self.steps_done >= self.total_steps
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether the last step warmed up or was recorded: its time says nothing about others."""
+        return self.graphed is not None and self.graphed.warms_up
+
     def plan(self, *, epoch: int, start_batch: int = 0) -> EpochPlan:
         """Make the order of an epoch, for this rank."""
         return EpochPlan(

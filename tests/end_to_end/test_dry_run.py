@@ -75,6 +75,7 @@ def test_what_is_derived_from_the_figures():
         images_per_second=500.0,
         data_wait_fraction=0.1,
         peak_bytes=2_000_000_000,
+        reserved_bytes=3_000_000_000,
         flops_per_image=1e9,
         device_flops=2e12,
         total_steps=36_000,
@@ -83,3 +84,4 @@ def test_what_is_derived_from_the_figures():
     assert found.share_of_roof == pytest.approx(0.25)
     assert found.total_seconds == pytest.approx(10 + 3600)
     assert "1 h 0 min 10 s" in found.to_text()
+    assert "2.00 GB, 3.00 GB reserved" in found.to_text()

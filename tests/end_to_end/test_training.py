@@ -46,7 +46,13 @@ OPTIONS = [
     "monitor.k=5",
     "monitor.allow_overlap=true",  # measured on the training images
 ]
-TIMES = {"images_per_second", "data_wait_fraction", "step_seconds", "device_memory_peak_bytes"}
+TIMES = {
+    "images_per_second",
+    "data_wait_fraction",
+    "step_seconds",
+    "device_memory_peak_bytes",
+    "device_memory_reserved_bytes",
+}
 
 # Runs the command line, and kills its own process with SIGKILL at a chosen place.
 KILLER = """

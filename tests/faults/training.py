@@ -41,7 +41,13 @@ OPTIONS = [
     "monitor.every_epochs=0",
     "checkpoint.keep=20",
 ]
-TIMES = {"images_per_second", "data_wait_fraction", "step_seconds", "device_memory_peak_bytes"}
+TIMES = {
+    "images_per_second",
+    "data_wait_fraction",
+    "step_seconds",
+    "device_memory_peak_bytes",
+    "device_memory_reserved_bytes",
+}
 
 
 def write_dataset(folder: Path) -> Path:

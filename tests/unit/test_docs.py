@@ -15,6 +15,7 @@ from fastmoco.draws.streams import Stream
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import LOCK_NAME, RunFolder
 from fastmoco.train.metrics import MetricsSum
+from fastmoco.train.data_wait import DataWait
 from fastmoco.train.report import StepClock, make_row
 from tests.steps import make_batch, make_step
 
@@ -160,7 +161,7 @@ def row_of(mechanism: Mechanism) -> dict[str, object]:
         num_negatives=step.model.num_negatives(8),
         cfg=SimpleNamespace(global_batch_size=8),
     )
-    return make_row(trainer, StepClock(), 0.1, None)
+    return make_row(trainer, StepClock(DataWait(trainer.device)), 0.1, None)
 
 
 @pytest.mark.parametrize("mechanism", Mechanism)

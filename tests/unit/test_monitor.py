@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastmoco.data.dataset import open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
 from fastmoco.evaluate import monitor as module
@@ -13,6 +14,7 @@ from fastmoco.evaluate.baselines import read_baselines, write_baselines
 from fastmoco.evaluate.frozen_encoder import PIXELS, load_encoder
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.evaluate.settings import MonitorConfig
+from fastmoco.pipelines import resident_loader
 from tests.pictures import write_class_folders
 from tests.runs import write_colors, write_run
 
@@ -76,6 +78,44 @@ def test_baselines_are_of_pixels_and_of_the_start(images, encoder, tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"baselines\.json is damaged .*; remove it"):
         read_baselines(path)
+
+
+def test_it_reads_by_the_loader_of_the_run(images, tmp_path, encoder, monkeypatch):
+    """Training's decoded images are used, those of data.test are decoded once and then kept."""
+    other = write_colors(tmp_path / "test", seed=9, per_class=3)
+    decoded, decode = [], resident_loader._decode_set
+    monkeypatch.setattr(
+        resident_loader,
+        "_decode_set",
+        lambda dataset, threads: decoded.append(dataset.path) or decode(dataset, threads),
+    )
+    with KnnMonitor(MONITOR, DataConfig(train=images, test=other), 8) as monitor:
+        chosen = monitor.measure(encoder)
+        assert len(decoded) == 2  # auto keeps small images, for this measurement only
+        with open_dataset(images) as dataset:
+            training = resident_loader.resident_set(dataset, 1, encoder.mean.device)
+            monitor.read_by("resident", 1)
+            decoded.clear()
+            assert [monitor.measure(encoder) for _ in range(3)] == [chosen] * 3
+            assert decoded == [other]
+            del training
+    assert not resident_loader._open_sets
+
+
+def test_a_test_set_that_the_loader_cannot_read_is_read_by_beton(images, encoder, monkeypatch):
+    names, extract = [], module.extract_features
+
+    def recorded(encoder, dataset, request):
+        names.append(request.loader)
+        return extract(encoder, dataset, request)
+
+    monkeypatch.setattr(module, "extract_features", recorded)
+    with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
+        chosen = monitor.measure(encoder)
+        monitor.read_by("resident", 1)
+        monkeypatch.setattr(resident_loader, "free_bytes", lambda _: 0)
+        assert monitor.measure(encoder) == chosen
+    assert names == ["auto", "beton"]
 
 
 def test_it_needs_labels_only_if_it_is_on(tmp_path):

@@ -71,6 +71,8 @@ def test_the_log_has_names_that_are_not_utf_8(tmp_path, monkeypatch):
 def test_the_line_says_what_it_shows():
     line = progress_line(ROW, timedelta(seconds=3725), 3_200_000_000, 80)
     assert line == "loss 6.123  look-up 12.3%  ETA 1:02:05  1,234 images/s  3.2 GB"
+    on_gpu = progress_line(ROW, None, 3_200_000_000, 80, 4_100_000_000)
+    assert on_gpu.endswith("3.2 of 4.1 GB")
     waits = progress_line({**ROW, "data_wait_fraction": 0.35}, timedelta(0), 10**9, 80)
     assert "waits 35%" in waits
     first = progress_line({**ROW, "images_per_second": None}, None, 10**9, 80)
