@@ -52,7 +52,7 @@ def bench_loss_time(settings: Settings, report: Report) -> None:
         steps = 10 if count * queue_size <= 1 << 20 else 3
         plan = GPU_PLAN if on_cuda else Plan(steps, settings.pick(CPU_PLAN.rounds, 10))
         contenders = {
-            form.value: _loss(form, count, queue_size, device) for form in (Loss.plain, fast)
+            form.value: loss_work(form, count, queue_size, device) for form in (Loss.plain, fast)
         }
         seconds = measure_blocks(contenders, fast.value, plan, timer)
         for name, peer in (
@@ -108,7 +108,7 @@ def peak_bytes(form: str, count: int, queue_size: int) -> dict[str, float]:
     """What one loss with its gradient adds to this process's memory at most, in ``bytes``."""
     device = resolve_device("auto")
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
-    work = _loss(Loss(form), count, queue_size, device)
+    work = loss_work(Loss(form), count, queue_size, device)
     work()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -120,11 +120,14 @@ def peak_bytes(form: str, count: int, queue_size: int) -> dict[str, float]:
     return {"bytes": own_peak_bytes() - before}
 
 
-def _loss(form: Loss, count: int, queue_size: int, device: torch.device) -> Work:
+def loss_work(
+    form: Loss, count: int, queue_size: int, device: torch.device, dim: int = DIM
+) -> Work:
+    """One loss with its gradient; the queue is in half precision on a GPU, as in training."""
     generator = torch.Generator().manual_seed(0)
 
     def unit(rows: int) -> Tensor:
-        return F.normalize(torch.randn(rows, DIM, generator=generator)).to(device)
+        return F.normalize(torch.randn(rows, dim, generator=generator)).to(device)
 
     query, key, queue = unit(count).requires_grad_(), unit(count), unit(queue_size)
     if device.type == "cuda":

@@ -6,14 +6,12 @@ The mathematics of the official step is ours (tests/equivalence/test_peers.py); 
 own, which has another head, momentum and temperature, of the same cost.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.child import call_in_child
 from benchmarks.harness import (
@@ -29,53 +27,39 @@ from benchmarks.harness import (
     summarize,
 )
 from benchmarks.limits import roof
-from benchmarks.peers.official_step import MOMENTUM, TEMPERATURE, OfficialStep
+from benchmarks.peers.official_step import TEMPERATURE, OfficialStep
 from benchmarks.report import Ratio, Report, Row, absent, beside
 from benchmarks.settings import Settings
+from benchmarks.step_contenders import (
+    FLOAT32,
+    LIGHTLY,
+    OFFICIAL,
+    OURS,
+    OURS_EAGER,
+    OURS_FP32,
+    OURS_UNGRAPHED,
+    TUNED,
+    TUNED_COMPILED,
+    Parts,
+    amp_dtype,
+    plain_model,
+    step_builders,
+)
 from benchmarks.step_subject import (
-    LEARNING_RATE,
-    built_model,
     noise_batch,
-    statistics,
-    training_step,
 )
 from fastmoco.device import resolve_device
 from fastmoco.moco.loss import info_nce
-from fastmoco.moco.model import MoCo
-from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
-from fastmoco.pipelines.augment import normalized
+from fastmoco.moco.settings import ModelConfig, Stem
 from fastmoco.pipelines.contract import Batch
-from fastmoco.pipelines.policies import POLICIES
-from fastmoco.train.acceleration import WARM_UP_STEPS, CudaRecording, GraphedStep
+from fastmoco.train.acceleration import WARM_UP_STEPS
 
-OFFICIAL, TUNED = "official", "official + AMP + channels_last + foreach"
-TUNED_COMPILED, LIGHTLY = f"{TUNED}, compiled", "lightly"
-OURS, OURS_EAGER, OURS_UNGRAPHED = "fastmoco", "fastmoco, eager", "fastmoco, no CUDA graph"
-OURS_FP32, OURS_FP32_EAGER = "fastmoco, float32", "fastmoco, float32, eager"
-OURS_BF16 = "fastmoco, bf16"
-# On a GPU the convolutions of float32 run in TF32, torch's default.
-FLOAT32 = (OFFICIAL, LIGHTLY, OURS_FP32, OURS_FP32_EAGER)
-NO_AUGMENTATION = replace(
-    POLICIES["moco_v2"],
-    jitter_probability=0.0,
-    grayscale_probability=0.0,
-    blur_probability=0.0,
-    flip_probability=0.0,
-)
 CPU_GOAL = ">= 2.4x official"
 GPU_GOALS = {
     "resnet50": {OFFICIAL: ">= 3x", TUNED: ">= 1.25x"},
     "resnet18": {OFFICIAL: "", TUNED: ">= 1.5x"},
 }
 TAIL_GOAL = ">= 2x official"
-
-
-class Parts(NamedTuple):
-    """What all contenders are built of."""
-
-    model: ModelConfig
-    queue_size: int
-    device: torch.device
 
 
 def bench_step_resnet18(settings: Settings, report: Report) -> None:
@@ -112,64 +96,65 @@ def bench_step_tail(settings: Settings, report: Report) -> None:
 
 
 def _bench_step(settings: Settings, report: Report, parts: Parts, batch: Batch) -> None:
+    on_cuda = parts.device.type == "cuda"
+    everything = on_cuda or settings.scale == "full"
+    # A step takes a second on a CPU: blocks of one hold enough of it.
+    plan = GPU_PLAN if on_cuda else Plan(1, settings.pick(4, 10))
+    builders = step_builders(parts, batch, everything=everything)
+    alone = (OFFICIAL, TUNED, OURS) if on_cuda else ()
+    measure_step(report, parts, batch, plan, builders, alone)
+
+
+def measure_step(
+    report: Report,
+    parts: Parts,
+    batch: Batch,
+    plan: Plan,
+    builders: Mapping[str, Callable[[], Work]],
+    alone: Sequence[str] = (),
+) -> None:
+    """Fills a report with the speed of steps beside each other.
+
+    Args:
+        report: Takes the rows.
+        parts: Model, queue and device.
+        batch: Of all steps.
+        plan: How much is timed.
+        builders: Some of `step_builders`, `OURS` among them.
+        alone: Those whose device memory is measured, each in a process of its own.
+    """
     device = parts.device
-    on_cuda = device.type == "cuda"
     report.peers = ("torchvision", "lightly")
     count, _, view_size = batch.crops.shape[:3]
     report.subject = (
         f"{parts.model.encoder} at {view_size}, batch {count}, K = {parts.queue_size:,}, one device"
     )
-    everything = on_cuda or settings.scale == "full"
-    contenders, reasons = _built(_builders(parts, batch, everything=everything))
-    # A step takes a second on a CPU: blocks of one hold enough of it.
-    plan = GPU_PLAN if on_cuda else Plan(1, settings.pick(4, 10))
+    contenders, reasons = _built(builders)
     seconds = measure_blocks(contenders, OURS, plan, _timer(device))
-    alone = (OFFICIAL, TUNED, OURS) if on_cuda else ()
     peaks = {name: _peak_bytes(name, parts, batch) for name in alone}
     notes = {name: f"peak {peak / 1e9:.2f} GB" for name, peak in peaks.items()}
-    roofs = {name: roof(_model(parts), view_size, count, dtype) for name, dtype in _dtypes(device)}
-    goals = GPU_GOALS[parts.model.encoder] if on_cuda else {OFFICIAL: CPU_GOAL}
-    peers = {OFFICIAL, TUNED, TUNED_COMPILED, LIGHTLY, OURS_EAGER, OURS_UNGRAPHED} & set(contenders)
-    pairs = [(OURS, peer) for peer in contenders if peer in peers]
-    pairs += [(name, OFFICIAL) for name in contenders if name not in (OURS, OFFICIAL)]
-    for name, peer in (*pairs, (OFFICIAL, "")):
+    roofs = {
+        name: roof(plain_model(parts), view_size, count, dtype) for name, dtype in _dtypes(device)
+    }
+    goals = GPU_GOALS[parts.model.encoder] if device.type == "cuda" else {OFFICIAL: CPU_GOAL}
+    for name, peer in _pairs(contenders):
         goal = goals.get(peer, "") if name == OURS else ""
         row = _row(seconds, name, peer, images=count, goal=goal, note=notes.get(name, ""))
         report.rows.append(_under(row, *roofs[OURS_FP32 if name in FLOAT32 else OURS]))
-    if on_cuda:
+    if {OFFICIAL, OURS} <= peaks.keys():
         report.rows.append(_memory_row(peaks))
     report.rows += [absent(name, "images/s", reason) for name, reason in reasons.items()]
     floor = "A/A: the noise floor"
     report.rows.append(_row(seconds, again(OURS), OURS, images=count, note=floor))
 
 
-def _builders(parts: Parts, batch: Batch, *, everything: bool) -> dict[str, Callable[[], Work]]:
-    """What builds each step, by name.
-
-    Args:
-        parts: Model, queue and device.
-        batch: Of all of them.
-        everything: Also those whose compiling takes a minute on a CPU and shows little there.
-    """
-    on_cuda, reduced = parts.device.type == "cuda", _amp_dtype(parts.device)
-    official, ours = partial(_official, parts, batch), partial(_ours, parts, batch)
-    precision = Precision.fp16 if on_cuda else Precision.bf16
-    found: dict[str, Callable[[], Work]] = {
-        OFFICIAL: official,
-        TUNED: partial(official, reduced),
-        OURS: partial(ours, precision),
-        OURS_EAGER: partial(ours, precision, compiled=False),
-        OURS_FP32_EAGER: partial(ours, Precision.float32, compiled=False),
-    }
-    if parts.model.stem is Stem.small:
-        found[LIGHTLY] = partial(_lightly, parts, batch)
-    if everything:
-        found[TUNED_COMPILED] = partial(official, reduced, compiled=True)
-        found[OURS_FP32] = partial(ours, Precision.float32)
-    if on_cuda:
-        found[OURS_UNGRAPHED] = partial(ours, precision, graphed=False)
-        found[OURS_BF16] = partial(ours, Precision.bf16)
-    return found
+def _pairs(contenders: Collection[str]) -> list[tuple[str, str]]:
+    """Who stands beside whom: ours beside each peer, all beside the official step or else ours."""
+    base = OFFICIAL if OFFICIAL in contenders else OURS
+    peers = {OFFICIAL, TUNED, TUNED_COMPILED, LIGHTLY, OURS_EAGER, OURS_UNGRAPHED}
+    pairs = [(OURS, peer) for peer in contenders if peer in peers and base == OFFICIAL]
+    pairs += [(name, base) for name in contenders if name not in (OURS, OFFICIAL)]
+    return [*pairs, (base, "")]
 
 
 def _built(builders: Mapping[str, Callable[[], Work]]) -> tuple[dict[str, Work], dict[str, str]]:
@@ -204,7 +189,7 @@ def peak_alone(
     device = resolve_device("auto")
     parts = Parts(ModelConfig(encoder=encoder, stem=Stem(stem)), queue_size, device)
     batch = noise_batch(batch_size, view_size, device)
-    work = _builders(parts, batch, everything=True)[name]()
+    work = step_builders(parts, batch, everything=True)[name]()
     for _ in range(WARM_UP_STEPS + 2):
         work()
     return {"bytes": device_peak_bytes(work)}
@@ -245,7 +230,7 @@ def _row(
 
 
 def _dtypes(device: torch.device) -> list[tuple[str, torch.dtype]]:
-    return [(OURS_FP32, torch.float32), (OURS, _amp_dtype(device))]
+    return [(OURS_FP32, torch.float32), (OURS, amp_dtype(device))]
 
 
 def _under(row: Row, limit: str, images_per_second: float) -> Row:
@@ -264,78 +249,6 @@ def _timer(device: torch.device) -> Callable[[Work, int], float]:
     return cuda_timer if device.type == "cuda" else host_timer()
 
 
-def _amp_dtype(device: torch.device) -> torch.dtype:
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
-
-
-def _moco(queue_size: int) -> MocoConfig:
-    return MocoConfig(queue_size=queue_size, momentum=MOMENTUM, temperature=TEMPERATURE)
-
-
-def _model(parts: Parts) -> MoCo:
-    return built_model(parts.model, _moco(parts.queue_size), parts.device)
-
-
-def _views(parts: Parts, batch: Batch) -> list[Tensor]:
-    """Both views as the peers take them, channels_last."""
-    return [
-        normalized(batch.crops[:, view : view + 1], *statistics(parts.device), torch.float32)
-        for view in range(2)
-    ]
-
-
-def _official(
-    parts: Parts, batch: Batch, dtype: torch.dtype | None = None, *, compiled: bool = False
-) -> Work:
-    model = _model(parts)
-    step = OfficialStep(model.query_encoder, model.queue.keys.float(), LEARNING_RATE)
-    views = _views(parts, batch)
-    if dtype is None:
-        views = [view.contiguous() for view in views]
-    else:
-        step.tune(dtype)
-    if compiled:
-        step.compile()
-    return lambda: step(views[0], views[1])
-
-
-def _lightly(parts: Parts, batch: Batch) -> Work:
-    """Its example on the same backbone.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
-    from benchmarks.peers.lightly_peer import LightlyStep
-
-    backbone = _model(parts).query_encoder.backbone
-    step = LightlyStep(backbone, backbone.feature_dim, parts.queue_size, LEARNING_RATE)
-    views = [view.contiguous() for view in _views(parts, batch)]
-    return lambda: step(views[0], views[1])
-
-
-def _ours(
-    parts: Parts,
-    batch: Batch,
-    precision: Precision,
-    *,
-    compiled: bool = True,
-    graphed: bool = True,
-) -> Work:
-    """A step as `fastmoco train` does it: on a GPU, a CUDA graph."""
-    step = training_step(
-        parts.model,
-        _moco(parts.queue_size),
-        policy=NO_AUGMENTATION,
-        device=parts.device,
-        precision=precision,
-        compiled=compiled,
-    )
-    if parts.device.type == "cuda" and graphed:
-        replayed = GraphedStep(step, CudaRecording(parts.device), required=True)
-        return lambda: replayed(batch, LEARNING_RATE)
-    return lambda: step(batch, LEARNING_RATE)
-
-
 def _tails(device: torch.device, batch_size: int, queue_size: int) -> dict[str, Work]:
     parts = Parts(ModelConfig(encoder="resnet18", stem=Stem.small), queue_size, device)
     generator = torch.Generator().manual_seed(1)
@@ -344,8 +257,8 @@ def _tails(device: torch.device, batch_size: int, queue_size: int) -> dict[str, 
         for _ in range(2)
     )
     query.requires_grad_()
-    model = _model(parts)
-    official_model = _model(parts)
+    model = plain_model(parts)
+    official_model = plain_model(parts)
     official = OfficialStep(official_model.query_encoder, official_model.queue.keys.float(), 0.0)
 
     def ours() -> None:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -30,8 +30,19 @@ ANSWER = "answer of benchmarks.child: "  # begins the line that holds it
 KILL_SECONDS = 10  # within these the kernel has ended what was killed, unless a disk hangs
 
 
+LAST_LINES = 12
+
+
 class Unavailable(Exception):
-    """A contender cannot run here, or did not end well; the message is the reason in one line."""
+    """A contender cannot run here, or did not end well; the message is the reason in one line.
+
+    Attributes:
+        lines: The last lines that it wrote on stderr.
+    """
+
+    def __init__(self, reason: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(reason)
+        self.lines = list(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +89,13 @@ def call_in_child(
             with PeakMemory(process.pid) as memory:
                 status = process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"killed: it took more than {timeout_seconds:g} s") from None
+            reason = f"killed: it took more than {timeout_seconds:g} s"
+            raise Unavailable(reason, _last_lines(err)) from None
         finally:
             _clean_up(process)
         if status != 0:
-            raise Unavailable(_last_line(err) or f"ended with status {status}")
+            reason = _last_line(err) or f"ended with status {status}"
+            raise Unavailable(reason, _last_lines(err))
         return ChildResult(_answer_in(out), memory.peak_bytes)
 
 
@@ -230,8 +243,12 @@ def _shared_memory_prefix(process_id: int) -> str:
 
 
 def _last_line(file: IO[str]) -> str:
+    return (_last_lines(file) or [""])[-1]
+
+
+def _last_lines(file: IO[str]) -> list[str]:
     file.seek(0)
-    return (file.read().strip().splitlines() or [""])[-1]
+    return file.read().strip().splitlines()[-LAST_LINES:]
 
 
 def _answer_in(out: IO[str]) -> dict[str, Any]:

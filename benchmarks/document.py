@@ -48,7 +48,7 @@ def document(results: Path) -> str:
     by_name: dict[str, list[JsonRow]] = {}
     for path, rows in files.items():
         by_name.setdefault(path.stem, []).extend(rows)
-    sections = [_section(_name(path, results), path, rows) for path, rows in files.items()]
+    sections = [section(_name(path, results), path, rows) for path, rows in files.items()]
     return "\n".join([HEAD, _goals(by_name), _not_shown(by_name), _absent(by_name), *sections])
 
 
@@ -145,7 +145,8 @@ def _all(results: Results) -> Iterator[tuple[str, JsonRow]]:
     return ((name, row) for name, rows in results.items() for row in rows)
 
 
-def _section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
+def section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
+    """Markdown of one file of results, and its picture, if there is one."""
     about = rows[0]
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items() if value)
     machine = f"{about['clocks']['cpu']}, {about['device']}"

@@ -25,6 +25,7 @@ from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import POLICIES
+from fastmoco.train.data_wait import DataWait
 
 BATCH = 64
 POLICY = POLICIES["moco_v2"]
@@ -142,12 +143,13 @@ def feed(
         opened = build_loader(
             beton, plan, spec=spec, stop_epoch=100_000, device=device, name=loader
         )
-        waits: list[float] = []
+        wait, waits = DataWait(device), [0.0]
 
         def stepped() -> Iterator[int]:
-            for batch in opened:
+            while True:
+                batch = wait.next(opened)
                 step(batch, LEARNING_RATE)
-                waits.append(batch.data_wait_seconds)
+                waits.append(wait.seconds())  # a sum
                 yield len(batch.crops)
 
         with closing(opened):
@@ -155,5 +157,5 @@ def feed(
             if device.type == "cuda":
                 torch.cuda.synchronize()
     steps = round(found["images"] / count)
-    share = sum(waits[-steps:]) / found["seconds"]
+    share = (wait.seconds() - waits[-1 - steps]) / found["seconds"]
     return {**found, "wait_share": share, "decode_device": opened.decode_device}

@@ -123,6 +123,10 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Writes ``NAME.json``: a list with an object for each row."""
+        write_rows(folder / f"{self.name}.json", self.to_json())
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """All rows as JSON values, each with what is true of all of them."""
         about = {
             "subject": self.subject,
             "scale": self.scale,
@@ -131,9 +135,7 @@ class Report:
             "benchmark_peak_bytes": self.peak_bytes,
             **describe_run(self.device, self.peers),
         }
-        rows = [_to_json(row) | about for row in self.rows]
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(folder / f"{self.name}.json", json.dumps(rows, indent=1) + "\n")
+        return [_to_json(row) | about for row in self.rows]
 
     def plot(self, folder: Path) -> None:
         """Writes ``NAME.svg``: curves, and the other figures as bars with their spreads."""
@@ -155,6 +157,12 @@ class Report:
         figure.tight_layout()
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None})
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a file of results, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps(rows, indent=1) + "\n")
 
 
 def show(reports: Sequence[Report], console: Console) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from fastmoco import cli
 from fastmoco.runs.checkpoint import load_checkpoint
+from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.train import acceleration, trainer
 from tests.end_to_end.test_training import (  # noqa: F401
     assert_same_run,
@@ -88,6 +89,14 @@ def test_a_dry_run_times_replays(dataset, tmp_path, recorded, capsys):  # noqa: 
     assert cli.main(train_arguments(dataset, tmp_path / "run", *more)) == 0
     assert "images/s" in capsys.readouterr().out
     assert [(r.warm_ups, r.replays) for r in recorded] == [(3, 17)]
+
+
+@pytest.mark.usefixtures("recorded")
+def test_the_speed_of_a_row_is_that_of_replays(dataset, tmp_path):  # noqa: F811
+    more = [*EAGER, "monitor.every_epochs=0", "train.max_steps=6", "train.log_every_steps=1"]
+    assert cli.main(train_arguments(dataset, tmp_path / "run", *more)) == 0
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["images_per_second"] is not None for row in rows] == 4 * [False] + 2 * [True]
 
 
 def test_a_graph_that_cannot_be_is_refused(dataset, tmp_path, capsys):  # noqa: F811

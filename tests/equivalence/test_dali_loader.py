@@ -1,5 +1,7 @@
 """The DALI loader against the reference and against itself."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,7 +11,7 @@ import torch
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.convert import Encoding
-from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.build import build_loader, free_idle
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from tests.equivalence import test_loaders as reference
 from tests.equivalence.test_loaders import CPU, TENSORS, assert_equal
@@ -18,7 +20,7 @@ from tests.optional import require
 
 require("nvidia.dali")
 
-from fastmoco.pipelines import dali_loader  # noqa: E402
+from fastmoco.pipelines import dali_loader, dali_pipeline  # noqa: E402
 
 CUDA = torch.device("cuda")
 NUM_SAMPLES, BATCH = reference.NUM_SAMPLES, reference.BATCH
@@ -113,6 +115,18 @@ def test_batch_stays_valid_until_the_next_is_asked_for(dataset: BetonFile) -> No
     loader = build_loader(dataset, plan, spec=training(), stop_epoch=3, device=CPU, name="dali")
     kept = list(loader)  # more than is promised: DALI's memory is counted
     assert_equal(kept, expected)
+
+
+def test_a_pipeline_that_nobody_uses_is_freed_at_once(dataset: BetonFile) -> None:
+    load(dataset, training())
+    freed = weakref.ref(dali_pipeline._idle[-1]._pipe)
+    gc.disable()  # DALI refers back to its source: the collector would come late
+    try:
+        free_idle()
+        assert freed() is None
+    finally:
+        gc.enable()
+    assert load(dataset, training())
 
 
 class TimedLoader:
