@@ -20,7 +20,7 @@ POLL_SECONDS = 0.2
 
 def train_until(
     train_path: str,
-    test_path: str,
+    test_path: str | None,
     run_dir: str,
     target: float | None,
     started: float,
@@ -30,7 +30,7 @@ def train_until(
 
     Args:
         train_path: A labeled dataset file.
-        test_path: Another one.
+        test_path: Another one; None: images of the first classify each other.
         run_dir: The run folder.
         target: kNN top-1 in percent; None trains to the end.
         started: When this process was started, seconds since the epoch.
@@ -41,7 +41,7 @@ def train_until(
         compiling and the measurements themselves are in the seconds.
     """
     cfg = load_config(TrainConfig, overrides)
-    cfg.data = DataConfig(train=Path(train_path), test=Path(test_path))
+    cfg.data = DataConfig(train=Path(train_path), test=Path(test_path) if test_path else None)
     cfg.run_dir = Path(run_dir)
     curve: list[tuple[float, int, float]] = []
     ended = threading.Event()

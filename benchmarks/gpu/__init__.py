@@ -1,0 +1,1 @@
+"""``make gpu``: what a machine with a GPU can prove and measure in nine minutes."""
