@@ -17,6 +17,7 @@ from benchmarks.report import ROOT, Report, Row
 from benchmarks.step_subject import noise_batch, training_step
 from fastmoco.moco.loss_choice import fault_of_fused, resolve_loss
 from fastmoco.moco.settings import Loss, MocoConfig, ModelConfig, Precision, Stem
+from fastmoco.optim.precision import choose_precision
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.train.acceleration import WARM_UP_STEPS, CudaRecording, GraphedStep, Recording
 from fastmoco.train.step import TrainStep
@@ -115,15 +116,17 @@ def replay(job: Job, report: Report) -> None:
         AssertionError: If metrics, weights, queue or optimizer differ.
     """
     report.subject, differing = SUBJECT, {}
-    cases = {"bf16": Precision.bf16} if job.scale == TOY else dict(Precision.__members__)
-    cases.pop(Precision.auto.value, None)
+    usual = choose_precision(job.device)[0]
+    cases = {
+        f"{usual.value}, compiled": (usual, job.compiled),
+        "fp16, eager": (Precision.fp16, False),
+    }
     deterministic, torch.backends.cudnn.deterministic = torch.backends.cudnn.deterministic, True
     try:
-        for name, precision in cases.items():
-            found = _differing(job, precision)
-            note = ", ".join(found[:5])
+        for name, (precision, compiled) in cases.items():
+            found = _differing(job, precision, compiled=compiled)
             what = f"{name}: tensors that differ between replay and launch"
-            report.rows.append(_count(what, len(found), note))
+            report.rows.append(_count(what, len(found), ", ".join(found[:5])))
             if found:
                 differing[name] = found[:5]
     finally:
@@ -152,9 +155,9 @@ def recording(device: torch.device) -> Recording:
     return CudaRecording(device) if device.type == "cuda" else HostRecording()
 
 
-def _differing(job: Job, precision: Precision) -> list[str]:
+def _differing(job: Job, precision: Precision, *, compiled: bool) -> list[str]:
     """Names of what differs after some steps."""
-    plain, step = (_small_step(job, precision) for _ in range(2))
+    plain, step = (_small_step(job, precision, compiled=compiled) for _ in range(2))
     graphed = GraphedStep(step, recording(job.device), required=True)
     metrics = []
     for number in range(WARM_UP_STEPS + job.pick(2, 9)):
@@ -166,14 +169,14 @@ def _differing(job: Job, precision: Precision) -> list[str]:
     return found + [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
 
 
-def _small_step(job: Job, precision: Precision) -> TrainStep:
+def _small_step(job: Job, precision: Precision, *, compiled: bool) -> TrainStep:
     return training_step(
         ModelConfig(encoder="resnet18", stem=Stem.small, width=job.pick(4, 64)),
         MocoConfig(queue_size=job.pick(20, 4096), batch_norm_splits=2),
         policy=POLICIES["moco_v2"],
         device=job.device,
         precision=precision,
-        compiled=job.compiled,
+        compiled=compiled,
     )
 
 

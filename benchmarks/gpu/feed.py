@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.checks import recording
-from benchmarks.gpu.job import Job
+from benchmarks.gpu.job import TOY, Job
 from benchmarks.harness import Timer, again, measure_blocks, summarize
 from benchmarks.harness import Work as Step
 from benchmarks.pictures import write_photographs
@@ -21,7 +21,7 @@ from benchmarks.step_subject import LEARNING_RATE, noise_batch, training_step
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Statistics, convert
 from fastmoco.device import peak_memory_bytes, reserved_memory_bytes, synchronize
-from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.precision import choose_precision
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
@@ -114,13 +114,13 @@ def _file(scratch: Path, count: int) -> Path:
 
 def _step(job: Job) -> GraphedStep:
     """The step as ``fastmoco train`` makes it, a CUDA graph on a GPU."""
-    precision = choose_precision(job.device)[0] if job.on_gpu else Precision.bf16
+    encoder = "resnet18" if job.scale == TOY else "resnet50"
     step = training_step(
-        ModelConfig(encoder="resnet50", stem=Stem.imagenet, width=job.pick(4, 64)),
+        ModelConfig(encoder=encoder, stem=Stem.imagenet, width=job.pick(4, 64)),
         MocoConfig(queue_size=job.pick(64, 65_536)),
         policy=POLICY,
         device=job.device,
-        precision=precision,
+        precision=choose_precision(job.device)[0],
         compiled=job.compiled,
     )
     return GraphedStep(step, recording(job.device), required=True)
