@@ -1,5 +1,6 @@
 """What a card is, and whether what runs on it is right: the loss, the graph, the marked tests."""
 
+import os
 import re
 import subprocess
 import sys
@@ -204,7 +205,7 @@ def gpu_tests(job: Job, report: Report) -> None:
     if not _is_there("pytest_timeout"):  # its option is in pyproject.toml
         command += ["-p", "benchmarks.gpu.no_timeout"]
     if _is_there("xdist") and job.scale != TOY:
-        command += ["--numprocesses=4"]
+        command += [f"--numprocesses={max(1, min(8, (os.cpu_count() or 1) // 2))}"]
     output, is_over = _output_of([*command, *files], job.seconds - 10)
     (job.scratch / "gpu_tests.txt").write_text(output)
     lines = [line for line in output.splitlines() if "::" in line]
