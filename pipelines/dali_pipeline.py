@@ -101,7 +101,7 @@ class DaliPipeline:
         return error
 
     def free(self) -> None:
-        """Free DALI's memory now: it refers back to this object, and the collector may come late."""
+        """Free DALI's memory now: it refers back to here, and the collector may come late."""
         self._pipe = None
 
     def _next_inputs(self) -> list[Any]:

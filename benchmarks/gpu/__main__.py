@@ -14,8 +14,8 @@ from benchmarks.gpu.runner import FAILED, Part, Request, run, table
 
 BUDGET_SECONDS = 520.0
 """With the start of this process within nine minutes."""
-FULL_FACTOR = 4.0
-"""How many times as long everything may take with `FULL`."""
+SLOW_FACTOR = 4.0
+"""How many times as long everything may take with `FULL`, and with `TOY` on a CPU."""
 CHECKS, SPEED = "benchmarks.gpu.checks", "benchmarks.gpu.speed"
 RUNS, FEED = "benchmarks.gpu.runs", "benchmarks.gpu.feed"
 PARTS = (
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, help=f"seconds ({BUDGET_SECONDS:.0f})")
     parser.add_argument("--only", default="", help="parts whose name contains this")
     given = parser.parse_args(arguments)
-    factor = FULL_FACTOR if given.scale == FULL else 1.0
+    factor = 1.0 if given.scale == SMALL else SLOW_FACTOR
     parts = [
         Part(one.name, one.target, one.file, one.limit * factor, one.least)
         for one in PARTS

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -206,8 +207,7 @@ def gpu_tests(job: Job, report: Report) -> None:
         command += ["-p", "benchmarks.gpu.no_timeout"]
     if _is_there("xdist") and job.scale != TOY:
         command += [f"--numprocesses={max(1, min(8, (os.cpu_count() or 1) // 2))}"]
-    output, is_over = _output_of([*command, *files], job.seconds - 10)
-    (job.scratch / "gpu_tests.txt").write_text(output)
+    output, is_over = _output_of([*command, *files], job.scratch, job.seconds - 10)
     lines = [line for line in output.splitlines() if "::" in line]
     counts = {
         word: sum(bool(re.search(rf"\b{word}\b", line)) for line in lines)
@@ -221,21 +221,15 @@ def gpu_tests(job: Job, report: Report) -> None:
     assert counts["PASSED"] + counts["SKIPPED"], f"no test ran:\n{end}"
 
 
-def _output_of(command: list[str], seconds: float) -> tuple[str, bool]:
+def _output_of(command: list[str], scratch: Path, seconds: float) -> tuple[str, bool]:
     """What a command prints, and whether it was killed for the time."""
-    try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            timeout=seconds,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-    except subprocess.TimeoutExpired as error:
-        kept = error.stdout or b""
-        return kept if isinstance(kept, str) else kept.decode(errors="replace"), True
-    return done.stdout, False
+    path, is_over = scratch / "gpu_tests.txt", False
+    with path.open("w") as file:
+        try:
+            subprocess.run(command, cwd=ROOT, timeout=seconds, stdout=file, stderr=file)
+        except subprocess.TimeoutExpired:
+            is_over = True
+    return path.read_text(errors="replace"), is_over
 
 
 def _count(what: str, count: int, note: str = "") -> Row:

@@ -82,7 +82,7 @@ class KnnMonitor:
         return self.is_on and epoch % self._monitor.every_epochs == 0
 
     def read_by(self, loader: str, num_threads: int) -> None:
-        """Read by the run's loader, a name that `build_loader` takes, on so many threads (0: all)."""
+        """Read by the run's loader, a name that `build_loader` takes; 0 threads: one per core."""
         self._loader, self._num_threads = loader, num_threads or len(os.sched_getaffinity(0))
 
     def measure(self, encoder: FrozenEncoder, features: str | None = None) -> float:

@@ -59,7 +59,10 @@ class StepClock:
         self._start += time.perf_counter() - start
 
     def speeds(self, batch_size: int) -> dict[str, float | None]:
-        """Return speeds since the last reading, None without a timed step; read the device first."""
+        """Return speeds since the last reading, None without a timed step.
+
+        Read the metrics first: the device has then finished all steps.
+        """
         seconds, steps = time.perf_counter() - self._start, self.steps
         if not steps:
             return {"images_per_second": None, "data_wait_fraction": None, "step_seconds": None}

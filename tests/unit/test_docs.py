@@ -14,8 +14,8 @@ import fastmoco
 from fastmoco.draws.streams import Stream
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.run_folder import LOCK_NAME, RunFolder
-from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.data_wait import DataWait
+from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.report import StepClock, make_row
 from tests.steps import make_batch, make_step
 

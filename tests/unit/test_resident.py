@@ -140,9 +140,7 @@ def test_open_loaders_of_a_set_share_its_images(
 
     def first(opened: BetonFile, spec: LoaderSpec) -> tuple[ViewLoader, torch.Tensor]:
         plan = replace(PLAN, training=spec.policy is not None)
-        loader = build_loader(
-            opened, plan, spec=spec, stop_epoch=1, device=CPU, name="resident"
-        )
+        loader = build_loader(opened, plan, spec=spec, stop_epoch=1, device=CPU, name="resident")
         return loader, next(loader).crops.clone()
 
     with BetonFile.open(dataset.path) as again:  # as the monitor opens it
