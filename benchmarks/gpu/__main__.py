@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from benchmarks.gpu.job import FULL, SMALL, TOY
 from benchmarks.gpu.runner import FAILED, Part, Request, run, table
 
@@ -53,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if not parts:
         parser.error(f"--only={given.only} is no part; parts: {', '.join(p.name for p in PARTS)}")
+    if given.scale != TOY and not torch.cuda.is_available():
+        parser.error(
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) sees no GPU; install a driver "
+            "that is new enough, or name another PYTHON; `toy` runs all parts on the CPU"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the child ends, too
     budget = given.budget or factor * BUDGET_SECONDS
     data = str(Path(given.data).resolve()) if given.data else None

@@ -151,6 +151,9 @@ class HostRecording:
         """Run the work that was kept."""
         return self._work()
 
+    def abandon(self) -> None:
+        """Nothing was changed."""
+
 
 def recording(device: torch.device) -> Recording:
     """A CUDA graph, or its stand-in."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.child import ChildResult, Unavailable
 from benchmarks.document import document
@@ -120,3 +121,10 @@ def test_a_failed_part_is_the_exit_code(
     assert program.main([*given, "--only=good"]) == 0
     with pytest.raises(SystemExit):
         program.main([*given, "--only=none"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_only_the_toy_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program.main([])
+    assert "sees no GPU; install a driver" in capsys.readouterr().err
