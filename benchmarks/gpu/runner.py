@@ -1,7 +1,8 @@
-"""Runs parts one after the other within a budget of time, and writes what came of each at once.
+"""Runs parts within a budget of time, one after the other, and writes what came of each at once.
 
 A part is a child process with a time limit. One that fails, hangs or crashes is recorded, and the
-next one runs. Where time gets short, parts that would not end are skipped.
+next one runs. Where time gets short, parts that would not end are skipped. Checks run side by side:
+much of their time is compiling, on the host.
 """
 
 import re
@@ -9,7 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ class Part:
         file: Name of the result file that takes its rows, without ``.json``.
         limit: Seconds after which it is killed.
         least: Seconds below which it is not worth starting.
+        is_timed: False for a check whose figures do not depend on what runs beside it: such parts
+            run at the same time as those next to them, which hides the compiling of one another.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Part:
     file: str
     limit: float
     least: float
+    is_timed: bool = True
 
 
 @dataclass(slots=True)
@@ -87,17 +93,35 @@ def run(parts: Sequence[Part], request: Request) -> tuple[list[Outcome], Path]:
     outcomes: list[Outcome] = []
     out = request.out
     with tempfile.TemporaryDirectory(prefix="fastmoco_gpu_") as scratch:
-        for part in parts:
+        for together in _side_by_side(parts):
             left = deadline - time.monotonic() - END_SECONDS
-            outcome, device = _run_one(part, request, scratch, left)
-            outcomes.append(outcome)
-            out = out or (_folder_of(device) if device else None)
-            _say(_line(outcome))
-            if out is not None:
-                write(outcomes, out)
+            for outcome, device in _run_all(together, request, scratch, left):
+                outcomes.append(outcome)
+                out = out or (_folder_of(device) if device else None)
+                _say(_line(outcome))
+                if out is not None:
+                    write(outcomes, out)
     out = out or _folder_of("unknown")
     write(outcomes, out)
     return outcomes, out
+
+
+def _side_by_side(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Parts that run at the same time: checks that follow each other, and else a part alone."""
+    for is_timed, some in groupby(parts, key=lambda part: part.is_timed):
+        found = list(some)
+        yield from ([part] for part in found) if is_timed else [found]
+
+
+def _run_all(
+    parts: Sequence[Part], request: Request, scratch: str, left: float
+) -> Iterator[tuple[Outcome, str]]:
+    """Run parts at the same time; yield in their order. A part alone ends with an interrupt."""
+    if len(parts) == 1:
+        yield _run_one(parts[0], request, scratch, left)
+        return
+    with ThreadPoolExecutor(len(parts)) as pool:
+        yield from pool.map(lambda part: _run_one(part, request, scratch, left), parts)
 
 
 def _run_one(part: Part, request: Request, scratch: str, left: float) -> tuple[Outcome, str]:

@@ -10,7 +10,7 @@ import torch
 from benchmarks import augment_subjects as subjects
 from benchmarks.bench_loss import loss_work
 from benchmarks.bench_step import measure_step
-from benchmarks.gpu.job import TOY, Job
+from benchmarks.gpu.job import FULL, TOY, Job
 from benchmarks.harness import Work, again, measure_blocks, random_images, summarize
 from benchmarks.report import Report, Row, beside
 from benchmarks.step_contenders import (
@@ -37,8 +37,8 @@ SIZES = {"moco_v2": 224, "cifar": 32}
 
 
 def resnet50(job: Job, report: Report) -> None:
-    """Our step beside the official one as published, and tuned; and device memory."""
-    alone = (OFFICIAL, OURS) if job.on_gpu else ()
+    """Our step beside the official one as published, and tuned; at full scale device memory."""
+    alone = (OFFICIAL, OURS) if job.on_gpu and job.scale == FULL else ()
     _steps(job, report, "resnet50", (OFFICIAL, TUNED, OURS), 10, alone)
 
 

@@ -1,6 +1,7 @@
 """`make gpu` writes what came of each part, whatever becomes of the others."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,27 @@ def test_results_are_there_after_each_part(
     monkeypatch.setattr(runner, "write", watched)
     run([part("bad"), part("killed")], Request("toy", None, tmp_path, 100.0))
     assert seen[:2] == [["bad"], ["bad", "killed"]]
+
+
+def test_checks_run_side_by_side_and_figures_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(2, timeout=20)
+    running: list[str] = []
+
+    def call(_: str, arguments: dict, **__: float) -> ChildResult:
+        running.append(arguments["name"])
+        if arguments["name"] == "check":
+            meeting.wait()  # for the other one
+        assert arguments["name"] == "check" or running == ["timed"]
+        running.remove(arguments["name"])
+        return ChildResult({"rows": [], "device": "cpu", "problem": "", "lines": []}, 0)
+
+    monkeypatch.setattr(runner, "call_in_child", call)
+    check = Part("check", "", "some", 9.0, 1.0, is_timed=False)
+    parts = [part("timed"), check, check, part("timed"), part("timed")]
+    outcomes, _ = run(parts, Request("toy", None, tmp_path, 100.0))
+    assert [one.status for one in outcomes] == [OK] * 5
 
 
 def test_the_folder_is_named_by_the_device(
