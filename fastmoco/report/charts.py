@@ -64,6 +64,7 @@ def _draw_runs(axes: Axes, runs: Sequence[RecordedRun], key: str) -> None:
 
 
 def _draw_speed(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
+    rows = [row for row in rows if row["images_per_second"] is not None]  # null: no step was timed
     epochs = [row["epoch"] for row in rows]
     axes.plot(epochs, [row["images_per_second"] for row in rows], label="images per second")
     axes.set_ylabel("images per second")
