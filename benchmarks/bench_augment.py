@@ -43,6 +43,7 @@ GOALS = {KORNIA: ">= 5x", STEP: "views < 5% of the step"}
 VIEW_SIZES = {"moco_v1": 224, "moco_v2": 224, "simclr": 224, "cifar": 32, "imagenette_pool": 224}
 SMALL = ("moco_v2", "cifar", "imagenette_pool")  # the others differ from them in bounds alone
 TWINS = ("moco_v2", "cifar")  # where the own operations are shown to pay; at small the first alone
+SHARE_PLAN = Plan(steps=10, rounds=10)
 Costs = Mapping[str, Sequence[float]]
 
 
@@ -67,7 +68,7 @@ def bench_augment(settings: Settings, report: Report) -> None:
         goals = GOALS if on_gpu and policy == "moco_v2" else {}
         report.rows += _rows(policy, costs, copy_rate(device) / (2 * 3 * size**2 * (1 + 4)), goals)
     if on_gpu:
-        report.rows.append(_share_row(device, count))
+        report.rows.append(share_row(device, count))
 
 
 def _contenders(
@@ -109,20 +110,28 @@ def _rows(policy: str, costs: Costs, most: float, goals: Mapping[str, str]) -> l
     return [*ours, *map(row, peers), row(again(OURS), OURS, "A/A: the noise floor")]
 
 
-def _share_row(device: torch.device, count: int, encoder: str = "resnet50", size: int = 224) -> Row:
+def share_row(
+    device: torch.device,
+    count: int,
+    encoder: str = "resnet50",
+    size: int = 224,
+    plan: Plan = SHARE_PLAN,
+    *,
+    compiled: bool = True,
+) -> Row:
     """The augmentation of both views as a share of a training step that includes it."""
     policy = POLICIES["moco_v2"]
     step = feed_step(ModelConfig(encoder=encoder), policy, device)
     crops = random_images((count, 2, size, size, 3), device)
     key = torch.from_numpy(draw_keys(0, 0, np.arange(count))).to(device)
     batch = Batch(crops, torch.zeros(count, 2, 4), key, key, key, data_wait_seconds=0.0)
-    views = torch.no_grad()(subjects.ours(policy, device, compiled=True))
+    views = torch.no_grad()(subjects.ours(policy, device, compiled=compiled))
     works: dict[str, Work] = {
         OURS: partial(views, crops, key),
         STEP: partial(step, batch, LEARNING_RATE),
     }
     timer = cuda_timer if device.type == "cuda" else host_timer()
-    seconds = measure_blocks(works, OURS, Plan(10, 10), timer)
+    seconds = measure_blocks(works, OURS, plan, timer)
     shares = [100 * a / b for a, b in zip(seconds[OURS], seconds[STEP], strict=True)]
     return Row(
         what=f"moco_v2, both views within a step of {encoder}, bf16",

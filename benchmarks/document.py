@@ -23,7 +23,9 @@ result, `--benchmark-images=DIR` puts your own JPEGs in place of the photographs
 `--benchmark-cifar=DIR` names CIFAR-10's training JPEGs, in a folder for each class (without it a
 stand-in is made, which the figures name). `--benchmark-results=benchmarks/results/MACHINE` keeps a
 second machine's figures beside the first one's. `python -m benchmarks.compare --base DIR --new DIR`
-compares two result folders and fails where the new one is slower beyond noise.
+compares two result folders and fails where the new one is slower beyond noise. On a machine with a
+GPU `make gpu` measures within nine minutes and writes such a folder
+([devices.md](devices.md#measuring-on-a-gpu)).
 
 **To read**: values are medians, with the least and greatest of n repeats, or quartiles from 8 on. A
 ratio is the peer's cost over the row's own, round by round, in the same run: above 1 is in favor of

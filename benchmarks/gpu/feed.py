@@ -157,7 +157,7 @@ def _loader_rows(name: str, feed: Feed, held: int, job: Job) -> list[Row]:
     """The wait for a loader, and the device memory that came with it."""
     first, *blocks = feed.waits
     wait = Row(
-        what=f"{name}, the device waits for data",
+        what=f"{name}, waiting for data",
         unit="% of the time",
         value=summarize(blocks or [first]),
         goal=WAIT_GOAL,

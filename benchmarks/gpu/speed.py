@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from benchmarks import augment_subjects as subjects
+from benchmarks.bench_augment import KORNIA as CLASSES
+from benchmarks.bench_augment import share_row
 from benchmarks.bench_loss import loss_work
 from benchmarks.bench_step import measure_step
 from benchmarks.gpu.job import FULL, TOY, Job
@@ -25,14 +27,14 @@ from benchmarks.step_contenders import (
     Parts,
     step_builders,
 )
-from benchmarks.step_subject import LEARNING_RATE, feed_step, noise_batch
+from benchmarks.step_subject import noise_batch
 from fastmoco.draws.host import draw_keys
 from fastmoco.moco.loss_choice import fault_of_fused
 from fastmoco.moco.settings import Loss, ModelConfig, Stem
 from fastmoco.pipelines.policies import POLICIES
 
 Costs = Mapping[str, Sequence[float]]
-PLANES, KORNIA, STEP = "planes", "Kornia", "step of ResNet-50, the views included"
+PLANES, KORNIA = "planes", "Kornia"
 SIZES = {"moco_v2": 224, "cifar": 32}
 
 
@@ -79,7 +81,10 @@ def _steps(
 
 
 def augmentation(job: Job, report: Report) -> None:
-    """Both views by our planes and by Kornia, with and without blur; the share of a step."""
+    """Both views by our planes and by Kornia, with and without blur; the share of a step.
+
+    `OURS` is what training takes on this device, beside Kornia's classes as their users have them.
+    """
     count = job.pick(4, 256)
     report.subject = f"both views of {count} crops of 224 (cifar: {4 * count} of 32), random pixels"
     report.peers = ("kornia", "torchvision")
@@ -99,7 +104,9 @@ def augmentation(job: Job, report: Report) -> None:
         Row(what=f"blur in {name}", unit="% of the views", value=summarize(share))
         for name, share in shares.items()
     ]
-    report.rows.append(_share_row(job, count))
+    encoder, size = ("resnet18", 32) if job.scale == TOY else ("resnet50", 224)
+    plan, compiled = job.plan(10), job.compiled
+    report.rows.append(share_row(job.device, count, encoder, size, plan, compiled=compiled))
 
 
 def _views(job: Job, policy: str, count: int, size: int) -> dict[str, Work]:
@@ -115,34 +122,21 @@ def _views(job: Job, policy: str, count: int, size: int) -> dict[str, Work]:
         ways = {PLANES: subjects.ours_plain, KORNIA: subjects.kornia_functions}
         for way, make in ways.items():
             found[way + suffix] = partial(make(one, device, compiled=job.compiled), crops, key)
+    found[OURS] = partial(subjects.ours(recipe, device, compiled=job.compiled), crops, key)
+    if policy == "moco_v2":
+        found[CLASSES] = partial(subjects.kornia_classes(recipe), crops, key)
     return found
 
 
 def _views_row(policy: str, count: int, seconds: Costs, way: str) -> Row:
+    peer = CLASSES if way == OURS else PLANES
     return Row(
         what=f"{policy}, {way}",
         unit="images/s",
         value=summarize([count / value for value in seconds[way]]),
-        ratio=beside(seconds, way, PLANES if way != PLANES else "", PLANES),
+        ratio=beside(seconds, way, peer if way != PLANES else "", PLANES),
         note="A/A: the noise floor" if way == again(PLANES) else "",
     )
-
-
-def _share_row(job: Job, count: int) -> Row:
-    """Both views as a share of a training step that makes them itself."""
-    size = job.pick(32, 224)
-    model = ModelConfig(encoder="resnet50", width=job.pick(4, 64))
-    batch = noise_batch(max(count, 8), size, job.device)
-    step = feed_step(model, POLICIES["moco_v2"], job.device, job.pick(64, 65_536))
-    views = subjects.ours_plain(POLICIES["moco_v2"], job.device, compiled=job.compiled)
-    works: dict[str, Work] = {
-        PLANES: torch.no_grad()(partial(views, batch.crops, batch.draw_key)),
-        STEP: partial(step, batch, LEARNING_RATE),
-    }
-    seconds = measure_blocks(works, PLANES, job.plan(10), job.timer)
-    pairs = zip(seconds[PLANES], seconds[STEP], strict=True)
-    share = summarize([100 * part / step for part, step in pairs])
-    return Row(what=f"moco_v2, {PLANES}, of the {STEP}", unit="% of the step", value=share)
 
 
 def loss_forms(job: Job, report: Report) -> None:

@@ -115,8 +115,8 @@ def make_row(
 
 def screen_row(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
     """Make what the screen shows between two rows: means since the last row; reads the device."""
-    speeds = clock.speeds(trainer.cfg.global_batch_size)
-    return {"step": trainer.steps_done, **trainer.metrics.means(), **speeds}
+    means = trainer.metrics.means()
+    return {"step": trainer.steps_done, **means, **clock.speeds(trainer.cfg.global_batch_size)}
 
 
 def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> None:
