@@ -36,27 +36,30 @@ from fastmoco.pipelines.policies import POLICIES
 Costs = Mapping[str, Sequence[float]]
 PLANES, KORNIA = "planes", "Kornia"
 SIZES = {"moco_v2": 224, "cifar": 32}
+BESIDE = (OFFICIAL, TUNED, OURS)
+PRECISIONS = (OURS, OURS_FP16, OURS_FP32)
+MODES = (OURS, OURS_EAGER, OURS_UNGRAPHED, OURS_PLAIN)
 
 
 def resnet50(job: Job, report: Report) -> None:
     """Our step beside the official one as published, and tuned; at full scale device memory."""
     alone = (OFFICIAL, OURS) if job.on_gpu and job.scale == FULL else ()
-    _steps(job, report, "resnet50", (OFFICIAL, TUNED, OURS), 10, alone)
+    _steps(job, report, "resnet50", BESIDE, 10, alone)
 
 
 def resnet18(job: Job, report: Report) -> None:
     """The same at 32 pixels, where the launches of kernels take the longest part."""
-    _steps(job, report, "resnet18", (OFFICIAL, TUNED, OURS), 50)
+    _steps(job, report, "resnet18", BESIDE, 50)
 
 
 def precisions(job: Job, report: Report) -> None:
     """ResNet-18 in float32 (TF32), fp16 and what ``precision=auto`` takes."""
-    _steps(job, report, "resnet18", (OURS, OURS_FP16, OURS_FP32), 50)
+    _steps(job, report, "resnet18", PRECISIONS, 50)
 
 
 def modes(job: Job, report: Report) -> None:
     """ResNet-18 eager and compiled, with and without a CUDA graph."""
-    _steps(job, report, "resnet18", (OURS, OURS_EAGER, OURS_UNGRAPHED, OURS_PLAIN), 50)
+    _steps(job, report, "resnet18", MODES, 50)
 
 
 def _steps(

@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.child import ChildResult
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import checks, runner, runs
+from benchmarks.gpu import checks, runner, runs, speed
 from benchmarks.gpu.job import TOY, Job, run_part
 from benchmarks.report import Report
+from benchmarks.step_contenders import Parts, step_builders
+from benchmarks.step_subject import noise_batch
+from fastmoco.moco.settings import ModelConfig, Precision
 from tests.runs import write_colors
 
 SLOW = ("kill -9", "gpu tests", "few epochs")
@@ -26,6 +31,29 @@ def test_a_part_gives_its_figures(part, tmp_path):
     assert found["rows"]
     reasons = [row["note"] for row in found["rows"] if row["value"] is None]
     assert all(reason.startswith("absent: ") for reason in reasons)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+def test_on_a_card_all_steps_are_there_that_parts_name(encoder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    parts = Parts(ModelConfig(encoder=encoder), 64, torch.device("cuda"))
+    builders = step_builders(parts, noise_batch(8, 16, torch.device("cpu")), everything=True)
+    assert {*speed.BESIDE, *speed.PRECISIONS, *speed.MODES} <= builders.keys()
+    ours = builders[speed.OURS].keywords | {"precision": builders[speed.OURS].args[-1]}
+    assert ours == {"precision": Precision.bf16, "compiled": True}
+    assert builders[speed.OURS_PLAIN].keywords == {"compiled": False, "graphed": False}
+
+
+def test_a_card_is_described(monkeypatch):
+    card = SimpleNamespace(
+        name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, total_memory=80e9
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+    units, memory = checks._card_rows(torch.device("cuda"))
+    assert (units.value.median, memory.value.median) == (132, 80)
+    assert "NVIDIA H100, compute capability 9.0" in units.note
+    assert "sm_80, sm_90" in units.note
 
 
 def test_a_step_that_replays_other_numbers_is_noticed(tmp_path, monkeypatch):
