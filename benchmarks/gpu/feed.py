@@ -23,6 +23,7 @@ from fastmoco.data.convert import ConvertConfig, Statistics, convert
 from fastmoco.device import peak_memory_bytes, reserved_memory_bytes, synchronize
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
 from fastmoco.optim.precision import choose_precision
+from fastmoco.pipelines.augment import choose_augmentation
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.policies import POLICIES
@@ -72,9 +73,10 @@ def feed_photographs(job: Job, report: Report) -> None:
     count = job.pick(8, 256)
     path = _file(job.scratch, job.pick(16, 1024))
     size = job.pick(32, 224)
+    views, _ = choose_augmentation(job.device)
     report.subject = (
         f"photographs of 500 x 375, ResNet-50 at {size}, batch {count}, compiled, views on the "
-        f"device, {job.device.type}"
+        f"device by {views.value}"
     )
     report.peers = ("nvidia-dali-cuda130", "kornia", "simplejpeg")
     step, reasons = _step(job), {}

@@ -122,7 +122,7 @@ def _views(job: Job, policy: str, count: int, size: int) -> dict[str, Work]:
         recipes[", no blur"] = replace(recipe, blur_probability=0.0)
     found: dict[str, Work] = {}
     for suffix, one in recipes.items():
-        ways = {PLANES: subjects.ours_plain, KORNIA: subjects.kornia_functions}
+        ways = {PLANES: subjects.by_planes, KORNIA: subjects.by_kornia}
         for way, make in ways.items():
             found[way + suffix] = partial(make(one, device, compiled=job.compiled), crops, key)
     found[OURS] = partial(subjects.ours(recipe, device, compiled=job.compiled), crops, key)
