@@ -97,9 +97,8 @@ def pretrain(data: str | Path | TrainConfig, out: str | Path | None = None, **op
         data: A dataset file of `fastmoco convert`, or a folder or tar shards of JPEGs. Or a
             complete configuration from `load_config`, without other arguments.
         out: Run folder; default: ``runs/NAME``.
-        options: Options of `fastmoco train`, with two underscores for each dot:
-            ``train__epochs=100``. Without ``experiment``, it is ``own``: settings that suit the
-            images and the device.
+        options: Options of `fastmoco train`, with two underscores for each dot: ``train__epochs``.
+            Without ``experiment``, it is ``own``: settings that suit the images and the device.
 
     Returns:
         The run folder; the same call again resumes a run that was stopped.
