@@ -1,25 +1,32 @@
 /* A played CUDA device: what torch asks of the runtime and the driver where there is no GPU.
 
    It is preloaded, and is libcuda.so.1 too. Memory of the device is the host's, copies are memcpy and
-   done at once, kernels are not launched. PLAYED_DEVICES is the number of devices, PLAYED_CAPABILITY
-   their compute capability (90 is 9.0). What is not answered here fails as it does without a driver. */
+   done at once, kernels are not launched, and a graph records nothing. PLAYED_CAPABILITIES is the
+   compute capability of each device: "90,80" is two of them, of 9.0 and 8.0. What is not answered here
+   fails as it does without a driver. */
 #include <driver_types.h>
 #include <stdlib.h>
 #include <string.h>
 
 static _Thread_local int current;
-static int number(const char *name, int otherwise) {
-  const char *text = getenv(name);
-  return text ? atoi(text) : otherwise;
+static const size_t TOTAL = (size_t)80 << 30;
+
+/* The compute capability of a device, times ten; 0 where there is none. */
+static int capability(int device) {
+  const char *text = getenv("PLAYED_CAPABILITIES");
+  for (; text && *text && device; device--) text = strchr(text, ',') ? strchr(text, ',') + 1 : "";
+  return text ? atoi(text) : 0;
 }
-static int devices(void) { return number("PLAYED_DEVICES", 2); }
-static int capability(void) { return number("PLAYED_CAPABILITY", 90); }
-/* Shared memory of a block, at most: 227 KiB of large cards, 163 of the A100, 96 of the V100, 99 of the others. */
-static int shared(void) {
-  int c = capability();
+static int devices(void) {
+  int count = 0;
+  while (capability(count)) count++;
+  return count;
+}
+/* The most shared memory of a block: 227 KiB of large cards, 163 of the A100, 96 of the V100. */
+static int shared(int device) {
+  int c = capability(device);
   return 1024 * (c == 90 || c == 100 ? 227 : c == 80 ? 163 : c == 70 ? 96 : 99);
 }
-static const size_t TOTAL = (size_t)80 << 30;
 
 /* ---- devices */
 int cudaGetDeviceCount(int *n) { *n = devices(); return *n ? 0 : 100; }
@@ -30,24 +37,23 @@ int cudaSetDevice(int d) {
   return 0;
 }
 int cudaDeviceGetAttribute(int *v, int a, int d) {
-  (void)d;
-  *v = a == 75 ? capability() / 10 : a == 76 ? capability() % 10 : a == 97 ? shared() : a == 16 ? 132 : 1;
+  *v = a == 75 ? capability(d) / 10 : a == 76 ? capability(d) % 10 : a == 97 ? shared(d) : a == 16 ? 132 : 1;
   return 0;
 }
 int cudaGetDeviceProperties(struct cudaDeviceProp *p, int d) {
   if (d < 0 || d >= devices()) return 101;
   memset(p, 0, sizeof *p);
   strcpy(p->name, "played CUDA device");
-  p->major = capability() / 10;
-  p->minor = capability() % 10;
+  p->major = capability(d) / 10;
+  p->minor = capability(d) % 10;
   p->multiProcessorCount = 132;
   p->totalGlobalMem = TOTAL;
   p->warpSize = 32;
   p->maxThreadsPerMultiProcessor = 2048;
   p->maxThreadsPerBlock = 1024;
   p->sharedMemPerBlock = 49152;
-  p->sharedMemPerBlockOptin = shared();
-  p->sharedMemPerMultiprocessor = shared() + 1024;
+  p->sharedMemPerBlockOptin = shared(d);
+  p->sharedMemPerMultiprocessor = shared(d) + 1024;
   p->regsPerMultiprocessor = p->regsPerBlock = 65536;
   p->l2CacheSize = 50 << 20;
   return 0;
@@ -123,12 +129,11 @@ int cudaStreamCreateWithPriority(void **s, unsigned f, int priority) {
 }
 int cudaStreamDestroy(void *s) { free(s); return 0; }
 int cudaStreamGetPriority(void *s, int *priority) { (void)s; *priority = 0; return 0; }
-int cudaStreamIsCapturing(void *s, int *status) { (void)s; *status = 0; return 0; }
+static void *capturing;
+int cudaStreamIsCapturing(void *s, int *status) { *status = s && s == capturing; return 0; }
 int cudaStreamGetCaptureInfo(void *s, int *status, unsigned long long *id) {
-  (void)s;
-  *status = 0;
-  if (id) *id = 0;
-  return 0;
+  if (id) *id = 1;
+  return cudaStreamIsCapturing(s, status);
 }
 int cudaStreamGetCaptureInfo_v2(void *s, int *status, unsigned long long *id) {
   return cudaStreamGetCaptureInfo(s, status, id);
@@ -145,6 +150,32 @@ int cudaEventQuery(void *e) { (void)e; return 0; }
 int cudaEventSynchronize(void *e) { (void)e; return 0; }
 int cudaEventElapsedTime(float *ms, void *a, void *b) { (void)a, (void)b; *ms = 1; return 0; }
 int cudaLaunchKernel(void) { return 0; }
+
+/* ---- graphs */
+int cudaStreamBeginCapture(void *s, int mode) { (void)mode; capturing = s; return 0; }
+int cudaStreamEndCapture(void *s, void **graph) {
+  (void)s;
+  capturing = 0;
+  *graph = malloc(1);
+  return 0;
+}
+int cudaGraphGetNodes(void *graph, void *nodes, size_t *count) {
+  (void)graph, (void)nodes;
+  *count = 1;
+  return 0;
+}
+int cudaGraphInstantiate(void **executable, void *graph, unsigned long long f) {
+  (void)graph, (void)f;
+  *executable = malloc(1);
+  return 0;
+}
+int cudaGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long f) {
+  return cudaGraphInstantiate(executable, graph, f);
+}
+int cudaGraphUpload(void *executable, void *s) { (void)executable, (void)s; return 0; }
+int cudaGraphLaunch(void *executable, void *s) { (void)executable, (void)s; return 0; }
+int cudaGraphExecDestroy(void *executable) { free(executable); return 0; }
+int cudaGraphDestroy(void *graph) { free(graph); return 0; }
 
 /* ---- the driver */
 int cuInit(unsigned f) { (void)f; return 0; }

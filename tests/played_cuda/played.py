@@ -3,7 +3,7 @@
 `device.c` is compiled once and preloaded; what it answers is in its first lines. See "Code for a
 GPU" in docs/extending.md. A test gives the name of a function and gets what it returned::
 
-    play("tests.played_cuda.step:run_cases", {"plain": []}, capability=80)
+    play("tests.played_cuda.step:run", ["precision=fp16"], capabilities=[80])
 """
 
 import hashlib
@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,27 +29,43 @@ COMPILERS = ("cc", "gcc", "clang")
 LIMIT_SECONDS = 600
 
 
-def play(function: str, *arguments: Any, capability: int = 90, devices: int = 2) -> Any:
+def play(function: str, *arguments: Any, capabilities: Sequence[int] = (90, 90)) -> Any:
     """Call a function in a child with played devices; skip the test where that cannot be.
 
     Args:
         function: ``MODULE:NAME``.
         arguments: Values that JSON can hold; the result is one, too.
-        capability: Compute capability of the devices; 90 is 9.0.
-        devices: Number of devices.
+        capabilities: Compute capability of each device; 90 is 9.0.
 
     Raises:
-        AssertionError: If the function raises, with the end of what it printed.
+        AssertionError: If the function raises, with its traceback.
     """
-    folder = library().parent
-    played = {"PLAYED_CAPABILITY": str(capability), "PLAYED_DEVICES": str(devices)}
-    preload = {"LD_PRELOAD": str(library()), "LD_LIBRARY_PATH": str(folder)}
+    found = play_together({"": (function, *arguments)}, capabilities=capabilities)[""]
+    assert "error" not in found, found["error"]
+    return found["result"]
+
+
+def play_together(
+    calls: Mapping[str, Sequence[Any]], *, capabilities: Sequence[int] = (90, 90)
+) -> dict[str, dict[str, Any]]:
+    """Do several calls one after the other in one child, since importing torch takes seconds.
+
+    Args:
+        calls: By name, a function and its arguments as in `play`.
+        capabilities: See `play`.
+
+    Returns:
+        By name, what `play` returns as ``result``, or a traceback as ``error``.
+    """
+    built = library()
+    played = {"PLAYED_CAPABILITIES": ",".join(map(str, capabilities))}
+    preload = {"LD_PRELOAD": str(built), "LD_LIBRARY_PATH": str(built.parent)}
     usual = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "tests.played_cuda.played", function, answer],
-            input=json.dumps(arguments),
+            [sys.executable, "-W", "error", "-m", "tests.played_cuda.played", answer],
+            input=json.dumps(calls),
             env={**os.environ, **usual, **preload, **played},
             capture_output=True,
             text=True,
@@ -55,7 +73,8 @@ def play(function: str, *arguments: Any, capability: int = 90, devices: int = 2)
             timeout=LIMIT_SECONDS,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-        return json.loads(answer.read_text())
+        found: dict[str, dict[str, Any]] = json.loads(answer.read_text())
+    return found
 
 
 @cache
@@ -88,15 +107,23 @@ def _headers() -> Path | None:
     return next((folder for folder in folders if (folder / "driver_types.h").exists()), None)
 
 
-def main(function: str, answer: str) -> None:
-    """In the child: call the function with the arguments of stdin, and write its result."""
+def main(answer: str) -> None:
+    """In the child: do the calls of stdin, and write their results."""
     import torch
 
-    played = int(os.environ["PLAYED_CAPABILITY"])
-    assert torch.cuda.get_device_capability(0) == divmod(played, 10), "device.c does not fit torch"
-    module, _, name = function.partition(":")
-    result = getattr(importlib.import_module(module), name)(*json.loads(sys.stdin.read()))
-    Path(answer).write_text(json.dumps(result))
+    for device, played in enumerate(os.environ["PLAYED_CAPABILITIES"].split(",")):
+        found = torch.cuda.get_device_capability(device)
+        assert found == divmod(int(played), 10), f"device.c does not fit torch: {found}"
+    results = {}
+    for name, (function, *arguments) in json.loads(sys.stdin.read()).items():
+        module, _, called = function.partition(":")
+        torch.cuda.set_device(0)
+        try:
+            result = getattr(importlib.import_module(module), called)(*arguments)
+            results[name] = {"result": result}
+        except Exception:
+            results[name] = {"error": traceback.format_exc(limit=-8)}
+    Path(answer).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ It is built as a run is: `check_config`, `with_precision`, `Trainer`. Every oper
 """
 
 import contextlib
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -181,8 +180,9 @@ def without_numbers() -> Iterator[None]:
 
 def build(overrides: Sequence[str], *, num_samples: int = 50_000) -> Trainer:
     """A trainer on a played device, as `train` builds it."""
-    cfg = load_config(TrainConfig, [*SMALL, *overrides])
-    device = check_config(cfg)
+    with unset_fake_temporarily():
+        cfg = load_config(TrainConfig, [*SMALL, *overrides])
+        device = check_config(cfg)
     run = RunFolder(Path("played"))
     return Trainer(with_precision(cfg, device, run), run, PlayedSet(num_samples), device)
 
@@ -193,12 +193,23 @@ def played_batch(trainer: Trainer) -> Batch:
     return empty_batch(trainer.cfg.global_batch_size, 2, size, device=trainer.device)
 
 
-def run(overrides: Sequence[str], steps: int = 2) -> dict[str, Any]:
-    """Do some steps; say what the last one did."""
+def run(overrides: Sequence[str], steps: int = 1, current: int | None = None) -> dict[str, Any]:
+    """Do some steps of a run.
+
+    Args:
+        overrides: Options of the run, after `SMALL`.
+        steps: Steps to do; a run with a CUDA graph captures it in the fourth.
+        current: Make this device the current one after the run has chosen its own.
+
+    Returns:
+        Faults of all steps; what the last one called, and what the run chose.
+    """
+    faults = []
     with without_numbers():
         built = build(overrides)
         batch = played_batch(built)
-        faults = []
+        if current is not None:
+            torch.cuda.set_device(current)
         with algorithms(built.device, reproducible=built.cfg.train.reproducible):
             for _ in range(steps):
                 with Watch(built.device) as watch:
@@ -212,14 +223,3 @@ def run(overrides: Sequence[str], steps: int = 2) -> dict[str, Any]:
         "loss": built.step.model.loss.value,
         "graph": built.graph,
     }
-
-
-def run_cases(cases: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """`run` of each case; an exception is the fault of its case."""
-    found = {}
-    for name, overrides in cases.items():
-        try:
-            found[name] = run(overrides)
-        except Exception:
-            found[name] = {"faults": [traceback.format_exc(limit=-8)]}
-    return found
