@@ -1,10 +1,13 @@
 """A small training step and its batches, for tests of the step itself."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastmoco.configuration import load_config
 from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
@@ -13,7 +16,12 @@ from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
+from fastmoco.runs.run_folder import RunFolder
+from fastmoco.train.checks import check_config
+from fastmoco.train.number_format import with_precision
+from fastmoco.train.settings import TrainConfig
 from fastmoco.train.step import TrainStep
+from fastmoco.train.trainer import Trainer
 
 BATCH = 8
 NUM_SAMPLES = 400  # of the batches that are numbered below 50
@@ -50,6 +58,42 @@ def make_step(
         accumulate=accumulate,
         **settings,
     )
+
+
+TINY_RUN = (
+    "data.train=none.beton",
+    "global_batch_size=8",
+    "pipeline.view_size=16",
+    "model.encoder=resnet18",
+    "model.stem=small_stride2",
+    "model.width=4",
+    "moco.dim=16",
+    "moco.queue_size=28",
+    "moco.momentum=0.9",
+    "train.compile=never",
+)
+"""`make_step` with its defaults, as options of a run."""
+
+
+class NoImages:
+    """As much of a dataset as a trainer needs whose batches come from elsewhere."""
+
+    path = Path("none.beton")
+    fingerprint = "none"
+
+    def __init__(self, count: int) -> None:
+        self.count, self.facts = count, {}
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def make_trainer(overrides: Iterable[str], *, num_samples: int = NUM_SAMPLES) -> Trainer:
+    """What `train` builds for a configuration: loss, queue and precision as a run has them."""
+    cfg = load_config(TrainConfig, list(overrides))
+    device = check_config(cfg)
+    run = RunFolder(Path("none"))
+    return Trainer(with_precision(cfg, device, run), run, NoImages(num_samples), device)
 
 
 def make_batch(number: int, *, size: int = BATCH, device: str = "cpu") -> Batch:

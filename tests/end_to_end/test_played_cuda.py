@@ -3,11 +3,13 @@
 The device is played by a library (tests/played_cuda), so that this is held on every machine.
 """
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.played_cuda.played import play_together
+from tests.played_cuda.played import play, play_together
+from tests.played_cuda.presets import CARDS
 
 NARROW = ["model.encoder=alexnet"]
 V3 = ["moco.mechanism=moco_v3", "moco.hidden_dim=64", "optimizer.name=adamw", *NARROW]
@@ -16,8 +18,8 @@ VIT.append("model.encoder=timm:vit_tiny_patch16_224")
 STEPS: dict[str, tuple[Any, ...]] = {
     "as it comes, captured": ([], 5),
     "while another device is current": (NARROW, 2, 0),
-    "float32": (["precision=float32"],),
-    "fp16": (["precision=fp16"],),
+    "float32": (["precision=float32", *NARROW],),
+    "fp16": (["precision=fp16", *NARROW],),
     "reproducible": (["train.reproducible=true", *NARROW],),
     "adam": (["optimizer.name=adam", *NARROW], 2),
     "adamw, fp16": (["optimizer.name=adamw", "precision=fp16", *NARROW], 2),
@@ -39,13 +41,92 @@ STEPS: dict[str, tuple[Any, ...]] = {
 }
 
 
+OTHER_LOSSES = {"plain loss": "plain", "chunked loss": "chunked"}
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "float32": "float32"}
+LOADERS = ["beton", "resident", "torchvision"]
+COMPILED = {
+    "ResNet-18": [],
+    "ResNet-18, fp16, symmetric, split": [
+        "precision=fp16",
+        "moco.symmetric=true",
+        "moco.batch_norm_splits=4",
+    ],
+    "ResNet-50, float32": ["precision=float32", "model.encoder=resnet50", "model.width=64"],
+}
+ROOT = Path(__file__).parents[2]
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, Any]]:
-    """What `tests.played_cuda.step.run` says of each of `STEPS`."""
-    return play_together({n: ("tests.played_cuda.step:run", *a) for n, a in STEPS.items()})
+    """What one process says of all that is tried; the first two devices are H100s."""
+    calls = {name: ("tests.played_cuda.step:run", *given) for name, given in STEPS.items()}
+    calls["loaders"] = ("tests.played_cuda.loaders:run", LOADERS)
+    calls["presets"] = ("tests.played_cuda.presets:table",)
+    calls["compiled"] = ("tests.played_cuda.generated:graphs", NARROW)
+    return play_together(calls, capabilities=[90, 90, *CARDS])
+
+
+def result_of(found: dict[str, dict[str, Any]], name: str) -> Any:
+    assert found[name].get("error", "") == ""
+    return found[name]["result"]
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_stays_on_its_device_and_reads_nothing(found, name) -> None:
-    assert found[name].get("error", "") == ""
-    assert found[name]["result"]["faults"] == []
+    assert result_of(found, name)["faults"] == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_run_has_the_loss_the_memory_and_the_formats_of_a_gpu(found, name) -> None:
+    result = result_of(found, name)
+    in_batch = "v3" in name or "end to end" in name or name == "vit"
+    assert result["memory"] == ([] if in_batch else ["torch.float16"])
+    assert result["loss"] == ("plain" if in_batch else OTHER_LOSSES.get(name, "fused"))
+    assert result["precision"] == next((p for p in DTYPES if p in name), "bf16")
+    if not result["captured"]:
+        assert set(result["convolutions"]) == {f"{DTYPES[result['precision']]} nhwc"}
+
+
+def test_a_captured_step_starts_nothing_but_its_graph(found) -> None:
+    """Its inputs, the learning rate and the metrics' sum are written; all else is replayed."""
+    result = result_of(found, "as it comes, captured")
+    assert result["captured"]
+    assert sum(result["operations"].values()) < 25
+
+
+def assert_is_one_graph_in_channels_last(result: dict[str, Any], dtype: str) -> None:
+    assert result["graphs"] == 1
+    for part in (result["forward"], result["backward"]):
+        assert len(part) == 1
+        assert part[0]["other_devices"] == []
+        assert set(part[0]["convolutions"]) == {f"{dtype} nhwc"}
+
+
+def test_a_compiled_step_is_one_graph_in_channels_last(found) -> None:
+    assert_is_one_graph_in_channels_last(result_of(found, "compiled"), "bfloat16")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_hands_out_what_is_on_the_device(found, name) -> None:
+    seen = result_of(found, "loaders")[name]
+    assert seen["faults"] == []
+    assert seen["facts"]
+    assert seen["pixels"] or name == "resident"  # its crops are computed, and here are not
+    assert seen["growth"] <= 0
+    if name == "beton":
+        assert (seen["addresses"], seen["uploads"], seen["pinned"]) == (2, 6, True)
+
+
+def test_the_table_of_presets_is_what_they_become(found) -> None:
+    expected = "\n".join(result_of(found, "presets"))
+    assert expected in (ROOT / "docs/devices.md").read_text(), f"put this there:\n{expected}"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_code_for_an_h100_is_written(name) -> None:
+    result = play("tests.played_cuda.generated:generated", COMPILED[name])
+    precision = next((p for p in DTYPES if p in name), "bf16")
+    assert_is_one_graph_in_channels_last(result, DTYPES[precision])
+    for part in (result["forward"], result["backward"]):
+        assert sum(part[0]["kernels"].values()) > 0

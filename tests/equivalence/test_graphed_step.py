@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fastmoco.errors import UsageError
-from fastmoco.moco.settings import Mechanism, Precision
+from fastmoco.moco.model import MoCo
+from fastmoco.moco.settings import Loss, Mechanism, Precision
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
@@ -17,7 +18,7 @@ from fastmoco.train import acceleration
 from fastmoco.train.acceleration import WARM_UP_STEPS, CudaRecording, GraphedStep
 from fastmoco.train.settings import CudaGraph, TrainConfig
 from tests.recording import TapeRecording
-from tests.steps import differing, make_batch, make_step, tensors_of
+from tests.steps import TINY_RUN, differing, make_batch, make_step, make_trainer, tensors_of
 
 STEPS = 8
 
@@ -185,13 +186,49 @@ def test_a_graph_that_must_be_and_cannot_is_refused(device, ranks, words):
         acceleration.resolve_cuda_graph(cfg, torch.device(device), ranks)
 
 
+RUNS = {
+    "as it comes": [],
+    "float32": ["precision=float32"],
+    "adam": ["optimizer.name=adam"],
+    "adamw": ["optimizer.name=adamw", "optimizer.exclude_bias_and_norm=true"],
+    "fp16": ["precision=fp16"],
+    "bf16, split": ["precision=bf16", "moco.batch_norm_splits=2"],
+    "momentum that moves": ["moco.final_momentum=1.0"],
+    "end to end": ["moco.mechanism=end_to_end"],
+    "memory bank": ["moco.mechanism=memory_bank"],
+    "MoCo v3, fp16": [
+        "precision=fp16",
+        "moco.mechanism=moco_v3",
+        "moco.hidden_dim=8",
+        "optimizer.name=adamw",
+    ],
+    "symmetric, in parts": [
+        "moco.symmetric=true",
+        "train.accumulate=2",
+        "optimizer.name=adam",
+    ],
+}
+"""Options of runs, which the GPU's tests build as `train` does: loss, queue and precision too."""
+
+
+def run_step(*overrides):
+    """The step of a run on a GPU, eager or compiled, without its graph."""
+    options = [*TINY_RUN, "device=cuda", "train.cuda_graph=never", *overrides]
+    step = make_trainer(options).step
+    with_queue = isinstance(step.model, MoCo)
+    assert not with_queue or step.model.loss is Loss.fused
+    assert not with_queue or step.model.queue.keys.dtype is torch.float16
+    return step
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
-def test_a_captured_step_on_a_gpu(settings, compiled, monkeypatch):
+@pytest.mark.parametrize("overrides", RUNS.values(), ids=RUNS)
+def test_a_captured_step_on_a_gpu(overrides, compiled, monkeypatch):
     """20 steps bit for bit: the same kernels in the same order, made deterministic."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    plain, step = (make_step(**settings, compiled=compiled, device="cuda") for _ in range(2))
+    compiling = f"train.compile={'always' if compiled else 'never'}"
+    plain, step = (run_step(*overrides, compiling) for _ in range(2))
     recorded = GraphedStep(step, CudaRecording(torch.device("cuda")), required=True)
     ours, theirs = (train(one, 0, 20, device="cuda") for one in (recorded, plain))
     assert torch.equal(ours, theirs)
@@ -201,8 +238,7 @@ def test_a_captured_step_on_a_gpu(settings, compiled, monkeypatch):
 @pytest.mark.gpu
 def test_a_captured_step_resumes_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    settings = {"precision": Precision.fp16, "device": "cuda"}
-    whole, first, second = (make_step(**settings) for _ in range(3))
+    whole, first, second = (run_step("precision=fp16") for _ in range(3))
 
     def captured(step):
         return GraphedStep(step, CudaRecording(torch.device("cuda")), required=True)

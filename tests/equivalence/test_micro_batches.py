@@ -13,7 +13,7 @@ from fastmoco.ranks import Ranks
 from fastmoco.train.checks import check_config
 from fastmoco.train.settings import LoopConfig, TrainConfig
 from tests.equivalence.test_moco_brute_force import smooth
-from tests.steps import make_batch, make_step, tensors_of
+from tests.steps import TINY_RUN, make_batch, make_step, make_trainer, tensors_of
 
 STEPS = 5
 # Mild: a harsh setting amplifies rounding from step to step.
@@ -209,9 +209,9 @@ def test_one_micro_batch_has_activations_at_a_time():
 def test_micro_batches_need_less_memory_on_a_gpu():
     peaks = []
     for accumulate in (4, 1):
-        step = make_step(
-            accumulate=accumulate, model={"width": 64}, moco={"queue_size": 4096}, device="cuda"
-        )
+        options = ["device=cuda", "model.width=64", "global_batch_size=2048"]
+        options += ["moco.queue_size=4096", f"train.accumulate={accumulate}"]
+        step = make_trainer([*TINY_RUN, *options], num_samples=2048).step
         batch = make_batch(0, size=2048, device="cuda")
         step(batch, 0.01)
         torch.cuda.reset_peak_memory_stats()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -26,7 +27,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(__file__).with_name("device.c")
 COMPILERS = ("cc", "gcc", "clang")
-LIMIT_SECONDS = 600
+LIMIT_SECONDS = 840
 
 
 def play(function: str, *arguments: Any, capabilities: Sequence[int] = (90, 90)) -> Any:
@@ -84,10 +85,11 @@ def library() -> Path:
 
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     headers = _headers()
-    if torch.version.cuda is None or sys.platform != "linux":
-        pytest.skip("torch is built without CUDA")
-    if compiler is None or headers is None:
-        pytest.skip("a C compiler and CUDA's headers (they come with Triton) are needed")
+    if torch.version.cuda is None or compiler is None or headers is None:
+        reason = "a torch with CUDA, a C compiler and CUDA's headers (Triton's) are needed"
+        if os.environ.get("FASTMOCO_REQUIRE_ALL") == "1":
+            raise RuntimeError(f"FASTMOCO_REQUIRE_ALL=1, but {reason}")
+        pytest.skip(reason)
     state = hashlib.sha256(SOURCE.read_bytes() + str(headers).encode()).hexdigest()[:16]
     built = ROOT / ".pytest_cache/d/played_cuda" / state / "libcuda.so.1"
     if not built.exists():
@@ -111,6 +113,8 @@ def main(answer: str) -> None:
     """In the child: do the calls of stdin, and write their results."""
     import torch
 
+    # A card that this torch was not built for is played as well: torch 2.15 begins at 7.5.
+    warnings.filterwarnings("ignore", r"\s*Found GPU\d", UserWarning)
     for device, played in enumerate(os.environ["PLAYED_CAPABILITIES"].split(",")):
         found = torch.cuda.get_device_capability(device)
         assert found == divmod(int(played), 10), f"device.c does not fit torch: {found}"

@@ -7,7 +7,7 @@ It is built as a run is: `check_config`, `with_precision`, `Trainer`. Every oper
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastmoco.configuration import load_config
 from fastmoco.device import algorithms
 from fastmoco.moco import loss_choice
 from fastmoco.moco.build import build_model
@@ -25,15 +24,13 @@ from fastmoco.optim import optimizers
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.buffers import empty_batch
 from fastmoco.pipelines.contract import Batch
-from fastmoco.runs.run_folder import RunFolder
-from fastmoco.train import acceleration, trainer
-from fastmoco.train.checks import check_config
-from fastmoco.train.number_format import with_precision
-from fastmoco.train.settings import TrainConfig
+from fastmoco.train import acceleration, checks, trainer
+from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.trainer import Trainer
+from tests.steps import make_trainer
 
 SMALL = [
-    "data.train=played.beton",
+    "data.train=none.beton",
     "device=cuda:1",
     "global_batch_size=16",
     "pipeline.view_size=32",
@@ -47,19 +44,8 @@ HOST_READS = ("item", "_local_scalar_dense", "is_nonzero", "nonzero", "equal", "
 """Operations that wait for the device."""
 PLAYED = ("_fused_sgd_", "_fused_adam_", "_fused_adamw_", "_amp_update_scale_")
 """Kernels without a version for tensors without numbers: their arguments are looked at."""
-
-
-class PlayedSet:
-    """As much of a dataset as a trainer asks for."""
-
-    path = Path("played.beton")
-    fingerprint = "played"
-
-    def __init__(self, count: int) -> None:
-        self.count, self.facts = count, {}
-
-    def __len__(self) -> int:
-        return self.count
+MEMORY = ("queue.keys", "bank")
+"""Buffers that hold negatives."""
 
 
 class Watch(TorchDispatchMode):
@@ -67,7 +53,7 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         operations: Calls by name; views are left out.
-        convolutions: Calls by pass, dtype and memory format of the operands.
+        convolutions: Operands of the encoders' convolutions by dtype and memory format.
         faults: What must not be, in words.
     """
 
@@ -97,14 +83,21 @@ class Watch(TorchDispatchMode):
             self.faults.append(f"{name} has a tensor on {', '.join(sorted(others))}")
         if not func.is_view:
             self.operations[name] += 1
-        if name in ("convolution", "convolution_backward"):
-            self._look_at(name, args)
+        self.convolutions.update(operands_of(name, args))
         return result
 
-    def _look_at(self, name: str, args: Sequence[Any]) -> None:
-        operands = args[: 3 if "backward" in name else 2]
-        kinds = {(str(t.dtype).removeprefix("torch."), memory_format(t)) for t in operands}
-        self.convolutions["; ".join([name, *(f"{d} {m}" for d, m in sorted(kinds))])] += 1
+
+def operands_of(name: str, args: Sequence[Any]) -> list[str]:
+    """Dtype and memory format of an encoder's convolution's operands; [] for another operation.
+
+    A blur is left out: each of its kernels has one channel.
+    """
+    if name not in ("convolution", "convolution_backward"):
+        return []
+    tensors = args[: 3 if name == "convolution_backward" else 2]
+    if tensors[-1].shape[1] == 1:
+        return []
+    return [f"{str(t.dtype).removeprefix('torch.')} {memory_format(t)}" for t in tensors]
 
 
 def memory_format(tensor: Tensor) -> str:
@@ -125,6 +118,11 @@ def strides_that_differ(name: str, args: Sequence[Any]) -> list[str]:
         if name.startswith("_fused")
         else []
     )
+
+
+def _with_numbers(function: Callable[..., Any], *args: Any) -> Any:
+    with unset_fake_temporarily():
+        return function(*args)
 
 
 def _model_without_numbers(*args: Any, **settings: Any) -> nn.Module:
@@ -166,6 +164,7 @@ def _optimizer_without_numbers(
 def without_numbers() -> Iterator[None]:
     """Tensors without numbers, and what would ask for one left out."""
     with (
+        mock.patch.object(checks, "check_encoder", partial(_with_numbers, checks.check_encoder)),
         mock.patch.object(trainer, "build_model", _model_without_numbers),
         mock.patch.object(loss_choice, "fault_of_fused", return_value=""),
         mock.patch.object(trainer, "build_optimizer", _optimizer_without_numbers),
@@ -178,13 +177,9 @@ def without_numbers() -> Iterator[None]:
         yield
 
 
-def build(overrides: Sequence[str], *, num_samples: int = 50_000) -> Trainer:
-    """A trainer on a played device, as `train` builds it."""
-    with unset_fake_temporarily():
-        cfg = load_config(TrainConfig, [*SMALL, *overrides])
-        device = check_config(cfg)
-    run = RunFolder(Path("played"))
-    return Trainer(with_precision(cfg, device, run), run, PlayedSet(num_samples), device)
+def build(overrides: Sequence[str]) -> Trainer:
+    """A trainer on a played device, as `train` builds it; within `without_numbers`."""
+    return make_trainer([*SMALL, *overrides], num_samples=50_000)
 
 
 def played_batch(trainer: Trainer) -> Batch:
@@ -221,5 +216,6 @@ def run(overrides: Sequence[str], steps: int = 1, current: int | None = None) ->
         "convolutions": dict(watch.convolutions),
         "precision": built.cfg.precision.value,
         "loss": built.step.model.loss.value,
-        "graph": built.graph,
+        "memory": [str(b.dtype) for n, b in built.step.model.named_buffers() if n in MEMORY],
+        "captured": built.graphed is not None and steps > WARM_UP_STEPS,
     }
