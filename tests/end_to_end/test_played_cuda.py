@@ -17,7 +17,7 @@ VIT = [*V3[:-1], "pipeline.view_size=224", "model.stem=imagenet", "model.width=6
 VIT.append("model.encoder=timm:vit_tiny_patch16_224")
 STEPS: dict[str, tuple[Any, ...]] = {
     "as it comes, captured": ([], 5),
-    "while another device is current": (NARROW, 2, 0),
+    "while another device is current": ([*NARROW, "train.cuda_graph=never"], 2, 0),
     "float32": (["precision=float32", *NARROW],),
     "fp16": (["precision=fp16", *NARROW],),
     "reproducible": (["train.reproducible=true", *NARROW],),
@@ -27,7 +27,9 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "plain loss": (["moco.loss=plain", *NARROW],),
     "chunked loss": (["moco.loss=chunked", *NARROW],),
     "eman": (["moco.batch_norm=eman"],),
-    "momentum that moves": (["moco.final_momentum=1.0", *NARROW],),
+    "synchronized, momentum that moves": (
+        ["moco.batch_norm=synchronized", "moco.final_momentum=1.0"],
+    ),
     "symmetric, split": (["moco.symmetric=true", "moco.batch_norm_splits=4"],),
     "symmetric, in parts, adam": (
         ["moco.symmetric=true", "train.accumulate=2", "optimizer.name=adam", *NARROW],

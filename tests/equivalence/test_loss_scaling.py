@@ -1,19 +1,16 @@
 """Loss scaling on the device against twins that decide on the host; steps without host reads."""
 
 import copy
-import dataclasses
 import math
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmoco.moco.settings import Loss, Mechanism, Precision
 from fastmoco.optim.loss_scaler import LossScaler
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.optim.step_guard import StepGuard
-from fastmoco.train.step import TrainStep
 from tests.optional import require
 from tests.recording import HostReads
 from tests.steps import differing, make_batch, make_step
@@ -144,65 +141,3 @@ def test_a_checkpoint_of_torchs_scaler_goes_on():
     assert LossScaler(torch.device("cpu"), enabled=False).state() == {}
     ours.restore({})  # of a run that did not scale
     assert ours.scale.item() == 256.0
-
-
-class DeviceOnly(HostReads):
-    """Lists what a captured step must not do either: mix in the host's tensors, or copy them."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        devices = {
-            leaf.device.type
-            for leaf in torch.utils._pytree.tree_leaves((args, kwargs, result))
-            if isinstance(leaf, torch.Tensor) and not func.namespace == "profiler"
-        }
-        if len(devices) > 1:
-            self.found.append(f"{func} on {sorted(devices)}")
-        return result
-
-
-def without_values(tensor):
-    """As it would be on a GPU, within `FakeTensorMode`."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
-
-
-def move(model):
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            moved = torch.nn.Parameter(without_values(parameter), parameter.requires_grad)
-            module._parameters[name] = moved
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = without_values(buffer)
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize("precision", [Precision.float32, Precision.fp16])
-def test_a_step_on_a_gpu_takes_nothing_from_the_host(precision, change, monkeypatch):
-    """Without a GPU: tensors that have a device and a shape, but no values.
-
-    All but backward pass and optimizer, which torch has on real devices only.
-    """
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(TrainStep, "_backward", lambda _, loss: losses.append(loss))
-    on_host, real, losses = make_step(precision=precision, **change), make_batch(0), []
-    with FakeTensorMode():
-        move(on_host.model)
-        step = TrainStep(
-            on_host.model,
-            on_host.optimizer,
-            policy=on_host.policy,
-            mean=without_values(on_host.mean),
-            std=without_values(on_host.std),
-            precision=precision,
-            accumulate=change.get("accumulate", 1),
-        )
-        step.model.loss = Loss.chunked
-        names = ("crops", "draw_key", "sample_id")
-        inputs = {name: without_values(getattr(real, name)) for name in names}
-        learned = without_values(torch.tensor(True))
-        with DeviceOnly() as reads:
-            contrast, metrics = step._differentiate(dataclasses.replace(real, **inputs))
-            step.model.after_step(contrast, learned)
-            step.model.after_step(contrast)
-    assert reads.found == []
-    assert {value.device.type for value in (metrics, *losses)} == {"cuda"}

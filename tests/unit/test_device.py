@@ -1,6 +1,7 @@
 """The device of a run and its algorithms; the GPUs are played."""
 
 import os
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -58,3 +59,14 @@ def test_tf32_is_named(monkeypatch):
     assert describe_float32(GPU) == "float32, TF32 in convolutions"
     monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="ieee"))
     assert describe_float32(GPU) == "float32"
+
+
+TF32 = "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled."
+
+
+def test_only_torchs_proposal_of_tf32_is_no_error():
+    """Torch 2.11 warns of it while it compiles for a GPU; all other warnings fail a test."""
+    warnings.warn_explicit(TF32, UserWarning, "x.py", 1, module="torch._inductor.compile_fx")
+    for text, module in ((TF32, "fastmoco.train.step"), ("Another", "torch._inductor.compile_fx")):
+        with pytest.raises(UserWarning):
+            warnings.warn_explicit(text, UserWarning, "x.py", 1, module=module)
