@@ -59,12 +59,20 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, dict[str, Any]]:
-    """What one process says of all that is tried; the first two devices are H100s."""
+def steps() -> dict[str, dict[str, Any]]:
+    """What a process with two H100s says of each of `STEPS`."""
     calls = {name: ("tests.played_cuda.step:run", *given) for name, given in STEPS.items()}
-    calls["loaders"] = ("tests.played_cuda.loaders:run", LOADERS)
-    calls["presets"] = ("tests.played_cuda.presets:table",)
-    calls["compiled"] = ("tests.played_cuda.generated:graphs", NARROW)
+    return play_together(calls)
+
+
+@pytest.fixture(scope="module")
+def others() -> dict[str, dict[str, Any]]:
+    """What a process says of loaders, presets and the compiled step."""
+    calls = {
+        "loaders": ("tests.played_cuda.loaders:run", LOADERS),
+        "presets": ("tests.played_cuda.presets:table",),
+        "compiled": ("tests.played_cuda.generated:graphs", NARROW),
+    }
     return play_together(calls, capabilities=[90, 90, *CARDS])
 
 
@@ -74,13 +82,13 @@ def result_of(found: dict[str, dict[str, Any]], name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_stays_on_its_device_and_reads_nothing(found, name) -> None:
-    assert result_of(found, name)["faults"] == []
+def test_a_step_stays_on_its_device_and_reads_nothing(steps, name) -> None:
+    assert result_of(steps, name)["faults"] == []
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_run_has_the_loss_the_memory_and_the_formats_of_a_gpu(found, name) -> None:
-    result = result_of(found, name)
+def test_a_run_has_the_loss_the_memory_and_the_formats_of_a_gpu(steps, name) -> None:
+    result = result_of(steps, name)
     in_batch = "v3" in name or "end to end" in name or name == "vit"
     assert result["memory"] == ([] if in_batch else ["torch.float16"])
     assert result["loss"] == ("plain" if in_batch else OTHER_LOSSES.get(name, "fused"))
@@ -89,9 +97,9 @@ def test_a_run_has_the_loss_the_memory_and_the_formats_of_a_gpu(found, name) -> 
         assert set(result["convolutions"]) == {f"{DTYPES[result['precision']]} nhwc"}
 
 
-def test_a_captured_step_starts_nothing_but_its_graph(found) -> None:
+def test_a_captured_step_starts_nothing_but_its_graph(steps) -> None:
     """Its inputs, the learning rate and the metrics' sum are written; all else is replayed."""
-    result = result_of(found, "as it comes, captured")
+    result = result_of(steps, "as it comes, captured")
     assert result["captured"]
     assert sum(result["operations"].values()) < 25
 
@@ -104,13 +112,13 @@ def assert_is_one_graph_in_channels_last(result: dict[str, Any], dtype: str) -> 
         assert set(part[0]["convolutions"]) == {f"{dtype} nhwc"}
 
 
-def test_a_compiled_step_is_one_graph_in_channels_last(found) -> None:
-    assert_is_one_graph_in_channels_last(result_of(found, "compiled"), "bfloat16")
+def test_a_compiled_step_is_one_graph_in_channels_last(others) -> None:
+    assert_is_one_graph_in_channels_last(result_of(others, "compiled"), "bfloat16")
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_loader_hands_out_what_is_on_the_device(found, name) -> None:
-    seen = result_of(found, "loaders")[name]
+def test_a_loader_hands_out_what_is_on_the_device(others, name) -> None:
+    seen = result_of(others, "loaders")[name]
     assert seen["faults"] == []
     assert seen["facts"]
     assert seen["pixels"] or name == "resident"  # its crops are computed, and here are not
@@ -119,8 +127,8 @@ def test_a_loader_hands_out_what_is_on_the_device(found, name) -> None:
         assert (seen["addresses"], seen["uploads"], seen["pinned"]) == (2, 6, True)
 
 
-def test_the_table_of_presets_is_what_they_become(found) -> None:
-    expected = "\n".join(result_of(found, "presets"))
+def test_the_table_of_presets_is_what_they_become(others) -> None:
+    expected = "\n".join(result_of(others, "presets"))
     assert expected in (ROOT / "docs/devices.md").read_text(), f"put this there:\n{expected}"
 
 

@@ -61,7 +61,7 @@ def play_together(
     built = library()
     played = {"PLAYED_CAPABILITIES": ",".join(map(str, capabilities))}
     preload = {"LD_PRELOAD": str(built), "LD_LIBRARY_PATH": str(built.parent)}
-    usual = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    usual = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.json"
         done = subprocess.run(
