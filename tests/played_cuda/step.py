@@ -107,17 +107,15 @@ def memory_format(tensor: Tensor) -> str:
 
 def strides_that_differ(name: str, args: Sequence[Any]) -> list[str]:
     """Parameters whose gradient or state lies otherwise, which a fused optimizer refuses."""
+    if not name.startswith("_fused"):
+        return []
     lists = [a for a in args if isinstance(a, (list, tuple)) and len(a) == len(args[0])]
-    return (
-        [
-            f"{name}: {tuple(first.shape)} has strides {first.stride()} and {other.stride()}"
-            for first, *rest in zip(*lists, strict=True)
-            for other in rest
-            if other.shape == first.shape and other.stride() != first.stride()
-        ]
-        if name.startswith("_fused")
-        else []
-    )
+    return [
+        f"{name}: {tuple(first.shape)} has strides {first.stride()} and {other.stride()}"
+        for first, *rest in zip(*lists, strict=True)
+        for other in rest
+        if other.shape == first.shape and other.stride() != first.stride()
+    ]
 
 
 def _with_numbers(function: Callable[..., Any], *args: Any) -> Any:
