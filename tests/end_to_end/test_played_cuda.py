@@ -45,7 +45,7 @@ STEPS: dict[str, tuple[Any, ...]] = {
 
 OTHER_LOSSES = {"plain loss": "plain", "chunked loss": "chunked"}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "float32": "float32"}
-LOADERS = ["beton", "resident", "torchvision"]
+LOADERS = ["beton", "foreign", "resident", "torchvision"]
 COMPILED = {
     "ResNet-18": [],
     "ResNet-18, fp16, symmetric, split": [
@@ -123,7 +123,7 @@ def test_a_loader_hands_out_what_is_on_the_device(others, name) -> None:
     assert seen["facts"]
     assert seen["pixels"] or name == "resident"  # its crops are computed, and here are not
     assert seen["growth"] <= 0
-    if name == "beton":
+    if name in ("beton", "foreign"):
         assert (seen["addresses"], seen["uploads"], seen["pinned"]) == (2, 6, True)
 
 

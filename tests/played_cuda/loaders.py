@@ -13,14 +13,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines import resident_loader
+from fastmoco.pipelines.beton_loader import crop_and_resize
 from fastmoco.pipelines.buffers import FACTS, CudaUploader
 from fastmoco.pipelines.build import build_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan, ViewLoader
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
+from fastmoco.pipelines.crops import batch_requests
+from fastmoco.pipelines.transfer import CropTransfer
 from tests.loader_data import training, write_beton
 from tests.played_cuda.step import Watch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
 BATCHES = 6
+FOREIGN = "foreign"
+"""Name of `_foreign`."""
 
 
 def run(names: list[str]) -> dict[str, dict[str, Any]]:
@@ -54,10 +59,27 @@ def _seen(dataset: Dataset, name: str) -> dict[str, Any]:
     }
 
 
-def _open(dataset: Dataset, name: str, device: torch.device) -> ViewLoader:
+def _open(dataset: Dataset, name: str, device: torch.device) -> Any:
     plan = EpochPlan(seed=1, epoch=0, num_samples=len(dataset), global_batch_size=4)
     spec = training(num_threads=1)
+    if name == FOREIGN:
+        return _foreign(dataset, plan, spec, device)
     return build_loader(dataset, plan, spec=spec, stop_epoch=9, device=device, name=name)
+
+
+def _foreign(
+    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device
+) -> Iterator[Batch]:
+    """Crops in memory of somebody else, as DALI's and FFCV's are, brought by `CropTransfer`."""
+    size, on_gpu = spec.view_size, device.type == "cuda"
+    transfer = CropTransfer(plan.max_count, spec.num_views, size, device)
+    for request in batch_requests(dataset, plan, spec, 9):
+        transfer.wait()
+        shape = (*request.boxes.shape[:2], size, size, 3)
+        crops = torch.empty(shape, dtype=torch.uint8, pin_memory=on_gpu)
+        for row, sample_id in enumerate(request.sample_id.tolist()):
+            crop_and_resize(dataset.decode(sample_id), request.boxes[row], crops[row].numpy())
+        yield transfer.batch(request, crops, 0.0)
 
 
 def _on_host(batch: Batch) -> tuple[Tensor, ...]:
