@@ -18,6 +18,7 @@ from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
+from fastmoco.train.device_rules import with_augmentation
 from fastmoco.train.number_format import with_precision
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.step import TrainStep
@@ -93,7 +94,8 @@ def make_trainer(overrides: Iterable[str], *, num_samples: int = NUM_SAMPLES) ->
     cfg = load_config(TrainConfig, list(overrides))
     device = check_config(cfg)
     run = RunFolder(Path("none"))
-    return Trainer(with_precision(cfg, device, run), run, NoImages(num_samples), device)
+    cfg = with_augmentation(with_precision(cfg, device, run), device, run)
+    return Trainer(cfg, run, NoImages(num_samples), device)
 
 
 def make_batch(number: int, *, size: int = BATCH, device: str = "cpu") -> Batch:

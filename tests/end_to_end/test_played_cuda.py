@@ -24,6 +24,8 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "adam": (["optimizer.name=adam", *NARROW], 2),
     "adamw, fp16": (["optimizer.name=adamw", "precision=fp16", *NARROW], 2),
     "lars, fp16": (["optimizer.name=lars", "precision=fp16", *NARROW], 2),
+    "views by planes": (["pipeline.augmentation=planes", *NARROW],),
+    "unlike views": (["policy=moco_v3", *NARROW],),
     "plain loss": (["moco.loss=plain", *NARROW],),
     "chunked loss": (["moco.loss=chunked", *NARROW],),
     "eman": (["moco.batch_norm=eman"],),
