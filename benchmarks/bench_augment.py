@@ -34,7 +34,7 @@ from fastmoco.draws.host import draw_keys
 from fastmoco.moco.settings import ModelConfig
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import POLICIES
-from fastmoco.train.acceleration import resolve_compile
+from fastmoco.train.compilation import resolve_compile
 from fastmoco.train.settings import Compile
 
 OURS, PLAIN, FUNCTIONS = "fastmoco", "by torch alone", "by Kornia's functions"

@@ -37,6 +37,14 @@ def private_folder() -> Path | None:
     return folder if is_private and found.st_uid == os.geteuid() else None
 
 
+def kept_folder() -> Path | None:
+    """Folder for small facts that outlast a restart: in the user's cache, else `private_folder`."""
+    usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    if _can_be_made(usual):
+        return Path(os.path.expanduser(usual), "fastmoco")
+    return private_folder()
+
+
 def prepare_caches() -> None:
     """Set the variables of cache folders for this process and its children, if the user did not.
 

@@ -52,6 +52,11 @@ def one_line(text: str, *, keep_bytes: bool = False) -> str:
     return "".join(c if is_shown(c) else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """First line of what an error says; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest_name(name: str, known: list[str]) -> str:
     """Return ``; did you mean NAME?`` for a misspelled name, or else ``; known: NAMES``.
 

@@ -59,7 +59,7 @@ def build_loader(
         )
     try:
         module = importlib.import_module(LOADERS[name])
-    except ImportError as error:
+    except (ImportError, OSError, AttributeError) as error:  # a library of it lacks, or differs
         raise UsageError(f"pipeline.name={name} cannot be loaded ({error}); {ADVICE}") from error
     loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
     return loader
@@ -72,17 +72,17 @@ def resolve_loader(
     spec: LoaderSpec,
     device: torch.device,
     name: str = AUTO,
+    before: str = "",
 ) -> tuple[str, str]:
-    """Choose the loader that `build_loader` opens.
-
-    On a GPU the choice can take some seconds and differ from run to run: resolve once.
+    """Choose the loader that `build_loader` opens; loads a batch if that is DALI's.
 
     Args:
         dataset: See `build_loader`.
-        plan: Order of a trial.
+        plan: Order of that batch.
         spec: See `build_loader`.
         device: See `build_loader`.
         name: ``auto`` or a key of `LOADERS`.
+        before: Loader that ``auto`` chose for this run at its start; "" for a new run.
 
     Returns:
         A key of `LOADERS`, and the reason in a few words.
@@ -95,10 +95,13 @@ def resolve_loader(
         return name, "as asked"
 
     def open_loader(name: str) -> ViewLoader:
-        stop = plan.epoch + 1000  # enough for a small set: a trial ends by time
+        stop = plan.epoch + 1
         return build_loader(dataset, plan, spec=spec, stop_epoch=stop, device=device, name=name)
 
-    return choose.choose_loader(dataset, device, open_loader)
+    if not before:
+        return choose.choose_loader(dataset, device, open_loader)
+    fault = choose.fault_of_dali(open_loader) if before == "dali" else ""
+    return ("beton", f"before it was dali; {fault}") if fault else (before, "as before")
 
 
 def free_idle() -> None:

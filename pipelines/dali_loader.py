@@ -18,9 +18,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
-from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -30,14 +27,12 @@ from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.dataset import Dataset
 from fastmoco.errors import UsageError
 from fastmoco.pipelines.background import Background, proved_blob, stop_all
-from fastmoco.pipelines.choose import images_per_second
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, batch_requests
 from fastmoco.pipelines.dali_pipeline import (
     Decoded,
     Read,
     Settings,
-    free_pipelines,
     give_back,
     take,
 )
@@ -45,9 +40,8 @@ from fastmoco.pipelines.reads import LIMIT_SECONDS, Reads
 from fastmoco.pipelines.transfer import CropTransfer
 
 HW_DECODER_LOAD = 0.65
-"""Fraction of a batch that the GPU's JPEG unit decodes, where it has one; DALI's own default."""
-SWEEP = (0.2, 0.35, 0.5, 0.65, 0.7)
-"""Fractions that are tried; 0.9 gains 2% and more than doubles the longest wait."""
+"""Fraction of a batch that the GPU's JPEG unit decodes, where it has one; DALI's own default.
+0.9 gains 2% and more than doubles the longest wait (NVIDIA's figures)."""
 ADVICE = "DALI hangs or the disk is very slow; set pipeline.name=beton, which decodes on the CPU"
 
 
@@ -177,10 +171,6 @@ def _settings(
     if device.type == "cuda":
         device_id = torch.cuda.current_device() if device.index is None else device.index
     load = spec.hw_decoder_load
-    if load is None and (device_id is None or num_raw):
-        load = HW_DECODER_LOAD  # no such unit is used
-    if load is None:
-        load = _fastest_load(dataset, plan, spec, device)
     return Settings(
         max_batch_size=plan.max_count,
         num_views=spec.num_views,
@@ -189,40 +179,5 @@ def _settings(
         device_id=device_id,
         num_threads=spec.threads,
         prefetch_batches=spec.prefetch_batches,
-        hw_decoder_load=load,
+        hw_decoder_load=HW_DECODER_LOAD if load is None else load,
     )
-
-
-_fastest_loads: dict[torch.device, float] = {}
-
-
-def _fastest_load(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device
-) -> float:
-    """Fastest load of a sweep, which runs once per process and device."""
-    if device not in _fastest_loads:
-        rates = sweep_hw_decoder_load(dataset, plan, spec, device)
-        _fastest_loads[device] = max(rates, key=rates.__getitem__)
-    return _fastest_loads[device]
-
-
-def sweep_hw_decoder_load(
-    dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, device: torch.device
-) -> dict[float, float]:
-    """Measure images per second for each fraction of `SWEEP`, each with a new pipeline.
-
-    Args:
-        dataset: See `build_loader`.
-        plan: Its first 11 batches are loaded, the first of them to warm up.
-        spec: See `build_loader`.
-        device: A GPU.
-    """
-    rates = {}
-    for load in SWEEP:
-        with closing(
-            build(dataset, plan, replace(spec, hw_decoder_load=load), plan.epoch + 1000, device)
-        ) as loader:
-            next(loader)
-            rates[load] = images_per_second(islice(loader, 10))
-        free_pipelines()
-    return rates

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmoco.errors import UsageError, first_line
 from fastmoco.pipelines.background import Background
 from fastmoco.pipelines.crops import BatchRequest
 
@@ -52,22 +53,38 @@ class DaliPipeline:
     """A DALI pipeline that decodes the batches of one loader after the other."""
 
     def __init__(self, settings: Settings) -> None:
+        """Build the pipeline.
+
+        Raises:
+            UsageError: If this DALI cannot.
+        """
         self.settings = settings
         self.fed: deque[BatchRequest] = deque()  # batches that DALI has not returned yet
         self._feed: Background[Read] | None = None
         self._feed_error: Exception | None = None
-        self._pipe: Any = _dali.Pipeline(
+        try:
+            self._pipe: Any = self._build()
+        except Exception as error:  # another version of DALI lacks or renames operations
+            raise UsageError(
+                f"pipeline.name=dali: DALI {_dali.__version__} cannot build the pipeline "
+                f"({first_line(error)}); pip install 'fastmoco[dali]', or set pipeline.name=beton"
+            ) from error
+
+    def _build(self) -> Any:
+        settings = self.settings
+        pipe = _dali.Pipeline(
             batch_size=settings.max_batch_size,
             num_threads=settings.num_threads,
             device_id=settings.device_id,
             prefetch_queue_depth=settings.prefetch_batches,
         )
-        with self._pipe:
+        with pipe:
             inputs = fn.external_source(
                 source=self._next_inputs, num_outputs=1 + 2 * settings.num_views, batch=True
             )
-            self._pipe.set_outputs(_views(settings, *inputs))
-        self._pipe.build()
+            pipe.set_outputs(_views(settings, *inputs))
+        pipe.build()
+        return pipe
 
     def run(self, feed: Background[Read]) -> Generator[Decoded]:
         """Decode batches in their order, until the feed ends or fails.

@@ -57,4 +57,4 @@ class PipelineConfig:
     prefetch_batches: int = 2
     """Batches made ahead of the one in use."""
     hw_decoder_load: float | None = None
-    """DALI on a GPU: fraction of images, 0 to 1, for its JPEG unit; null = from a short sweep."""
+    """DALI on a GPU: fraction of images, 0 to 1, for its JPEG unit; null = 0.65."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastmoco.train.acceleration import resolve_compile
+from fastmoco.train.compilation import resolve_compile
 from fastmoco.train.settings import Compile
 
 

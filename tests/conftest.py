@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastmoco import kept_checks
 from tests.full_suite import FullSuite
 
 
@@ -98,6 +99,12 @@ def seed() -> int:
     np.random.seed(0)
     torch.manual_seed(0)
     return 0
+
+
+@pytest.fixture(autouse=True)
+def no_kept_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of checks of this machine are neither read nor kept."""
+    monkeypatch.setattr(kept_checks, "kept_folder", lambda: None)
 
 
 @pytest.fixture

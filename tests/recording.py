@@ -35,7 +35,7 @@ class TapeRecording:
         """Take what gives all tensors that outlive a step: recording must leave them alone."""
         self.state = state
         self.tape = Tape()
-        self.warm_ups = self.replays = 0
+        self.warm_ups = self.replays = self.abandoned = 0
 
     def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
         self.warm_ups += 1
@@ -47,6 +47,9 @@ class TapeRecording:
             self.output = work()
         for tensor, value in before:
             tensor.copy_(value)
+
+    def abandon(self) -> None:
+        self.abandoned += 1
 
     @torch.no_grad()
     def replay(self) -> Tensor:

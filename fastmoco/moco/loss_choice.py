@@ -1,10 +1,13 @@
 """Choice of InfoNCE's form on a device; the kernel is used only where it is right."""
 
 import warnings
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastmoco.files import file_sha256
+from fastmoco.kept_checks import checked
 from fastmoco.moco.collectives import on_any_rank
 from fastmoco.moco.loss import one_pass
 from fastmoco.moco.settings import Loss
@@ -38,7 +41,7 @@ def resolve_loss(loss: Loss, device: torch.device, dim: int, ranks: Ranks = ALON
         return Loss.chunked
     if loss not in (Loss.auto, Loss.fused):
         return loss
-    reason = "it needs a GPU" if device.type != "cuda" else fault_of_fused(device, dim)
+    reason = "it needs a GPU" if device.type != "cuda" else known_fault(device, dim)
     if on_any_rank(bool(reason), device, ranks):
         reason = reason or "it fails on another device of the run"
     if not reason:
@@ -47,6 +50,17 @@ def resolve_loss(loss: Loss, device: torch.device, dim: int, ranks: Ranks = ALON
         raise ValueError(f"moco.loss=fused cannot be used here: {reason}; set moco.loss=auto")
     warnings.warn(f"moco.loss=auto uses chunked, fused cannot be used: {reason}", stacklevel=2)
     return Loss.chunked
+
+
+def known_fault(device: torch.device, dim: int) -> str:
+    """`fault_of_fused`, or what it found before on such a GPU with this kernel."""
+    return checked(check_name(dim), device, lambda: fault_of_fused(device, dim))
+
+
+def check_name(dim: int) -> str:
+    """Name under which the result of `fault_of_fused` is kept, with a digest of the kernel."""
+    kernel = file_sha256(Path(__file__).with_name("kernels") / "info_nce.py")[:8]
+    return f"fused loss, C = {dim}, kernel {kernel}"
 
 
 def fault_of_fused(device: torch.device, dim: int) -> str:

@@ -67,6 +67,12 @@ class StepGuard:
         self._before = [_flat(kind) for kind in self._kinds]
 
     @torch.no_grad()
+    def restore(self) -> None:
+        """Put the running statistics back to what `remember` copied."""
+        for kind, old in zip(self._kinds, self._before, strict=True):
+            _write(kind, old)
+
+    @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
         """Do the optimizer's step, or put the running statistics back.
 

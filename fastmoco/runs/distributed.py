@@ -107,6 +107,16 @@ def of_first(text: str, ranks: Ranks) -> str:
     return texts[0]
 
 
+def of_all(text: str, ranks: Ranks) -> list[str]:
+    """The texts of all ranks, in their order."""
+    if not ranks.several:
+        return [text]
+    texts: list[str] = [""] * ranks.world_size
+    with naming_a_lost_rank():
+        dist.all_gather_object(texts, text)  # by gloo: text is in the host's memory
+    return texts
+
+
 def check_same_step(step: int, ranks: Ranks) -> None:
     """Check that all ranks resume from the same step.
 

@@ -1,4 +1,4 @@
-"""Acceleration of the same step: `torch.compile`, and one CUDA graph.
+"""Acceleration of the same step by one CUDA graph.
 
 A graph is captured once, then replayed by one launch. A step starts several hundred kernels, and
 where they are short the host cannot start them as fast as the GPU ends them (views of 32 pixels). A
@@ -11,17 +11,18 @@ read the host (`resolve_cuda_graph`).
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastmoco.errors import UsageError
+from fastmoco.kept_checks import AGAIN, CUDA_GRAPH, recall
 from fastmoco.optim.optimizers import set_learning_rate
 from fastmoco.pipelines.contract import Batch
 from fastmoco.ranks import Ranks
-from fastmoco.train.settings import Compile, CudaGraph, TrainConfig
+from fastmoco.train.compilation import reason_of
+from fastmoco.train.settings import CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
 
 WARM_UP_STEPS = 3  # torch.compile, cuDNN and Triton choose and compile in the first
@@ -41,6 +42,9 @@ class Recording(Protocol):
     def replay(self) -> Tensor:
         """Run the recorded work; return the tensor of the work, at the same address."""
 
+    def abandon(self) -> None:
+        """Leave the device as it was before `record`, which failed."""
+
 
 class CudaRecording:
     """A CUDA graph, on its own stream."""
@@ -49,6 +53,7 @@ class CudaRecording:
         """Create an empty graph and its stream."""
         self._graph = torch.cuda.CUDAGraph()
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._before = torch.cuda.current_stream(device)
         self._output = torch.empty(0)
 
     def warm_up(self, work: Callable[[], Tensor]) -> Tensor:
@@ -64,11 +69,24 @@ class CudaRecording:
         """Capture the work.
 
         Raises:
-            RuntimeError: If a graph does not support an operation of it.
+            RuntimeError: If a graph does not support an operation of it; other errors come from
+                compilers, Python code of the step, or memory.
         """
+        self._before = torch.cuda.current_stream(self._stream.device)
         # Loaders' threads keep using the device, so only this thread is checked.
         with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             self._output = work()
+
+    def abandon(self) -> None:
+        """Go back to the stream before the capture and free the graph; waits for the device.
+
+        Where ending a capture fails, torch stays on the stream of the capture. torch 2.11 also
+        keeps the memory of that graph (PyTorch's pull request 180395, in 2.12).
+        """
+        torch.cuda.set_stream(self._before)
+        self._output = torch.empty(0)
+        self._graph.reset()
+        torch.cuda.synchronize(self._stream.device)
 
     def replay(self) -> Tensor:
         """Launch all kernels of the graph."""
@@ -103,7 +121,7 @@ class GraphedStep:
         """Do one step as `TrainStep` does; the next call overwrites the returned metrics.
 
         Raises:
-            RuntimeError: If a graph is required and the step cannot be recorded.
+            ValueError: If a graph is required and the step cannot be recorded.
         """
         self.warms_up = self._recording is not None and self._batch is None
         if self._recording is None:
@@ -117,24 +135,30 @@ class GraphedStep:
             self._batch = static
             try:
                 self._recording.record(lambda: self.step.learn(static))
-            except RuntimeError as error:
-                self._recording = None
-                self._give_up(error)
+            except Exception as error:  # of a driver, a compiler, or Python code of the step
+                self._give_up(self._recording, error)
                 return self.step(batch, learning_rate)
         else:
             for name in STEP_INPUTS:
                 getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
         return self._recording.replay()
 
-    def _give_up(self, error: RuntimeError) -> None:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    def _give_up(self, recording: Recording, error: Exception) -> None:
+        """Run without a graph from now on: no tensor was changed, since recording computes nothing.
+
+        Raises:
+            ValueError: If a graph is required.
+        """
+        self._recording = self._batch = None
+        self.step.optimizer.zero_grad(set_to_none=True)  # gradients in the memory of the graph
+        recording.abandon()
         if self.required:
-            raise RuntimeError(
-                f"the step cannot be captured as a CUDA graph ({reason}); "
+            raise ValueError(
+                f"the step cannot be captured as a CUDA graph ({reason_of(error)}); "
                 "set train.cuda_graph=never to resume the same run"
             ) from error
         warnings.warn(
-            f"the step cannot be captured as a CUDA graph and runs without ({reason})",
+            f"the step cannot be captured as a CUDA graph and runs without ({reason_of(error)})",
             stacklevel=3,
         )
 
@@ -169,35 +193,5 @@ def _obstacle(cfg: TrainConfig, device: torch.device, ranks: Ranks) -> str:
         return "policy.pool chooses images by host reads"
     if cfg.train.profile:
         return "train.profile measures the stages of a step separately"
-    return ""
-
-
-@cache
-def _compile_failure(device: torch.device) -> str | None:
-    """Compile one addition: only this checks compiler, headers and cache folder together."""
-    try:
-        with warnings.catch_warnings():
-            # torch warns of its own deprecated parts while it loads the compiler (2.11 does).
-            warnings.simplefilter("ignore")
-            torch.compile(lambda x: x + 1)(torch.ones(8, device=device))
-    except Exception as error:  # the toolchain fails in more ways than torch names
-        text = str(error).strip()
-        return (text.partition(" raised:\n")[2] or text).splitlines()[0]
-    return None
-
-
-def resolve_compile(choice: Compile, device: torch.device) -> tuple[bool, str]:
-    """Decide whether the step is compiled, with words for the run's header.
-
-    Raises:
-        UsageError: If train.compile=always cannot be fulfilled.
-    """
-    if choice is Compile.never:
-        return False, "eager (train.compile=never)"
-    failure = _compile_failure(device)
-    if failure is None:
-        return True, "torch.compile"
-    if choice is Compile.always:
-        raise UsageError(f"torch.compile fails here: {failure}; set train.compile=auto or never")
-    hint = "a C++ compiler (g++) makes it faster"
-    return False, f"eager, torch.compile fails here ({failure}); {hint}"
+    fault = recall(CUDA_GRAPH, device)
+    return f"{fault}; {AGAIN}" if fault else ""

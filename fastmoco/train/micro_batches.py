@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class MicroBatches:
         *,
         autocast: Callable[[], AbstractContextManager[object]],
         stage: str,
-        compiled: bool,
+        prepare: Callable[..., Callable[..., Any]],
     ) -> None:
         """Set the model and the number of micro-batches.
 
@@ -45,15 +45,12 @@ class MicroBatches:
             count: n, a divisor of this rank's batch.
             autocast: Makes the context in which encoders run.
             stage: Name of the forward passes in a profile.
-            compiled: Whether `torch.compile` captures both forward passes of a micro-batch.
+            prepare: Compiles both forward passes of a micro-batch, or leaves them eager.
         """
         self.model, self.count = model, count
         self.autocast, self.stage = autocast, stage
-        self._embed: Callable[[Tensor], Tensor] = self._plain_embed
-        self._contrast: Callable[[Tensor, Tensor], StepOutput] = self._plain_contrast
-        if compiled:
-            self._embed = torch.compile(self._plain_embed, dynamic=False)
-            self._contrast = torch.compile(self._plain_contrast, dynamic=False)
+        self._embed: Callable[[Tensor], Tensor] = prepare(self._plain_embed)
+        self._contrast: Callable[[Tensor, Tensor], StepOutput] = prepare(self._plain_contrast)
 
     def __call__(self, views: Views, backward: Callable[[Tensor], None]) -> StepOutput:
         """Add the batch's gradient to the query encoder's.

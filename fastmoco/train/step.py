@@ -3,6 +3,7 @@
 The algorithm is that of arXiv:1911.05722.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from fastmoco.draws.device import permutation
+from fastmoco.errors import UsageError
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
 from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
 from fastmoco.moco.model import MoCo
@@ -22,6 +24,7 @@ from fastmoco.optim.step_guard import StepGuard
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.policies import Policy
+from fastmoco.train.compilation import Compiler
 from fastmoco.train.metrics import step_metrics
 from fastmoco.train.micro_batches import MicroBatches
 
@@ -50,6 +53,7 @@ class TrainStep:
         std: Tensor,
         precision: Precision = Precision.float32,
         compiled: bool = False,
+        compile_required: bool = False,
         accumulate: int = 1,
         by_kornia: bool | None = None,
     ) -> None:
@@ -64,6 +68,8 @@ class TrainStep:
             precision: Number format of the encoders' forward and backward pass; not auto.
             compiled: Capture augmentation, encoders and loss by `torch.compile`. The modules
                 themselves stay eager, and so does the augmentation of a policy with a pool.
+            compile_required: Raise an error if compiling fails in the first step; otherwise warn,
+                and do this step and all others eagerly.
             accumulate: Micro-batches that the batch is cut into (`MicroBatches`).
             by_kornia: Whether Kornia's functions make the views; None: by the device.
         """
@@ -77,20 +83,29 @@ class TrainStep:
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
         self.guard = StepGuard(self.scaler, model.moved_by_forward())
-        self._micro_batches: MicroBatches | None = None
-        if accumulate > 1:
-            assert isinstance(model, MoCo)  # `check_config` refuses the others
-            self._micro_batches = MicroBatches(
-                model, accumulate, autocast=self._autocast, stage=STAGES[0], compiled=compiled
-            )
         self.compiled = compiled
         self.eager_part = ""  # for the run's header
-        self._forward: Callable[..., Any] = (
-            self.make_views if accumulate > 1 else self._plain_forward
-        )
-        if compiled:
-            self._forward = torch.compile(self._forward, dynamic=False)
-            self.eager_part = "augmentation eager (policy.pool)" if policy.pool else ""
+        if compiled and policy.pool:
+            self.eager_part = "augmentation eager (policy.pool)"
+        self._compile_required, self._accumulate, self._tried = compile_required, accumulate, False
+        self._compiler = Compiler(model.ranks)
+        self._set_forward(self._compiler if compiled else _unchanged)
+
+    def _set_forward(self, prepare: Callable[..., Any]) -> None:
+        """Set the forward pass from functions that `prepare` compiles or leaves alone."""
+        self._micro_batches: MicroBatches | None = None
+        forward: Callable[..., Any] = self._plain_forward
+        if self._accumulate > 1:
+            assert isinstance(self.model, MoCo)  # `check_config` refuses the others
+            self._micro_batches = MicroBatches(
+                self.model,
+                self._accumulate,
+                autocast=self._autocast,
+                stage=STAGES[0],
+                prepare=prepare,
+            )
+            forward = self.make_views
+        self._forward: Callable[..., Any] = prepare(forward)
 
     def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
         """Do one step.
@@ -113,7 +128,12 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.remember()
-        output, metrics = self._differentiate(batch)
+        try:
+            output, metrics = self._differentiate(batch)
+        except Exception as error:
+            self._give_up_compiling(error)
+            output, metrics = self._differentiate(batch)
+        self._tried = True
         self._average(metrics)
         with record_function(STAGES[2]):
             learned = self.guard.step(self.optimizer, metrics[0])
@@ -132,6 +152,26 @@ class TrainStep:
         output = self._micro_batches(result, self._backward)
         with torch.no_grad():
             return output, step_metrics(output)
+
+    def _give_up_compiling(self, error: Exception) -> None:
+        """Undo a forward and backward pass that could not be compiled; be eager from now on.
+
+        Raises:
+            Exception: The error itself, if it is not the compiler's, or not of the first step.
+            UsageError: If compiling is required.
+        """
+        reason = self._compiler.explain(error) if self.compiled and not self._tried else ""
+        if not reason:
+            raise error
+        if self._compile_required:
+            raise UsageError(
+                f"torch.compile fails {reason}; set train.compile=auto or never"
+            ) from error
+        warnings.warn(f"the step is eager, torch.compile fails {reason}", stacklevel=4)
+        self.compiled, self.eager_part = False, ""
+        self._set_forward(_unchanged)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.guard.restore()
 
     def _backward(self, loss: Tensor) -> None:
         with record_function(STAGES[1]):
@@ -215,3 +255,8 @@ class TrainStep:
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.mean.device, self.autocast_dtype)
+
+
+def _unchanged(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself: it stays eager."""
+    return function

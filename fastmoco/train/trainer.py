@@ -30,16 +30,16 @@ from fastmoco.runs.checkpoint import (
     with_prefix,
 )
 from fastmoco.runs.checkpoint_files import CheckpointError
-from fastmoco.runs.distributed import loader_threads, of_first
+from fastmoco.runs.distributed import loader_threads, of_all
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import (
     CudaRecording,
     GraphedStep,
-    resolve_compile,
     resolve_cuda_graph,
 )
+from fastmoco.train.compilation import resolve_compile
 from fastmoco.train.metrics import MetricsSum
-from fastmoco.train.settings import CudaGraph, TrainConfig
+from fastmoco.train.settings import Compile, CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
 from fastmoco.weights.start import StartWeights
 
@@ -88,11 +88,11 @@ class Trainer:
         self.cfg, self.run, self.dataset = cfg, run, dataset
         self.device, self.ranks = device, ranks
         self.steps_done, self.loader_name, self.loader_reason = 0, "", ""
-        self.in_step = False
+        self.in_step, self._loader_before = False, ""
         self.origins: list[dict[str, Any]] = []
         self.steps_per_epoch = self.plan(epoch=0).num_batches
         graphed, self.graph = resolve_cuda_graph(cfg, device, ranks)
-        compiling, self.compiled = resolve_compile(cfg.train.compile, device)
+        compiling, self.compiled = resolve_compile(cfg.train.compile, device, ranks)
         self.step = self._build_step(compiling)
         self.metrics = MetricsSum(device)
         self.knn_top1: float | None = None
@@ -128,6 +128,7 @@ class Trainer:
             std=torch.tensor(self.channel_std, device=device),
             precision=cfg.precision,
             compiled=compiling,
+            compile_required=cfg.train.compile is Compile.always,
             accumulate=cfg.train.accumulate,
             by_kornia=uses_kornia(cfg.pipeline.augmentation, device),
         )
@@ -205,11 +206,16 @@ class Trainer:
         spec = LoaderSpec.of(replace(self.cfg.pipeline, num_threads=threads), self.cfg.policy)
         if not self.loader_name:
             name, reason = resolve_loader(
-                self.dataset, plan, spec=spec, device=device, name=self.cfg.pipeline.name
+                self.dataset,
+                plan,
+                spec=spec,
+                device=device,
+                name=self.cfg.pipeline.name,
+                before=self._loader_before,
             )
-            # On a GPU the fastest loader may differ between ranks.
-            self.loader_name = of_first(name, self.ranks)
-            self.loader_reason = of_first(reason, self.ranks)
+            # DALI, or the memory of a GPU, may lack on some ranks: all decode in the same way.
+            found = list(zip(of_all(name, self.ranks), of_all(reason, self.ranks), strict=True))
+            self.loader_name, self.loader_reason = min(found, key=lambda one: one[0] != "beton")
         return build_loader(
             self.dataset,
             plan,
@@ -304,7 +310,7 @@ class Trainer:
         self.check_checkpoint(checkpoint)
         self.restore(checkpoint)
         if self.cfg.pipeline.name == AUTO:
-            self.loader_name, self.loader_reason = checkpoint.facts["loader"], "as before"
+            self._loader_before = checkpoint.facts["loader"]
         return True
 
     def check_checkpoint(self, checkpoint: Checkpoint) -> None:

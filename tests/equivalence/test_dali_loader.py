@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastmoco.data.beton import BetonFile
-from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.convert import Encoding
-from fastmoco.pipelines.build import build_loader, free_idle
+from fastmoco.errors import UsageError
+from fastmoco.pipelines.build import build_loader, free_idle, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec
 from tests.equivalence import test_loaders as reference
 from tests.equivalence.test_loaders import CPU, TENSORS, assert_equal
@@ -129,53 +129,38 @@ def test_a_pipeline_that_nobody_uses_is_freed_at_once(dataset: BetonFile) -> Non
     assert load(dataset, training())
 
 
-class TimedLoader:
-    """Gives its batches by a clock that it moves itself."""
-
-    def __init__(self, clock: list[float], seconds: float) -> None:
-        self.clock, self.seconds = clock, seconds
-
-    def __iter__(self) -> "TimedLoader":
-        return self
-
-    def __next__(self) -> Batch:
-        self.clock[0] += self.seconds
-        return Batch(torch.zeros(8, 2, 1, 1, 3), *[torch.zeros(8)] * 4, data_wait_seconds=0.0)
-
-    def close(self) -> None:
-        self.clock[0] += 100
+def test_share_of_the_jpeg_unit_is_set_or_dalis_own(dataset: BetonFile) -> None:
+    plan = EpochPlan(seed=5, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=BATCH)
+    for given, expected in ((0.3, 0.3), (0.0, 0.0), (None, 0.65)):
+        spec = replace(training(), hw_decoder_load=given)
+        for device in ("cpu", "cuda:0"):
+            settings = dali_loader._settings(dataset, plan, spec, torch.device(device))
+            assert settings.hw_decoder_load == expected
 
 
-def test_share_of_the_jpeg_unit_is_set_or_swept_once(
+class OtherVersion:
+    """DALI's functions without one of them."""
+
+    def __getattr__(self, name: str) -> object:
+        if name == "resize":
+            raise AttributeError("module 'nvidia.dali.fn' has no attribute 'resize'")
+        return getattr(real_fn, name)
+
+
+real_fn = dali_pipeline.fn
+
+
+def test_a_dali_of_another_version_is_an_error_by_name_and_beton_by_auto(
     dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, tried = [0.0], []
-
-    def build(_dataset, _plan, spec: LoaderSpec, *_: object) -> TimedLoader:
-        tried.append(spec.hw_decoder_load)
-        return TimedLoader(clock, 1 + abs(spec.hw_decoder_load - 0.5))
-
-    monkeypatch.setattr(dali_loader, "build", build)
-    monkeypatch.setattr(dali_loader, "_fastest_loads", {})
-    monkeypatch.setattr(dali_loader.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(dali_pipeline, "fn", OtherVersion())
+    dali_pipeline.free_pipelines()
+    with pytest.raises(UsageError, match=r"cannot build the pipeline \(module 'nvidia\.dali\.fn'"):
+        load(dataset, training())
     plan = EpochPlan(seed=5, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=BATCH)
-
-    def load_of(spec: LoaderSpec, device: str) -> float:
-        settings = dali_loader._settings(dataset, plan, spec, torch.device(device))
-        return settings.hw_decoder_load
-
-    assert load_of(replace(training(), hw_decoder_load=0.3), "cuda:0") == 0.3
-    assert load_of(training(), "cpu") == dali_loader.HW_DECODER_LOAD
-    assert tried == []
-    if (dataset.modes == MODE_RAW).all():
-        assert load_of(training(), "cuda:0") == dali_loader.HW_DECODER_LOAD
-        assert tried == []
-        return
-    assert [load_of(training(), "cuda:0") for _ in range(2)] == [0.5, 0.5]
-    assert tried == list(dali_loader.SWEEP)
-    rates = dali_loader.sweep_hw_decoder_load(dataset, plan, training(), torch.device("cuda:0"))
-    assert rates[0.5] == pytest.approx(8)
-    assert rates[0.7] == pytest.approx(8 / 1.2)
+    name, reason = resolve_loader(dataset, plan, spec=training(), device=CPU, before="dali")
+    assert name == "beton"
+    assert "has no attribute 'resize'" in reason
 
 
 @pytest.mark.gpu

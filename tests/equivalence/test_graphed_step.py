@@ -4,6 +4,8 @@ The tape is as strict as a CUDA graph: what the host computed while recording st
 tensors are read and written where they lay. So equality shows that nothing of a step is frozen.
 """
 
+import re
+
 import pytest
 import torch
 
@@ -129,24 +131,55 @@ def test_a_resumed_run_warms_up_again_and_learns_the_same(saved):
 
 
 class Refusing(TapeRecording):
+    """Fails in the middle of a step that it has recorded, which left gradients behind."""
+
+    def __init__(self, step, error):
+        super().__init__(lambda: tensors_of(step).values())
+        self.error = error
+
     def record(self, work):
-        del work
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        super().record(work)
+        raise self.error
 
 
-def test_a_step_that_cannot_be_recorded_goes_on_without():
+CAPTURING = RuntimeError("operation not permitted when stream is capturing\nmore")
+ODD = {
+    "driver": (CAPTURING, "operation not permitted when stream is capturing"),
+    "no words": (NotImplementedError(), "NotImplementedError"),
+    "python": (KeyError("layer4"), "'layer4'"),
+    "compiler": (SyntaxError("bad PTX"), "bad PTX"),
+    "memory": (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+    "disk": (OSError(28, "No space left on device"), "No space left on device"),
+}
+
+
+@pytest.mark.parametrize(("error", "reason"), ODD.values(), ids=ODD)
+def test_a_step_that_cannot_be_recorded_goes_on_without(error, reason):
+    """Each batch is learned from once, the one of the failed recording too."""
     plain, step = make_step(), make_step()
-    recorded = GraphedStep(step, Refusing(list))
-    with pytest.warns(UserWarning, match=r"runs without \(operation not permitted when stream is"):
+    recording = Refusing(step, error)
+    recorded = GraphedStep(step, recording)
+    with pytest.warns(UserWarning, match=re.escape("graph and runs without (")) as warned:
         found = train(recorded, 0, 6)
+    assert [reason in str(one.message) for one in warned] == [True]
     assert torch.equal(found, train(plain, 0, 6))
     assert differing(step, plain) == []
+    assert (recording.warm_ups, recording.abandoned, recording.replays) == (WARM_UP_STEPS, 1, 0)
+
+
+def test_ctrl_c_while_recording_is_no_failure_of_the_graph():
+    step = make_step()
+    recorded = GraphedStep(step, Refusing(step, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train(recorded, 0, 4)
 
 
 def test_a_step_that_must_be_recorded_says_what_to_do():
-    recorded = GraphedStep(make_step(), Refusing(list), required=True)
-    with pytest.raises(RuntimeError, match=r"capturing\); set train\.cuda_graph=never"):
+    step = make_step()
+    recorded = GraphedStep(step, Refusing(step, CAPTURING), required=True)
+    with pytest.raises(ValueError, match=r"capturing\); set train\.cuda_graph=never"):
         train(recorded, 0, 4)
+    assert all(parameter.grad is None for parameter in step.model.learnable())
 
 
 @pytest.mark.parametrize(

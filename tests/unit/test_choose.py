@@ -1,19 +1,19 @@
-"""What `pipeline.name=auto` takes: the reason is said, and a trial that fails is no end."""
+"""What `pipeline.name=auto` takes: a rule of image size, cores and DALI; the reason is said."""
 
 from collections.abc import Iterator
-from contextlib import closing
-from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from fastmoco.data.beton import BetonFile
-from fastmoco.pipelines import choose
+from fastmoco.errors import UsageError
+from fastmoco.pipelines import build, choose
 from fastmoco.pipelines.build import build_loader, resolve_loader
 from fastmoco.pipelines.choose import choose_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan
+from fastmoco.pipelines.contract import EpochPlan
 from tests.loader_data import training, write_beton
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -28,29 +28,39 @@ def dataset(tmp_path: Path) -> Iterator[BetonFile]:
 
 @pytest.fixture
 def large(dataset: BetonFile) -> BetonFile:
-    dataset.heights = np.full(8, 400, np.int32)
+    """Photographs of ImageNet's size, by their index."""
+    dataset.heights, dataset.widths = (np.full(8, side, np.int32) for side in (375, 500))
     return dataset
 
 
-class Trial:
-    """A loader that gives so many images a second, by a clock that it moves itself."""
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A GPU of 16 GB with so many cores, DALI, and what was found of DALI's pixels."""
+    machine = SimpleNamespace(cores=8, fault="", installed=True, free=1 << 34)
+    properties = SimpleNamespace(total_memory=1 << 34)
+    monkeypatch.setattr(choose.os, "sched_getaffinity", lambda _: range(machine.cores))
+    monkeypatch.setattr(choose, "is_installed", lambda _: machine.installed)
+    monkeypatch.setattr(choose, "recall", lambda *_: machine.fault)
+    monkeypatch.setattr(choose, "free_bytes", lambda _: machine.free)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    return machine
 
-    def __init__(self, clock: list[float], rate: float) -> None:
-        self.clock, self.rate = clock, rate
 
-    def __iter__(self) -> "Trial":
-        return self
+def never(name: str) -> None:
+    raise AssertionError(f"{name} was opened")
 
-    def __next__(self) -> Batch:
-        self.clock[0] += 64 / self.rate
-        return Batch(torch.zeros(64, 2, 1, 1, 3), *[torch.zeros(64)] * 4, data_wait_seconds=0.0)
+
+class OneBatch:
+    """A loader that gives a batch, and is closed."""
+
+    def __init__(self, name: str) -> None:
+        assert name == "dali"
+
+    def __next__(self) -> object:
+        return object()
 
     def close(self) -> None:
-        self.clock[0] += 100  # closing is not the loader's speed
-
-
-def never(name: str) -> Trial:
-    raise AssertionError(f"{name} was tried")
+        pass
 
 
 def test_small_sets_are_kept_decoded(dataset: BetonFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,76 +72,86 @@ def test_small_sets_are_kept_decoded(dataset: BetonFile, monkeypatch: pytest.Mon
     assert (choice.name, choice.reason.split()[-3:]) == ("beton", ["much", "for", "cpu"])
 
 
+def test_on_a_gpu_its_memory_decides_and_not_what_others_have_left(dataset, gpu) -> None:
+    needed = choose.resident_bytes(dataset)
+    for gpu.free in (1 << 34, 2 * needed):
+        assert choose_loader(dataset, CUDA, never).name == "resident"
+    gpu.free = 2 * needed - 1
+    assert choose_loader(dataset, CUDA, never) == ("beton", "of cuda only 0.0 GB are free")
+
+
 def test_large_images_on_the_cpu_come_from_the_file(large: BetonFile) -> None:
     assert choose_loader(large, CPU, never).name == "beton"
 
 
-@pytest.mark.parametrize(("dali", "beton", "best"), [(900, 300, "dali"), (300, 900, "beton")])
-def test_a_gpu_takes_the_faster_decoder(
-    large: BetonFile, monkeypatch: pytest.MonkeyPatch, dali: float, beton: float, best: str
-) -> None:
-    clock, rates = [0.0], {"dali": dali, "beton": beton}
-    monkeypatch.setattr(choose, "free_bytes", lambda _: 1 << 40)
-    monkeypatch.setattr(choose, "find_spec", lambda _: object())
-    monkeypatch.setattr(choose.time, "perf_counter", lambda: clock[0])
-    choice = choose_loader(large, CUDA, lambda name: Trial(clock, rates[name]))
-    assert choice.name == best
-    assert choice.reason == f"tried, images/s: dali {dali}, beton {beton}"
+@pytest.mark.parametrize(("cores", "name"), [(8, "dali"), (9, "beton"), (64, "beton")])
+def test_the_cpu_decodes_where_a_gpu_has_cores_enough(large, gpu, cores, name) -> None:
+    gpu.cores = cores
+    choice = choose_loader(large, CUDA, OneBatch)
+    assert choice.name == name
+    assert f"{cores} cores a GPU decode about" in choice.reason
 
 
-@pytest.mark.parametrize("error", [ImportError, RuntimeError, TimeoutError])
-def test_a_decoder_that_fails_is_not_taken(
-    large: BetonFile, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
-) -> None:
-    monkeypatch.setattr(choose, "free_bytes", lambda _: 1 << 40)
-    monkeypatch.setattr(choose, "find_spec", lambda _: object())
-    monkeypatch.setattr(choose, "TRIAL_SECONDS", 0.01)
-
-    def open_loader(name: str) -> Trial:
-        if name == "dali":
-            raise error("no such decoder here")
-        return Trial([0.0], 100)
-
-    assert choose_loader(large, CUDA, open_loader).name == "beton"
+def test_cores_are_shared_by_the_gpus_of_a_machine(large, gpu, monkeypatch) -> None:
+    for name, value in {"WORLD_SIZE": "8", "RANK": "1", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    for gpu.cores, name in ((64, "dali"), (72, "beton")):
+        assert choose_loader(large, CUDA, OneBatch).name == name
 
 
-def test_of_two_that_cannot_be_told_apart_the_cpu_decodes(
-    large: BetonFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor does a trial without a second batch take a decoder that has not run at all."""
-    monkeypatch.setattr(choose, "free_bytes", lambda _: 1 << 40)
-    monkeypatch.setattr(choose, "find_spec", lambda _: object())
-    monkeypatch.setattr(choose, "_try", lambda *_: 0.0)
+def test_smaller_images_need_fewer_cores(large, gpu) -> None:
+    large.heights, large.widths, gpu.cores = large.heights // 2, large.widths // 2, 3
     assert choose_loader(large, CUDA, never).name == "beton"
 
 
-def test_a_trial_does_not_end_with_the_epoch_of_a_small_set(
-    dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts = []
-
-    def choose_by_counting(_dataset, _device, open_loader):
-        with closing(open_loader("beton")) as loader:
-            counts.append(sum(1 for _ in islice(loader, 50)))
-        return choose.Choice("beton", "counted")
-
-    monkeypatch.setattr(choose, "choose_loader", choose_by_counting)
-    resolve_loader(dataset, PLAN, spec=training(), device=CPU)
-    assert counts == [50]
+@pytest.mark.usefixtures("gpu")
+def test_files_with_raw_pixels_are_not_for_dali(large) -> None:
+    large.modes = np.append(large.modes[1:], 1 - large.modes[0])
+    assert choose_loader(large, CUDA, never) == ("beton", "not all images are JPEGs")
 
 
-def test_without_dali_the_cpu_decodes(large: BetonFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "free_bytes", lambda _: 1 << 40)
-    monkeypatch.setattr(choose, "find_spec", lambda _: None)
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"installed": False}, "DALI is not installed"),
+        ({"fault": None}, "not checked here yet, fastmoco doctor does it"),
+        ({"fault": "pixels differ"}, r"DALI was found wrong here (pixels differ)"),
+    ],
+)
+def test_dali_is_taken_only_where_its_pixels_were_found_right(large, gpu, found, words) -> None:
+    vars(gpu).update(found)
     choice = choose_loader(large, CUDA, never)
-    assert (choice.name, "DALI is not installed" in choice.reason) == ("beton", True)
+    assert choice.name == "beton"
+    assert words in choice.reason
+
+
+@pytest.mark.parametrize("error", [ImportError, AttributeError, RuntimeError, TimeoutError])
+@pytest.mark.usefixtures("gpu")
+def test_a_dali_that_gives_no_batch_ends_in_beton(large, error) -> None:
+    def open_loader(_: str) -> None:
+        raise error("no such decoder\nmore")
+
+    choice = choose_loader(large, CUDA, open_loader)
+    assert choice.name == "beton"
+    assert choice.reason.endswith("DALI cannot be used here (no such decoder)")
+
+
+def test_a_resumed_run_keeps_its_loader_unless_dali_has_gone(dataset, monkeypatch) -> None:
+    def before(name: str) -> tuple[str, str]:
+        return resolve_loader(dataset, PLAN, spec=training(), device=CPU, before=name)
+
+    assert before("ffcv") == ("ffcv", "as before")
+    monkeypatch.setattr(build.choose, "is_installed", lambda _: False)
+    name, reason = before("dali")
+    assert name == "beton"
+    assert reason.startswith("before it was dali; DALI cannot be used here (pipeline.name=dali nee")
 
 
 def test_what_is_asked_for_is_taken(dataset: BetonFile) -> None:
     spec = training()
     asked = resolve_loader(dataset, PLAN, spec=spec, device=CPU, name="torchvision")
     assert asked == ("torchvision", "as asked")
-    with pytest.raises(ValueError, match=r"pipeline\.name=betno is unknown"):
+    with pytest.raises(UsageError, match=r"pipeline\.name=betno is unknown"):
         resolve_loader(dataset, PLAN, spec=spec, device=CPU, name="betno")
     loader = build_loader(dataset, PLAN, spec=spec, stop_epoch=1, device=CPU)
     assert len(list(loader)) == 2

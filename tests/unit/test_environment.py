@@ -8,7 +8,7 @@ import torch
 
 from fastmoco import cli
 from fastmoco.errors import UsageError
-from fastmoco.train.acceleration import _compile_failure, resolve_compile
+from fastmoco.train.compilation import compile_failure, resolve_compile
 from fastmoco.train.settings import Compile
 
 
@@ -70,7 +70,7 @@ def test_why_nothing_compiles_is_said(monkeypatch, text):
         raise RuntimeError(text)
 
     monkeypatch.setattr(torch, "compile", refuse)
-    _compile_failure.cache_clear()
+    compile_failure.cache_clear()
     try:
         works, header = resolve_compile(Compile.auto, torch.device("cpu"))
         assert not works
@@ -78,4 +78,4 @@ def test_why_nothing_compiles_is_said(monkeypatch, text):
         with pytest.raises(UsageError, match=r"fails here: No working C\+\+ compiler; set"):
             resolve_compile(Compile.always, torch.device("cpu"))
     finally:
-        _compile_failure.cache_clear()
+        compile_failure.cache_clear()
