@@ -39,13 +39,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
     On a GPU those of float32 run in TF32, as its convolutions do unless one asks for more.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
-    try:
-        products = max(matrix_flops(device, dtype) for _ in range(TRIES))
-        return max(products, _convolution_rate(device, dtype))
-    finally:
-        torch.set_float32_matmul_precision(before)
+    products = max(matrix_flops(device, dtype) for _ in range(TRIES))
+    return max(products, _convolution_rate(device, dtype))
 
 
 def _convolution_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,13 +1,15 @@
 """The device of a run."""
 
+import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from fastmoco.errors import UsageError
+from fastmoco.kept_checks import driver_version
 
 
 def resolve_device(name: str) -> torch.device:
@@ -72,10 +74,58 @@ def describe_device(device: torch.device) -> str:
     return f"cpu ({len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads)"
 
 
+def unused_gpu() -> str:
+    """The reason why torch sees no GPU though NVIDIA's is here; "" if there is none, or it does.
+
+    torch itself only warns of an old driver, and trains on the CPU. A GPU that
+    ``CUDA_VISIBLE_DEVICES`` hides is left out on purpose.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if hidden or not has_nvidia_gpu() or torch.cuda.is_available():
+        return ""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    found = driver_cuda()
+    if not found:
+        return "there is no NVIDIA driver here"
+    if found < int(torch.version.cuda.partition(".")[0]) * 1000:
+        return (
+            f"the NVIDIA driver {driver_version()} is for CUDA {found // 1000}.{found % 1000 // 10}"
+            f" and torch {torch.__version__} for CUDA {torch.version.cuda}"
+        )
+    return "CUDA cannot be started"
+
+
+def has_nvidia_gpu(root: Path = Path("/")) -> bool:
+    """Whether a driver or the PCI bus shows a GPU of NVIDIA."""
+    if any((root / "dev").glob("nvidia[0-9]*")):
+        return True
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        with suppress(OSError):
+            kind = (device / "class").read_text(encoding="ascii")
+            if (device / "vendor").read_text(encoding="ascii").strip() == "0x10de":
+                if kind.startswith("0x03"):  # a display or 3D controller
+                    return True
+    return False
+
+
+def driver_cuda() -> int:
+    """Newest CUDA version that the driver supports, 12040 for 12.4; 0 without a driver."""
+    version = ctypes.c_int(0)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    return version.value
+
+
 def describe_float32(device: torch.device) -> str:
     """Name the number format of float32 work: cuDNN's convolutions round their inputs to TF32."""
-    rounded = device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    rounded = device.type == "cuda" and rounds_to_tf32()
     return "float32, TF32 in convolutions" if rounded else "float32"
+
+
+def rounds_to_tf32() -> bool:
+    """Whether cuDNN rounds the inputs of convolutions in float32 to TF32."""
+    return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 def synchronize(device: torch.device) -> None:

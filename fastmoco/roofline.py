@@ -1,7 +1,8 @@
 """Upper bound of training speed: counted operations against the device's measured rate."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from fastmoco.device import synchronize
+from fastmoco.device import rounds_to_tf32, synchronize
 from fastmoco.moco.mechanism import ContrastiveModel, Views
 
 RATE_SECONDS = 0.3  # duration of the measurement of matrix products
@@ -92,15 +93,33 @@ def step_flops_per_image(model: ContrastiveModel, view_size: int, count: int) ->
 
 
 def matrix_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Measured floating-point operations per second of a large matrix product."""
+    """Measured floating-point operations per second of a large matrix product.
+
+    On a GPU products of float32 run in TF32 if its convolutions do, so that the rate is one that
+    training can reach.
+    """
     size = 8192 if device.type == "cuda" else 1024
     left = torch.randn(size, size, device=device).to(dtype)
     right = torch.randn(size, size, device=device).to(dtype)
-    torch.mm(left, right)
-    synchronize(device)
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < RATE_SECONDS:
+    with _rounded_as_convolutions():
         torch.mm(left, right)
         synchronize(device)
-        products += 1
-    return 2 * size**3 * products / (time.perf_counter() - start)
+        start, products = time.perf_counter(), 0
+        while time.perf_counter() - start < RATE_SECONDS:
+            torch.mm(left, right)
+            synchronize(device)
+            products += 1
+        return 2 * size**3 * products / (time.perf_counter() - start)
+
+
+@contextmanager
+def _rounded_as_convolutions() -> Iterator[None]:
+    """Within the block, a GPU rounds products of float32 as cuDNN rounds its convolutions."""
+    products: Any = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    if rounds_to_tf32():
+        products.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before

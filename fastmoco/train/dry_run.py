@@ -29,7 +29,7 @@ from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.checks import check_config
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.device_rules import with_augmentation
-from fastmoco.train.number_format import with_precision
+from fastmoco.train.number_format import describe_precision, with_precision
 from fastmoco.train.report import StepClock, first_step_text, log_header
 from fastmoco.train.settings import TrainConfig, run_path
 from fastmoco.train.step import STAGES
@@ -56,7 +56,9 @@ class DryRun:
     flops_per_image: float
     """Operations of convolutions and matrix products: query forward and backward, key forward."""
     device_flops: float
-    """Operations per second of a large matrix product in this precision."""
+    """Operations per second of a large matrix product in this number format."""
+    number_format: str
+    """Number format of the run and of that product."""
     total_steps: int
     global_batch_size: int
 
@@ -83,6 +85,7 @@ class DryRun:
         if self.reserved_bytes is not None:
             memory += f", {self.reserved_bytes / 1e9:.2f} GB reserved"
         roof = f"{100 * self.share_of_roof:.0f}% of {self.device_flops / 1e12:.2f} TFLOP/s"
+        roof += f" in {self.number_format}"
         time_text = f"{hours} h {seconds // 60} min {seconds % 60} s"
         lines = {
             "images/s": f"{self.images_per_second:,.0f}",
@@ -166,6 +169,7 @@ def _measure(trainer: Trainer, loader: ViewLoader, flops: float, cfg: TrainConfi
         reserved_bytes=reserved_memory_bytes(trainer.device),
         flops_per_image=flops,
         device_flops=matrix_flops(trainer.device, trainer.step.autocast_dtype),
+        number_format=describe_precision(cfg.precision, trainer.device),
         total_steps=trainer.total_steps,
         global_batch_size=cfg.global_batch_size,
     )

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from fastmoco.device import describe_float32
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.precision import choose_precision
 from fastmoco.runs.run_folder import RunFolder
@@ -39,3 +40,8 @@ def with_precision(
         cfg, run, "precision", rule=lambda: choose_precision(device), older=Precision.float32
     )
     return replace(cfg, precision=value, advice=advice)
+
+
+def describe_precision(precision: Precision, device: torch.device) -> str:
+    """Name a number format; for float32, whether convolutions round their inputs to TF32."""
+    return describe_float32(device) if precision is Precision.float32 else precision.value

@@ -12,11 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastmoco.data.source_set import SourceSet
 from fastmoco.device import (
     describe_device,
-    describe_float32,
     peak_memory_bytes,
     reserved_memory_bytes,
+    unused_gpu,
 )
-from fastmoco.moco.settings import Precision
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.reporter import Reporter, SilentReporter
@@ -24,6 +23,7 @@ from fastmoco.train.beginning import describe_origins
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.estimate import run_cost
 from fastmoco.train.machine import machine_of
+from fastmoco.train.number_format import describe_precision
 from fastmoco.train.run_warnings import RunFacts, warnings_for
 from fastmoco.train.trainer import Trainer
 
@@ -123,7 +123,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
     """Log run, device, data, model, optimizer and length of the training."""
     cfg, model, ranks = trainer.cfg, trainer.step.model, trainer.ranks
     parameters = sum(parameter.numel() for parameter in model.query_encoder.parameters())
-    batch, is_float32 = cfg.global_batch_size, cfg.precision is Precision.float32
+    batch = cfg.global_batch_size
     rate = f"learning rate {cfg.optimizer.learning_rate:g}"
     if cfg.optimizer.scale_learning_rate:
         rate += f" x {batch}/256 = {base_learning_rate(cfg.optimizer, batch):g}"
@@ -133,7 +133,7 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         "device    %s%s, %s, %s",
         f"{ranks.world_size} x " if ranks.several else "",
         describe_device(trainer.device),
-        describe_float32(trainer.device) if is_float32 else cfg.precision.value,
+        describe_precision(cfg.precision, trainer.device),
         ", ".join(filter(None, [trainer.compiled, trainer.step.eager_part, trainer.graph, views])),
     )
     logger.info(
@@ -215,4 +215,5 @@ def _facts(trainer: Trainer) -> RunFacts:
         steps_per_epoch=trainer.steps_per_epoch,
         has_batch_norm=any(isinstance(module, _BatchNorm) for module in modules),
         machine=machine_of(trainer.device, trainer.ranks.world_size),
+        unused_gpu=unused_gpu() if trainer.cfg.device == "auto" else "",
     )

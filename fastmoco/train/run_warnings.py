@@ -39,6 +39,8 @@ class RunFacts:
     """Whether the encoder has batch norm."""
     machine: Machine
     """Devices of the run."""
+    unused_gpu: str = ""
+    """Why device=auto does not use the GPU of the machine; "" if it has none, or uses it."""
 
 
 def warnings_for(cfg: TrainConfig, facts: RunFacts) -> list[str]:
@@ -46,6 +48,9 @@ def warnings_for(cfg: TrainConfig, facts: RunFacts) -> list[str]:
     found = [*_about_length(cfg, facts), *_about_cost(cfg, facts)]
     if cfg.moco.mechanism is Mechanism.moco:
         found = [*_about_keys(cfg, facts), *found]
+    if facts.unused_gpu:
+        reason = facts.unused_gpu
+        found.insert(0, f"this run is on the CPU: {reason}; fastmoco doctor says what to do")
     if facts.machine.kind == "cuda" and cfg.precision is Precision.float32:
         found.append(
             "precision=float32 takes twice the time and memory of 16 bits on a GPU; "

@@ -78,6 +78,7 @@ def test_what_is_derived_from_the_figures():
         reserved_bytes=3_000_000_000,
         flops_per_image=1e9,
         device_flops=2e12,
+        number_format="bf16",
         total_steps=36_000,
         global_batch_size=50,
     )

@@ -1,11 +1,18 @@
 """Counted operations of a step, and a device's rate."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastmoco import roofline
 from fastmoco.moco.build import build_model
-from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
+from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.roofline import matrix_flops, step_flops_per_image
+from fastmoco.train import dry_run
+from fastmoco.train.settings import TrainConfig
+from tests.steps import make_step
 
 
 def test_a_step_is_four_forward_passes_and_leaves_the_model_alone():
@@ -25,3 +32,33 @@ def test_a_step_is_four_forward_passes_and_leaves_the_model_alone():
 
 def test_a_device_has_a_rate():
     assert 1e8 < matrix_flops(torch.device("cpu"), torch.float32) < 1e15
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_products_of_float32_are_rounded_as_convolutions(monkeypatch, rounded):
+    products, found = torch.backends.cuda.matmul, []
+    before = products.fp32_precision
+    monkeypatch.setattr(roofline, "rounds_to_tf32", lambda: rounded)
+    monkeypatch.setattr(roofline, "RATE_SECONDS", 0.0)
+    monkeypatch.setattr(torch, "mm", lambda *_: found.append(products.fp32_precision))
+    matrix_flops(torch.device("cpu"), torch.float32)
+    assert set(found) == {"tf32" if rounded else before}
+    assert products.fp32_precision == before != "tf32"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_dry_run_uses_the_rate_of_the_precision_that_runs(monkeypatch, precision, dtype):
+    asked = []
+    monkeypatch.setattr(dry_run, "matrix_flops", lambda _, dtype: asked.append(dtype) or 1e12)
+    cfg = TrainConfig(precision=Precision(precision), global_batch_size=8)
+    step = make_step(precision=cfg.precision)
+    trainer = SimpleNamespace(
+        step=step, device=torch.device("cpu"), total_steps=1, steps_done=1, graphed=None, take=None
+    )
+    monkeypatch.setattr(dry_run, "_take", lambda *_: 0.0)
+    found = dry_run._measure(trainer, None, 1.0, cfg)
+    assert asked == [dtype]
+    assert found.number_format == precision
+    assert f"% of 1.00 TFLOP/s in {precision}" in found.to_text()
