@@ -7,6 +7,7 @@ from fastmoco.commands import (
     convert,
     demo,
     detect,
+    doctor,
     embed,
     evaluate,
     export,
@@ -58,6 +59,7 @@ COMMANDS: dict[str, Command[Any]] = {
         sweep,
         table,
         demo,
+        doctor,
         completion,
     )
 }

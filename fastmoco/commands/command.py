@@ -24,7 +24,10 @@ Config = TypeVar("Config")
 
 
 class Result(Protocol):
-    """Output of a command, as text or, with ``--json``, as one JSON object."""
+    """Output of a command, as text or, with ``--json``, as one JSON object.
+
+    One with a text in an attribute ``fault`` is printed, and the command then fails.
+    """
 
     def to_text(self) -> str:
         """Text to read."""
@@ -73,6 +76,7 @@ class Command(Generic[Config]):
 
         Raises:
             UsageError: If an argument is missing, unknown or wrong.
+            ValueError: If the result has a ``fault``.
         """
         if self.run_arguments is not None:
             self.run_arguments(arguments)
@@ -90,6 +94,8 @@ class Command(Generic[Config]):
         result = self.run(places, self._load(overrides))
         if environment_ranks().is_first:
             print(_printed(result, as_json))  # noqa: T201
+        if fault := getattr(result, "fault", ""):
+            raise ValueError(fault)
 
     def _load(self, overrides: list[str]) -> Any:
         if self.config is None:

@@ -1,0 +1,18 @@
+"""`fastmoco doctor`: say what this machine has for training, what lacks, and how to get it."""
+
+from fastmoco.commands.command import Command, Result
+
+
+def _run(_arguments: list[str], _: None) -> Result:
+    from fastmoco.doctor.examine import examine
+
+    return examine()
+
+
+COMMAND = Command(
+    name="doctor",
+    options="",
+    summary="check what this machine has for training, and say how to get what lacks",
+    examples=("fastmoco doctor", "fastmoco doctor --json"),
+    run=_run,
+)
