@@ -50,7 +50,7 @@ def _step(device: torch.device) -> TrainStep:
         MocoConfig(dim=16, queue_size=64),
         num_samples=IMAGES * STEPS,
     )
-    model = model.to(device=device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     statistics = (torch.full((3,), value, device=device) for value in (0.5, 0.25))
     return TrainStep(
         model,

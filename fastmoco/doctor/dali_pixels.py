@@ -120,7 +120,8 @@ def difference(ours: Tensor, expected: Tensor, sample_ids: Sequence[int]) -> str
         sample_ids: N ids, to name the worst.
     """
     levels = (ours.int() - expected.int()).abs().float()
-    tiles = avg_pool2d(levels.flatten(0, 1).mean(3), TILE).unflatten(0, ours.shape[:2])
+    tiles = avg_pool2d(levels.flatten(0, 1).mean(3), TILE)
+    tiles = tiles.view(*ours.shape[:2], *tiles.shape[1:])  # (N, V, H / TILE, W / TILE)
     for what, found, allowed in (
         ("image", levels.mean((1, 2, 3, 4)), IMAGE_LEVELS),
         ("part", tiles.amax((1, 2, 3)), TILE_LEVELS),

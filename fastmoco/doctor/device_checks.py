@@ -146,7 +146,8 @@ def copy_rate() -> Finding:
         return NO_GPU
     pinned = torch.empty(COPY_BYTES, dtype=torch.uint8, pin_memory=True)
     target = torch.empty_like(pinned, device="cuda")
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     target.copy_(pinned, non_blocking=True)
     start.record()
     for _ in range(COPIES):
@@ -189,7 +190,7 @@ def nccl() -> Finding:
     from torch.cuda import nccl as library
 
     count = torch.cuda.device_count()
-    version = ".".join(map(str, library.version()))
+    version = ".".join(map(str, library.version()))  # type: ignore[no-untyped-call]
     values = [torch.full((1024,), float(i), device=f"cuda:{i}") for i in range(count)]
     library.all_reduce(values)  # type: ignore[no-untyped-call]
     if all(bool((one == sum(range(count))).all()) for one in values):

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from fastmoco.train.settings import Compile
 
 SLOWEST = timedelta(minutes=30)
 """How long a rank waits for another one's compiler."""
+_GRAPHS = count()
+"""Number of the next graph that ranks agree on; they compile in the same order."""
 
 
 @cache
@@ -82,11 +85,14 @@ class Compiler:
     On several ranks a failure of one is raised on all, before any of them has computed or sent
     anything: forward and backward pass are compiled together (torch would leave the backward pass
     for later).
+
+    Attributes:
+        settled: Whether the first step is done: what is compiled later is this rank's own matter.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         """Set the ranks that agree."""
-        self._ranks, self._graphs, self._failure = ranks, 0, ""
+        self._ranks, self._failure, self.settled = ranks, "", False
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile a function at its first call."""
@@ -99,6 +105,8 @@ class Compiler:
 
         An error that is not the compiler's is raised by the eager step again.
         """
+        if self.settled:
+            return ""
         if self._ranks.several:
             return self._failure
         if shortage(error) is not None or isinstance(error, ConnectionError):
@@ -106,6 +114,8 @@ class Compiler:
         return f"here: {reason_of(error)}"
 
     def _backend(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        if self.settled:
+            return lookup_backend("inductor")(graph, inputs)
         failure, compiled = "", None
         try:
             with autograd_config.patch(force_non_lazy_backward_lowering=True):
@@ -119,8 +129,7 @@ class Compiler:
 
     def _exchanged(self, failure: str) -> list[str]:
         """The failure of each rank at this graph; by the store, since no collective may run now."""
-        store = own_store(f"compile/{self._graphs}", SLOWEST)
-        self._graphs += 1
+        store = own_store(f"compile/{next(_GRAPHS)}", SLOWEST)
         with naming_a_lost_rank():
             store.set(str(self._ranks.rank), failure or "-")
             found = [store.get(str(rank)).decode() for rank in range(self._ranks.world_size)]

@@ -87,7 +87,7 @@ class TrainStep:
         self.eager_part = ""  # for the run's header
         if compiled and policy.pool:
             self.eager_part = "augmentation eager (policy.pool)"
-        self._compile_required, self._accumulate, self._tried = compile_required, accumulate, False
+        self._compile_required, self._accumulate = compile_required, accumulate
         self._compiler = Compiler(model.ranks)
         self._set_forward(self._compiler if compiled else _unchanged)
 
@@ -133,7 +133,7 @@ class TrainStep:
         except Exception as error:
             self._give_up_compiling(error)
             output, metrics = self._differentiate(batch)
-        self._tried = True
+        self._compiler.settled = True
         self._average(metrics)
         with record_function(STAGES[2]):
             learned = self.guard.step(self.optimizer, metrics[0])
@@ -160,7 +160,7 @@ class TrainStep:
             Exception: The error itself, if it is not the compiler's, or not of the first step.
             UsageError: If compiling is required.
         """
-        reason = self._compiler.explain(error) if self.compiled and not self._tried else ""
+        reason = self._compiler.explain(error) if self.compiled else ""
         if not reason:
             raise error
         if self._compile_required:

@@ -440,3 +440,10 @@ def rows() -> list[str]:
 def test_the_table_of_the_page_is_what_the_rules_give():
     expected = "\n".join(rows())
     assert expected in (ROOT / "docs/choosing.md").read_text(), f"put this there:\n{expected}"
+
+
+def test_a_gpu_that_is_not_used_is_the_first_warning():
+    cfg = load_config(TrainConfig, GOOD)
+    found = replace(facts(cfg, 70_000), unused_gpu="there is no NVIDIA driver here")
+    first = warnings_for(cfg, found)[0]
+    assert first.startswith("this run is on the CPU: there is no NVIDIA driver here; fastmoco doct")

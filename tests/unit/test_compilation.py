@@ -1,13 +1,17 @@
 """A compiler that fails: before the run, in its first step, on one rank of two."""
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.distributed import HashStore, PrefixStore
 
 from fastmoco import kept_checks
 from fastmoco.errors import UsageError
 from fastmoco.moco.collectives import gather_rows
+from fastmoco.ranks import Ranks
 from fastmoco.train import compilation
 from fastmoco.train.compilation import resolve_compile
 from fastmoco.train.settings import Compile
@@ -125,6 +129,7 @@ def broken_on_rank_1(ranks):
     return [header, str(refused.value), gathered, reason, sent, len(graphs)]
 
 
+@pytest.mark.full
 def test_two_ranks_are_eager_if_one_cannot_compile():
     """Rank 0, whose compiler works, has sent nothing that rank 1 would wait for."""
     first, second = run_ranks(broken_on_rank_1)
@@ -134,3 +139,43 @@ def test_two_ranks_are_eager_if_one_cannot_compile():
     assert re.match(r"torch\.compile fails on rank 1: no g\+\+; set", refused)
     assert (gathered, sent, graphs) == ([0.0, 2.0], [], 2)
     assert reason == "on rank 1: bad header"
+
+
+def test_a_rank_learns_that_another_one_cannot_compile(monkeypatch):
+    """The same without processes: two threads, whose store is in memory."""
+    store, rank = HashStore(), threading.local()
+    monkeypatch.setattr(compilation, "own_store", lambda name, _: PrefixStore(name, store))
+
+    def lookup(_):
+        def compile(graph, _):
+            if graph == "second" and rank.number:
+                raise SyntaxError("bad header\nmore")
+            return graph
+
+        return compile
+
+    def one_rank(number):
+        rank.number, compiler = number, compilation.Compiler(Ranks(number, 2))
+        compiled = compiler._backend("first", [])
+        with pytest.raises(RuntimeError, match="fails on rank 1: bad header"):
+            compiler._backend("second", [])
+        reason = compiler.explain(RuntimeError())
+        compiler.settled = True  # a later graph is of one rank alone
+        return compiled, reason, compiler._backend("third", []), compiler.explain(RuntimeError())
+
+    monkeypatch.setattr(compilation, "lookup_backend", lookup)
+    names = iter([0, 0, 1, 1])
+    monkeypatch.setattr(compilation, "_GRAPHS", names)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(one_rank, range(2)))
+    assert found == [("first", "on rank 1: bad header", "third", "")] * 2
+
+
+def test_the_probe_is_agreed_on_by_all_ranks(monkeypatch):
+    monkeypatch.setattr(compilation, "of_all", lambda own, _: [own, "no g++"])
+    monkeypatch.setattr(compilation, "compile_failure", lambda _: "")
+    works, header = resolve_compile(Compile.auto, CPU, Ranks(0, 2))
+    assert not works
+    assert "eager, torch.compile fails on rank 1 (no g++); a C++ compiler" in header
+    with pytest.raises(UsageError, match=r"fails on rank 1: no g\+\+; set train\.compile=auto"):
+        resolve_compile(Compile.always, CPU, Ranks(0, 2))
