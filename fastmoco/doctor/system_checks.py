@@ -79,7 +79,7 @@ def disk() -> Finding:
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
     """Shared memory, which NCCL uses between the GPUs of a machine."""
-    fix = "docker run --shm-size=8g, or sudo mount -o remount,size=8G /dev/shm"
+    fix = "docker run --shm-size=8g, or ask for a larger /dev/shm"
     if not folder.is_dir() or not can_write(folder):
         return Finding(State.without, f"{folder} is missing or cannot be written", fix)
     size = shutil.disk_usage(folder).total
