@@ -40,12 +40,15 @@ def recall(check: str, device: "torch.device") -> str | None:
     return found.get(_subject(device), {}).get(check) if found else None
 
 
-def keep(check: str, fault: str, device: "torch.device") -> None:
-    """Keep the result of a check; does nothing where no file can be written."""
+def keep(check: str, fault: str | None, device: "torch.device") -> None:
+    """Keep the result of a check (None forgets it); does nothing where no file can be written."""
     folder, found = kept_folder(), _read()
     if folder is None:
         return
-    found.setdefault(_subject(device), {})[check] = fault
+    results = found.setdefault(_subject(device), {})
+    results.pop(check, None)
+    if fault is not None:
+        results[check] = fault
     with suppress(OSError):
         atomic_write_text(folder / FILE, json.dumps(found, indent=1) + "\n")
 

@@ -12,7 +12,7 @@ from fastmoco.device import driver_cuda, resolve_device, unused_gpu
 from fastmoco.doctor.finding import NO_GPU, Finding, State
 from fastmoco.doctor.system_checks import compiler
 from fastmoco.errors import first_line
-from fastmoco.kept_checks import COMPILE, CUDA_GRAPH, DALI_PIXELS, driver_version, keep
+from fastmoco.kept_checks import COMPILE, CUDA_GRAPH, DALI_PIXELS, driver_version, keep, recall
 
 CPU = torch.device("cpu")
 COPY_BYTES, COPIES = 1 << 26, 8
@@ -41,7 +41,9 @@ def driver() -> Finding:
     fix = f"install NVIDIA's driver for CUDA {torch.version.cuda} or newer, and start again"
     if torch.version.cuda is None:
         fix = "pip install --force-reinstall torch torchvision"
-    return Finding(State.broken, f"{reason}: training would run on the CPU", fix)
+    # Without any driver this may be a container that was not given the GPU of its host.
+    state = State.broken if driver_cuda() else State.without
+    return Finding(state, f"{reason}: training would run on the CPU", fix)
 
 
 def card() -> Finding:
@@ -201,9 +203,13 @@ def nccl() -> Finding:
 
 def _kept(check: str, device: torch.device, find_fault: Callable[[], str]) -> str:
     """Do a check and keep its result, also that of one that ends this process."""
+    before = recall(check, device)
     keep(check, "the check did not end", device)
     try:
         fault = find_fault()
+    except KeyboardInterrupt:
+        keep(check, before, device)
+        raise
     except Exception as error:  # the result, whatever it is
         fault = first_line(error)
     keep(check, fault, device)

@@ -14,6 +14,10 @@ from fastmoco.pipelines import build, choose
 from fastmoco.pipelines.build import build_loader, resolve_loader
 from fastmoco.pipelines.choose import choose_loader
 from fastmoco.pipelines.contract import EpochPlan
+from fastmoco.ranks import Ranks
+from fastmoco.train import trainer
+from fastmoco.train.settings import TrainConfig
+from fastmoco.train.trainer import Trainer
 from tests.loader_data import training, write_beton
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -155,3 +159,24 @@ def test_what_is_asked_for_is_taken(dataset: BetonFile) -> None:
         resolve_loader(dataset, PLAN, spec=spec, device=CPU, name="betno")
     loader = build_loader(dataset, PLAN, spec=spec, stop_epoch=1, device=CPU)
     assert len(list(loader)) == 2
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        (["dali", "dali"], ("dali", "of rank 0")),
+        (["dali", "beton"], ("beton", "of rank 1")),
+        (["beton", "resident"], ("beton", "of rank 0")),
+    ],
+)
+def test_all_ranks_use_beton_if_one_must(monkeypatch, found, chosen) -> None:
+    reasons = iter([found, ["of rank 0", "of rank 1"]])
+    monkeypatch.setattr(trainer, "of_all", lambda *_: next(reasons))
+    monkeypatch.setattr(trainer, "resolve_loader", lambda *_, **__: ("", ""))
+    monkeypatch.setattr(trainer, "build_loader", lambda *_, **__: None)
+    one = SimpleNamespace(
+        cfg=TrainConfig(), loader_name="", _loader_before="", steps_done=0, steps_per_epoch=1
+    )
+    vars(one).update(dataset=None, device=CPU, ranks=Ranks(1, 2))
+    Trainer.open_loader(one, PLAN)
+    assert (one.loader_name, one.loader_reason) == chosen

@@ -186,7 +186,7 @@ def test_a_gpu_that_torch_cannot_use(gpu, monkeypatch, driver_cuda, built, reaso
     gpu.available, gpu.driver_cuda = False, driver_cuda
     monkeypatch.setattr(torch.version, "cuda", built)
     found = device_checks.driver()
-    assert found.state is BROKEN
+    assert found.state is (BROKEN if driver_cuda else WITHOUT)
     assert reason in found.text
     assert fix in found.fix
     assert device_checks.card() == NO_GPU
@@ -243,6 +243,19 @@ def test_a_loss_that_is_wrong_is_kept_as_wrong_also_if_the_check_crashes(monkeyp
     monkeypatch.setattr(loss_choice, "fault_of_fused", lambda *_: "")
     assert device_checks.fused_loss().state is WORKS
     assert recall(name, CPU) == ""
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("before", [None, "", "no g++"])
+def test_ctrl_c_leaves_the_results_as_they_were(monkeypatch, before):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    kept_checks.keep(kept_checks.COMPILE, before, CPU)
+    monkeypatch.setattr(compilation, "compile_failure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        device_checks.compilation()
+    assert recall(kept_checks.COMPILE, CPU) == before
 
 
 def recording(step):
