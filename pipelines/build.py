@@ -59,7 +59,7 @@ def build_loader(
         )
     try:
         module = importlib.import_module(LOADERS[name])
-    except (ImportError, OSError, AttributeError) as error:  # a library of it lacks, or differs
+    except (ImportError, OSError, AttributeError) as error:  # a library is missing, or differs
         raise UsageError(f"pipeline.name={name} cannot be loaded ({error}); {ADVICE}") from error
     loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
     return loader

@@ -1,4 +1,4 @@
-"""`fastmoco doctor`: say what this machine has for training, what lacks, and how to get it."""
+"""`fastmoco doctor`: say what this machine has for training, what is missing, and how to get it."""
 
 from fastmoco.commands.command import Command, Result
 
@@ -12,7 +12,7 @@ def _run(_arguments: list[str], _: None) -> Result:
 COMMAND = Command(
     name="doctor",
     options="",
-    summary="check what this machine has for training, and say how to get what lacks",
+    summary="check what this machine has for training, and say how to get what is missing",
     examples=("fastmoco doctor", "fastmoco doctor --json"),
     run=_run,
 )

@@ -41,7 +41,7 @@ class Findings:
 
     @property
     def fault(self) -> str:
-        """Names of what training needs and lacks, in one line; "" if it can run."""
+        """Names of the broken parts that training needs, in one line; "" if it can run."""
         names = [name for name, one in self.parts.items() if one.state is State.broken]
         return f"training cannot run as it should: {', '.join(names)}" if names else ""
 

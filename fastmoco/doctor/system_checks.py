@@ -51,7 +51,7 @@ def libjpeg_turbo() -> Finding:
 
         gray = np.full((32, 48, 3), 100, np.uint8)
         error = np.abs(decode_jpeg(encode_jpeg(gray, 95)).astype(int) - gray).max()
-    except Exception as reason:  # a package that lacks, or whose library does
+    except Exception as reason:  # the package or its library is missing
         return Finding(State.broken, f"cannot be used ({reason})", fix)
     if error > 2:
         return Finding(State.broken, f"decodes wrong pixels, off by {error} levels", fix)

@@ -213,7 +213,7 @@ class Trainer:
                 name=self.cfg.pipeline.name,
                 before=self._loader_before,
             )
-            # DALI, or the memory of a GPU, may lack on some ranks: all decode in the same way.
+            # DALI or memory may be missing on some ranks: all decode in the same way.
             found = list(zip(of_all(name, self.ranks), of_all(reason, self.ranks), strict=True))
             self.loader_name, self.loader_reason = min(found, key=lambda one: one[0] != "beton")
         return build_loader(
