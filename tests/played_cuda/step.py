@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastmoco import kept_checks
 from fastmoco.device import algorithms
 from fastmoco.moco import loss_choice
 from fastmoco.moco.build import build_model
@@ -24,7 +25,7 @@ from fastmoco.optim import optimizers
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.buffers import empty_batch
 from fastmoco.pipelines.contract import Batch
-from fastmoco.train import acceleration, checks, trainer
+from fastmoco.train import checks, compilation, trainer
 from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.trainer import Trainer
 from tests.steps import make_trainer
@@ -168,7 +169,8 @@ def without_numbers() -> Iterator[None]:
         mock.patch.object(trainer, "build_optimizer", _optimizer_without_numbers),
         mock.patch.object(nn.Module, "_apply", _applied),
         mock.patch.object(Trainer, "weights_norm", return_value=1.0),
-        mock.patch.object(acceleration, "_compile_failure", return_value=None),
+        mock.patch.object(compilation, "compile_failure", return_value=""),
+        mock.patch.object(kept_checks, "kept_folder", return_value=None),
         torch.autograd.set_multithreading_enabled(False),
         FakeTensorMode(),
     ):
