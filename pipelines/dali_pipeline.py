@@ -67,7 +67,8 @@ class DaliPipeline:
         except Exception as error:  # another version of DALI lacks or renames operations
             raise UsageError(
                 f"pipeline.name=dali: DALI {_dali.__version__} cannot build the pipeline "
-                f"({first_line(error)}); pip install 'fastmoco[dali]', or set pipeline.name=beton"
+                f"({first_line(error)}); pip install --upgrade nvidia-dali-cuda130, or set "
+                "pipeline.name=beton"
             ) from error
 
     def _build(self) -> Any:

@@ -171,7 +171,7 @@ def dali() -> Finding:
     fault = _kept(DALI_PIXELS, device, lambda: dali_fault(device))
     if not fault:
         return Finding(State.works, f"decodes the right pixels on {device}")
-    fix = "pip install --upgrade 'fastmoco[dali]', or pipeline.name=beton"
+    fix = "pip install --upgrade nvidia-dali-cuda130, or pipeline.name=beton"
     return Finding(State.without, f"not used by pipeline.name=auto ({fault})", fix)
 
 
@@ -180,7 +180,7 @@ def ffcv() -> Finding:
     try:
         from fastmoco.pipelines import ffcv_runtime  # noqa: F401
     except Exception as error:  # its libraries, or a newer NumPy or Numba
-        fix = "pip install --force-reinstall 'fastmoco[ffcv]', or pipeline.name=beton"
+        fix = "pip install --force-reinstall ffcv, or pipeline.name=beton"
         return Finding(State.without, f"cannot be loaded ({first_line(error)})", fix)
     return Finding(State.works, "can be loaded")
 

@@ -28,8 +28,8 @@ def examine() -> Findings:
             "torch.compile": _child("compilation"),
             **{part: _child(check) for part, check in GPU_PARTS.items()},
             "libjpeg-turbo": system_checks.libjpeg_turbo,
-            "FFCV": _optional("ffcv", "ffcv"),
-            "DALI": _optional("nvidia.dali", "dali"),
+            "FFCV": _optional("ffcv", "ffcv", "ffcv"),
+            "DALI": _optional("nvidia.dali", "dali", "nvidia-dali-cuda130"),
             "disk": system_checks.disk,
             "shared memory": system_checks.shared_memory,
             "open files": system_checks.file_limit,
@@ -75,13 +75,12 @@ def _child(check: str) -> Check:
     return lambda: in_child((check,), State.without, seconds=LIMIT_SECONDS)[0]
 
 
-def _optional(module: str, extra: str) -> Check:
-    """A child named as the extra, if the package is installed."""
+def _optional(module: str, check: str, package: str) -> Check:
+    """A check in a child, if the module of a package is installed."""
 
     def find() -> Finding:
         if system_checks.installed(module):
-            return _child(extra)()
-        fix = f"pip install 'fastmoco[{extra}]'"
-        return Finding(State.without, "not installed, and not needed", fix)
+            return _child(check)()
+        return Finding(State.without, "not installed, and not needed", f"pip install {package}")
 
     return find

@@ -32,11 +32,7 @@ from fastmoco.runs.checkpoint import (
 from fastmoco.runs.checkpoint_files import CheckpointError
 from fastmoco.runs.distributed import loader_threads, of_all
 from fastmoco.runs.run_folder import RunFolder
-from fastmoco.train.acceleration import (
-    CudaRecording,
-    GraphedStep,
-    resolve_cuda_graph,
-)
+from fastmoco.train.acceleration import CudaRecording, GraphedStep, resolve_cuda_graph
 from fastmoco.train.compilation import resolve_compile
 from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.settings import Compile, CudaGraph, TrainConfig
