@@ -201,14 +201,8 @@ class Trainer:
         device, threads = self.device, loader_threads(self.cfg.pipeline.num_threads)
         spec = LoaderSpec.of(replace(self.cfg.pipeline, num_threads=threads), self.cfg.policy)
         if not self.loader_name:
-            name, reason = resolve_loader(
-                self.dataset,
-                plan,
-                spec=spec,
-                device=device,
-                name=self.cfg.pipeline.name,
-                before=self._loader_before,
-            )
+            names = {"name": self.cfg.pipeline.name, "before": self._loader_before}
+            name, reason = resolve_loader(self.dataset, plan, spec=spec, device=device, **names)
             # DALI or memory may be missing on some ranks: all decode in the same way.
             found = list(zip(of_all(name, self.ranks), of_all(reason, self.ranks), strict=True))
             self.loader_name, self.loader_reason = min(found, key=lambda one: one[0] != "beton")
