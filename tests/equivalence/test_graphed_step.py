@@ -82,7 +82,8 @@ def test_a_recorded_step_is_the_plain_one(settings):
 
 @pytest.mark.filterwarnings("ignore:the step cannot be captured")
 def test_steps_before_the_first_replay_alone_are_known_as_warm_up():
-    recorded, refused = graphed(make_step()), GraphedStep(make_step(), Refusing(list))
+    step = make_step()
+    recorded, refused = graphed(make_step()), GraphedStep(step, Refusing(step, CAPTURING))
     found = []
     for number in range(6):
         train(recorded, number, number + 1)
