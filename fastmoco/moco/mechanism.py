@@ -60,7 +60,8 @@ class StepOutput:
     negative_similarity: Tensor
     """Scalar: the mean ``q.k`` over all queries and their negatives, detached."""
     terms: int = 1
-    """Number of losses that `loss` is the sum of: 2 for a symmetric loss."""
+    """Number of losses that `loss` is the sum of: 2 for a symmetric loss. Each encoder that trains
+    has made as many forward passes."""
     factor: float = 1.0
     """Factor that multiplies each of them."""
     sample_id: Tensor | None = None
@@ -175,12 +176,12 @@ class ContrastiveModel(nn.Module, ABC):
         return floating_buffers(self.query_encoder), []
 
     def moved_by_forward(self) -> list[Tensor]:
-        """All buffers of batch norms: statistics and counts, which a forward pass moves."""
+        """Running statistics of all batch norms, which a forward pass moves."""
         return [
             buffer
             for module in self.modules()
             if isinstance(module, _NormBase)
-            for buffer in module.buffers(recurse=False)
+            for buffer in floating_buffers(module)
         ]
 
     def learnable(self) -> list[nn.Parameter]:

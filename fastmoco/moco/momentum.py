@@ -72,18 +72,39 @@ def follow(
         learned: Bool scalar on the device; where it is False nothing changes. None is True.
     """
     keys, queries = list(key), list(query)
-    if learned is None and isinstance(step, float):
+    if keys[0].is_cuda:
+        follow_by_sgd(keys, queries, step, learned)
+        return
+    if learned is not None:
+        step = learned * step
+    if isinstance(step, float):
         torch._foreach_lerp_(keys, queries, step)
         return
-    dtype = queries[0].dtype
-    if learned is not None:
-        step = learned.to(dtype) * step
-    assert isinstance(step, Tensor)
-    weight = step.to(dtype)
-    if weight.device.type == "cpu":
-        # The same bits as with a number. On a GPU it would be one launch for each tensor.
-        torch._foreach_lerp_(keys, queries, [weight] * len(keys))
-        return
-    difference = torch._foreach_sub(queries, keys)
-    torch._foreach_mul_(difference, weight)
-    torch._foreach_add_(keys, difference)
+    # The same bits as with a number. On a GPU it would be one launch for each tensor.
+    torch._foreach_lerp_(keys, queries, [step.to(queries[0].dtype)] * len(keys))
+
+
+@torch.no_grad()
+def follow_by_sgd(
+    keys: list[Tensor], queries: list[Tensor], step: float | Tensor, learned: Tensor | None
+) -> None:
+    """`follow` by one pass over memory, whose mask and step are on the device.
+
+    It is the fused kernel of SGD: with the gradient -q and a weight decay of 1, a learning rate of
+    `step` gives ``k <- k - step (k - q)``. ``torch.lerp`` for many tensors takes the same step for
+    all as a number of the host only, and sub, mul and add are three passes. Keys and queries need
+    equal dtypes and strides, as a fused optimizer does.
+    """
+    torch._fused_sgd_(
+        keys,
+        queries,
+        [],
+        weight_decay=1.0,
+        momentum=0.0,
+        lr=step if isinstance(step, float) else step.to(torch.float32),
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+        is_first_step=False,
+        found_inf=None if learned is None else torch.where(learned, 0.0, 1.0),
+    )

@@ -115,15 +115,13 @@ def _with_one_update(encoder: nn.Module, chunks: Sequence[Item]) -> Iterator[Ite
     statistics: ``(1 - a) r + a E_i s_i``, the same as for split batch norm with groups s_i.
     """
     running = floating_buffers(encoder)
-    counts = [buffer for buffer in encoder.buffers() if not buffer.is_floating_point()]
     if not running:
         yield from chunks
         return
-    start, start_counts = ([buffer.clone() for buffer in kind] for kind in (running, counts))
+    start = [buffer.clone() for buffer in running]
     total = [torch.zeros_like(buffer) for buffer in running]
     for chunk in chunks:
         torch._foreach_copy_(running, start)
-        torch._foreach_copy_(counts, start_counts)
         yield chunk
         torch._foreach_add_(total, running)
     torch._foreach_div_(total, len(chunks))

@@ -13,6 +13,7 @@ from torch.profiler import record_function
 
 from fastmoco.draws.device import permutation
 from fastmoco.errors import UsageError
+from fastmoco.moco.batchnorm import BatchCounters
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
 from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
 from fastmoco.moco.model import MoCo
@@ -83,6 +84,7 @@ class TrainStep:
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
         self.guard = StepGuard(self.scaler, model.moved_by_forward())
+        self.counters = BatchCounters(model)
         self.compiled = compiled
         self.eager_part = ""  # for the run's header
         if compiled and policy.pool:
@@ -128,15 +130,17 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.remember()
-        try:
-            output, metrics = self._differentiate(batch)
-        except Exception as error:
-            self._give_up_compiling(error)
-            output, metrics = self._differentiate(batch)
+        with self.counters.held():
+            try:
+                output, metrics = self._differentiate(batch)
+            except Exception as error:
+                self._give_up_compiling(error)
+                output, metrics = self._differentiate(batch)
         self._compiler.settled = True
         self._average(metrics)
         with record_function(STAGES[2]):
             learned = self.guard.step(self.optimizer, metrics[0])
+            self.counters.add(output.terms, learned)
         with record_function(STAGES[3]):
             self.model.after_step(output, learned)
         return metrics
