@@ -144,6 +144,9 @@ class LoaderSpec:
     hw_decoder_load: float | None = None
     """DALI on a GPU: fraction of images that its JPEG unit decodes; None: 0.65."""
 
+    cut_in_step: bool = False
+    """A set on a GPU: batches come without crops, which the step cuts (`Batch.images`)."""
+
     def __post_init__(self) -> None:
         """Refuse values that no loader can serve."""
         load = self.hw_decoder_load
@@ -195,7 +198,7 @@ class Batch:
     """
 
     crops: Tensor
-    """uint8 ``(N, V, H, W, 3)``, RGB."""
+    """uint8 ``(N, V, H, W, 3)``, RGB; ``(N, V, H, W, 0)`` where they are still to be cut."""
     boxes: Tensor
     """int32 ``(N, V, 4)``: top, left, height, width of each crop in its source image, pixels."""
     sample_id: Tensor
@@ -206,6 +209,9 @@ class Batch:
     """int64 ``(N,)``, -1 where unlabeled."""
     data_wait_seconds: float
     """Time that ``next()`` waited for this batch; near 0 if the loader is fast enough."""
+    images: Tensor | None = None
+    """uint8 ``(S, H, W, 3)``: the set, where crops are still to be cut from it by
+    ``crop_and_resize(images[sample_id], boxes, ...)``. It is the same tensor in all batches."""
 
 
 class ViewLoader(Protocol):

@@ -1,14 +1,10 @@
 """Loader that keeps a decoded set as uint8 on the device, and gathers and crops batches there.
 
 Trade-off: the set must fit in the device's memory, decoded and at the size of its largest image; in
-return a batch costs the host only the launch of a dozen kernels. The host draws the boxes of an
-epoch at once, one epoch ahead, on a thread of its own. If the device is the CPU, the threads of
-`beton_loader` cut the crops, with the same bits as from the file.
-
-On a device crops are resized as PIL does it: an antialiased triangle filter, first along one axis,
-then along the other, rounded to 8 bits in between. Each axis is a batched matrix product. Its
-weights are multiples of 1/2048, so that products and sums are integers that float32 (also TF32)
-holds exactly: the same bits for any batch size, and within one level of PIL.
+return a batch costs the host only the launch of some kernels (`device_crops`), and none where the
+training step cuts the crops itself, within its graph. The host draws the boxes of an epoch at once,
+one epoch ahead, on a thread of its own. If the device is the CPU, the threads of `beton_loader` cut
+the crops, with the same bits as from the file.
 
 A decoded set is shared by all open loaders of the same data on the same device: the kNN monitor
 reads the images that training keeps.
@@ -35,67 +31,11 @@ from fastmoco.pipelines.beton_loader import build_threads
 from fastmoco.pipelines.buffers import batch_rows, request_facts
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import BatchRequest, epoch_request
+from fastmoco.pipelines.device_crops import crop_and_resize
 from fastmoco.pipelines.reads import Reads
 
-WEIGHT_UNIT = 2048
-"""Resize weights are integers over this: 11 bits, which TF32 keeps; pixels are 8 bits, sums 19."""
 MEMORY_SHARE = 0.5
 """Largest fraction of the free memory that the set may take: training needs the rest."""
-
-
-def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Cut boxes out of images and resize them, antialiased bilinear, within one level of PIL.
-
-    Args:
-        images: ``(N, H, W, 3)`` uint8.
-        boxes: ``(N, V, 4)`` int32: top, left, height, width in pixels, inside the image.
-        size: Side of the square results, pixels.
-
-    Returns:
-        ``(N, V, size, size, 3)`` uint8, contiguous.
-    """
-    count, height, width = images.shape[:3]
-    views = boxes.shape[1]
-    top, left, box_height, box_width = boxes.unbind(2)
-    rows = _weights(top, box_height, size, height).view(count, views * size, height)
-    columns = _weights(left, box_width, size, width).view(count * views, size, width)
-    flat = images.to(torch.float32).view(count, height, width * 3)
-    tall = _rounded(rows @ flat).view(count * views, size, width, 3)
-    across = tall.transpose(1, 2).reshape(count * views, width, size * 3)
-    crops = _rounded(columns @ across).view(count, views, size, size, 3).to(torch.uint8)
-    return crops.transpose(2, 3).contiguous()
-
-
-def _rounded(sums: Tensor) -> Tensor:
-    """Round weighted sums to integer levels, in place, still float32."""
-    return sums.div_(WEIGHT_UNIT).add_(0.5).floor_()
-
-
-def _weights(start: Tensor, length: Tensor, size: int, extent: int) -> Tensor:
-    """Compute the weight of each input pixel in each output pixel along one axis, times 2048.
-
-    PIL's ``precompute_coeffs`` for a triangle: it is as wide as the output pixel where that covers
-    more than one input pixel, and never leaves the box.
-
-    Args:
-        start: First input pixel of the box, ``(N, V)``.
-        length: Input pixels in the box, ``(N, V)``.
-        size: Output pixels.
-        extent: Input pixels of the full axis.
-
-    Returns:
-        ``(N, V, size, extent)`` float32, integers; each row sums to 2048.
-    """
-    start, length = start[:, :, None, None], length[:, :, None, None]
-    scale = length / size
-    outputs = torch.arange(size, device=start.device)[:, None]
-    inputs = torch.arange(extent, device=start.device)[None, :] - start
-    distance = (inputs + 0.5 - (outputs + 0.5) * scale).abs()
-    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
-    weights = torch.where((inputs >= 0) & (inputs < length), weights, 0.0)
-    weights = (weights * (WEIGHT_UNIT / weights.sum(-1, keepdim=True))).round_()
-    largest = weights.argmax(-1, keepdim=True)
-    return weights.scatter_add_(-1, largest, WEIGHT_UNIT - weights.sum(-1, keepdim=True))
 
 
 class ResidentSet:
@@ -129,19 +69,19 @@ class ResidentLoader(ViewLoader):
         self,
         resident: ResidentSet,
         requests: Iterator[tuple[EpochPlan, BatchRequest]],
-        view_size: int,
+        spec: LoaderSpec,
     ) -> None:
         """Draw the first epoch.
 
         Args:
             resident: The set, on the device.
             requests: For each epoch, the plan and all of its batches at once.
-            view_size: Side of the crops, pixels.
+            spec: Size of the crops, and whether the step cuts them.
         """
         self._set: ResidentSet | None = resident
         self._images = resident.images
         self._requests = requests
-        self._view_size = view_size
+        self._spec = spec
         self._drawer = ThreadPoolExecutor(1, "fastmoco-loader")
         self._ahead: Future[tuple[EpochPlan, Batch] | None] | None = self._drawer.submit(self._draw)
         self._batches: Iterator[Batch] = iter(())
@@ -161,8 +101,12 @@ class ResidentLoader(ViewLoader):
         if batch is None:
             self.close()
             raise StopIteration
-        images = self._images[batch.sample_id]
-        batch.crops = crop_and_resize(images, batch.boxes, self._view_size)
+        size = self._spec.view_size
+        if self._spec.cut_in_step:
+            batch.images = self._images
+            batch.crops = self._images.new_empty((*batch.boxes.shape[:2], size, size, 0))
+        else:
+            batch.crops = crop_and_resize(self._images[batch.sample_id], batch.boxes, size)
         batch.data_wait_seconds = waited
         return batch
 
@@ -253,4 +197,4 @@ def build_on_device(
 ) -> ResidentLoader:
     """Build the loader that crops on the device of a decoded set."""
     requests = ((epoch, epoch_request(dataset, epoch, spec)) for epoch in plan.epochs(stop_epoch))
-    return ResidentLoader(resident, requests, spec.view_size)
+    return ResidentLoader(resident, requests, spec)

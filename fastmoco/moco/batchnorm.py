@@ -210,4 +210,5 @@ class BatchCounters:
         """
         counts = [layer.num_batches_tracked for layer in self._layers if layer.training]
         if counts:
-            torch._foreach_add_(counts, batches if learned is None else learned * batches)
+            number = batches if learned is None else learned * batches
+            torch._foreach_add_(counts, torch.as_tensor(number, device=counts[0].device), alpha=1)

@@ -28,6 +28,7 @@ from fastmoco.train.step import TrainStep
 WARM_UP_STEPS = 3  # torch.compile, cuDNN and Triton choose and compile in the first
 CAPTURABLE_OPTIMIZERS = ("sgd", "adam", "adamw")
 STEP_INPUTS = ("crops", "draw_key", "sample_id")  # the fields of a batch that a step reads
+CUT_INPUTS = (*STEP_INPUTS, "boxes")  # where it cuts crops from `Batch.images`, always one tensor
 
 
 class Recording(Protocol):
@@ -130,8 +131,9 @@ class GraphedStep:
         if self._warmed_up < WARM_UP_STEPS:
             self._warmed_up += 1
             return self._recording.warm_up(lambda: self.step.learn(batch))
+        inputs = STEP_INPUTS if batch.images is None else CUT_INPUTS
         if self._batch is None:
-            static = replace(batch, **{name: getattr(batch, name).clone() for name in STEP_INPUTS})
+            static = replace(batch, **{name: getattr(batch, name).clone() for name in inputs})
             self._batch = static
             try:
                 self._recording.record(lambda: self.step.learn(static))
@@ -139,7 +141,8 @@ class GraphedStep:
                 self._give_up(self._recording, error)
                 return self.step(batch, learning_rate)
         else:
-            for name in STEP_INPUTS:
+            assert batch.images is self._batch.images
+            for name in inputs:
                 getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
         return self._recording.replay()
 

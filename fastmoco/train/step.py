@@ -18,12 +18,14 @@ from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
 from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
 from fastmoco.moco.model import MoCo
 from fastmoco.moco.settings import Precision
+from fastmoco.moco.weight_casts import cast_weights
 from fastmoco.optim.loss_scaler import LossScaler
 from fastmoco.optim.optimizers import set_learning_rate
 from fastmoco.optim.precision import AUTOCAST_DTYPES, autocast
 from fastmoco.optim.step_guard import StepGuard
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
+from fastmoco.pipelines.device_crops import crop_and_resize
 from fastmoco.pipelines.policies import Policy
 from fastmoco.train.compilation import Compiler
 from fastmoco.train.metrics import step_metrics
@@ -81,6 +83,7 @@ class TrainStep:
         # A dtype, not the enum: torch.compile does not guard on enums, and a second step in this
         # process (in a sweep) would get the first one's graph.
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
+        self.casts_once = compiled and precision is not Precision.float32
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
         self.guard = StepGuard(self.scaler, model.moved_by_forward())
@@ -148,7 +151,8 @@ class TrainStep:
     def _differentiate(self, batch: Batch) -> tuple[StepOutput, Tensor]:
         """Add the loss's gradient to the parameters, of the batch or of each micro-batch."""
         with record_function(STAGES[0]):
-            result = self._forward(batch.crops, batch.sample_id, batch.draw_key)
+            source = () if batch.images is None else (batch.images, batch.boxes)
+            result = self._forward(batch.crops, batch.sample_id, batch.draw_key, *source)
         if self._micro_batches is None:
             output, metrics = result
             self._backward(output.loss)
@@ -197,24 +201,33 @@ class TrainStep:
             average_over_ranks([*gradients, *query, *key, metrics], self.model.ranks)
 
     def _plain_forward(
-        self, crops: Tensor, sample_id: Tensor, draw_key: Tensor
+        self, crops: Tensor, sample_id: Tensor, draw_key: Tensor, *source: Tensor
     ) -> tuple[StepOutput, Tensor]:
         """Views, encoders, loss, metrics; for the arguments see `make_views`."""
-        views = self.make_views(crops, sample_id, draw_key)
+        views = self.make_views(crops, sample_id, draw_key, *source)
         with self._autocast():
-            output = self.model(views)
+            weights = {}
+            if self.casts_once:
+                weights = cast_weights(self.model, self.autocast_dtype)
+            output = torch.func.functional_call(self.model, weights, (views,))
         with torch.no_grad():
             return output, step_metrics(output)
 
     @torch.no_grad()
-    def make_views(self, crops: Tensor, sample_id: Tensor, draw_key: Tensor) -> Views:
+    def make_views(
+        self, crops: Tensor, sample_id: Tensor, draw_key: Tensor, *source: Tensor
+    ) -> Views:
         """Augment a batch into the model's input.
 
         Args:
             crops: Two crops of each image, ``(N, 2, H, W, 3)`` uint8.
             sample_id: ``(N,)`` int64.
             draw_key: ``(N,)`` int64.
+            source: `Batch.images` and `Batch.boxes`, where crops are still to be cut.
         """
+        if source:
+            images, boxes = source
+            crops = crop_and_resize(images[sample_id], boxes, crops.shape[2])
         crops, view_keys, order = self._exchange_keys(crops, draw_key)
         augment = _augment_eagerly if self.policy.pool else augment_views
         crops = crops[:, : self.model.num_views]  # (N, views, H, W, 3)

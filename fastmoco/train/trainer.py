@@ -195,7 +195,11 @@ class Trainer:
         )
 
     def open_loader(self, plan: EpochPlan | None = None) -> ViewLoader:
-        """Open the batches from the next step (or of `plan`) to the end of the last epoch."""
+        """Open the batches from the next step (or of `plan`) to the end of the last epoch.
+
+        Those of a plan have their crops; others are for `take`, which cuts them from a resident set.
+        """
+        in_step = plan is None
         epoch, batch = divmod(self.steps_done, self.steps_per_epoch)
         plan = plan or self.plan(epoch=epoch, start_batch=batch)
         device, threads = self.device, loader_threads(self.cfg.pipeline.num_threads)
@@ -209,7 +213,7 @@ class Trainer:
         return build_loader(
             self.dataset,
             plan,
-            spec=spec,
+            spec=replace(spec, cut_in_step=in_step),
             stop_epoch=self.cfg.train.epochs,
             device=device,
             name=self.loader_name,

@@ -16,7 +16,7 @@ from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.pipelines import resident_loader
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
-from fastmoco.pipelines.resident_loader import crop_and_resize
+from fastmoco.pipelines.device_crops import crop_and_resize
 from tests.loader_data import evaluation, loader_threads, training, write_beton
 
 CPU = torch.device("cpu")
