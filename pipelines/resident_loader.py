@@ -21,7 +21,6 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from fastmoco import memory
 from fastmoco.data.dataset import Dataset

@@ -95,6 +95,9 @@ def follow_by_sgd(
     all as a number of the host only, and sub, mul and add are three passes. Keys and queries need
     equal dtypes and strides, as a fused optimizer does.
     """
+    skipped = None
+    if learned is not None:
+        skipped = torch.logical_not(learned, out=learned.new_empty((), dtype=torch.float32))
     torch._fused_sgd_(
         keys,
         queries,
@@ -106,5 +109,5 @@ def follow_by_sgd(
         nesterov=False,
         maximize=True,
         is_first_step=False,
-        found_inf=None if learned is None else torch.where(learned, 0.0, 1.0),
+        found_inf=skipped,
     )

@@ -93,9 +93,10 @@ class StepGuard:
         self.scaler.unscale_(gradients)
         norms = torch.stack(torch._foreach_norm(gradients)).float()
         after = [_flat(kind) for kind in self._kinds]
-        good = norms.square().sum().isfinite() & loss.isfinite()
+        total = norms.square().sum() + loss  # finite where each of its terms is
         for values in after:
-            good = good & values.float().square().sum().isfinite()
+            total = total + values.float().square().sum()
+        good = total.isfinite()
         self.found_inf.copy_(~good)
         self._do_or_leave(optimizer, parameters)
         for kind, new, old in zip(self._kinds, after, self._before, strict=True):

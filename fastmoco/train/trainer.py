@@ -197,7 +197,7 @@ class Trainer:
     def open_loader(self, plan: EpochPlan | None = None) -> ViewLoader:
         """Open the batches from the next step (or of `plan`) to the end of the last epoch.
 
-        Those of a plan have their crops; others are for `take`, which cuts them from a resident set.
+        Those of a plan have their crops; `take` cuts the others from a resident set on a GPU.
         """
         in_step = plan is None
         epoch, batch = divmod(self.steps_done, self.steps_per_epoch)

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,10 @@ from fastmoco.pipelines import resident_loader
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.device_crops import crop_and_resize
+from fastmoco.train.acceleration import GraphedStep
 from tests.loader_data import evaluation, loader_threads, training, write_beton
+from tests.recording import TapeRecording
+from tests.steps import differing, make_step, tensors_of
 
 CPU = torch.device("cpu")
 PLAN = EpochPlan(seed=0, epoch=0, num_samples=20, global_batch_size=4)
@@ -167,3 +171,21 @@ def test_a_closed_loader_frees_its_set_on_the_device(dataset: BetonFile) -> None
     loader.close()
     del resident
     assert freed() is None
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_recorded_step_cuts_the_crops_that_the_loader_would(
+    dataset: BetonFile, accumulate: int
+) -> None:
+    resident = resident_loader.resident_set(dataset, 1, CPU)
+    steps = [make_step(accumulate=accumulate) for _ in range(2)]
+    recording = TapeRecording(lambda: tensors_of(steps[1]).values())
+    found = []
+    for step, in_step in ((steps[0], False), (GraphedStep(steps[1], recording), True)):
+        spec = training(cut_in_step=in_step)
+        loader = resident_loader.build_on_device(resident, dataset, PLAN, spec, 2)
+        with closing(loader):
+            found.append(torch.stack([step(batch, 0.03).clone() for batch in loader]))
+    assert recording.replays == 7
+    assert torch.equal(*found)
+    assert differing(*steps) == []
