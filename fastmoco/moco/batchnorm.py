@@ -208,7 +208,7 @@ class BatchCounters:
             batches: Forward passes since the last call.
             learned: See `ContrastiveModel.after_step`.
         """
-        counts = [layer.num_batches_tracked for layer in self._layers if layer.training]
-        if counts:
+        counted = [layer.num_batches_tracked for layer in self._layers if layer.training]
+        if counts := [count for count in counted if count is not None]:
             number = batches if learned is None else learned * batches
             torch._foreach_add_(counts, torch.as_tensor(number, device=counts[0].device), alpha=1)

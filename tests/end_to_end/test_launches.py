@@ -12,7 +12,7 @@ import torch
 from tests.played_cuda.played import play
 
 PLAIN_VIEWS = [f"policy.{name}_probability=0" for name in ("jitter", "grayscale", "blur")]
-SMALL = ["model.encoder=alexnet_bn", *PLAIN_VIEWS]
+SMALL = ["model.encoder=alexnet_bn", "moco.mechanism=end_to_end", *PLAIN_VIEWS]
 BUDGET = {"forward": 0, "backward": 0, "rest": 0, "crops": 0, "graphs": 1}
 RESNET18 = {"forward": 0, "backward": 0, "rest": 0, "crops": 0, "graphs": 1}
 
