@@ -13,8 +13,8 @@ from tests.played_cuda.played import play
 
 PLAIN_VIEWS = [f"policy.{name}_probability=0" for name in ("jitter", "grayscale", "blur")]
 SMALL = ["model.encoder=alexnet_bn", "moco.mechanism=end_to_end", *PLAIN_VIEWS]
-BUDGET = {"forward": 0, "backward": 0, "rest": 0, "crops": 0, "graphs": 1}
-RESNET18 = {"forward": 0, "backward": 0, "rest": 0, "crops": 0, "graphs": 1}
+BUDGET = {"forward": 60, "backward": 63, "rest": 44, "crops": 7, "graphs": 1}
+RESNET18 = {"forward": 185, "backward": 107, "rest": 44, "crops": 7, "graphs": 1}
 
 
 def require_pinned_torch() -> None:
@@ -33,10 +33,10 @@ def assert_within(found: dict[str, int], budget: dict[str, int]) -> None:
 
 def test_a_small_step_is_within_its_budget() -> None:
     require_pinned_torch()
-    assert_within(play("tests.played_cuda.launches:launches", SMALL), BUDGET)
+    assert_within(play("tests.played_cuda.launches:launches", SMALL, SMALL[:1]), BUDGET)
 
 
 @pytest.mark.full
 def test_the_step_of_a_resnet_18_is_within_its_budget() -> None:
     require_pinned_torch()
-    assert_within(play("tests.played_cuda.launches:launches", []), RESNET18)
+    assert_within(play("tests.played_cuda.launches:launches", [], []), RESNET18)

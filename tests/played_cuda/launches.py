@@ -1,7 +1,4 @@
-"""Launches of a step on a played device, by part: what Inductor generates, and what stays eager.
-
-``python -m tests.played_cuda.launches`` prints the rows of docs/step.md.
-"""
+"""Launches of a step on a played device, by part: what Inductor generates, and what stays eager."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,8 +16,12 @@ NOT_LAUNCHED = ("empty", "empty_like", "empty_strided", "new_empty", "device", "
 """Operations that start nothing on the device."""
 
 
-def launches(overrides: Sequence[str]) -> dict[str, Any]:
+def launches(overrides: Sequence[str], eager_overrides: Sequence[str]) -> dict[str, int]:
     """Count the launches of a step.
+
+    Args:
+        overrides: Options of the run whose step is compiled.
+        eager_overrides: Options of the run whose step is counted after its backward pass.
 
     Returns:
         ``forward`` and ``backward``: of the compiled graphs, libraries included; ``rest``: eager
@@ -29,7 +30,7 @@ def launches(overrides: Sequence[str]) -> dict[str, Any]:
     """
     found = generated(overrides)
     parts = {part: _sum(found[part]) for part in ("forward", "backward")}
-    rest, crops = eager(overrides), compiled_crops()
+    rest, crops = eager(eager_overrides), compiled_crops()
     return {**parts, "rest": sum(rest.values()), "crops": crops, "graphs": found["graphs"]}
 
 
