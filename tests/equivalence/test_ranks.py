@@ -63,7 +63,7 @@ def own_batch(batch, ranks):
     fields = {
         item.name: own_rows(getattr(batch, item.name), ranks)
         for item in dataclasses.fields(batch)
-        if item.name != "data_wait_seconds"
+        if item.name not in ("data_wait_seconds", "images")
     }
     return dataclasses.replace(batch, **fields)
 
