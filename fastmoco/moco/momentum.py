@@ -76,7 +76,7 @@ def follow(
         follow_by_sgd(keys, queries, step, learned)
         return
     if learned is not None:
-        step = learned * step
+        step = learned.to(queries[0].dtype) * step
     if isinstance(step, float):
         torch._foreach_lerp_(keys, queries, step)
         return

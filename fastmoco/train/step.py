@@ -176,7 +176,7 @@ class TrainStep:
                 f"torch.compile fails {reason}; set train.compile=auto or never"
             ) from error
         warnings.warn(f"the step is eager, torch.compile fails {reason}", stacklevel=4)
-        self.compiled, self.eager_part = False, ""
+        self.compiled, self.casts_once, self.eager_part = False, False, ""
         self._set_forward(_unchanged)
         self.optimizer.zero_grad(set_to_none=True)
         self.guard.restore()
