@@ -71,7 +71,9 @@ def write_at_end(run: Path, device: str) -> None:
     """Write the report of a run that has ended, unless it is there; where that fails, warn."""
     folder = RunFolder(run)
     out, verdict = folder.report, folder.verdict
-    if out.exists() and verdict.exists() and out.stat().st_mtime >= verdict.stat().st_mtime:
+    if not verdict.exists():
+        return
+    if out.exists() and out.stat().st_mtime >= verdict.stat().st_mtime:
         return
     try:
         with waiting("writing the report"):

@@ -32,6 +32,7 @@ def assert_within(found: dict[str, int], budget: dict[str, int]) -> None:
     assert found == budget, "fewer launches: lower the budget to what was found"
 
 
+@pytest.mark.full
 def test_a_small_step_is_within_its_budget() -> None:
     require_pinned_torch()
     assert_within(play("tests.played_cuda.launches:launches", SMALL, SMALL[:1]), BUDGET)

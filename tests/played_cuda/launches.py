@@ -56,7 +56,7 @@ def eager(overrides: Sequence[str]) -> dict[str, int]:
 def compiled_crops() -> int:
     """Count the launches of two crops of 16 images of a set on the device."""
     found: dict[str, list[dict[str, Any]]] = {"forward": []}
-    backend = partial(compile_fx, inner_compile=partial(_counted, found))
+    backend = partial(compile_fx, inner_compile=partial(_counted, found, True))
 
     def cut(images: torch.Tensor, ids: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         return crop_and_resize(images[ids], boxes, 32)
