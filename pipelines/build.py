@@ -101,7 +101,10 @@ def resolve_loader(
     if not before:
         return choose.choose_loader(dataset, device, open_loader)
     fault = choose.fault_of_dali(open_loader) if before == "dali" else ""
-    return ("beton", f"before it was dali; {fault}") if fault else (before, "as before")
+    if before == "resident":
+        choice = choose.choose_for_small(dataset, device)
+        fault = "" if choice.name == before else choice.reason
+    return ("beton", f"before it was {before}; {fault}") if fault else (before, "as before")
 
 
 def free_idle() -> None:

@@ -53,7 +53,7 @@ def choose_loader(
         open_loader: Opens a loader by name; DALI's must give a batch before it is chosen.
     """
     if max(dataset.heights.max(), dataset.widths.max()) <= SMALL_SIDE:
-        return _choose_for_small(dataset, device)
+        return choose_for_small(dataset, device)
     if device.type == "cpu":
         return Choice("beton", "images are large and the device is the CPU")
     if not np.all(dataset.modes == MODE_JPEG):
@@ -69,7 +69,8 @@ def choose_loader(
     return Choice("dali", f"{words}, and DALI's pixels are checked")
 
 
-def _choose_for_small(dataset: Dataset, device: torch.device) -> Choice:
+def choose_for_small(dataset: Dataset, device: torch.device) -> Choice:
+    """Choose for a set of small images, by the memory that it takes when decoded."""
     needed, free = resident_bytes(dataset), free_bytes(device)
     memory = free
     if device.type == "cuda":

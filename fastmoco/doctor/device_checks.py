@@ -13,6 +13,7 @@ from fastmoco.doctor.finding import NO_GPU, Finding, State
 from fastmoco.doctor.system_checks import compiler
 from fastmoco.errors import first_line
 from fastmoco.kept_checks import COMPILE, CUDA_GRAPH, DALI_PIXELS, driver_version, keep, recall
+from fastmoco.out_of_memory import shortage
 
 CPU = torch.device("cpu")
 COPY_BYTES, COPIES = 1 << 26, 8
@@ -202,7 +203,10 @@ def nccl() -> Finding:
 
 
 def _kept(check: str, device: torch.device, find_fault: Callable[[], str]) -> str:
-    """Do a check and keep its result, also that of one that ends this process."""
+    """Do a check and keep its result, also that of one that ends this process.
+
+    A lack of memory passes, such as another program's on this GPU: it is told, and not kept.
+    """
     before = recall(check, device)
     keep(check, "the check did not end", device)
     try:
@@ -212,5 +216,5 @@ def _kept(check: str, device: torch.device, find_fault: Callable[[], str]) -> st
         raise
     except Exception as error:  # the result, whatever it is
         fault = first_line(error)
-    keep(check, fault, device)
+    keep(check, before if shortage(RuntimeError(fault)) else fault, device)
     return fault

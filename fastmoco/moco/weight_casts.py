@@ -1,9 +1,11 @@
 """Weights in the number format of the forward pass, cast by one call for all of them.
 
 Autocast casts each weight where a layer uses it, and each gradient back: 48 and 22 launches in a
-compiled step of ResNet-18. The numbers are the same.
+compiled step of ResNet-18. The numbers are the same where an encoder runs once in a step; the
+gradients of two passes are added in the narrow format.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,11 +47,13 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     Returns:
         Cast weights by name; gradients flow to those that require one.
     """
+    uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     weights = {
         f"{name}.{kind}": weight
         for name, layer in model.named_modules()
         if type(layer) in CAST_LAYERS
         for kind, weight in layer.named_parameters(recurse=False)
+        if uses[id(weight)] == 1  # `functional_call` takes one value for a shared weight
     }
     learned = {name: weight for name, weight in weights.items() if weight.requires_grad}
     followed = {name: weight for name, weight in weights.items() if not weight.requires_grad}

@@ -287,6 +287,8 @@ class Trainer:
         self.start_norm = facts.get("start_norm", self.start_norm)
         self.step.scaler.restore(facts["scaler"])
         self.origins = facts.get("origins", [])
+        if self.cfg.pipeline.name == AUTO:
+            self._loader_before = facts.get("loader", "")
         self.steps_done = checkpoint.step
 
     def resume(self) -> bool:
@@ -303,8 +305,6 @@ class Trainer:
             return False
         self.check_checkpoint(checkpoint)
         self.restore(checkpoint)
-        if self.cfg.pipeline.name == AUTO:
-            self._loader_before = checkpoint.facts["loader"]
         return True
 
     def check_checkpoint(self, checkpoint: Checkpoint) -> None:

@@ -147,6 +147,11 @@ def test_a_resumed_run_keeps_its_loader_unless_dali_has_gone(dataset, monkeypatc
         return resolve_loader(dataset, PLAN, spec=training(), device=CPU, before=name)
 
     assert before("ffcv") == ("ffcv", "as before")
+    assert before("resident") == ("resident", "as before")
+    monkeypatch.setattr(build.choose, "free_bytes", lambda _: 10)
+    name, reason = before("resident")
+    assert name == "beton"
+    assert reason.startswith("before it was resident; ")
     monkeypatch.setattr(build.choose, "is_installed", lambda _: False)
     name, reason = before("dali")
     assert name == "beton"

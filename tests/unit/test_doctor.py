@@ -247,6 +247,16 @@ def test_a_loss_that_is_wrong_is_kept_as_wrong_also_if_the_check_crashes(monkeyp
     assert recall(name, CPU) == ""
 
 
+@pytest.mark.usefixtures("kept", "gpu")
+def test_a_lack_of_memory_is_told_and_not_kept(monkeypatch):
+    """Another program's memory may be free when the next run starts."""
+    monkeypatch.setattr(device_checks, "resolve_device", lambda _: CPU)
+    text = "CUDA out of memory. Tried to allocate 2.00 GiB"
+    monkeypatch.setattr(loss_choice, "fault_of_fused", lambda *_: text)
+    assert device_checks.fused_loss().state is WITHOUT
+    assert recall(loss_choice.check_name(128), CPU) is None
+
+
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("before", [None, "", "no g++"])
 def test_ctrl_c_leaves_the_results_as_they_were(monkeypatch, before):

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastmoco.moco.batchnorm import BatchCounters
 from fastmoco.moco.momentum import follow, follow_by_sgd
 from fastmoco.moco.settings import Mechanism, Precision, Pretext
+from fastmoco.moco.weight_casts import cast_weights
 from tests.steps import differing, make_batch, make_step
 
 CASES = {
@@ -86,3 +87,15 @@ def test_one_pass_is_the_plain_momentum_update(step, learned):
     for found, expected, before in zip(one_pass, plain, start, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)  # one rounding
         assert torch.equal(found, before) == (learned is not None and not learned)
+
+
+def test_a_weight_of_two_layers_is_left_to_autocast():
+    """`functional_call` takes one value for a shared weight, and two casts are two."""
+    first, second, own = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    model = nn.Sequential(first, second, own)
+    cast = cast_weights(model, torch.bfloat16)
+    assert cast.keys() == {"0.bias", "1.bias", "2.weight", "2.bias"}
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.func.functional_call(model, cast, (torch.ones(2, 4),))
+        assert torch.equal(found, model(torch.ones(2, 4)))
