@@ -1,5 +1,6 @@
 """The resident loader: it resizes as PIL does, refuses what does not fit, leaves nothing behind."""
 
+import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -137,6 +138,7 @@ def test_evaluation_keeps_the_last_partial_batch(dataset: BetonFile) -> None:
 def test_open_loaders_of_a_set_share_its_images(
     dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gc.collect()  # what other tests left open
     decoded, decode = [], resident_loader._decode_set
     monkeypatch.setattr(
         resident_loader, "_decode_set", lambda *given: decoded.append(1) or decode(*given)
