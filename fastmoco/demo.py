@@ -16,8 +16,7 @@ from fastmoco.evaluate.settings import KnnConfig
 from fastmoco.files import atomic_write_text
 from fastmoco.output import display_stream
 from fastmoco.ranks import environment_ranks
-from fastmoco.report.report import write_report
-from fastmoco.report.settings import ReportConfig
+from fastmoco.report.report import write_at_end
 from fastmoco.train.pretrain import pretrain
 from fastmoco.train.settings import TrainConfig, run_path
 
@@ -51,7 +50,7 @@ def demo(cfg: TrainConfig) -> None:
         "protocol": result.to_json(),
     }
     atomic_write_text(run_dir / "result.json", json.dumps(figures, indent=1) + "\n")
-    write_report([run_dir], ReportConfig(device=cfg.device))
+    write_at_end(run_dir, cfg.device)
     _print_table(result, figures["seconds"], run_dir)
 
 

@@ -186,7 +186,7 @@ def test_another_checkpoint_is_told_of(place, tmp_path, capsys):
 
 @pytest.mark.filterwarnings("always")
 def test_a_checkpoint_that_the_run_removes_meanwhile(place, tmp_path, capsys, monkeypatch):
-    """The run goes on training while labels are merged."""
+    """The run continues to train while labels are merged."""
     asked = requested(place)
     labels = granted(tmp_path, ["sample_id,label", f"{asked[0][0]},{asked[0][2]}"])
     run = write_run(tmp_path / "going_on", "seed=7")
