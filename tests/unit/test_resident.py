@@ -1,6 +1,5 @@
 """The resident loader: it resizes as PIL does, refuses what does not fit, leaves nothing behind."""
 
-import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -138,7 +137,6 @@ def test_evaluation_keeps_the_last_partial_batch(dataset: BetonFile) -> None:
 def test_open_loaders_of_a_set_share_its_images(
     dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gc.collect()  # what other tests left open
     decoded, decode = [], resident_loader._decode_set
     monkeypatch.setattr(
         resident_loader, "_decode_set", lambda *given: decoded.append(1) or decode(*given)
@@ -153,10 +151,12 @@ def test_open_loaders_of_a_set_share_its_images(
         kept, _ = first(dataset, training())
         other, shared = first(again, evaluation())
         assert len(decoded) == 1
+        opened = weakref.ref(resident_loader.resident_set(again, 1, CPU))
+        assert opened() is not None
         for loader in (kept, other):
             loader.close()
         del kept, other, loader
-        assert not resident_loader._open_sets  # freed with the last loader
+        assert opened() is None  # freed with the last loader
         alone, crops = first(again, evaluation())
         alone.close()
     assert len(decoded) == 2
