@@ -5,6 +5,7 @@ dataclasses, never a ``DictConfig``.
 """
 
 import ast
+import copy
 import inspect
 import json
 import re
@@ -52,6 +53,7 @@ def preset_groups(schema: type) -> Groups:
     return groups
 
 
+@cache
 def register_schema(schema: type) -> str:
     """Register a schema and its presets from Python with Hydra; return the name to compose.
 
@@ -147,7 +149,7 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     Raises:
         UsageError: If a value is out of range.
     """
-    typed = OmegaConf.structured(schema)
+    typed = _structured(schema)
     merged = OmegaConf.merge(typed, OmegaConf.masked_copy(composed, list(typed)))
     try:
         config = OmegaConf.to_object(merged)
@@ -238,10 +240,16 @@ KIND_WORDS = {
 
 
 @cache
-def _trial(schema: type) -> DictConfig:
-    """A configuration to try values in."""
+def _structured(schema: type) -> DictConfig:
+    """A schema's defaults; making them takes longer than all that is done with them."""
     typed: DictConfig = OmegaConf.structured(schema)
     return typed
+
+
+@cache
+def _trial(schema: type) -> DictConfig:
+    """A configuration to try values in."""
+    return copy.deepcopy(_structured(schema))
 
 
 def _converted(schema: type, key: str, kind: str, value: Any) -> Any:

@@ -22,6 +22,12 @@ Panel = Callable[[Axes, Sequence[dict[str, Any]], Baselines | None], None]
 VIEW_COLORS = ("tab:red", "tab:blue", "tab:green", "tab:orange")
 VIEW_NAMES = ("query view", "key view")
 MAX_COLUMNS = 8
+SIDE, CAPTION, LEFT = 1.6, 0.3, 0.3
+"""Inches: largest side of an image, height of the text over it, width of the titles of rows."""
+WIDTH, HEIGHT = SIDE + 0.1, SIDE + CAPTION + 0.05
+"""Inches of a cell: an image with its text and the space to the next."""
+HEADER = 0.1
+"""Height of a sheet's titles, in cells."""
 
 
 def draw_views(
@@ -41,51 +47,104 @@ def draw_views(
         views: For each view ``(n, h, w, 3)`` in 0..1, before normalization.
         captions: For each view, n texts that name its operations.
     """
-    columns = min(len(sources), MAX_COLUMNS)
-    bands, rows = math.ceil(len(sources) / columns), 1 + len(views)
-    size = (max(1.7 * columns + 0.4, 4.0), 1.9 * rows * bands)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows * bands, columns, squeeze=False)
-    for cell in axes.flat:
-        cell.set_axis_off()
+    columns, rows = min(len(sources), MAX_COLUMNS), 1 + len(views)
+    bands = math.ceil(len(sources) / columns)
+    figure, page = _page(max(columns * WIDTH + 0.4, 4.0), rows * bands * HEIGHT)
+    names = VIEW_NAMES if len(views) == 2 else [f"view {1 + view}" for view in range(len(views))]
     for band in range(bands):
-        _band_titles(list(axes[rows * band : rows * (band + 1), 0]))
+        _row_title(page, rows * band, "source and crops", "black")
+        for view, name in enumerate(names):
+            _row_title(page, rows * band + 1 + view, name, _color(view))
     for image, source in enumerate(sources):
-        cells = axes[rows * (image // columns) :, image % columns]
-        show(cells[0], source)
-        _outline(cells[0], boxes[image], f"{source.shape[1]} x {source.shape[0]}")
-        for view in range(len(views)):
-            cell, color = cells[1 + view], _color(view)
-            show(cell, views[view][image].clip(0, 1))
-            cell.set_title(textwrap.fill(captions[view][image], 24), fontsize=7, pad=2)
-            for spine in cell.spines.values():
-                spine.set(color=color, linewidth=1.5)
+        row, column = rows * (image // columns), image % columns
+        place = _place(page, row, column, source)
+        _caption(page, row, column, f"{source.shape[1]} x {source.shape[0]}")
+        _outline(page, place, boxes[image])
+        for view, pictures in enumerate(views):
+            place = _place(page, row + 1 + view, column, pictures[image].clip(0, 1))
+            _frame(page, place, _color(view), 1.5)
+            _caption(page, row + 1 + view, column, textwrap.fill(captions[view][image], 24))
     save_figure(figure, path)
+
+
+class _Place(NamedTuple):
+    """Where an image is on a page, in inches."""
+
+    left: float
+    top: float
+    scale: float
+    """Inches per pixel."""
+    height: int
+    width: int
+
+
+def _page(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure and axes over all of it, in inches from its upper left corner.
+
+    One axes for all images: an axes for each takes ten times as long.
+    """
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _place(page: Axes, row: float, column: int, image: npt.NDArray[Any]) -> _Place:
+    """Draw an image pixel by pixel, as large as its cell allows and in its middle."""
+    height, width = image.shape[:2]
+    scale = SIDE / max(height, width)
+    left = LEFT + column * WIDTH + (SIDE - width * scale) / 2
+    top = row * HEIGHT + CAPTION + (SIDE - height * scale) / 2
+    extent = (left, left + width * scale, top + height * scale, top)
+    page.imshow(image, extent=extent, aspect="auto", interpolation="nearest")
+    return _Place(left, top, scale, height, width)
+
+
+def _caption(page: Axes, row: float, column: int, text: str, *, size: float = 7) -> None:
+    """Write over an image."""
+    middle, bottom = LEFT + column * WIDTH + SIDE / 2, row * HEIGHT + CAPTION - 0.04
+    page.text(middle, bottom, text, fontsize=size, ha="center", va="bottom", linespacing=1)
+
+
+def _row_title(page: Axes, row: int, text: str, color: str) -> None:
+    middle = row * HEIGHT + CAPTION + SIDE / 2
+    page.text(LEFT / 2, middle, text, color=color, rotation=90, ha="center", va="center")
+
+
+def _frame(page: Axes, place: _Place, color: str, line: float) -> None:
+    corner, scale = (place.left, place.top), place.scale
+    page.add_patch(
+        Rectangle(
+            corner,
+            place.width * scale,
+            place.height * scale,
+            fill=False,
+            edgecolor=color,
+            linewidth=line,
+        )
+    )
 
 
 def _color(view: int) -> str:
     return VIEW_COLORS[view % len(VIEW_COLORS)]
 
 
-def _band_titles(cells: Sequence[Axes]) -> None:
-    cells[0].set_ylabel("source and crops")
-    count = len(cells) - 1
-    names = VIEW_NAMES if count == 2 else [f"view {1 + view}" for view in range(count)]
-    for view, (cell, name) in enumerate(zip(cells[1:], names, strict=True)):
-        cell.set_ylabel(name, color=_color(view))
-
-
-def _outline(axes: Axes, boxes: npt.NDArray[np.int32], caption: str) -> None:
+def _outline(page: Axes, place: _Place, boxes: npt.NDArray[np.int32]) -> None:
     """Draw all crop boxes; dashed from the second on, so that the colors of equal boxes show."""
-    axes.set_title(caption, fontsize=7, pad=2)
     for view, box in enumerate(boxes):
-        top, left, height, width = (int(side) for side in box)
-        corner, style = (left - 0.5, top - 0.5), (0, (4, 2 * view)) if view else "-"
+        top, left, height, width = (int(side) * place.scale for side in box)
+        style = (0, (4, 2 * view)) if view else "-"
         frame = Rectangle(
-            corner, width, height, fill=False, edgecolor=_color(view), linewidth=2, linestyle=style
+            (place.left + left, place.top + top),
+            width,
+            height,
+            fill=False,
+            edgecolor=_color(view),
+            linewidth=2,
+            linestyle=style,
         )
-        axes.add_patch(frame)
-        frame.set_clip_on(False)  # at the border of the image, the full width of the line shows
+        page.add_patch(frame)
 
 
 def show(axes: Axes, image: npt.NDArray[Any], cmap: str | None = None) -> None:
@@ -102,7 +161,7 @@ class Cell(NamedTuple):
     image: IMAGE
     """``(H, W, 3)``."""
     caption: str
-    """Text under the image; shortened if it is too long."""
+    """Text over the image; shortened if it is too long."""
     color: str | None
     """Color of the frame; None: no frame."""
 
@@ -117,18 +176,16 @@ def draw_contact_sheet(
         sheet: Rows of equal length.
         headers: Titles of the columns.
     """
-    columns = len(headers)
-    figure = Figure(figsize=(1.5 * columns + 0.2, 1.75 * len(sheet) + 0.3), layout="constrained")
-    axes = figure.subplots(len(sheet), columns, squeeze=False)
-    for axis, header in zip(axes[0], headers, strict=True):
-        axis.set_title(header, fontsize=9, loc="left")
-    for line, row in zip(sheet, axes, strict=True):
-        for cell, axis in zip(line, row, strict=True):
-            show(axis, cell.image)
-            axis.set_xlabel(textwrap.shorten(cell.caption, 22, placeholder="..."), fontsize=8)
-            for spine in axis.spines.values():
-                spine.set_visible(cell.color is not None)
-                spine.set(color=cell.color, linewidth=2.5)
+    figure, page = _page(len(headers) * WIDTH + LEFT, (len(sheet) + HEADER) * HEIGHT)
+    for column, header in enumerate(headers):
+        page.text(LEFT + column * WIDTH, 0.1, header, fontsize=9, va="top")
+    for line, cells in enumerate(sheet):
+        for column, cell in enumerate(cells):
+            place = _place(page, line + HEADER, column, cell.image)
+            text = textwrap.shorten(cell.caption, 22, placeholder="...")
+            _caption(page, line + HEADER, column, text, size=8)
+            if cell.color is not None:
+                _frame(page, place, cell.color, 2.5)
     save_figure(figure, path)
 
 
@@ -144,7 +201,8 @@ def draw_curves(
     """
     if not rows:
         return
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    figure = Figure(figsize=(13, 3.4))  # laid out by hand: "constrained" draws all of it twice
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.14, top=0.93, wspace=0.3)
     for axes, draw in zip(figure.subplots(1, len(PANELS)), PANELS.values(), strict=True):
         draw_panel(axes, draw, rows, baselines)
     save_figure(figure, path)
