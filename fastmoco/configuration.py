@@ -4,18 +4,14 @@ All configurations come through `load_config`: it composes with Hydra and return
 dataclasses, never a ``DictConfig``.
 """
 
-import ast
 import copy
-import inspect
 import json
 import re
-import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -29,6 +25,7 @@ from fastmoco.errors import UsageError, nearest_name
 from fastmoco.option_names import nearest_option, nearest_value
 from fastmoco.preset_files import Groups, full_key, take_preset_files
 from fastmoco.ranges import check_range, check_ranges, range_of
+from fastmoco.schema_options import describe
 
 T = TypeVar("T")
 
@@ -91,7 +88,8 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     """
     overrides = take_preset_files(preset_groups(schema), overrides)
     keys = [override.key_or_group for override in check_overrides(schema, overrides)]
-    name = register_schema(schema)
+    kind: type = schema
+    name = register_schema(kind)
     try:
         with initialize_config_module("fastmoco.configs", version_base="1.3"):
             composed = compose(name, list(overrides))
@@ -149,7 +147,8 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     Raises:
         UsageError: If a value is out of range.
     """
-    typed = _structured(schema)
+    kind: type = schema
+    typed = _structured(kind)
     merged = OmegaConf.merge(typed, OmegaConf.masked_copy(composed, list(typed)))
     try:
         config = OmegaConf.to_object(merged)
@@ -307,47 +306,3 @@ def _quoted(override: str, kinds: Mapping[str, str], lists: bool) -> str:
         return f'{key}="{escaped}"'
     is_bare_list = kind.startswith("list") and value[0] != "["
     return f"{key}=[{value}]" if lists and is_bare_list else override
-
-
-def describe(schema: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield ``(key, kind, help)`` for every option of a schema; dots join nested keys.
-
-    The help is the string literal under the field. The kind is the type in a user's words.
-    """
-    hints, docs = get_type_hints(schema), _field_docs(schema)
-    for item in fields(schema):
-        hint = hints[item.name]
-        if is_dataclass(hint):
-            yield from describe(hint, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", _kind(hint), docs.get(item.name, "")
-
-
-def _kind(hint: Any) -> str:
-    if get_args(hint) and type(None) in get_args(hint):
-        return _kind(get_args(hint)[0])
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "|".join(member.name for member in hint)
-    if get_origin(hint) in (list, tuple):
-        return f"list of {_kind(get_args(hint)[0])}"
-    return {Path: "path", bool: "true|false", str: "text"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )
-
-
-@cache
-def _field_docs(schema: type) -> dict[str, str]:
-    """Read the string literals under a dataclass's fields from its source: Python drops them.
-
-    Literals of inherited dataclasses are included.
-    """
-    docs: dict[str, str] = {}
-    for owner in filter(is_dataclass, reversed(schema.__mro__)):
-        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
-                name, value = statement.target, following.value
-                if isinstance(name, ast.Name) and isinstance(value, ast.Constant):
-                    docs[name.id] = inspect.cleandoc(str(value.value)).replace("\n", " ")
-    return docs

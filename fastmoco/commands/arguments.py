@@ -150,7 +150,8 @@ def _known(schema: type | None) -> list[str]:
     """Options and groups of presets of a command."""
     if schema is None:
         return []
-    from fastmoco.configuration import describe, preset_groups
+    from fastmoco.configuration import preset_groups
+    from fastmoco.schema_options import describe
 
     return [*(key for key, _, _ in describe(schema)), *preset_groups(schema)]
 

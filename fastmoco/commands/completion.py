@@ -67,7 +67,8 @@ def completion(shell: str) -> str:
 
 def words_of(schema: type) -> list[str]:
     """``key=`` of each option, and ``key=VALUE`` where the values are known."""
-    from fastmoco.configuration import describe, preset_groups, preset_names
+    from fastmoco.configuration import preset_groups, preset_names
+    from fastmoco.schema_options import describe
 
     words = []
     for key, kind, _ in describe(schema):

@@ -11,7 +11,6 @@ from fastmoco.commands.command import Command
 from fastmoco.configuration import (
     CONFIG_FOLDER,
     config_to_dict,
-    describe,
     load_config,
     preset_groups,
     preset_names,
@@ -19,6 +18,7 @@ from fastmoco.configuration import (
 )
 from fastmoco.pipelines.policies import ABOUT_POLICIES
 from fastmoco.ranges import range_of
+from fastmoco.schema_options import describe
 
 WIDTH, INDENT, PRESET_INDENT = 100, 36, 28  # columns
 

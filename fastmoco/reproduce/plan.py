@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastmoco.configuration import describe, load_config, preset_groups
+from fastmoco.configuration import load_config, preset_groups
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.settings import KnnConfig, LinearConfig
 from fastmoco.option_names import nearest_option
 from fastmoco.reproduce.definition import Definition, Measure
+from fastmoco.schema_options import describe
 from fastmoco.train.settings import TrainConfig
 
 

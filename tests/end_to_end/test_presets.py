@@ -32,6 +32,25 @@ SMALL = [
 ]
 
 
+QUICK = {
+    "cifar10_cpu",
+    "cifar10_colab_symmetric",
+    "cifar10_moco",
+    "demo",
+    "imagenette",
+    "moco_v1",
+    "moco_v2",
+    "moco_v3_vit",
+    "own",
+    "simclr",
+}
+"""All mechanisms, heads, optimizers and kinds of batch norm; the rest by `make full`."""
+PRESETS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.full)
+    for name in preset_names("experiment")
+]
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -57,7 +76,7 @@ def small_config(name, dataset):
     return load_config(TrainConfig, options)
 
 
-@pytest.mark.parametrize("name", preset_names("experiment"))
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains(dataset, tmp_path, name):
     cfg = small_config(name, dataset)
     if cfg.optimizer.name == "lars" or cfg.model.encoder.startswith("timm:"):

@@ -53,7 +53,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def test_table(disk, tmp_path, capsys):
+def test_table(disk, tmp_path, capsys, full_faults):
     """Each file is the old or the new one."""
     runs, out = tmp_path / "runs", tmp_path / "out"
     write_state(runs, [0])
@@ -68,7 +68,7 @@ def test_table(disk, tmp_path, capsys):
     assert cli.main([*command[:-1], f"out={tmp_path / 'new'}"]) == 0
     new = contents(tmp_path / "new")
     assert len(new) == 3
-    for number in try_until_done(disk, capsys, command):
+    for number in try_until_done(disk, capsys, command, 1 if full_faults else 5):
         found = contents(out)
         assert found.keys() == old.keys(), number
         assert all(found[name] in (old[name], new[name]) for name in found), number
@@ -96,7 +96,7 @@ def test_request(disk, pool, tmp_path, capsys, monkeypatch, full_faults):
     assert cli.main([*command, f"out={tmp_path / 'whole'}"]) == 0
     whole = contents(tmp_path / "whole")
     out = tmp_path / "out"
-    for number in try_until_done(disk, capsys, [*command, f"out={out}"], 1 if full_faults else 4):
+    for number in try_until_done(disk, capsys, [*command, f"out={out}"], 1 if full_faults else 9):
         finished = (out / "request.json").exists()
         # Full after the last rename, when the folder was brought to the disk: all is there.
         assert not finished or json.loads((out / "request.json").read_text())["count"] == 3, number
@@ -107,7 +107,7 @@ def test_request(disk, pool, tmp_path, capsys, monkeypatch, full_faults):
     assert not [name for name in found if "partial" in name]
 
 
-def test_merge_labels(disk, pool, tmp_path, capsys):
+def test_merge_labels(disk, pool, tmp_path, capsys, full_faults):
     """The old file with its facts, or the new one with its own, but between the two renames."""
     data, request = f"data.train={pool / 'set.beton'}", tmp_path / "request"
     options = ["count=4", "mode=random", "max_similarity=1", f"out={request}"]
@@ -124,7 +124,7 @@ def test_merge_labels(disk, pool, tmp_path, capsys):
     for name, data in old.items():
         (out / name).write_bytes(data)
     mixed = []
-    for number in try_until_done(disk, capsys, command):
+    for number in try_until_done(disk, capsys, command, 1 if full_faults else 3):
         found = contents(out)
         assert found.keys() == old.keys(), number
         assert found["x.beton"] in (old["x.beton"], contents(new)["x.beton"]), number

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from fastmoco.commands import COMMANDS
-from fastmoco.configuration import describe, preset_groups, preset_names
+from fastmoco.configuration import preset_groups, preset_names
 from fastmoco.pipelines.build import AUTO, LOADERS
+from fastmoco.schema_options import describe
 
 ROOT = Path(__file__).parents[2]
 NOT_OPTIONS = {

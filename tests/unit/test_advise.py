@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch.autograd.graph import saved_tensors_hooks
 
 from fastmoco import cli
-from fastmoco.configuration import complete, describe, load_config, to_dataclass
+from fastmoco.configuration import complete, load_config, to_dataclass
 from fastmoco.data.dataset import Survey, survey
 from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
@@ -17,6 +17,7 @@ from fastmoco.moco.resnet_designs import view_cost
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.roofline import OperationCounter
 from fastmoco.runs.run_folder import RunFolder, RunIdentity
+from fastmoco.schema_options import describe
 from fastmoco.train import own, pretrain
 from fastmoco.train.advice import advise, momentum, norm_groups, outlook, queue_size
 from fastmoco.train.checks import check_config

@@ -14,9 +14,10 @@ from fastmoco.commands.arguments import expand_home
 from fastmoco.commands.command import Command
 from fastmoco.commands.completion import SCRIPTS, completion, words_of
 from fastmoco.commands.help_text import WIDTH, command_help, presets_lines
-from fastmoco.configuration import describe, load_config, preset_groups, preset_names, quote_values
+from fastmoco.configuration import load_config, preset_groups, preset_names, quote_values
 from fastmoco.errors import UsageError
 from fastmoco.option_names import OTHER_NAMES, OTHER_VALUES
+from fastmoco.schema_options import describe
 from fastmoco.train.settings import TrainConfig
 from tests.limits import HANG_SECONDS
 

@@ -9,7 +9,6 @@ from fastmoco.commands.help_text import help_lines
 from fastmoco.configuration import (
     config_from_dict,
     config_to_dict,
-    describe,
     load_config,
     preset_names,
     quote_values,
@@ -17,6 +16,7 @@ from fastmoco.configuration import (
 from fastmoco.draws.host import random_resized_crop_boxes
 from fastmoco.errors import UsageError
 from fastmoco.moco.settings import BatchNorm, Head, Precision
+from fastmoco.schema_options import describe
 from fastmoco.train.settings import TrainConfig
 from tests.pictures import write_class_folders
 

@@ -3,10 +3,11 @@ import math
 import pytest
 
 from fastmoco.commands import COMMANDS
-from fastmoco.configuration import check_overrides, describe, load_config
+from fastmoco.configuration import check_overrides, load_config
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.settings import KnnConfig
 from fastmoco.ranges import COUNT, FRACTION, LARGEST, POSITIVE, Range, range_of, ranges_of
+from fastmoco.schema_options import describe
 from fastmoco.train.settings import TrainConfig
 
 SCHEMAS = list(dict.fromkeys(command.config for command in COMMANDS.values() if command.config))
