@@ -60,10 +60,15 @@ COMPILED = {
 ROOT = Path(__file__).parents[2]
 
 
+QUICK = [name for name in STEPS if name not in ("vit", "recomputed", "symmetric, in parts, adam")]
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in STEPS]
+
+
 @pytest.fixture(scope="module")
-def steps() -> dict[str, dict[str, Any]]:
-    """What a process with two H100s says of each of `STEPS`."""
-    calls = {name: ("tests.played_cuda.step:run", *given) for name, given in STEPS.items()}
+def steps(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """What a process with two H100s says of each of `STEPS`, or of the quick ones."""
+    names = STEPS if request.config.getoption("--full") else QUICK
+    calls = {name: ("tests.played_cuda.step:run", *STEPS[name]) for name in names}
     return play_together(calls)
 
 
@@ -83,12 +88,12 @@ def result_of(found: dict[str, dict[str, Any]], name: str) -> Any:
     return found[name]["result"]
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_step_stays_on_its_device_and_reads_nothing(steps, name) -> None:
     assert result_of(steps, name)["faults"] == []
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_run_has_the_loss_the_memory_and_the_formats_of_a_gpu(steps, name) -> None:
     result = result_of(steps, name)
     in_batch = "v3" in name or "end to end" in name or name == "vit"

@@ -92,8 +92,10 @@ def brute_force(model, dtype):
 )
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    [(torch.float64, 1e-10), (torch.float32, 1e-5)],
-    ids=["float64", "float32"],
+    [
+        pytest.param(torch.float64, 1e-10, id="float64"),
+        pytest.param(torch.float32, 1e-5, id="float32", marks=pytest.mark.full),
+    ],
 )
 def test_twenty_steps_equal_algorithm_1(dtype, tolerance, splits, symmetric):
     torch.manual_seed(0)

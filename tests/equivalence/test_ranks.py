@@ -244,7 +244,9 @@ def gather_and_average(ranks: Ranks):
     return gathered.detach(), rows.grad, gather_rows(crops, ranks), strided, rows.detach(), overflow
 
 
+@pytest.mark.full
 def test_gather_and_average_are_what_they_say():
+    """On three ranks; all tests above rest on these two."""
     for rank, found in enumerate(run_ranks(gather_and_average, world_size=3)):
         gathered, gradient, crops, strided, mean, overflow = found
         assert gathered[:, 0].tolist() == [1, 1, 2, 2, 3, 3]

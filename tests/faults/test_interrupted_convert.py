@@ -86,7 +86,7 @@ def test_killed_at_any_instant_it_goes_on(
 ) -> None:
     every = [(kind, n + 1) for kind in ("before", "after", "torn") for n in range(extent["calls"])]
     assert len(every) >= 100
-    reports = bench.interrupt(every if full_faults else every[::9])
+    reports = bench.interrupt(every if full_faults else every[::19])
     resumed: Counter[str] = Counter()
     for report in reports:
         assert report["first"]["killed"], report
@@ -112,7 +112,7 @@ def test_a_split_killed_at_any_instant_goes_on(tmp_path: Path, full_faults: bool
     (alone,) = interrupted(source, target, [("", 0)], holdout=0.2)
     calls = alone["first"]["calls"]["calls"]
     every = [(kind, n + 1) for kind in ("before", "after", "torn") for n in range(calls)]
-    for report in interrupted(source, target, every[:: 1 if full_faults else 17], holdout=0.2):
+    for report in interrupted(source, target, every[:: 1 if full_faults else 41], holdout=0.2):
         instant = report["kind"], report["number"]
         assert report["first"]["killed"], instant
         for name in ("x-train.beton", "x-test.beton"):
@@ -123,9 +123,9 @@ def test_a_split_killed_at_any_instant_goes_on(tmp_path: Path, full_faults: bool
 def test_a_full_disk_leaves_the_old_file_and_one_line(
     bench: Bench, extent: dict[str, int], full_faults: bool
 ) -> None:
-    count = 50 if full_faults else 8
+    count = 50 if full_faults else 4
     offsets = [("bytes", i * extent["bytes"] // count) for i in range(count)]
-    calls = [("fails", n + 1) for n in range(0, extent["calls"], 1 if full_faults else 7)]
+    calls = [("fails", n + 1) for n in range(0, extent["calls"], 1 if full_faults else 15)]
     reports = bench.interrupt(offsets + calls)
     for report in reports:
         bench.check(report)
