@@ -38,7 +38,12 @@ def spoiled(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("step", "saved"), [(8, 5), pytest.param(10, 5, marks=pytest.mark.full), (12, 10)]
+    ("step", "saved"),
+    [
+        pytest.param(8, 5, marks=pytest.mark.full),
+        pytest.param(10, 5, marks=pytest.mark.full),
+        (12, 10),
+    ],
 )
 def test_a_bad_step_stops_the_run_and_can_be_computed_again(
     dataset,  # noqa: F811

@@ -45,7 +45,13 @@ def dataset(tmp_path_factory):
     return target
 
 
-@pytest.mark.parametrize("more", [CROSS_CHANNEL, VIT], ids=["cross-channel", "vit"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(CROSS_CHANNEL, id="cross-channel"),
+        pytest.param(VIT, id="vit", marks=pytest.mark.full),
+    ],
+)
 def test_trained_resumed_and_evaluated(dataset, tmp_path, capfd, more):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     data = [f"data.train={dataset}", f"data.test={dataset}"]

@@ -113,6 +113,7 @@ def test_a_signal_in_every_phase(arguments, eager_run, tmp_path, number, phase):
     assert_same_run(run, eager_run)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("interruptible")
 def test_slurm_warns_stops_and_requeues(arguments, eager_run, tmp_path, monkeypatch):  # noqa: F811
     """SIGUSR1 before the limit saves, SIGTERM at the limit stops, the same command resumes."""

@@ -243,7 +243,11 @@ def test_steps_equal_the_textbook(case):
 
 @pytest.mark.parametrize(
     ("case", "backend"),
-    [("end_to_end", "aot_eager"), ("memory_bank", "inductor"), ("moco_v3", "aot_eager")],
+    [
+        ("end_to_end", "aot_eager"),
+        ("memory_bank", "inductor"),
+        pytest.param("moco_v3", "aot_eager", marks=pytest.mark.full),
+    ],
 )
 def test_compiled_is_eager(case, backend, monkeypatch):
     """Views that are only flipped: augmentation and its compilation are tested elsewhere.

@@ -217,7 +217,10 @@ def test_detectron2_names(ours, theirs):
 
 @pytest.mark.parametrize(
     ("part", "normalize"),
-    [(Part.encoder, Normalize.inside), (Part.backbone, Normalize.outside)],
+    [
+        (Part.encoder, Normalize.inside),
+        pytest.param(Part.backbone, Normalize.outside, marks=pytest.mark.full),
+    ],
 )
 def test_onnx(narrow, tmp_path, part, normalize):
     out = tmp_path / "a.onnx"

@@ -37,7 +37,11 @@ def batch(epoch: int) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("policy", "said"), [("imagenette_pool", "augmentation eager (policy.pool)"), ("cifar", "")]
+    ("policy", "said"),
+    [
+        pytest.param("imagenette_pool", "augmentation eager (policy.pool)"),
+        pytest.param("cifar", "", marks=pytest.mark.full),
+    ],
 )
 def test_a_pool_stays_outside_of_what_is_compiled(monkeypatch, policy, said):
     graphs = []
