@@ -22,7 +22,11 @@ from tests.limits import HANG_SECONDS
 from tests.optional import require
 from tests.pictures import encoded, picture
 
-require("ffcv")
+
+@pytest.fixture(scope="module", autouse=True)
+def ffcv() -> None:
+    require("ffcv")
+
 
 COUNT = 37
 SHAPE = (40, 56)

@@ -16,7 +16,12 @@ from tests.limits import HANG_SECONDS
 from tests.loader_data import evaluation, training, write_beton
 from tests.optional import require
 
-require("ffcv")
+
+@pytest.fixture(scope="module", autouse=True)
+def ffcv() -> None:
+    require("ffcv")
+
+
 pytestmark = pytest.mark.full
 
 SMALL = {"training": False, "num_samples": 9, "world_size": 2}
