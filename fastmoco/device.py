@@ -57,7 +57,8 @@ def algorithms(device: torch.device, *, reproducible: bool) -> Iterator[None]:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not reproducible
     if reproducible:
         # cuBLAS needs a workspace of its own for each stream (CUDA documentation, "Results
-        # reproducibility"); it is read when the library is first used.
+        # reproducibility"); it is read when the library is first used. A program that used a GPU
+        # before must have set it itself.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:

@@ -115,13 +115,18 @@ class KnnMonitor:
             return extract_features(encoder, dataset, replace(request, loader=FALLBACK))
 
     def baselines(self, encoder: FrozenEncoder) -> Baselines:
-        """Measure raw pixels and an encoder before its first step."""
-        return Baselines(
+        """Measure raw pixels and an encoder before its first step.
+
+        Images that only the monitor reads are not kept: training takes its memory after this.
+        """
+        found = Baselines(
             knn_top1_pixels=self.measure(encoder, PIXELS),
             knn_top1_start=self.measure(encoder),
             num_images=len(self._sets[-1]) if self._part is None else len(self._part),
             about=self._about(),
         )
+        self._kept.clear()
+        return found
 
     def _about(self) -> str:
         if not self._alone:

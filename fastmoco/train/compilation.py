@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.backends.registry import lookup_backend
+from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config as autograd_config
 
 from fastmoco.errors import UsageError, first_line
@@ -108,6 +109,9 @@ class Compiler:
         if self.settled:
             return ""
         if self._ranks.several:
+            if isinstance(error, TorchDynamoException) and not self._failure:
+                # Before its backend: the others wait there, at the graph of the same number.
+                self._failure = _first(self._exchanged(reason_of(error)))
             return self._failure
         if shortage(error) is not None or isinstance(error, ConnectionError):
             return ""

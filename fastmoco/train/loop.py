@@ -94,10 +94,11 @@ def train(cfg: TrainConfig) -> Path:
         if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
             with dispensable(logger, run.quarantine):
                 write_quarantine(run.quarantine, dataset.left_out)
-        if ranks.is_first and not run.views.exists():
-            with dispensable(logger, run.views), waiting("drawing the first views"):
-                write_first_views(trainer)
         with closing(trainer.open_loader()) as loader:
+            if ranks.is_first and not run.views.exists():
+                # With the loader of training open, which shares a resident set.
+                with dispensable(logger, run.views), waiting("drawing the first views"):
+                    write_first_views(trainer)
             log_header(logger, trainer, loader)
             monitor.read_by(trainer.loader_name, cfg.pipeline.num_threads)
             baselines = measure_baselines(trainer, monitor, logger)

@@ -171,6 +171,26 @@ def test_a_rank_learns_that_another_one_cannot_compile(monkeypatch):
     assert found == [("first", "on rank 1: bad header", "third", "")] * 2
 
 
+def test_a_rank_learns_that_dynamo_failed_on_another_one(monkeypatch):
+    """Which then never reaches its backend, where the first waits."""
+    store = HashStore()
+    monkeypatch.setattr(compilation, "own_store", lambda name, _: PrefixStore(name, store))
+    monkeypatch.setattr(compilation, "lookup_backend", lambda _: lambda graph, _: graph)
+    monkeypatch.setattr(compilation, "_GRAPHS", iter([0, 0]))
+
+    def one_rank(number):
+        compiler = compilation.Compiler(Ranks(number, 2))
+        error = compilation.TorchDynamoException("no such bytecode\nmore")
+        if not number:
+            with pytest.raises(RuntimeError, match="fails on rank 1: no such bytecode") as caught:
+                compiler._backend("first", [])
+            error = caught.value
+        return compiler.explain(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(one_rank, range(2))) == ["on rank 1: no such bytecode"] * 2
+
+
 def test_the_probe_is_agreed_on_by_all_ranks(monkeypatch):
     monkeypatch.setattr(compilation, "of_all", lambda own, _: [own, "no g++"])
     monkeypatch.setattr(compilation, "compile_failure", lambda _: "")
