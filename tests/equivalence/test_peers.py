@@ -1,6 +1,8 @@
 """The peers that benchmarks time do the same mathematics as fastmoco."""
 
 import copy
+import json
+import math
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -11,19 +13,21 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from benchmarks import two_codes
 from benchmarks.child import KeptChild
-from benchmarks.peers import official_peer, official_step
+from benchmarks.peers import notebook_peer, official_peer, official_step
 from benchmarks.pictures import write_thumbnails
 from benchmarks.rates import EPOCH_IMAGES
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.moco.build import build_model
 from fastmoco.moco.loss import info_nce
 from fastmoco.moco.mechanism import Views
-from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
+from fastmoco.moco.settings import Head, MocoConfig, ModelConfig, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
 from tests.limits import HANG_SECONDS
 from tests.optional import require
+from tests.pictures import encoded, picture
 
 STEPS, BATCH, QUEUE, DIM = 6, 8, 32, 16
 NO_LIGHTLY = "lightly is not installed; pip install lightly"
@@ -142,3 +146,95 @@ def test_lightly_peer_learns_against_its_memory_bank() -> None:
     assert all(0 < loss < 20 for loss in losses)
     pairs = zip(step.backbone_momentum.parameters(), before, strict=True)
     assert any(not torch.equal(after, old) for after, old in pairs)
+
+
+def test_the_notebook_equals_ours() -> None:
+    """Groups, shuffling, queue, key encoder and statistics, over six steps in float64.
+
+    Its groups are every fourth image and ours are blocks, so its images come in another order.
+    """
+    torch.manual_seed(0)
+    groups = 4
+    moco = MocoConfig(
+        queue_size=QUEUE,
+        dim=DIM,
+        momentum=0.9,
+        temperature=0.1,
+        head=Head.linear,
+        batch_norm_splits=groups,
+    )
+    small = ModelConfig(encoder="resnet18", stem=Stem.small, width=8)
+    model = build_model(small, moco).double()
+    encoder = copy.deepcopy(model.query_encoder)
+    notebook_peer.use_split_batch_norm(encoder, groups)
+    recipe = notebook_peer.Recipe(
+        dim=DIM, queue_size=QUEUE, momentum=0.9, temperature=0.1, groups=groups
+    )
+    theirs = notebook_peer.NotebookMoCo(encoder.double(), recipe)
+    theirs.queue = model.queue.keys.T.clone()
+    settings = OptimizerConfig(learning_rate=0.06, weight_decay=5e-4)
+    optimizer = build_optimizer(model.query_encoder.parameters(), settings)
+    their_optimizer = torch.optim.SGD(
+        encoder.parameters(), lr=0.06, weight_decay=5e-4, momentum=0.9
+    )
+    place = torch.arange(BATCH).view(groups, -1).T.flatten()
+    for _ in range(STEPS):
+        query_view, key_view = torch.randn(2, BATCH, 3, 16, 16, dtype=torch.float64)
+        shuffle = torch.randperm(BATCH)
+        ids = torch.arange(BATCH)
+        ours = model(Views(query_view, key_view, shuffle, ids, ids))
+        order = torch.argsort(place)[shuffle[place]]
+        loss = theirs.loss(query_view[place], key_view[place], order)
+        for one, step in ((ours.loss, optimizer), (loss, their_optimizer)):
+            step.zero_grad()
+            one.backward()
+            step.step()
+        model.update_key_encoder()
+        model.queue.enqueue(ours.key)
+        assert abs(ours.loss.item() - loss.item()) < 1e-10
+    blocks = theirs.queue.T.view(-1, BATCH, DIM)[:, torch.argsort(place)]
+    torch.testing.assert_close(blocks.flatten(0, 1), model.queue.keys, rtol=0, atol=1e-10)
+    for name, value in model.query_encoder.state_dict().items():
+        if value.is_floating_point():
+            found = encoder.state_dict()[name]
+            torch.testing.assert_close(found, value, rtol=0, atol=1e-10, msg=name)
+    rates = [notebook_peer.learning_rate(recipe, epoch) for epoch in (1, 100, 200)]
+    assert rates == pytest.approx([0.06 * (1 + math.cos(math.pi / 200)) / 2, 0.03, 0])
+
+
+@pytest.mark.full
+def test_two_codes_run_one_recipe_and_go_on(tmp_path: Path) -> None:
+    """At the smallest size: a row each, and what is done stays."""
+    for split in ("train", "test"):
+        for label in range(2):
+            folder = tmp_path / "cifar" / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for index in range(16):
+                pixels = picture(1000 * (split == "test") + 100 * label + index, 32, 32)
+                (folder / f"{index}.jpg").write_bytes(encoded(pixels, quality=92))
+    setup = two_codes.Setup(
+        tmp_path / "cifar", tmp_path / "runs", (0, 1), 2, 2, 16, 8, batch=16, queue_size=32
+    )
+    two_codes.measure(setup, tmp_path / "results")
+    first, second, *losses = json.loads((tmp_path / "results/two_codes.json").read_text())
+    assert (first["what"], second["what"]) == ("fastmoco", "the notebook")
+    assert "equality within 1.5 points is" in first["note"]
+    assert len(losses) == 2 * setup.epochs
+    done = setup.result("the notebook", 1)
+    before = done.stat().st_mtime_ns
+    setup.result("fastmoco", 0).unlink()
+    two_codes.measure(setup, tmp_path / "results")  # by its run, which is finished
+    assert setup.result("fastmoco", 0).exists()
+    assert done.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ([80.1, 80.3, 79.9, 80.2, 80.0], "is shown: fastmoco less the notebook +0.10"),
+        ([81.6, 81.9, 81.4, 81.5, 81.6], "is not shown: fastmoco less the notebook -1.40"),
+        ([80.1], "fewer than two seeds"),
+    ],
+)
+def test_equivalence_is_shown_by_the_interval(theirs: list[float], words: str) -> None:
+    assert words in two_codes.equivalence([80.2, 80.4, 80.0, 80.3, 80.1], theirs)
