@@ -151,10 +151,13 @@ def run_theirs(setup: Setup, seed: int) -> Outcome:
         queue_size=setup.queue_size,
         groups=setup.groups,
     )
-    losses = list(notebook_peer.train(encoder, setup.folder("train"), recipe, seed))
+    (images, labels), (others, answers) = (
+        notebook_peer.read_folder(setup.folder(split)) for split in ("train", "test")
+    )
+    losses = list(notebook_peer.train(encoder, images, recipe, seed))
     memory, test = (
-        FeatureSet(*notebook_peer.features(encoder, setup.folder(split)))
-        for split in ("train", "test")
+        FeatureSet(notebook_peer.features(encoder, part), torch.tensor(known))
+        for part, known in ((images, labels), (others, answers))
     )
     return Outcome(knn_accuracy(memory, test, k=K, temperature=TEMPERATURE)[0], losses)
 

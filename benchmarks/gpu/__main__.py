@@ -35,6 +35,7 @@ PARTS = (
     Part("precisions", f"{SPEED}:precisions", "modes", 90, 40),
     Part("eager, compiled, graph", f"{SPEED}:modes", "modes", 90, 40),
     Part("cifar10_colab, a few epochs", f"{RUNS}:few_epochs", "modes", 120, 40),
+    Part("the notebook, as many epochs", f"{RUNS}:notebook", "modes", 120, 60),
 )
 """In the order of their importance: the last ones are left out where time is short."""
 

@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from benchmarks.accuracy_subject import train_until
 from benchmarks.gpu.job import TOY, Job
 from benchmarks.harness import summarize
+from benchmarks.peers import notebook_peer
 from benchmarks.report import ROOT, Report, Row
+from fastmoco.configuration import load_config
 from fastmoco.data.builtin_file import builtin_file
 from fastmoco.data.dataset import open_dataset
+from fastmoco.evaluate.features import FeatureSet
+from fastmoco.evaluate.knn import knn_accuracy
+from fastmoco.moco.build import build_query_encoder
 from fastmoco.runs.checkpoint import Checkpoint, load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.train.settings import TrainConfig
 
 POLL_SECONDS = 0.05
 TOY_OPTIONS = [
@@ -134,6 +141,48 @@ def few_epochs(job: Job, report: Report) -> None:
     last = rows[-1]["loss"]
     report.rows.append(_row("loss at the end", "nats", last))
     assert math.isfinite(last), f"the loss is {last}"
+
+
+def notebook(job: Job, report: Report) -> None:
+    """The published notebook's loop for as many epochs on the same images; its time and kNN."""
+    epochs = job.pick(1, 8)
+    train = next(o for o in _options(job) if o.startswith("data.train=")).partition("=")[2]
+    cfg = load_config(TrainConfig, [*_options(job), f"train.epochs={epochs}"])
+    report.subject = f"moco_cifar10_demo.ipynb, float32, {Path(train).name}, {epochs} epochs"
+    images, labels = _decoded(train, job)
+    recipe = notebook_peer.Recipe(
+        batch=cfg.global_batch_size,
+        epochs=epochs,
+        queue_size=cfg.moco.queue_size,
+        groups=cfg.moco.batch_norm_splits,
+    )
+    encoder = build_query_encoder(cfg.model, cfg.moco, view_size=32)
+    notebook_peer.use_split_batch_norm(encoder, recipe.groups)
+    encoder.to(job.device)
+    workers, start = job.pick(0, min(16, os.cpu_count() or 1)), time.monotonic()
+    losses = list(notebook_peer.train(encoder, images, recipe, seed=0, num_workers=workers))
+    seconds = time.monotonic() - start
+    memory = test = FeatureSet(notebook_peer.features(encoder, images), labels)
+    if not job.data:
+        others, answers = _decoded(str(builtin_file(job.scratch / "test.beton", "test")), job)
+        test = FeatureSet(notebook_peer.features(encoder, others), answers)
+    top1, _ = knn_accuracy(memory, test, k=200, temperature=0.1, leave_one_out=test is memory)
+    seen = epochs * (len(images) // recipe.batch) * recipe.batch
+    note = f"after {seen:,} images and {seconds:.0f} s, measured as the run's monitor does"
+    report.rows += [
+        _row("kNN top-1, the notebook", "%", top1, note),
+        _row("images/s, the notebook", "images/s", seen / seconds, f"{workers} workers"),
+        _row("loss at the end, the notebook", "nats", losses[-1]),
+    ]
+    assert math.isfinite(losses[-1]), f"the loss is {losses[-1]}"
+
+
+def _decoded(path: str, job: Job) -> tuple[list[Image.Image], torch.Tensor]:
+    """Images of a dataset file, a few at toy size, and their labels on the device."""
+    with open_dataset(path) as dataset:
+        count = job.pick(32, len(dataset))
+        images = [Image.fromarray(dataset.decode(sample)) for sample in range(count)]
+        return images, torch.from_numpy(dataset.labels[:count]).to(job.device)
 
 
 def _row(what: str, unit: str, value: float, note: str = "") -> Row:

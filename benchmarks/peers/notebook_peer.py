@@ -4,13 +4,13 @@
 batch norm in groups (``SplitBatchNorm``), shuffled keys, a queue ``(C, K)``, SGD whose cosine
 counts epochs from 1. Float32, NCHW, eager, all logits of the loss at once, a momentum update
 parameter by parameter: what makes it slow is kept.
-Left out: the symmetric loss, its resuming, and the reading of CIFAR-10's own files: the images come
-from class folders, decoded once into memory as its are.
+Left out: the symmetric loss, its resuming, and the reading of CIFAR-10's own files: it takes
+decoded images, as that gives them.
 """
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,8 @@ class NotebookMoCo:
         self.recipe = recipe
         parameter = next(encoder.parameters())
         size = (recipe.dim, recipe.queue_size)
-        self.queue = F.normalize(torch.randn(size, dtype=parameter.dtype), dim=0)
+        queue = torch.randn(size, dtype=parameter.dtype, device=parameter.device)
+        self.queue = F.normalize(queue, dim=0)
         self.pointer = 0
 
     def loss(self, query_view: Tensor, key_view: Tensor, order: Tensor) -> Tensor:
@@ -112,7 +113,8 @@ class NotebookMoCo:
         positive = torch.einsum("nc,nc->n", [query, key]).unsqueeze(-1)
         negative = torch.einsum("nc,ck->nk", [query, self.queue.clone().detach()])
         logits = torch.cat([positive, negative], dim=1) / self.recipe.temperature
-        result = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        result = F.cross_entropy(logits, labels)
         self.enqueue(key)
         return result
 
@@ -142,25 +144,35 @@ TRAIN = transforms.Compose(
         transforms.Normalize(MEAN, STD),
     ]
 )
-TEST = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+TEST = transforms.Compose(
+    [
+        transforms.Resize(32),  # nothing for CIFAR-10's images
+        transforms.CenterCrop(32),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+)
 
 
-class Images(Dataset[tuple[Tensor, ...]]):
-    """The images of class folders, decoded once; with `pairs` two views of each, else one."""
+class Views(Dataset[tuple[Tensor, ...]]):
+    """So many transforms of each image."""
 
     def __init__(
-        self, folder: Path, transform: Callable[[Image.Image], Tensor], *, pairs: bool
+        self, images: Sequence[Image.Image], transform: Callable[[Image.Image], Tensor], count: int
     ) -> None:
-        found = ImageFolder(str(folder))
-        self.labels = torch.tensor(found.targets)
-        self._images = [image.copy() for image, _ in found]
-        self._transform, self._views = transform, 1 + pairs
+        self._images, self._transform, self._count = images, transform, count
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(self._transform(self._images[index]) for _ in range(self._views))
+        return tuple(self._transform(self._images[index]) for _ in range(self._count))
+
+
+def read_folder(folder: Path) -> tuple[list[Image.Image], list[int]]:
+    """Images of class folders, decoded, and their labels."""
+    found = ImageFolder(str(folder))
+    return [image.copy() for image, _ in found], list(found.targets)
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
@@ -168,19 +180,32 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     return recipe.learning_rate * 0.5 * (1.0 + math.cos(math.pi * epoch / recipe.epochs))
 
 
-def train(encoder: nn.Module, folder: Path, recipe: Recipe, seed: int) -> Iterator[float]:
-    """Train an encoder in place; yields the mean loss of each epoch.
+def train(
+    encoder: nn.Module,
+    images: Sequence[Image.Image],
+    recipe: Recipe,
+    seed: int,
+    num_workers: int = 0,
+) -> Iterator[float]:
+    """Train an encoder in place, on its device; yields the mean loss of each epoch.
 
     Args:
         encoder: As `NotebookMoCo` takes it.
-        folder: Class folders of 32-pixel images; their classes are not used.
+        images: Of 32 pixels.
         recipe: Its settings.
         seed: Of the order, the views, the shuffling and the first negatives.
+        num_workers: Processes of the DataLoader; the notebook has 16.
     """
     torch.manual_seed(seed)
-    model = NotebookMoCo(encoder, recipe)
+    model, device = NotebookMoCo(encoder, recipe), next(encoder.parameters()).device
     loader = DataLoader(
-        Images(folder, TRAIN, pairs=True), batch_size=recipe.batch, shuffle=True, drop_last=True
+        Views(images, TRAIN, 2),
+        batch_size=recipe.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=num_workers > 0,
     )
     optimizer = torch.optim.SGD(
         encoder.parameters(),
@@ -194,8 +219,10 @@ def train(encoder: nn.Module, folder: Path, recipe: Recipe, seed: int) -> Iterat
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, epoch)
         total = 0.0
-        for query_view, key_view in loader:
-            loss = model.loss(query_view, key_view, torch.randperm(len(query_view)))
+        for batch in loader:
+            query_view, key_view = (view.to(device, non_blocking=True) for view in batch)
+            order = torch.randperm(len(query_view), device=device)
+            loss = model.loss(query_view, key_view, order)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -204,9 +231,9 @@ def train(encoder: nn.Module, folder: Path, recipe: Recipe, seed: int) -> Iterat
 
 
 @torch.no_grad()
-def features(encoder: nn.Module, folder: Path) -> tuple[Tensor, Tensor]:
-    """Features ``(n, C)`` of whole images, not normalized, and labels ``(n,)``; sets eval mode."""
+def features(encoder: nn.Module, images: Sequence[Image.Image]) -> Tensor:
+    """Features ``(n, C)`` of whole images, not normalized, on the device; sets eval mode."""
     encoder.eval()
-    images = Images(folder, TEST, pairs=False)
-    found = [encoder(batch) for (batch,) in DataLoader(images, batch_size=512)]
-    return torch.cat(found), images.labels
+    device = next(encoder.parameters()).device
+    loader = DataLoader(Views(images, TEST, 1), batch_size=512)
+    return torch.cat([encoder(batch.to(device)) for (batch,) in loader])

@@ -17,7 +17,7 @@ from benchmarks.step_subject import noise_batch
 from fastmoco.moco.settings import ModelConfig, Precision
 from tests.runs import write_colors
 
-SLOW = ("kill -9", "gpu tests", "few epochs")
+SLOW = ("kill -9", "gpu tests", "few epochs", "the notebook")
 """Parts that start processes or train; run by `make full`."""
 AGAIN = ("precisions", "eager")
 """Parts that do what a part before does, with other names; run by `make full`."""
