@@ -40,7 +40,14 @@ from fastmoco.weights.settings import RANDOM, start_name
 # The fingerprint of the annotations is compared instead of data.train.
 # `init`, which older trials have, does not bind: the fingerprint of the backbone does.
 FREE_KEYS = frozenset(
-    {"run_dir", "trials", "num_threads", "checkpoint_every_steps", "allow_overlap", "init"}
+    {
+        "run_dir",
+        "trials",
+        "pipeline.num_threads",
+        "checkpoint.every_steps",
+        "allow_overlap",
+        "init",
+    }
 ) | {f"data.{name}" for name in ("train", "test", "train_images", "test_images")}
 
 

@@ -37,9 +37,13 @@ WARMUP_START = 1e-3  # fraction of the peak, as in detectron2
 
 def learning_rate(cfg: DetectConfig, step: int) -> float:
     """Learning rate of a step, counted from 0: linear warm-up, then x 0.1 at each milestone."""
-    warmed = min(1.0, step / cfg.warmup_steps) if cfg.warmup_steps else 1.0
+    warmed = min(1.0, step / cfg.optimizer.warmup_steps) if cfg.optimizer.warmup_steps else 1.0
     factor = WARMUP_START * (1 - warmed) + warmed
-    return cfg.learning_rate * factor * 0.1 ** sum(step >= m for m in cfg.milestones)
+    return (
+        cfg.optimizer.learning_rate
+        * factor
+        * 0.1 ** sum(step >= m for m in cfg.optimizer.milestones)
+    )
 
 
 def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.Optimizer:
@@ -52,10 +56,12 @@ def build_sgd(model: nn.Module, cfg: DetectConfig) -> torch.optim.Optimizer:
     }
     decayed = [p for p in model.parameters() if id(p) not in of_norm]
     free = [p for p in model.parameters() if id(p) in of_norm]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": cfg.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": cfg.optimizer.weight_decay}]
     if free:
         groups.append({"params": free, "weight_decay": 0.0})
-    sgd = torch.optim.SGD(groups, lr=cfg.learning_rate, momentum=cfg.sgd_momentum, fused=True)
+    sgd = torch.optim.SGD(
+        groups, lr=cfg.optimizer.learning_rate, momentum=cfg.optimizer.sgd_momentum, fused=True
+    )
     return with_zero_momentum(sgd)
 
 
@@ -95,7 +101,7 @@ class Fitting:
 
     def is_finished(self) -> bool:
         """Whether all steps are done."""
-        return self.steps_done >= self.cfg.steps
+        return self.steps_done >= self.cfg.train.steps
 
     def take(self, batch: Sequence[Sample]) -> float:
         """Do one training step, and return the learning rate that it used.
@@ -148,8 +154,8 @@ class Fitting:
         if not math.isfinite(self.totals["loss"]) or self.guard.read().faults:
             raise DivergedError(
                 f"the loss or its gradient is not finite at step {self.steps_done}; lower "
-                f"learning_rate (now {self.cfg.learning_rate:g}) or raise warmup_steps; earlier "
-                "checkpoints are kept"
+                f"optimizer.learning_rate (now {self.cfg.optimizer.learning_rate:g}) or raise "
+                "optimizer.warmup_steps; earlier checkpoints are kept"
             )
 
     def flush(self) -> dict[str, float]:
@@ -172,7 +178,7 @@ class Fitting:
             layer.reset_running_stats()
             layer.momentum = None  # cumulative mean
         self.model.train()
-        for step, batch in enumerate(batches, start=self.cfg.steps):
+        for step, batch in enumerate(batches, start=self.cfg.train.steps):
             self._losses(batch, step)
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

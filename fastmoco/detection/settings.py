@@ -124,6 +124,65 @@ class DetectorConfig:
     """segment: dilation of the head's two 3 x 3 convolutions."""
 
 
+OPTIMIZER_NAMES = ("learning_rate", "sgd_momentum", "weight_decay", "warmup_steps", "milestones")
+
+
+@dataclass(kw_only=True, slots=True)
+class DetectionOptimizerConfig:
+    """SGD and its learning rate."""
+
+    RANGES: ClassVar[Ranges] = {
+        "learning_rate": NOT_NEGATIVE,
+        "sgd_momentum": Range(0, 1, below=True),
+        "weight_decay": NOT_NEGATIVE,
+        "warmup_steps": COUNT_OR_ZERO,
+        "milestones": COUNT_OR_ZERO,
+    }
+
+    learning_rate: float = 0.02
+    """Peak learning rate of SGD."""
+    sgd_momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay, on all parameters except those of batch norm."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up, from a thousandth of the peak."""
+    milestones: list[int] = field(default_factory=lambda: [18000, 22000])
+    """Steps at which the learning rate is multiplied by 0.1."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DetectionTrainConfig:
+    """Length and log of the training."""
+
+    RANGES: ClassVar[Ranges] = {"steps": COUNT, "log_every_steps": COUNT}
+
+    steps: int = 24000
+    """Training steps."""
+    log_every_steps: int = 20
+    """Steps per row of metrics.jsonl."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DetectionPipelineConfig:
+    """Reading of images."""
+
+    RANGES: ClassVar[Ranges] = {"num_threads": COUNT_OR_ZERO}
+
+    num_threads: int = 0
+    """Threads that read images; 0: one per core."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DetectionCheckpointConfig:
+    """Checkpoints."""
+
+    RANGES: ClassVar[Ranges] = {"every_steps": COUNT}
+
+    every_steps: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+
+
 @dataclass(kw_only=True, slots=True)
 class DetectConfig:
     """All settings of `fastmoco detect`."""
@@ -131,13 +190,7 @@ class DetectConfig:
     PRESET: ClassVar[str] = "detect"
     GROUPS: ClassVar[Mapping[str, Any]] = {"recipe": None}
     RANGES: ClassVar[Ranges] = {
-        "steps": COUNT,
         "global_batch_size": COUNT,
-        "learning_rate": NOT_NEGATIVE,
-        "sgd_momentum": Range(0, 1, below=True),
-        "weight_decay": NOT_NEGATIVE,
-        "warmup_steps": COUNT_OR_ZERO,
-        "milestones": COUNT_OR_ZERO,
         "train_sizes": COUNT,
         "test_size": COUNT,
         "max_size": COUNT,
@@ -146,13 +199,18 @@ class DetectConfig:
         "precise_norm_steps": COUNT_OR_ZERO,
         "trials": COUNT,
         "seed": SEED,
-        "num_threads": COUNT_OR_ZERO,
-        "log_every_steps": COUNT,
-        "checkpoint_every_steps": COUNT,
     }
 
     BEFORE: ClassVar[Mapping[str, Any]] = {"precision": "float32"}
     """Values of options that trials of older versions do not have in their files."""
+    FORMER: ClassVar[Mapping[str, str]] = {
+        "steps": "train.steps",
+        "log_every_steps": "train.log_every_steps",
+        "checkpoint_every_steps": "checkpoint.every_steps",
+        "num_threads": "pipeline.num_threads",
+        **{name: f"optimizer.{name}" for name in OPTIMIZER_NAMES},
+    }
+    """Names that options had in version 0.1, and so in the files of its trials."""
 
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     layout: AnnotationFormat = AnnotationFormat.voc
@@ -167,23 +225,13 @@ class DetectConfig:
     batch_norm: DetectionNorm = DetectionNorm.synchronized
     """synchronized (trained) or frozen."""
     model: DetectorConfig = field(default_factory=DetectorConfig)
-    steps: int = 24000
-    """Training steps."""
+    train: DetectionTrainConfig = field(default_factory=DetectionTrainConfig)
     global_batch_size: int = 16
     """Images per step, over all devices."""
-    learning_rate: float = 0.02
-    """Peak learning rate of SGD."""
-    sgd_momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 1e-4
-    """Weight decay, on all parameters except those of batch norm."""
+    optimizer: DetectionOptimizerConfig = field(default_factory=DetectionOptimizerConfig)
     precision: Precision = Precision.auto
     """Number format of the forward and backward pass in training: auto (by the device), float32,
     fp16 or bf16; tests are in float32."""
-    warmup_steps: int = 100
-    """Steps of linear warm-up, from a thousandth of the peak."""
-    milestones: list[int] = field(default_factory=lambda: [18000, 22000])
-    """Steps at which the learning rate is multiplied by 0.1."""
     train_sizes: list[int] = field(default_factory=lambda: list(range(480, 801, 32)))
     """Short sides of training images in pixels; one is drawn per image."""
     test_size: int = 800
@@ -206,12 +254,8 @@ class DetectConfig:
     """Folder of the trials; default: RUN/detect/TASK-ARCH-START."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    num_threads: int = 0
-    """Threads that read images; 0: one per core."""
-    log_every_steps: int = 20
-    """Steps per row of metrics.jsonl."""
-    checkpoint_every_steps: int = 1000
-    """Steps between checkpoints; the last step is always saved."""
+    pipeline: DetectionPipelineConfig = field(default_factory=DetectionPipelineConfig)
+    checkpoint: DetectionCheckpointConfig = field(default_factory=DetectionCheckpointConfig)
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""

@@ -63,8 +63,8 @@ def fit(
         Interrupted: After a stop request, with the state saved.
     """
     cfg, ranks, start = fitting.cfg, fitting.ranks, fitting.steps_done
-    threads = loader_threads(cfg.num_threads) or len(os.sched_getaffinity(0))
-    last = cfg.steps + cfg.precise_norm_steps
+    threads = loader_threads(cfg.pipeline.num_threads) or len(os.sched_getaffinity(0))
+    last = cfg.train.steps + cfg.precise_norm_steps
     batches = training_batches(train, cfg, start=start, stop=last, num_threads=threads, ranks=ranks)
     clock = time.perf_counter()
     metrics = MetricsFile(folder.metrics, resume_step=start) if ranks.is_first else None
@@ -74,16 +74,16 @@ def fit(
             with explained(partial(_explain_step, cfg, ranks)):
                 rate = fitting.take(batch)
             signal_number = largest(stop.signal_number, ranks)
-            if fitting.is_finished() or fitting.steps_done % cfg.log_every_steps == 0:
+            if fitting.is_finished() or fitting.steps_done % cfg.train.log_every_steps == 0:
                 now = time.perf_counter()
                 row = {"step": fitting.steps_done, **fitting.flush(), "learning_rate": rate}
-                logger.info("step %d/%d  loss %.4f", row["step"], cfg.steps, row["loss"])
+                logger.info("step %d/%d  loss %.4f", row["step"], cfg.train.steps, row["loss"])
                 if metrics:
                     metrics.write({**row, "seconds": now - clock})
                 clock = now
             if fitting.is_finished() and cfg.precise_norm_steps:
                 fitting.average_statistics(batches)
-            due = fitting.steps_done % cfg.checkpoint_every_steps == 0
+            due = fitting.steps_done % cfg.checkpoint.every_steps == 0
             if metrics and (due or fitting.is_finished() or signal_number):
                 metrics.sync()
                 save_checkpoint(folder.checkpoints, fitting.checkpoint(), keep=2)
@@ -98,10 +98,11 @@ def _explain_step(cfg: DetectConfig, ranks: Ranks) -> str:
     images = cfg.global_batch_size // ranks.world_size
     if images == 1:
         return "a step holds 1 image on a device; use a smaller arch or smaller images"
-    rate = cfg.learning_rate / 2
+    rate = cfg.optimizer.learning_rate / 2
     return (
         f"a step holds {images} images on a device; set global_batch_size="
-        f"{images // 2 * ranks.world_size} learning_rate={rate:g} steps={2 * cfg.steps}"
+        f"{images // 2 * ranks.world_size} optimizer.learning_rate={rate:g} "
+        f"train.steps={2 * cfg.train.steps}"
     )
 
 
@@ -144,5 +145,5 @@ def log_header(
         parameters / 1e6,
         cfg.batch_norm.value,
     )
-    steps = fitting.steps_done, cfg.steps
+    steps = fitting.steps_done, cfg.train.steps
     logger.info("training  from step %d to step %d in %s", *steps, cfg.precision.value)

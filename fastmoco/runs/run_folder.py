@@ -5,7 +5,7 @@ import io
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +174,7 @@ class RunIdentity:
         # An option added after the run was made had the value that is its default now, unless the
         # class names another.
         old = self._defaults() | getattr(type(self.cfg), "BEFORE", {})
-        old |= _flat(read_config(config))
+        old |= self._saved(config)
         return [
             f"{key}: {old.get(key)} there, {new.get(key)} now"
             for key in sorted(old.keys() | new.keys())
@@ -184,10 +184,15 @@ class RunIdentity:
     def has_form_of(self, config: Path) -> bool:
         """Whether a file could be the ``config.yaml`` of such a run, with whatever values."""
         try:
-            saved = dict(_flat(read_config(config)))
+            saved = self._saved(config)
         except UsageError:
             return False
         return "run_dir" in saved and saved.keys() <= self._defaults().keys()
+
+    def _saved(self, config: Path) -> dict[str, Any]:
+        """The values of a ``config.yaml``, by the names that options have now."""
+        former: Mapping[str, str] = getattr(type(self.cfg), "FORMER", {})
+        return {former.get(key, key): value for key, value in _flat(read_config(config))}
 
     def _defaults(self) -> dict[str, Any]:
         return dict(_flat(config_to_dict(type(self.cfg)())))

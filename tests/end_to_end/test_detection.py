@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import fastmoco
 from fastmoco import cli
+from fastmoco.detection.settings import DetectConfig
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
 from tests.detection_data import coco_options, voc_options, write_run, write_small_scenes
 from tests.limits import HANG_SECONDS
 
 SHORT = [
-    "steps=6",
+    "train.steps=6",
     "global_batch_size=2",
     "train_sizes=[64,96]",
     "test_size=80",
@@ -27,9 +29,9 @@ SHORT = [
     "model.roi_samples=8",
     "model.test_proposals=10",
     "precise_norm_steps=2",
-    "log_every_steps=2",
-    "checkpoint_every_steps=4",
-    "num_threads=2",
+    "train.log_every_steps=2",
+    "checkpoint.every_steps=4",
+    "pipeline.num_threads=2",
 ]
 
 # Runs the command line, and kills its own process with SIGKILL when a step is to be taken.
@@ -127,7 +129,7 @@ def test_a_finished_command_prints_its_result_again(scenes, run, whole, capsys):
     assert printed["trials"][0]["seed"] == 0
     for name in ("ap", "ap50", "ap75", "voc07_ap50"):
         assert 0 <= printed["summary"][name]["mean"] <= 100
-    assert cli.main([*arguments, "trials=2", "num_threads=1"]) == 0
+    assert cli.main([*arguments, "trials=2", "pipeline.num_threads=1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["seed", "seed", "mean", "std"]
     assert "seeds 0, 1" in lines[5]
@@ -150,7 +152,13 @@ def test_a_finished_trial_is_tested_on_other_images(scenes, run, whole, tmp_path
 
 
 def test_the_loss_falls(scenes, run, tmp_path):
-    more = ["steps=30", "log_every_steps=5", "warmup_steps=5", "milestones=[]", "train_sizes=[96]"]
+    more = [
+        "train.steps=30",
+        "train.log_every_steps=5",
+        "optimizer.warmup_steps=5",
+        "optimizer.milestones=[]",
+        "train_sizes=[96]",
+    ]
     options = [*voc_options(scenes), *SHORT, *more, "precise_norm_steps=0"]
     assert cli.main(["detect", str(run), *options, f"run_dir={tmp_path / 'd'}"]) == 0
     rows = read_metrics(tmp_path / "d/seed-0/metrics.jsonl")
@@ -177,7 +185,7 @@ def test_the_loss_falls(scenes, run, tmp_path):
 def test_every_task_is_trained_and_measured(scenes, run, options, figures, capsys):
     coco = options[0] in ("task=masks", "task=keypoints")
     data = (coco_options if coco else voc_options)(scenes)
-    arguments = ["detect", str(run), *data, *SHORT, "steps=2", *options]
+    arguments = ["detect", str(run), *data, *SHORT, "train.steps=2", *options]
     assert cli.main([*arguments, "--json"]) == 0
     (trial,) = json.loads(capsys.readouterr().out)["trials"]
     assert set(trial) == figures | {"seed", "seconds", "per_class", "test_fingerprint"}
@@ -195,12 +203,12 @@ def test_every_task_is_trained_and_measured(scenes, run, options, figures, capsy
         (["data.train_years=12"], ["VOC2012 is missing"]),
         (["data.train_split=test"], ["(100.00%) are also in data.train", "allow_overlap=true"]),
         (["data.classes=[]"], ["1100000.xml: class", "none of the 20", "data.classes"]),
-        (["steps=0"], ["steps must be 1 or more, got 0"]),
+        (["train.steps=0"], ["train.steps must be 1 or more, got 0"]),
         (["weights=random", "batch_norm=frozen"], ["batch_norm=frozen", "set batch_norm"]),
         (["weights=frist"], ["weights=frist does not exist", "torchvision:NAME"]),
         (["arch=fpn"], ["model.anchor_sizes has 3 sizes"]),
         (["arch=c5"], ["c5"]),
-        (["stepps=3"], ["unknown option stepps; did you mean steps?"]),
+        (["stepps=3"], ["unknown option stepps; did you mean train.steps?"]),
         (["recipe=vok"], ["unknown recipe=vok; did you mean voc?"]),
         (["scale_range=[2,1]"], ["scale_range"]),
     ],
@@ -243,10 +251,28 @@ def test_a_broken_image_stops_the_run_by_name(scenes, run, tmp_path, capsys):
     assert "1100003.jpg cut JPEG" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_trial_of_version_0_1_goes_on(scenes, run, whole, tmp_path, capsys):
+    """Its options had other names."""
+    folder = tmp_path / "d"
+    shutil.copytree(whole, folder)
+    path = folder / "seed-0/config.yaml"
+    values = OmegaConf.load(path)
+    for former, name in DetectConfig.FORMER.items():
+        group, _, option = name.partition(".")
+        values[former] = values[group].pop(option)
+    for group in ("optimizer", "train", "checkpoint", "pipeline"):
+        assert not values.pop(group)
+    OmegaConf.save(values, path)
+    arguments = ["detect", str(run), *voc_options(scenes), *SHORT, f"run_dir={folder}"]
+    assert cli.main(arguments) == 0
+    OmegaConf.save(values, path)
+    fails(capsys, [*arguments, "train.steps=7"], ["train.steps: 6 there, 7 now"])
+
+
 def test_folders_of_something_else_are_refused(scenes, run, whole, tmp_path, capsys):
     arguments = ["detect", str(run), *voc_options(scenes), *SHORT]
-    other = [*arguments, f"run_dir={whole}", "learning_rate=0.01"]
-    fails(capsys, other, ["learning_rate: 0.02 there, 0.01 now", "another run_dir"])
+    other = [*arguments, f"run_dir={whole}", "optimizer.learning_rate=0.01"]
+    fails(capsys, other, ["optimizer.learning_rate: 0.02 there, 0.01 now", "another run_dir"])
     (tmp_path / "seed-0").mkdir()
     (tmp_path / "seed-0/thesis.txt").write_text("precious")
     fails(capsys, [*arguments, f"run_dir={tmp_path}"], ["seed-0 exists and is not a run folder"])
@@ -285,7 +311,11 @@ def test_recipes_compose(recipe):
 
     cfg = load_config(DetectConfig, [f"recipe={recipe}"])
     if recipe == "voc":
-        assert (cfg.steps, cfg.milestones, cfg.learning_rate) == (24000, [18000, 22000], 0.02)
+        assert (cfg.train.steps, cfg.optimizer.milestones, cfg.optimizer.learning_rate) == (
+            24000,
+            [18000, 22000],
+            0.02,
+        )
         assert (cfg.data.train_years, cfg.data.test_years) == ("07+12", "07")
         assert (min(cfg.train_sizes), max(cfg.train_sizes), cfg.test_size) == (480, 800, 800)
-    assert cfg.steps > max(cfg.milestones)
+    assert cfg.train.steps > max(cfg.optimizer.milestones)

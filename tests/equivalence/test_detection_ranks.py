@@ -15,7 +15,11 @@ from fastmoco.detection.models import build_detector
 from fastmoco.detection.norm import DetectionBatchNorm2d
 from fastmoco.detection.samples import Sample
 from fastmoco.detection.segmenter import Segmenter
-from fastmoco.detection.settings import DetectConfig, DetectionTask
+from fastmoco.detection.settings import (
+    DetectConfig,
+    DetectionOptimizerConfig,
+    DetectionTask,
+)
 from fastmoco.ranks import ALONE
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.checkpoint_files import CheckpointError
@@ -48,7 +52,11 @@ def segment_sample(seed):
 
 def fit_segmenter(ranks, samples):
     """Two steps; each rank has its share of the samples."""
-    cfg = replace(SMALL, task=DetectionTask.segment, learning_rate=0.1, warmup_steps=0)
+    cfg = replace(
+        SMALL,
+        task=DetectionTask.segment,
+        optimizer=DetectionOptimizerConfig(learning_rate=0.1, warmup_steps=0),
+    )
     model = Segmenter(make_resnet(), cfg, num_classes=3, mean=[0.5] * 3, std=[0.2] * 3, ranks=ranks)
     fitting = Fitting(cfg, model, build_sgd(model, cfg), torch.device("cpu"), "d", "e", ranks)
     for _ in range(2):
@@ -75,8 +83,8 @@ def fit_detector(ranks):
 
 
 def detect_options(scenes, folder):
-    sizes = ["steps=4", "global_batch_size=4", "train_sizes=[64,96]", "test_size=64"]
-    more = ["precise_norm_steps=1", "checkpoint_every_steps=3", "trials=2", "device=cpu"]
+    sizes = ["train.steps=4", "global_batch_size=4", "train_sizes=[64,96]", "test_size=64"]
+    more = ["precise_norm_steps=1", "checkpoint.every_steps=3", "trials=2", "device=cpu"]
     return [*voc_options(scenes), *sizes, *more, f"run_dir={folder}"]
 
 

@@ -20,6 +20,7 @@ from fastmoco.detection.settings import (
     Arch,
     DetectConfig,
     DetectionNorm,
+    DetectionOptimizerConfig,
     DetectionTask,
     DetectorConfig,
 )
@@ -45,6 +46,7 @@ SMALL = DetectConfig(
         test_proposals=10,
     )
 )
+UNWARMED = DetectionOptimizerConfig(warmup_steps=0)
 
 
 def make_resnet(name="resnet18", width=4, splits=1, stem=Stem.small_stride2):
@@ -236,7 +238,7 @@ def test_the_published_schedule():
         23999: 2e-4,
     }
     assert rates == pytest.approx(expected)
-    assert learning_rate(replace(cfg, warmup_steps=0), 0) == 0.02
+    assert learning_rate(replace(cfg, optimizer=replace(cfg.optimizer, warmup_steps=0)), 0) == 0.02
 
 
 def test_weight_decay_spares_batch_norm():
@@ -307,7 +309,7 @@ def sample(seed):
 
 
 def test_precise_batch_norm_is_the_mean_over_batches():
-    cfg = replace(SMALL, steps=3)
+    cfg = replace(SMALL, train=replace(SMALL.train, steps=3))
     fitting = small_fitting(cfg)
     fitting.model.train()(
         [torch.rand(3, 64, 64)], [one_target(DetectionTask.boxes)]
@@ -325,9 +327,11 @@ def test_precise_batch_norm_is_the_mean_over_batches():
 
 
 def test_a_loss_that_is_no_number_stops_the_run():
-    fitting = small_fitting(replace(SMALL, learning_rate=1e30, warmup_steps=0))
+    fitting = small_fitting(
+        replace(SMALL, optimizer=replace(SMALL.optimizer, learning_rate=1e30, warmup_steps=0))
+    )
     fitting.take([sample(0)])
-    with pytest.raises(DivergedError, match="at step 1; lower learning_rate"):
+    with pytest.raises(DivergedError, match=r"at step 1; lower optimizer\.learning_rate"):
         fitting.take([sample(1)])
 
 
@@ -345,7 +349,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
 
 @pytest.mark.parametrize("precision", [Precision.bf16, Precision.fp16])
 def test_narrow_formats_learn_and_resume_with_their_scale(precision):
-    cfg = replace(SMALL, precision=precision, warmup_steps=0)
+    cfg = replace(SMALL, precision=precision, optimizer=UNWARMED)
     fitting = small_fitting(cfg)
     seen = []
     fitting.model.backbone.conv1.register_forward_hook(lambda *found: seen.append(found[2].dtype))
@@ -361,7 +365,7 @@ def test_narrow_formats_learn_and_resume_with_their_scale(precision):
 
 
 def test_fp16_looks_for_its_scale():
-    fitting = small_fitting(replace(SMALL, precision=Precision.fp16, warmup_steps=0))
+    fitting = small_fitting(replace(SMALL, precision=Precision.fp16, optimizer=UNWARMED))
     weight = fitting.model.backbone.conv1.weight
     before = weight.clone()
     hook = weight.register_hook(lambda gradient: gradient * torch.inf)
