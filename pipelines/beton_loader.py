@@ -12,7 +12,7 @@ Left out: decoding on a GPU (dali_loader), small sets kept on the device (reside
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from fastmoco.data.dataset import Dataset
 from fastmoco.pipelines.buffers import CudaUploader, batch_rows, empty_batch
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
-from fastmoco.pipelines.crops import batch_requests
+from fastmoco.pipelines.crops import BatchRequest, batch_requests
 from fastmoco.pipelines.prefetch import Prefetcher, Slot
 from fastmoco.pipelines.reads import Reads
 from fastmoco.pipelines.resize import crop_and_resize_views
@@ -134,12 +134,24 @@ def build_threads(
     device: torch.device,
 ) -> BetonLoader:
     """Build the loader of a dataset whose pixels come from ``decode``."""
+    requests = batch_requests(dataset, plan, spec, stop_epoch)
+    return build_for_requests(decode, dataset, requests, plan.max_count, spec, device)
+
+
+def build_for_requests(
+    decode: Decode,
+    dataset: Dataset,
+    requests: Iterator[BatchRequest],
+    max_count: int,
+    spec: LoaderSpec,
+    device: torch.device,
+) -> BetonLoader:
+    """Build the loader of given batches of at most ``max_count`` images."""
     on_cuda = device.type == "cuda"
     slots = [
-        Slot(empty_batch(plan.max_count, spec.num_views, spec.view_size, pinned=on_cuda))
+        Slot(empty_batch(max_count, spec.num_views, spec.view_size, pinned=on_cuda))
         for _ in range(spec.prefetch_batches + 1)
     ]
-    requests = batch_requests(dataset, plan, spec, stop_epoch)
     uploader = CudaUploader(slots[0].host, device) if on_cuda else None
     fill_row = partial(_fill_row, dataset, decode)
     prefetcher = Prefetcher(fill_row, requests, slots, Reads(dataset))

@@ -55,7 +55,11 @@ def epoch_request(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec) -> BatchR
 
 
 def _draw(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, sample_id: INT64) -> BatchRequest:
-    keys = draw_keys(plan.seed, plan.epoch, sample_id)
+    return request_of(dataset, sample_id, draw_keys(plan.seed, plan.epoch, sample_id), spec)
+
+
+def request_of(dataset: Dataset, sample_id: INT64, keys: INT64, spec: LoaderSpec) -> BatchRequest:
+    """The batch of given samples and draw keys, ``(N,)`` each."""
     heights = dataset.heights[sample_id].astype(np.int64)
     widths = dataset.widths[sample_id].astype(np.int64)
     if spec.policy is None:

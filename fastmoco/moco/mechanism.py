@@ -66,6 +66,8 @@ class StepOutput:
     """Factor that multiplies each of them."""
     sample_id: Tensor | None = None
     """Image id of each query, ``(N,)`` int64, for a mechanism with an entry for each image."""
+    source: Tensor | None = None
+    """Sample id and draw key of each key, ``(N, 2)`` int64, for a mechanism with a queue."""
 
 
 def join_outputs(outputs: Sequence[StepOutput], loss: Tensor, *, terms: int = 1) -> StepOutput:

@@ -20,7 +20,7 @@ from fastmoco.moco.mechanism import (
     join_outputs,
 )
 from fastmoco.moco.momentum import KeyMomentum, follow
-from fastmoco.moco.queue import Queue
+from fastmoco.moco.queue import Queue, of_first_view
 from fastmoco.moco.settings import BatchNorm, Loss
 
 
@@ -63,11 +63,19 @@ class MoCo(ContrastiveModel):
     def forward(self, views: Views) -> StepOutput:
         """Contrast two views of each image; see `ContrastiveModel.forward`."""
         output = self._contrast_views(views)  # (N, C)
-        if not self.symmetric:
-            return output
-        # Both directions meet the same queue: no image is a negative of its other view.
-        other = self._contrast_views(views.swapped())  # (N, C)
-        return join_outputs([output, other], output.loss + other.loss, terms=2)  # (2N, C)
+        if self.symmetric:
+            # Both directions meet the same queue: no image is a negative of its other view.
+            other = self._contrast_views(views.swapped())  # (N, C)
+            output = join_outputs([output, other], output.loss + other.loss, terms=2)  # (2N, C)
+        output.source = self.key_sources(views)
+        return output
+
+    def key_sources(self, views: Views) -> Tensor:
+        """Sample id and draw key of each key of `forward`, ``(N, 2)`` or ``(2N, 2)`` int64."""
+        ids, draw_keys = views.sample_id, views.draw_key
+        if self.symmetric:
+            ids, draw_keys = torch.cat([ids, of_first_view(ids)]), draw_keys.repeat(2)
+        return torch.stack([ids, draw_keys], dim=1)
 
     def _contrast_views(self, views: Views) -> StepOutput:
         with torch.no_grad():
@@ -141,9 +149,15 @@ class MoCo(ContrastiveModel):
     @torch.no_grad()
     def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:
         """Update the key encoder, then enqueue the keys of all ranks in the order of one rank."""
+        assert output.source is not None
         self.update_key_encoder(learned)
-        keys = [gather_rows(key, self.ranks) for key in output.key.chunk(output.terms)]  # (B, C)
-        self.queue.enqueue(torch.cat(keys), learned)
+        keys, source = (self._of_all(rows, output.terms) for rows in (output.key, output.source))
+        self.queue.enqueue(keys, learned, source=source)  # (B, C), (B, 2)
+
+    def _of_all(self, rows: Tensor, terms: int) -> Tensor:
+        """Gather rows of all ranks; those of a symmetric loss one direction after the other."""
+        parts = [gather_rows(part, self.ranks) for part in rows.chunk(terms)]
+        return torch.cat(parts) if terms > 1 else parts[0]  # a cat of one part is a launch
 
     @torch.no_grad()
     def update_key_encoder(self, learned: Tensor | None = None) -> None:

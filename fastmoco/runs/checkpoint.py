@@ -309,13 +309,23 @@ def under_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def restore_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:
-    """Load a state into a module, in place.
+    """Load a state into a module, in place; buffers that are younger than it keep their values.
 
     Raises:
         CheckpointError: If `check_module` refuses it.
     """
+    tensors = {**_younger_buffers(module), **tensors}
     check_module(module, tensors, checkpoint)
     module.load_state_dict(tensors)
+
+
+def _younger_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that states of older versions lack: a module names its own in ``YOUNGER``."""
+    return {
+        f"{prefix}.{name}" if prefix else name: part.get_buffer(name)
+        for prefix, part in module.named_modules()
+        for name in getattr(part, "YOUNGER", ())
+    }
 
 
 def check_module(module: nn.Module, tensors: dict[str, Tensor], checkpoint: Checkpoint) -> None:

@@ -26,6 +26,7 @@ from fastmoco.train.data_wait import DataWait, next_batch, stopped
 from fastmoco.train.device_rules import with_augmentation
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
+from fastmoco.train.fresh_keys import fresh_metrics
 from fastmoco.train.heartbeat import Activity, Phase, watched
 from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import (
@@ -195,12 +196,12 @@ def run_steps(
             if measuring or trainer.log_is_due:
                 activity.reach(step, Phase.measuring)
                 check_numbers(trainer, logger)
-                knn_top1 = None
+                measured: dict[str, float] = {}
                 try:
                     with clock.paused(), reporter.busy("measuring kNN"):
-                        knn_top1 = measure(trainer, monitor, reporter) if measuring else None
+                        measured = measure(trainer, monitor, reporter) if measuring else {}
                 finally:  # a run that resumes after an error has all rows
-                    reporter.row(make_row(trainer, clock, rate, knn_top1))
+                    reporter.row(make_row(trainer, clock, rate, measured))
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
             with clock.paused():
@@ -222,13 +223,14 @@ def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
 
 def measure(
     trainer: Trainer, monitor: KnnMonitor, reporter: Reporter | SilentReporter
-) -> float | None:
-    """Measure the encoder by the monitor on the first rank; None on the others."""
+) -> dict[str, float]:
+    """Measure the encoder by the monitor, and the queue's keys, on the first rank."""
     if not trainer.ranks.is_first:
-        return None
+        return {}
     knn_top1 = trainer.knn_top1 = monitor.measure(trainer.frozen_encoder())
     free_idle()
+    fresh = fresh_metrics(trainer)
     reporter.say(
         f"kNN {knn_top1:.1f}% after epoch {trainer.steps_done / trainer.steps_per_epoch:g}"
     )
-    return knn_top1
+    return {"knn_top1": knn_top1, **fresh}

@@ -78,7 +78,9 @@ class MicroBatches:
             loss = torch.stack([contrast.loss for contrast in contrasts]).mean()
             outputs.append(join_outputs(contrasts, loss))
         loss = torch.stack([output.loss for output in outputs]).sum()
-        return join_outputs(outputs, loss, terms=len(outputs))
+        output = join_outputs(outputs, loss, terms=len(outputs))
+        output.source = self.model.key_sources(views)
+        return output
 
     def _contrasts(
         self, views: Tensor, keys: Tensor, backward: Callable[[Tensor], None]

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,10 +22,14 @@ from fastmoco.runs.reporter import Reporter, SilentReporter
 from fastmoco.train.beginning import describe_origins
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.estimate import run_cost
+from fastmoco.train.fresh_keys import FRESH_METRICS
 from fastmoco.train.machine import machine_of
 from fastmoco.train.number_format import describe_precision
 from fastmoco.train.run_warnings import RunFacts, warnings_for
 from fastmoco.train.trainer import Trainer
+
+MEASURED = ("knn_top1", *FRESH_METRICS)
+"""Columns that only a measurement fills; null in the other rows."""
 
 
 class StepClock:
@@ -93,9 +97,12 @@ def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | Silent
 
 
 def make_row(
-    trainer: Trainer, clock: StepClock, learning_rate: float, knn_top1: float | None
+    trainer: Trainer, clock: StepClock, learning_rate: float, measured: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Make a row of ``metrics.jsonl``: means since the last row; reads the device."""
+    """Make a row of ``metrics.jsonl``: means since the last row; reads the device.
+
+    `measured` has those of `MEASURED` that were measured after this step.
+    """
     device, skipped = trainer.device, trainer.skipped_steps
     trainer.skipped_steps = 0
     memory = peak_memory_bytes(device) if device.type == "cuda" else None
@@ -109,7 +116,7 @@ def make_row(
         **clock.read(trainer.cfg.global_batch_size),
         "device_memory_peak_bytes": memory,
         "device_memory_reserved_bytes": reserved_memory_bytes(device),
-        "knn_top1": knn_top1,
+        **{name: measured.get(name) for name in MEASURED},
     }
 
 

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 
 from fastmoco.files import file_sha256
+from fastmoco.moco.queue import Queue
 from fastmoco.runs import checkpoint as checkpoint_module
 from fastmoco.runs.checkpoint import (
     Checkpoint,
@@ -321,3 +322,19 @@ def test_weights_of_another_model_are_refused():
         restore_module(module, torch.nn.Linear(2, 3).state_dict(), saved)
     with pytest.raises(CheckpointError, match="bias is absent there"):
         restore_module(module, torch.nn.Linear(2, 2, bias=False).state_dict(), saved)
+
+
+def test_a_state_from_before_a_buffer_leaves_it_as_it_is():
+    queue, older = Queue(4, 2), Queue(4, 2).state_dict()
+    del older["source"]
+    for module, state in (
+        (queue, older),
+        (torch.nn.Sequential(queue), {f"0.{name}": value for name, value in older.items()}),
+    ):
+        queue.source.fill_(7)
+        restore_module(module, state, checkpoint(1))
+        assert torch.equal(queue.keys, older["keys"])
+        assert (queue.source == 7).all()
+    del older["pointer"]
+    with pytest.raises(CheckpointError, match="pointer is absent there"):
+        restore_module(queue, older, checkpoint(1))

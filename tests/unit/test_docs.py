@@ -161,7 +161,7 @@ def row_of(mechanism: Mechanism) -> dict[str, object]:
         num_negatives=step.model.num_negatives(8),
         cfg=SimpleNamespace(global_batch_size=8),
     )
-    return make_row(trainer, StepClock(DataWait(trainer.device)), 0.1, None)
+    return make_row(trainer, StepClock(DataWait(trainer.device)), 0.1, {})
 
 
 @pytest.mark.parametrize("mechanism", Mechanism)

@@ -69,7 +69,7 @@ def test_queue_starts_as_unit_vectors_and_refuses_a_larger_batch():
 
 
 def test_queue_is_in_the_state():
-    assert {"keys", "pointer"} == set(Queue(4, 2).state_dict())
+    assert {"keys", "pointer", "source"} == set(Queue(4, 2).state_dict())
 
 
 def unit(*shape):

@@ -47,7 +47,10 @@ def test_momentum_update_by_a_flag_on_the_device(dtype, batch_norm):
     bound = 1e-6 if dtype is torch.float32 else 1e-15
     before = copy.deepcopy(model.state_dict())
     rows = torch.randn(3, 8, dtype=dtype)
-    contrast = StepOutput(rows.sum(), rows, rows, torch.zeros(3), negative_similarity=rows.sum())
+    source = torch.arange(6).view(3, 2)
+    contrast = StepOutput(
+        rows.sum(), rows, rows, torch.zeros(3), negative_similarity=rows.sum(), source=source
+    )
     model.after_step(contrast, NO)
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
     plain = copy.deepcopy(model)
