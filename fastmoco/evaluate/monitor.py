@@ -1,4 +1,4 @@
-"""The kNN monitor: accuracy of the encoder's features while it trains.
+"""The monitor: kNN accuracy and effective rank of the encoder's features while it trains.
 
 It reads by the loader of the run, which is chosen once. Where that keeps images decoded, those of
 training are used, and those of data.test are kept from one measurement to the next.
@@ -6,7 +6,7 @@ training are used, and those of data.test are kept from one measurement to the n
 
 import os
 from dataclasses import replace
-from typing import Self
+from typing import NamedTuple, Self
 
 from fastmoco.data.dataset import Dataset, open_dataset
 from fastmoco.data.settings import DataConfig
@@ -18,6 +18,7 @@ from fastmoco.evaluate.frozen_encoder import PIXELS, FrozenEncoder
 from fastmoco.evaluate.knn import knn_accuracy
 from fastmoco.evaluate.labels import check_labels, stratified_part
 from fastmoco.evaluate.overlap import check_overlap
+from fastmoco.evaluate.rankme import effective_rank
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.pipelines.build import AUTO
 from fastmoco.pipelines.resident_loader import ResidentSet, resident_set
@@ -28,12 +29,21 @@ MOST_IMAGES = 10_000
 """Images of data.train that the monitor uses where there is no data.test."""
 
 
+class Measurement(NamedTuple):
+    """What the monitor found."""
+
+    knn_top1: float | None
+    """Percent; None without labels."""
+    rankme: float
+    """Effective rank of the features of data.train."""
+
+
 class KnnMonitor:
-    """Measures kNN top-1 every few epochs; opens its datasets before the first step.
+    """Measures features every few epochs; opens its datasets before the first step.
 
     The images of data.train vote for those of data.test. Without data.test each image of data.train
     is classified by the others; at most `MOST_IMAGES` of them, the same in every run, bound the
-    cost.
+    cost. If data.train has no labels at all, only the effective rank is measured.
     """
 
     def __init__(self, monitor: MonitorConfig, data: DataConfig, batch_size: int) -> None:
@@ -55,7 +65,8 @@ class KnnMonitor:
         self._alone = data.test is None
         if monitor.every_epochs:
             self._sets = [open_dataset(path) for path in (data.train, data.test) if path]
-            check_labels(self._sets[0], self._sets[-1])
+            if self.has_labels:
+                check_labels(self._sets[0], self._sets[-1])
             self._check_sets()
 
     def _check_sets(self) -> None:
@@ -77,6 +88,11 @@ class KnnMonitor:
         """Whether it measures at all."""
         return bool(self._sets)
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether it measures kNN."""
+        return self.is_on and not (self._alone and (self._sets[0].labels < 0).all())
+
     def is_due(self, epoch: int) -> bool:
         """Whether to measure after the end of an epoch, counted from 1."""
         return self.is_on and epoch % self._monitor.every_epochs == 0
@@ -85,18 +101,22 @@ class KnnMonitor:
         """Read by the run's loader, a name that `build_loader` takes; 0 threads: one per core."""
         self._loader, self._num_threads = loader, num_threads or len(os.sched_getaffinity(0))
 
-    def measure(self, encoder: FrozenEncoder, features: str | None = None) -> float:
-        """Measure the top-1 of an encoder on its device, in percent, by ``monitor.*``.
+    def measure(self, encoder: FrozenEncoder) -> Measurement:
+        """Measure an encoder on its device by ``monitor.*``."""
+        sets = self._features(encoder, self._monitor.features.value)
+        rankme = effective_rank(sets[0].vectors)
+        return Measurement(self._top1(sets) if self.has_labels else None, rankme)
 
-        `features`, if given, replaces the kind of vectors that ``monitor.features`` names.
-        """
+    def _features(self, encoder: FrozenEncoder, features: str) -> list[FeatureSet]:
         request = FeatureRequest(
-            features=features or self._monitor.features.value,
+            features=features,
             batch_size=self._batch_size,
             sample_ids=self._part,
             num_threads=self._num_threads,
         )
-        sets = [self._extract(encoder, number, request) for number in range(len(self._sets))]
+        return [self._extract(encoder, number, request) for number in range(len(self._sets))]
+
+    def _top1(self, sets: list[FeatureSet]) -> float:
         k, temperature = self._monitor.k, self._monitor.temperature
         return knn_accuracy(
             sets[0], sets[-1], k=k, temperature=temperature, leave_one_out=self._alone
@@ -120,8 +140,8 @@ class KnnMonitor:
         Images that only the monitor reads are not kept: training takes its memory after this.
         """
         found = Baselines(
-            knn_top1_pixels=self.measure(encoder, PIXELS),
-            knn_top1_start=self.measure(encoder),
+            knn_top1_pixels=self._top1(self._features(encoder, PIXELS)),
+            knn_top1_start=self._top1(self._features(encoder, self._monitor.features.value)),
             num_images=len(self._sets[-1]) if self._part is None else len(self._part),
             about=self._about(),
         )

@@ -290,13 +290,13 @@ class EmbedConfig(FeaturesConfig):
 
 @dataclass(kw_only=True, slots=True)
 class MonitorConfig:
-    """A kNN classifier on the frozen encoder while it trains."""
+    """Measurements of the frozen encoder, and of the queue, while it trains."""
 
     RANGES: ClassVar[Ranges] = {"every_epochs": COUNT_OR_ZERO, "k": COUNT, "temperature": POSITIVE}
 
     every_epochs: int = 0
-    """Epochs between measurements; 0 = off. Needs labels. Without data.test, images of data.train
-    classify each other, at most 10,000 of them."""
+    """Epochs between measurements; 0 = off. Without data.test, images of data.train classify each
+    other, at most 10,000 of them; without labels there is no kNN."""
     k: int = 200
     """Neighbors that vote."""
     temperature: float = 0.1

@@ -35,7 +35,7 @@ def curves(run: RecordedRun) -> list[tuple[str, str]]:
         return []
     rows = _thinned(run.rows)
     panels: dict[str, Panel] = {**PANELS, "Speed": _draw_speed}
-    if not run.baselines and all(row.get("knn_top1") is None for row in rows):
+    if not run.baselines and not any(map(_is_measured, rows)):
         del panels["kNN"]
     return [
         (title, _svg(partial(draw_panel, draw=draw, rows=rows, baselines=run.baselines)))
@@ -46,6 +46,7 @@ def curves(run: RecordedRun) -> list[tuple[str, str]]:
 def compared(runs: Sequence[RecordedRun]) -> list[tuple[str, str]]:
     """Title and SVG of loss and kNN of several runs."""
     panels = {"Loss, nats": "loss", "kNN top-1, %": "knn_top1", "Look-up, %": "accuracy_top1"}
+    panels |= {"Loss against fresh keys, nats": "loss_fresh", "RankMe": "rankme"}
     return [
         (title, _svg(partial(_draw_runs, runs=runs, key=key)))
         for title, key in panels.items()
@@ -79,16 +80,18 @@ def _draw_speed(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None)
 
 
 def _thinned(rows: Sequence[Any]) -> list[Any]:
-    """At most about `MOST_POINTS` of the rows: measurements of kNN and the last one stay."""
+    """At most about `MOST_POINTS` of the rows: measurements and the last one stay."""
     stride = -(-len(rows) // MOST_POINTS)
     last = len(rows) - 1
     return [
         row
         for number, row in enumerate(rows)
-        if number % stride == 0
-        or number == last
-        or (isinstance(row, dict) and row.get("knn_top1") is not None)
+        if number % stride == 0 or number == last or (isinstance(row, dict) and _is_measured(row))
     ]
+
+
+def _is_measured(row: dict[str, Any]) -> bool:
+    return row.get("knn_top1") is not None or row.get("rankme") is not None
 
 
 def _svg(draw: Callable[[Axes], object]) -> str:

@@ -31,6 +31,7 @@ from fastmoco.train.heartbeat import Activity, Phase, watched
 from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import (
     StepClock,
+    described,
     first_step_text,
     log_header,
     make_row,
@@ -126,11 +127,11 @@ def measure_baselines(
 ) -> Baselines | None:
     """Measure and log what the encoder must exceed, before the first step of a run.
 
-    None without a monitor, on other ranks, and for a run that an older version began.
+    None without a monitor or labels, on other ranks, and for a run that an older version began.
     """
     path = trainer.run.baselines
     older = bool(trainer.steps_done) and not path.exists()
-    if not (monitor.is_on and trainer.ranks.is_first) or older:
+    if not (monitor.has_labels and trainer.ranks.is_first) or older:
         return None
     if path.exists():
         found = read_baselines(path)
@@ -196,9 +197,9 @@ def run_steps(
             if measuring or trainer.log_is_due:
                 activity.reach(step, Phase.measuring)
                 check_numbers(trainer, logger)
-                measured: dict[str, float] = {}
+                measured: dict[str, float | None] = {}
                 try:
-                    with clock.paused(), reporter.busy("measuring kNN"):
+                    with clock.paused(), reporter.busy("measuring"):
                         measured = measure(trainer, monitor, reporter) if measuring else {}
                 finally:  # a run that resumes after an error has all rows
                     reporter.row(make_row(trainer, clock, rate, measured))
@@ -223,14 +224,14 @@ def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
 
 def measure(
     trainer: Trainer, monitor: KnnMonitor, reporter: Reporter | SilentReporter
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Measure the encoder by the monitor, and the queue's keys, on the first rank."""
     if not trainer.ranks.is_first:
         return {}
-    knn_top1 = trainer.knn_top1 = monitor.measure(trainer.frozen_encoder())
+    found = monitor.measure(trainer.frozen_encoder())
+    trainer.knn_top1 = found.knn_top1
     free_idle()
-    fresh = fresh_metrics(trainer)
-    reporter.say(
-        f"kNN {knn_top1:.1f}% after epoch {trainer.steps_done / trainer.steps_per_epoch:g}"
-    )
-    return {"knn_top1": knn_top1, **fresh}
+    measured = {**found._asdict(), **fresh_metrics(trainer)}
+    epoch = trainer.steps_done / trainer.steps_per_epoch
+    reporter.say(f"{described(measured)} after epoch {epoch:g}")
+    return measured

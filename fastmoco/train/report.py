@@ -16,6 +16,7 @@ from fastmoco.device import (
     reserved_memory_bytes,
     unused_gpu,
 )
+from fastmoco.evaluate.monitor import Measurement
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.reporter import Reporter, SilentReporter
@@ -28,7 +29,7 @@ from fastmoco.train.number_format import describe_precision
 from fastmoco.train.run_warnings import RunFacts, warnings_for
 from fastmoco.train.trainer import Trainer
 
-MEASURED = ("knn_top1", *FRESH_METRICS)
+MEASURED = (*Measurement._fields, *FRESH_METRICS)
 """Columns that only a measurement fills; null in the other rows."""
 
 
@@ -97,7 +98,7 @@ def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | Silent
 
 
 def make_row(
-    trainer: Trainer, clock: StepClock, learning_rate: float, measured: Mapping[str, float]
+    trainer: Trainer, clock: StepClock, learning_rate: float, measured: Mapping[str, float | None]
 ) -> dict[str, Any]:
     """Make a row of ``metrics.jsonl``: means since the last row; reads the device.
 
@@ -118,6 +119,14 @@ def make_row(
         "device_memory_reserved_bytes": reserved_memory_bytes(device),
         **{name: measured.get(name) for name in MEASURED},
     }
+
+
+def described(measured: Mapping[str, float | None]) -> str:
+    """A measurement in a few words, for the screen."""
+    names = {"knn_top1": "kNN {:.1f}%", "rankme": "RankMe {:.1f}"}
+    names |= {"loss_fresh": "loss {:.2f} against fresh keys"}
+    found = {name: measured.get(name) for name in names}
+    return ", ".join(names[name].format(v) for name, v in found.items() if v is not None)
 
 
 def screen_row(trainer: Trainer, clock: StepClock) -> dict[str, Any]:

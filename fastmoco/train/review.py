@@ -17,6 +17,7 @@ from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.reporter import dispensable
 from fastmoco.runs.run_folder import RunFolder
+from fastmoco.train.fresh_keys import MOST_ROWS
 from fastmoco.train.trainer import Trainer
 from fastmoco.train.verdict import RunFacts, judge, warning
 from fastmoco.visualize.pictures import draw_curves
@@ -95,13 +96,15 @@ class Review:
 def run_facts(trainer: Trainer) -> RunFacts:
     """The facts that a verdict rests on."""
     cfg, moco = trainer.cfg, trainer.cfg.moco
+    queue_size = moco.queue_size if moco.mechanism is Mechanism.moco else None
     has_key_encoder = moco.mechanism in (Mechanism.moco, Mechanism.moco_v3)
     return RunFacts(
         num_images=len(trainer.dataset),
         global_batch_size=cfg.global_batch_size,
         scheduled_steps=cfg.train.epochs * trainer.steps_per_epoch,
-        queue_size=moco.queue_size if moco.mechanism is Mechanism.moco else None,
+        queue_size=queue_size,
         momentum=moco.momentum if has_key_encoder else None,
+        compared_keys=min(queue_size, MOST_ROWS) if queue_size else None,
     )
 
 

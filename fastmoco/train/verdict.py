@@ -31,7 +31,11 @@ MOST_SKIPPED = 0.05
 """Fraction of the steps that may be skipped: fp16 looks for its scale in the first steps."""
 LAST_PART = 0.1
 """Figures are means over the rows of this last fraction of the steps."""
+STALE_GAP = 0.1
+"""Nats by which the loss against fresh keys must be higher, to say so."""
 FIGURES = ("loss", "loss_floor_ln_k1", "accuracy_top1", "feature_deviation")
+MEASURED = ("loss_stale", "loss_fresh", "accuracy_top1_fresh", "key_drift", "rankme", "knn_top1")
+"""Figures of the last measurement."""
 
 
 class Outcome(StrEnum):
@@ -67,6 +71,8 @@ class RunFacts:
     """K, keys of earlier steps; None without a queue."""
     momentum: float | None
     """m of the key encoder at the start; None without a key encoder."""
+    compared_keys: int | None = None
+    """Keys that ``loss_stale`` and ``loss_fresh`` are over."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +137,7 @@ def judge(
     if outcome is Outcome.learned:
         doubts = []
     reasons = [reason, *(doubt.text for doubt in doubts if doubt.text != reason)]
+    reasons += _about_loss(rows)
     advice = [ADVICE[outcome]] if outcome in ADVICE else []
     advice += [doubt.advice for doubt in doubts if doubt.advice]
     return Verdict(outcome=outcome, step=step, reasons=reasons, advice=advice, figures=figures)
@@ -158,8 +165,9 @@ def _figures(rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> dic
     last = [row for row in last if math.isfinite(row["loss"])] or last  # else all were skipped
     figures = {name: fmean(row[name] for row in last) for name in FIGURES}
     figures["skipped_steps"] = sum(row.get("skipped_steps", 0) for row in rows)
-    if measured := [row["knn_top1"] for row in rows if row.get("knn_top1") is not None]:
-        figures["knn_top1"] = measured[-1]
+    for name in MEASURED:
+        if measured := [row[name] for row in rows if row.get(name) is not None]:
+            figures[name] = measured[-1]
     if baselines:
         figures["knn_top1_pixels"] = baselines.knn_top1_pixels
         figures["knn_top1_start"] = baselines.knn_top1_start
@@ -181,6 +189,15 @@ def _doubts(figures: dict[str, float], facts: RunFacts, step: int) -> list[_Doub
         doubts.append(_Doubt(text, "lower optimizer.learning_rate", early=True))
     if _is_chance(figures):
         doubts.append(_Doubt(_at_chance(figures), "", early=not is_long))
+    elif facts.compared_keys and "loss_fresh" in figures:
+        chance = math.log(facts.compared_keys + 1)
+        if figures["loss_fresh"] > CHANCE_SHARE * chance:
+            text = (
+                f"the loss {figures['loss_fresh']:.2f} against fresh keys is at chance "
+                f"({chance:.2f}), though it is {figures['loss_stale']:.2f} against the queue: "
+                "queries are told from keys by age"
+            )
+            doubts.append(_Doubt(text, "", early=not is_long))
     if figures["feature_deviation"] < COLLAPSED_BELOW:
         advice = "if that lasts, set a shorter moco.queue_size or a lower optimizer.learning_rate"
         doubts.append(_Doubt(_spread(figures), advice, early=True))
@@ -195,6 +212,28 @@ def _doubts(figures: dict[str, float], facts: RunFacts, step: int) -> list[_Doub
         advice = f"set moco.queue_size to {facts.num_images // 2} or less"
         doubts.append(_Doubt(text, advice, early=False))
     return doubts
+
+
+def _about_loss(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Say what the logged loss hides: that it rose while learning went on, or is low by age."""
+    found = [row for row in rows if row.get("loss_fresh") is not None]
+    if not found:
+        return []
+    (first_stale, first), (stale, fresh) = (
+        (row["loss_stale"], row["loss_fresh"]) for row in (found[0], found[-1])
+    )
+    if stale > first_stale and fresh < first:
+        return [
+            f"the loss rose from {first_stale:.2f} to {stale:.2f} against the queue, but fell from "
+            f"{first:.2f} to {fresh:.2f} against fresh keys: it is not broken, its start was low "
+            "by the age of the queue"
+        ]
+    if fresh - stale > STALE_GAP:
+        return [
+            f"the loss is {stale:.2f} against the queue, but {fresh:.2f} against fresh keys: a "
+            "part of it is the age of the queue"
+        ]
+    return []
 
 
 def _by_labels(

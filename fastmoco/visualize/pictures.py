@@ -220,6 +220,8 @@ def draw_panel(
 
 def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
     _curves(axes, rows, {"loss": "InfoNCE"}, "loss, nats")
+    names = {"loss_stale": "rows of the queue", "loss_fresh": "the same keys made anew"}
+    _curves(axes, _measured(rows, "loss_fresh"), names, "loss, nats")
     floor = rows[-1]["loss_floor_ln_k1"]
     _dotted(axes, floor, f"ln(K+1) = {floor:.2f}, chance")
 
@@ -227,6 +229,8 @@ def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) 
 def _draw_look_up(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
     names = {"accuracy_top1": "positive found first", "accuracy_top5": "among the first 5"}
     _curves(axes, rows, names, "(K+1)-way look-up, %")
+    names = {"accuracy_top1_fresh": "among keys made anew"}
+    _curves(axes, _measured(rows, "accuracy_top1_fresh"), names, "(K+1)-way look-up, %")
 
 
 def _draw_similarity(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
@@ -239,14 +243,19 @@ def _draw_similarity(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | 
 
 
 def _draw_monitor(axes: Axes, rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> None:
-    measured = [row for row in rows if row.get("knn_top1") is not None]
-    if measured:
-        _curves(axes, measured, {"knn_top1": "kNN monitor"}, "kNN top-1, %")
+    measured = _measured(rows, "knn_top1")
+    _curves(axes, measured, {"knn_top1": "kNN monitor"}, "kNN top-1, %")
+    ranks = _measured(rows, "rankme")
+    if ranks:
+        axes.plot([], [], color="tab:red", label="RankMe, right")
+        twin = axes.twinx()
+        _curves(twin, ranks, {"rankme": "RankMe"}, "effective rank", color="tab:red")
+        twin.spines["right"].set_visible(True)
     if baselines:
         axes.set_ylabel("kNN top-1, %")
         _dotted(axes, baselines.knn_top1_pixels, "raw pixels")
         _dotted(axes, baselines.knn_top1_start, "encoder at the start", "tab:brown")
-    elif not measured:
+    elif not (measured or ranks):
         axes.set_title("no kNN monitor (monitor.every_epochs)", fontsize=9)
 
 
@@ -259,11 +268,23 @@ PANELS: dict[str, Panel] = {
 """Curves of a run by title."""
 
 
+def _measured(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get(name) is not None]
+
+
 def _dotted(axes: Axes, value: float, label: str, color: str = "gray") -> None:
     axes.axhline(value, color=color, linestyle=":", label=label)
 
 
-def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], unit: str) -> None:
+def _curves(
+    axes: Axes,
+    rows: Sequence[dict[str, Any]],
+    names: dict[str, str],
+    unit: str,
+    color: str | None = None,
+) -> None:
+    if not rows:
+        return
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < 30 else None
     for key, label in names.items():
@@ -271,7 +292,7 @@ def _curves(axes: Axes, rows: Sequence[dict[str, Any]], names: dict[str, str], u
             row[key] if row[key] is not None and math.isfinite(row[key]) else math.nan
             for row in rows
         ]
-        axes.plot(epochs, values, label=label, marker=marker, markersize=3)
+        axes.plot(epochs, values, label=label, marker=marker, markersize=3, color=color)
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
 

@@ -29,7 +29,7 @@ PHASES = {
     "first step": (trainer.Trainer, "take", 1),
     "waiting for data": (None, "", 9),
     "step": (trainer.Trainer, "take", 13),
-    "measuring": (KnnMonitor, "measure", 3),  # 1 and 2 of the baselines
+    "measuring": (KnnMonitor, "measure", 1),
     "saving": (Saver, "save", 2),
     "end": (Review, "at_end", 1),
 }

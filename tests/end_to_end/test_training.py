@@ -18,6 +18,7 @@ from fastmoco.configuration import load_config
 from fastmoco.errors import UsageError
 from fastmoco.runs.checkpoint import load_checkpoint
 from fastmoco.runs.metrics_file import read_metrics
+from fastmoco.train.fresh_keys import FRESH_METRICS
 from fastmoco.train.loop import train
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import Trainer
@@ -246,6 +247,8 @@ def test_run_folder_holds_what_it_should(eager_run):
     rows = read_metrics(eager_run / "metrics.jsonl")
     assert rows[-1]["step"] == 20
     assert [row["step"] for row in rows if row["knn_top1"] is not None] == [6, 12, 18, 20]
+    for name in (*FRESH_METRICS, "rankme"):
+        assert [row["step"] for row in rows if row[name] is not None] == [6, 12, 18, 20]
     assert {"loss", "learning_rate", "uniformity", "epoch", *TIMES} <= rows[0].keys()
     assert any((eager_run / "tensorboard").iterdir())
     log = (eager_run / "train.log").read_text()

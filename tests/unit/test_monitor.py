@@ -12,7 +12,9 @@ from fastmoco.errors import UsageError
 from fastmoco.evaluate import monitor as module
 from fastmoco.evaluate.baselines import read_baselines, write_baselines
 from fastmoco.evaluate.frozen_encoder import PIXELS, load_encoder
+from fastmoco.evaluate.knn import knn_accuracy
 from fastmoco.evaluate.monitor import KnnMonitor
+from fastmoco.evaluate.rankme import effective_rank
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.pipelines import resident_loader
 from tests.pictures import write_class_folders
@@ -34,10 +36,10 @@ def encoder(tmp_path_factory):
 def test_without_a_test_set_images_classify_each_other(images, encoder):
     with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
         assert [monitor.is_due(epoch) for epoch in (1, 2)] == [False, True]
-        found = monitor.measure(encoder, module.PIXELS)
+        found = monitor.baselines(encoder).knn_top1_pixels
     allowed = replace(MONITOR, allow_overlap=True)
     with KnnMonitor(allowed, DataConfig(train=images, test=images), 8) as seen:
-        assert seen.measure(encoder, module.PIXELS) >= found  # each votes for itself
+        assert seen.baselines(encoder).knn_top1_pixels >= found  # each votes for itself
     # Colors are classes here; an image's own class has five others to vote.
     assert found > 80
 
@@ -46,7 +48,7 @@ def test_a_single_image_of_a_class_is_always_wrong(tmp_path, encoder):
     """Leave-one-out: nothing of its class is left to vote."""
     write_class_folders(tmp_path, classes=4, per_class=1)
     with KnnMonitor(MonitorConfig(every_epochs=1, k=1), DataConfig(train=tmp_path), 4) as monitor:
-        assert monitor.measure(encoder) == 0.0
+        assert monitor.measure(encoder).knn_top1 == 0.0
 
 
 def test_the_images_are_bounded_and_the_same_each_time(images, encoder, monkeypatch):
@@ -70,8 +72,9 @@ def test_baselines_are_of_pixels_and_of_the_start(images, encoder, tmp_path):
     data, path = DataConfig(train=images, test=images), tmp_path / "baselines.json"
     with KnnMonitor(replace(MONITOR, allow_overlap=True), data, 8) as monitor:
         found = monitor.baselines(encoder)
-        assert found.knn_top1_start == pytest.approx(monitor.measure(encoder))
-        assert found.knn_top1_pixels == pytest.approx(monitor.measure(encoder, PIXELS))
+        assert found.knn_top1_start == pytest.approx(monitor.measure(encoder).knn_top1)
+        (train, _) = monitor._features(encoder, PIXELS)
+    assert found.knn_top1_pixels == knn_accuracy(train, train, k=3, temperature=0.1)[0]
     assert "on 18 images of data.test" in found.to_text()
     write_baselines(path, found)
     assert read_baselines(path) == found
@@ -121,14 +124,25 @@ def test_a_test_set_that_the_loader_cannot_read_is_read_by_beton(images, encoder
     assert names == ["auto", "beton"]
 
 
-def test_it_needs_labels_only_if_it_is_on(tmp_path):
+def test_it_needs_no_labels_if_it_is_off(tmp_path):
     write_class_folders(tmp_path / "in", classes=1, per_class=2)
     flat = tmp_path / "in" / "class_0"
     with KnnMonitor(MonitorConfig(), DataConfig(train=flat), 8) as monitor:
         assert not monitor.is_on
         assert not monitor.is_due(1)
+
+
+def test_without_labels_only_the_effective_rank_is_measured(tmp_path, encoder):
+    write_class_folders(tmp_path / "in", classes=1, per_class=6)
+    flat = tmp_path / "in" / "class_0"
+    with KnnMonitor(MONITOR, DataConfig(train=flat), 8) as monitor:
+        found = monitor.measure(encoder)
+        assert (monitor.is_on, monitor.has_labels, found.knn_top1) == (True, False, None)
+        (features,) = monitor._features(encoder, "backbone")
+    assert 1 < found.rankme <= 6
+    assert found.rankme == pytest.approx(effective_rank(features.vectors))
     with pytest.raises(UsageError, match=r"data\.train has images without a label"):
-        KnnMonitor(MONITOR, DataConfig(train=flat), 8)
+        KnnMonitor(MONITOR, DataConfig(train=flat, test=tmp_path / "in"), 8)
 
 
 def test_measuring_changes_no_generator(images, encoder):

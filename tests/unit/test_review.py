@@ -106,6 +106,22 @@ def test_baselines_are_dotted_lines(monkeypatch):
     assert "monitor.every_epochs" in without.get_title()
 
 
+def test_measurements_without_labels_are_drawn(monkeypatch):
+    figures = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, _: figures.append(figure))
+    fresh = {"loss_stale": 5.0, "loss_fresh": 5.4, "accuracy_top1_fresh": 2.0, "rankme": 7.0}
+    pictures.draw_curves(
+        Path("curves.png"), [{"step": 10, **STUCK}, {"step": 20, **STUCK, **fresh}]
+    )
+    lines = {line.get_label(): line for axes in figures[0].axes for line in axes.lines}
+    found = {label: list(line.get_ydata()) for label, line in lines.items()}
+    assert found["rows of the queue"] == [5.0]
+    assert found["the same keys made anew"] == [5.4]
+    assert found["among keys made anew"] == [2.0]
+    assert found["RankMe"] == [7.0]
+    assert not figures[0].axes[3].get_title()
+
+
 def test_a_slow_picture_is_drawn_less_often(review, monkeypatch):
     clock, drawn = SimpleNamespace(now=0.0), []
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))

@@ -181,6 +181,38 @@ def test_without_labels_nothing_is_proven():
     assert judge(rows(look_up=99.0), batch_only, None).outcome is Outcome.unproven
 
 
+def with_fresh(found, *measured):
+    """Rows with (loss_stale, loss_fresh) in the last of them, one after the other."""
+    late = zip(found[-len(measured) :], measured, strict=True)
+    fresh = [{**row, "loss_stale": stale, "loss_fresh": new} for row, (stale, new) in late]
+    return [*found[: -len(measured)], *fresh]
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        (
+            [(5.15, 6.6), (5.38, 6.45), (5.66, 6.22)],
+            "the loss rose from 5.15 to 5.66 against the queue, but fell from 6.60 to 6.22",
+        ),
+        ([(4.9, 5.3)], "the loss is 4.90 against the queue, but 5.30 against fresh keys"),
+        ([(5.1, 5.3), (4.9, 4.95)], ""),
+    ],
+)
+def test_a_loss_that_rose_by_the_age_of_the_queue_is_not_called_broken(measured, words):
+    reasons = judge(with_fresh(rows(), *measured), FACTS, None).reasons
+    assert words in reasons[-1]
+    assert len(reasons) == 1 + bool(words)
+
+
+def test_a_loss_below_chance_against_the_queue_alone_is_too_early():
+    found = with_fresh(rows(), (4.9, 5.5))
+    verdict = judge(found, facts(compared_keys=256), None)
+    assert verdict.outcome is Outcome.too_early
+    assert "the loss 5.50 against fresh keys is at chance (5.55)" in verdict.reasons[0]
+    assert judge(found, facts(compared_keys=2_048), None).outcome is Outcome.unproven
+
+
 def test_figures_are_those_of_the_end():
     early, late = rows(loss=5.5, steps=3_000)[:25], rows(loss=4.0)[25:]
     assert judge([*early, *late], FACTS, None).figures["loss"] == 4.0
