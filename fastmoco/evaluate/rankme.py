@@ -25,7 +25,7 @@ def effective_rank(vectors: Tensor) -> float:
         1 (all rows point one way) to min(n, D).
     """
     gram = vectors.new_zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64)
-    for rows in vectors.split(CHUNK_ROWS):
+    for rows in torch.split(vectors, CHUNK_ROWS):
         gram.addmm_(rows.T.double(), rows.double())
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     shares = values / values.sum() + EPSILON
