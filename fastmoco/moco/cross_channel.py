@@ -68,17 +68,17 @@ class CrossChannel(MoCo):
         )
         return LabPairHead(*heads)
 
-    def contrast(self, query_view: Tensor, key: Tensor) -> StepOutput:
-        """Contrast views with keys.
+    def look_up(self, query: Tensor, key: Tensor) -> StepOutput:
+        """Contrast queries with keys.
 
         Args:
-            query_view: ``(N, 3, H, W)``, RGB in 0..1, channels_last.
+            query: From `embed_queries`, ``(N, 2C)``.
             key: From `embed_keys`, ``(N, 2C)``.
 
         Returns:
             Output with a rank for each look-up, ``(2N,)``: of lightness, then of colors.
         """
-        query, queue = unit_halves(self.query_encoder(query_view)), self.queue.keys  # (N or K, 2C)
+        queue = self.queue.keys  # (K, 2C)
         # Halves of length sqrt(1/2): half the temperature gives the logits of unit vectors.
         halves = zip(_halves(query), _halves(key), _halves(queue), strict=True)  # (N or K, C) each
         results = [info_nce(q, k, n, self.temperature / 2, self.loss) for q, k, n in halves]
@@ -86,6 +86,10 @@ class CrossChannel(MoCo):
         rank = torch.cat([lightness_rank, color_rank])  # (2N,)
         similarity = mean_similarity(query, queue)  # ()
         return StepOutput(lightness + color, query.detach(), key, rank, similarity, factor=2.0)
+
+    def embed_queries(self, query_view: Tensor) -> Tensor:
+        """Views ``(N, 3, H, W)``, RGB in 0..1, to queries ``(N, 2C)``; gradients flow."""
+        return unit_halves(self.query_encoder(query_view))  # (N, 2C)
 
     def embed_keys(self, key_view: Tensor) -> Tensor:
         """Views ``(N, 3, H, W)`` to keys ``(N, 2C)``; called without gradient."""

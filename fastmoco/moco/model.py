@@ -90,10 +90,17 @@ class MoCo(ContrastiveModel):
             query_view: ``(N, 3, H, W)``, normalized, channels_last.
             key: Unit-norm positive key of each query, ``(N, C)``.
         """
-        query = unit_norm(self.query_encoder(query_view))  # (N, C)
+        return self.look_up(self.embed_queries(query_view), key)
+
+    def look_up(self, query: Tensor, key: Tensor) -> StepOutput:
+        """Contrast unit-norm queries with their positive keys, ``(N, C)`` each, and the queue."""
         loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)  # (), (N,)
         similarity = mean_similarity(query, self.queue.keys)  # ()
         return StepOutput(loss, query.detach(), key, rank, similarity)
+
+    def embed_queries(self, query_view: Tensor) -> Tensor:
+        """Views ``(N, 3, H, W)`` to unit-norm queries ``(N, C)``; gradients flow."""
+        return unit_norm(self.query_encoder(query_view))  # (N, C)
 
     def embed_keys(self, key_view: Tensor) -> Tensor:
         """Views ``(N, 3, H, W)`` to unit-norm keys ``(N, C)``; called without gradient."""

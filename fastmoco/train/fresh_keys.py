@@ -5,7 +5,8 @@ told from the positive by its age alone, and loss and look-up are better than wh
 drift stops, the logged loss rises to the true one. So the queries of the next steps meet the same
 images' keys twice: as the queue holds them, and as the key encoder of this step makes them.
 
-Trade-off: a copy of the model, and some 2,560 images through one encoder at each measurement. At
+Trade-off: a copy of the model, and some 3,000 images through one encoder at each measurement. They are
+decoded on the CPU, whatever loader the run has: on a GPU pixels may differ by a level. At
 most 2,048 rows of the queue are used, so both losses are lower than ``loss``, which has all K:
 compare them with each other.
 """
@@ -39,7 +40,7 @@ from fastmoco.train.trainer import Trainer
 FRESH_METRICS = ("loss_stale", "loss_fresh", "accuracy_top1_fresh", "key_drift")
 MOST_ROWS = 2_048
 """Rows of the queue that are compared."""
-QUERIES = 256
+QUERIES = 512
 """Least number of queries; they are a few batches of one group each."""
 
 
@@ -141,13 +142,13 @@ class _Comparison:
 
     def _look_up(self, batch: Batch, *negatives: Tensor) -> Tensor:
         """`step_metrics` of a batch against each of the ``(R, C)``; keys are shuffled."""
-        query, key = self._views(batch)
-        order = permutation(batch.draw_key)
-        keys = self._model.embed_keys(self._model.shuffled(key, order))
-        keys, found = self._model.unshuffled(keys, order), []
+        view, key_view = self._views(batch)
+        order, query = permutation(batch.draw_key), self._model.embed_queries(view)
+        shuffled = self._model.embed_keys(self._model.shuffled(key_view, order))
+        key, found = self._model.unshuffled(shuffled, order), []
         for rows in negatives:
             self._model.queue.keys = rows
-            found.append(step_metrics(self._model.contrast(query, keys)))
+            found.append(step_metrics(self._model.look_up(query, key)))
         return torch.stack(found)
 
 
