@@ -5,10 +5,10 @@ told from the positive by its age alone, and loss and look-up are better than wh
 drift stops, the logged loss rises to the true one. So the queries of the next steps meet the same
 images' keys twice: as the queue holds them, and as the key encoder of this step makes them.
 
-Trade-off: a copy of the model, and some 3,000 images through one encoder at each measurement. They are
-decoded on the CPU, whatever loader the run has: on a GPU pixels may differ by a level. At
-most 2,048 rows of the queue are used, so both losses are lower than ``loss``, which has all K:
-compare them with each other.
+Trade-off: a copy of the model, and some 3,000 images through one encoder at each measurement. They
+are decoded on the CPU, whatever loader the run has: on a GPU pixels may differ by a level. At most
+2,048 rows of the queue are used, so both losses are lower than ``loss``, which has all K: compare
+them with each other.
 """
 
 import copy
