@@ -24,7 +24,7 @@ MEANINGS = {
     "loss_stale": ("loss against the queue, nats", "the next queries, at most 2,048 keys"),
     "loss_fresh": ("loss against fresh keys, nats", "the same queries and images, keys made anew"),
     "accuracy_top1_fresh": ("look-up among fresh keys, %", "told apart by what images show"),
-    "key_drift": ("drift of the keys", "0: keys stand still, 1: nothing is left of them"),
+    "key_drift": ("drift of the keys", "1 - cosine of a key in the queue and the same made anew"),
     "rankme": ("RankMe", "dimensions that the features use"),
     "feature_deviation": ("spread of the features", "1 is even over the sphere, 0 is collapse"),
     "skipped_steps": ("skipped steps", "their numbers were not finite"),
