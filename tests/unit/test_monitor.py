@@ -99,7 +99,7 @@ def test_it_reads_by_the_loader_of_the_run(images, tmp_path, encoder, monkeypatc
             training = resident_loader.resident_set(dataset, 1, encoder.mean.device)
             monitor.read_by("resident", 1)
             decoded.clear()
-            assert monitor.baselines(encoder).knn_top1_start == chosen
+            assert monitor.baselines(encoder).knn_top1_start == chosen.knn_top1
             assert not monitor._kept
             decoded.clear()
             assert [monitor.measure(encoder) for _ in range(3)] == [chosen] * 3
