@@ -6,13 +6,14 @@ queries and second views keys, with one encoder for both.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastmoco.moco.batchnorm import head_norm_layer
 from fastmoco.moco.collectives import gather_rows, own_indices
 from fastmoco.moco.encoder import unit_norm
 from fastmoco.moco.in_batch_loss import in_batch_info_nce
 from fastmoco.moco.mechanism import ContrastiveModel, Parts, StepOutput, Views
-from fastmoco.moco.settings import Negatives
+from fastmoco.moco.settings import Head, Negatives
 
 
 class EndToEnd(ContrastiveModel):
@@ -30,6 +31,24 @@ class EndToEnd(ContrastiveModel):
         """Build the encoder."""
         super().__init__(parts)
         self.both_views = parts.moco.negatives is Negatives.both_views
+
+    @classmethod
+    def make_head(cls, parts: Parts) -> nn.Module:
+        """Build the projection head; ``mlp_norm`` has batch norm, over all ranks."""
+        moco = parts.moco
+        if moco.head is not Head.mlp_norm:
+            return super().make_head(parts)
+        features, norm_layer = parts.backbone.feature_dim, head_norm_layer(moco, parts.ranks)
+        width = moco.head_hidden_dim or features
+        last_norm = norm_layer(moco.dim, affine=True)
+        last_norm.bias.requires_grad_(False)  # the code's last batch norm has a scale and no shift
+        return nn.Sequential(
+            nn.Linear(features, width, bias=False),
+            norm_layer(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, moco.dim, bias=False),
+            last_norm,
+        )
 
     def forward(self, views: Views) -> StepOutput:
         """NT-Xent or InfoNCE over the global batch; see `ContrastiveModel.forward`."""

@@ -1,6 +1,7 @@
 """MoCo v3: a momentum encoder, a prediction head, and the batch as dictionary (arXiv:2104.02057).
 
-Written from Algorithm 1 of the paper.
+Written from Algorithm 1 of the paper; heads and `zero_init_residual` of ResNets follow the official
+code (`builder.py`, `main_moco.py`), which the preset ``moco_v3`` sets.
 """
 
 import copy
@@ -22,22 +23,30 @@ from fastmoco.moco.mechanism import (
     join_outputs,
 )
 from fastmoco.moco.momentum import KeyMomentum, follow
+from fastmoco.moco.settings import V3Heads
 
 
-def batch_norm_mlp(widths: list[int], norm_layer: HeadNorm) -> nn.Sequential:
+def batch_norm_mlp(
+    widths: list[int], norm_layer: HeadNorm, *, last_norm: bool = True
+) -> nn.Sequential:
     """Linear layers, each with batch norm, and ReLU between them; the last norm is not affine.
 
-    No linear layer has a bias: the batch norm after it would subtract it again.
+    No linear layer has a bias: the batch norm after it would subtract it again, and the code's
+    predictor without a last norm has none either.
 
     Args:
         widths: Widths of the input, of the hidden layers, and of the output.
         norm_layer: Makes the batch norms.
+        last_norm: Whether a batch norm follows the last layer.
     """
     layers: list[nn.Module] = []
     for index, (inputs, outputs) in enumerate(pairwise(widths)):
         last = index == len(widths) - 2
-        layers += [nn.Linear(inputs, outputs, bias=False), norm_layer(outputs, affine=not last)]
-        layers += [] if last else [nn.ReLU(inplace=True)]
+        layers.append(nn.Linear(inputs, outputs, bias=False))
+        if not last:
+            layers += [norm_layer(outputs), nn.ReLU(inplace=True)]
+        elif last_norm:
+            layers.append(norm_layer(outputs, affine=False))
     return nn.Sequential(*layers)
 
 
@@ -59,15 +68,16 @@ class MoCoV3(ContrastiveModel):
         end = 1.0 if moco.final_momentum is None else moco.final_momentum
         norm_layer = head_norm_layer(moco, parts.ranks)
         self.key_encoder = copy.deepcopy(self.query_encoder).requires_grad_(False)
-        self.predictor = batch_norm_mlp([moco.dim, moco.hidden_dim, moco.dim], norm_layer)
+        widths, last_norm = [moco.dim, moco.hidden_dim, moco.dim], moco.v3_heads is V3Heads.vit
+        self.predictor = batch_norm_mlp(widths, norm_layer, last_norm=last_norm)
         self.momentum = KeyMomentum(moco.momentum, end)
 
     @classmethod
     def make_head(cls, parts: Parts) -> nn.Module:
-        """Build the 3-layer MLP after the backbone."""
+        """Build the MLP after the backbone, of 2 layers or 3."""
         moco, norm_layer = parts.moco, head_norm_layer(parts.moco, parts.ranks)
-        widths = [parts.backbone.feature_dim, moco.hidden_dim, moco.hidden_dim, moco.dim]
-        return batch_norm_mlp(widths, norm_layer)
+        hidden = [moco.hidden_dim] * (1 if moco.v3_heads is V3Heads.resnet else 2)
+        return batch_norm_mlp([parts.backbone.feature_dim, *hidden, moco.dim], norm_layer)
 
     def forward(self, views: Views) -> StepOutput:
         """``ctr(q1, k2) + ctr(q2, k1)`` of Algorithm 1; see `ContrastiveModel.forward`.

@@ -73,6 +73,17 @@ class Head(StrEnum):
     """One linear layer, MoCo v1."""
     mlp = "mlp"
     """Linear, ReLU, linear: MoCo v2 (arXiv:2003.04297)."""
+    mlp_norm = "mlp_norm"
+    """`mlp` with batch norm after both linear layers, which have no bias: SimCLR's code."""
+
+
+class V3Heads(StrEnum):
+    """MoCo v3's projector, and the end of its two-layer predictor."""
+
+    resnet = "resnet"
+    """Two layers; no batch norm after the predictor: the code's ResNets."""
+    vit = "vit"
+    """Three layers; batch norm after the predictor: the code's vision transformers."""
 
 
 class Loss(StrEnum):
@@ -140,6 +151,7 @@ OWNERS = {
     "negatives": Mechanism.end_to_end,
     "bank_momentum": Mechanism.memory_bank,
     "hidden_dim": Mechanism.moco_v3,
+    "v3_heads": Mechanism.moco_v3,
     "pretext": Mechanism.moco,
 }
 """Options of one mechanism only. `queue_size`, `momentum` and `final_momentum` are left out, though
@@ -174,13 +186,16 @@ class MocoConfig:
     """Positive of a query: instance (the other view), or cross_channel (the colors of the other
     view for a query of lightness, and vice versa; needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
-    """Projection head: linear (v1) or mlp (v2); moco_v3 has its own."""
+    """Projection head: linear (v1), mlp (v2), or mlp_norm (SimCLR's, with batch norm, for
+    end_to_end); moco_v3 has its own."""
     head_hidden_dim: int = 0
     """mlp: width of its hidden layer; 0 = width of the feature."""
     dim: int = 128
     """C, length of the embedding."""
     hidden_dim: int = 4096
     """moco_v3: width of the hidden layers of its projection and prediction heads."""
+    v3_heads: V3Heads = V3Heads.vit
+    """moco_v3: resnet (two layers, no batch norm after the predictor) or vit (three layers)."""
     queue_size: int = 65536
     """K, number of negatives in the queue, or drawn from the memory bank."""
     negatives: Negatives = Negatives.both_views
@@ -231,8 +246,13 @@ class MocoConfig:
                 f"moco.head_hidden_dim={self.head_hidden_dim} needs a hidden layer, and "
                 "moco.head=linear has none; set moco.head=mlp or moco.head_hidden_dim=0"
             )
-        if self.head is Head.linear and self.mechanism is Mechanism.moco_v3:
+        if self.head is not Head.mlp and self.mechanism is Mechanism.moco_v3:
             raise UsageError("moco.mechanism=moco_v3 has its own heads; set moco.head=mlp")
+        if self.head is Head.mlp_norm and self.mechanism is not Mechanism.end_to_end:
+            raise UsageError(
+                "moco.head=mlp_norm is only for moco.mechanism=end_to_end, got "
+                f"{self.mechanism}; set moco.head=mlp"
+            )
 
     def _check_other_mechanism(self) -> None:
         """Refuse options that need a key encoder and a queue."""

@@ -16,8 +16,12 @@ def schedule_factor(cfg: OptimizerConfig, epoch: float, epochs: int) -> float:
         return 1.0
     if cfg.schedule is Schedule.multistep:
         return cfg.milestone_factor ** sum(epoch >= milestone for milestone in cfg.milestones)
-    epoch = math.floor(epoch) if cfg.schedule is Schedule.cosine_per_epoch else epoch
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, epoch / epochs)))
+    if cfg.schedule is not Schedule.cosine:
+        epoch = math.floor(epoch) + (cfg.schedule is Schedule.cosine_from_1)
+    start = min(cfg.warmup_epochs, epochs) if cfg.cosine_after_warmup else 0.0
+    if epoch >= epochs:
+        return 0.0
+    return 0.5 * (1.0 + math.cos(math.pi * max(0.0, epoch - start) / (epochs - start)))
 
 
 def learning_rate(
@@ -26,8 +30,10 @@ def learning_rate(
     """Learning rate of a step.
 
     Linear warm-up from ``peak / warmup steps``, then the schedule. ``cosine`` falls at every step,
-    ``cosine_per_epoch`` once an epoch, as in the official code of MoCo and its CIFAR-10 notebook.
-    Both span all epochs including the warm-up, as in SimCLR and MoCo v3 (arXiv:2104.02057).
+    ``cosine_per_epoch`` once an epoch as in the official code of MoCo, ``cosine_from_1`` too, with
+    epochs counted from 1 as in its CIFAR-10 notebook. A cosine spans the epochs after the warm-up,
+    as in the codes of SimCLR and MoCo v3, unless ``cosine_after_warmup`` is false. Milestones count
+    from the first epoch.
 
     Args:
         cfg: Schedule and its parameters.

@@ -25,6 +25,8 @@ class Schedule(StrEnum):
     """Half a cosine to 0, changing at every step."""
     cosine_per_epoch = "cosine_per_epoch"
     """Half a cosine to 0, changing once an epoch."""
+    cosine_from_1 = "cosine_from_1"
+    """`cosine_per_epoch` with epochs counted from 1: the last epoch has a rate of 0."""
     multistep = "multistep"
     """Multiplied by a factor at some epochs."""
     constant = "constant"
@@ -56,9 +58,13 @@ class OptimizerConfig:
     exclude_bias_and_norm: bool | None = None
     """No weight decay, and with lars no adaptation, on biases and batch norm; null = lars only."""
     schedule: Schedule = Schedule.cosine
-    """cosine (to 0), cosine_per_epoch, multistep or constant."""
+    """cosine (to 0), cosine_per_epoch, cosine_from_1 (per epoch, 0 in the last one), multistep or
+    constant."""
     warmup_epochs: float = 0.0
     """Linear warm-up from 0, in epochs, before the schedule."""
+    cosine_after_warmup: bool = True
+    """A cosine starts at the peak where the warm-up ends; false: it spans all epochs, and the rate
+    drops at the end of the warm-up, as in older runs."""
     milestones: list[int] = field(default_factory=lambda: [120, 160])
     """Epochs at which multistep multiplies the learning rate."""
     milestone_factor: float = 0.1

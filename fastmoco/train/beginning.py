@@ -26,6 +26,7 @@ SAME_KEYS = (
     "moco.head_hidden_dim",
     "moco.dim",
     "moco.hidden_dim",
+    "moco.v3_heads",
     "moco.queue_size",
     "optimizer.name",
 )

@@ -1,4 +1,4 @@
-"""Values that a run chooses by its device, once: a run that is resumed elsewhere keeps them."""
+"""Values that a run chooses once: a resumed one keeps them, elsewhere and in newer versions."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,3 +85,19 @@ def with_augmentation(
         older=Augmentation.planes,
     )
     return replace(cfg, pipeline=replace(cfg.pipeline, augmentation=value), advice=advice)
+
+
+def with_schedule(cfg: TrainConfig, run: RunFolder) -> TrainConfig:
+    """Keep the schedule of a run that has ``optimizer.cosine_after_warmup`` not in its file yet.
+
+    Args:
+        cfg: Configuration of the run; not changed.
+        run: Folder of the run.
+
+    Raises:
+        UsageError: If the run's ``config.yaml`` cannot be read.
+    """
+    saved = run.read_config() if run.has_checkpoint and run.config.exists() else {}
+    if not saved or "cosine_after_warmup" in saved.get("optimizer", {}):
+        return cfg
+    return replace(cfg, optimizer=replace(cfg.optimizer, cosine_after_warmup=False))

@@ -23,7 +23,7 @@ from fastmoco.runs.stop_signals import LATE, SAVE, StopRequest, stop_signals
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.data_wait import DataWait, next_batch, stopped
-from fastmoco.train.device_rules import with_augmentation
+from fastmoco.train.device_rules import with_augmentation, with_schedule
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
 from fastmoco.train.fresh_keys import fresh_metrics
@@ -68,6 +68,7 @@ def train(cfg: TrainConfig) -> Path:
     device = check_config(cfg, ranks)
     run = RunFolder(run_path(cfg))
     cfg = with_augmentation(with_precision(cfg, device, run), device, run)
+    cfg = with_schedule(cfg, run)
     assert cfg.data.train is not None
     identity = RunIdentity(cfg, FREE_KEYS)
     with (

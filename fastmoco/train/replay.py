@@ -21,7 +21,7 @@ from fastmoco.runs.checkpoint import Checkpoint, checkpoint_before
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
-from fastmoco.train.device_rules import with_augmentation
+from fastmoco.train.device_rules import with_augmentation, with_schedule
 from fastmoco.train.settings import Compile, CudaGraph, ReplayConfig, TrainConfig
 from fastmoco.train.trainer import Trainer
 from fastmoco.waiting import waiting
@@ -80,7 +80,7 @@ def replay(path: Path, cfg: ReplayConfig) -> Replay:
     checkpoint = checkpoint_before(run.checkpoints, step)
     settings = _settings(run, checkpoint, cfg)
     device = check_config(settings)
-    settings = with_augmentation(settings, device, run)
+    settings = with_schedule(with_augmentation(settings, device, run), run)
     with open_dataset(str(settings.data.train)) as dataset, tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(settings, RunFolder(Path(folder)), dataset, device)
         if checkpoint:

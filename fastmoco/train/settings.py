@@ -146,7 +146,10 @@ class TrainConfig(EncoderConfig):
     PRESET: ClassVar[str] = "train"
     GROUPS: ClassVar[Mapping[str, Any]] = {"experiment": None, "policy": POLICIES}
     RANGES: ClassVar[Ranges] = {"global_batch_size": COUNT}
-    BEFORE: ClassVar[Mapping[str, Any]] = {"pipeline.augmentation": Augmentation.planes.value}
+    BEFORE: ClassVar[Mapping[str, Any]] = {
+        "pipeline.augmentation": Augmentation.planes.value,
+        "optimizer.cosine_after_warmup": False,
+    }
     """Values of options that runs of older versions do not have in their files."""
 
     name: str = "moco"

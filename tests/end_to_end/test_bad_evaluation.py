@@ -116,7 +116,8 @@ def test_a_checkpoint_of_another_architecture(capsys, place, tmp_path, command):
         (
             "linear",
             "optimizer.schedule=steps",
-            "optimizer.schedule must be one of cosine, cosine_per_epoch, multistep, constant, got",
+            "optimizer.schedule must be one of cosine, cosine_per_epoch, cosine_from_1, multistep, "
+            "constant, got",
         ),
         ("finetune", "weights=frist", "weights=frist does not exist; give a run folder"),
         ("finetune", "trainable=layer5", "trainable"),

@@ -10,7 +10,7 @@ from fastmoco.pipelines import augment
 from fastmoco.pipelines.augment import choose_augmentation, uses_kornia
 from fastmoco.pipelines.settings import Augmentation, PipelineConfig
 from fastmoco.runs.run_folder import RunFolder, RunIdentity
-from fastmoco.train.device_rules import with_augmentation
+from fastmoco.train.device_rules import with_augmentation, with_schedule
 from fastmoco.train.settings import FREE_KEYS, TrainConfig
 from tests.steps import make_batch, make_step
 
@@ -63,6 +63,17 @@ def test_a_run_of_an_older_version_resumes_by_planes(tmp_path, device):
     cfg = with_augmentation(TrainConfig(), device, run)
     assert cfg.pipeline.augmentation is Augmentation.planes
     assert RunIdentity(cfg, FREE_KEYS).differences(run.config) == []
+
+
+def test_a_run_of_an_older_version_keeps_its_schedule(tmp_path):
+    """Its cosine spanned all epochs; one without a warm-up resumes too."""
+    run = begun(tmp_path, "planes", without="  cosine_after_warmup: true\n")
+    assert "cosine_after_warmup" not in run.config.read_text()
+    cfg = with_schedule(with_augmentation(TrainConfig(), CPU, run), run)
+    assert not cfg.optimizer.cosine_after_warmup
+    assert RunIdentity(cfg, FREE_KEYS).differences(run.config) == []
+    fresh = RunFolder(tmp_path / "fresh")
+    assert with_schedule(TrainConfig(), fresh).optimizer.cosine_after_warmup
 
 
 def test_a_step_makes_its_views_as_it_was_told(monkeypatch):

@@ -27,6 +27,7 @@ from fastmoco.moco.settings import (
     Negatives,
     Pretext,
     Stem,
+    V3Heads,
 )
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate
@@ -176,16 +177,31 @@ def test_in_batch_loss_is_computed_in_float32_under_autocast():
     assert loss.dtype == similarity.dtype == torch.float32
 
 
-def test_moco_v3_heads_are_those_of_the_paper():
-    model = small_model(Mechanism.moco_v3)
-    for head, widths in (
-        (model.query_encoder.head, [32, 12, 12, 8]),
-        (model.predictor, [8, 12, 8]),
+def test_simclr_has_batch_norm_in_its_head():
+    """``projection_head`` of its code: no biases, and no shift in the last batch norm."""
+    head = small_model(Mechanism.end_to_end, head=Head.mlp_norm).query_encoder.head
+    kinds = [type(layer).__name__ for layer in head]
+    assert kinds == ["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    trained = [name for name, value in head.named_parameters() if value.requires_grad]
+    assert trained == ["0.weight", "1.weight", "1.bias", "3.weight", "4.weight"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "projector", "last_affine"),
+    [("vit", [32, 12, 12, 8], [False]), ("resnet", [32, 12, 8], [])],
+)
+def test_moco_v3_heads_are_those_of_the_code(heads, projector, last_affine):
+    """``_build_mlp(3 or 2, ...)``, and ``_build_mlp(2, ..., last_bn=False)`` of ResNets."""
+    model = small_model(Mechanism.moco_v3, v3_heads=V3Heads(heads))
+    for head, widths, last in (
+        (model.query_encoder.head, projector, [False]),
+        (model.predictor, [8, 12, 8], last_affine),
     ):
         linear = [layer for layer in head if isinstance(layer, torch.nn.Linear)]
         norms = [layer for layer in head if isinstance(layer, torch.nn.BatchNorm1d)]
         assert [linear[0].in_features] + [layer.out_features for layer in linear] == widths
-        assert [norm.affine for norm in norms] == [True] * (len(linear) - 1) + [False]
+        assert [norm.affine for norm in norms] == [True] * (len(linear) - 1) + last
+        assert all(layer.bias is None for layer in linear)
         assert sum(isinstance(layer, torch.nn.ReLU) for layer in head) == len(linear) - 1
     key = set(model.key_encoder.state_dict())
     assert key == set(model.query_encoder.state_dict())
@@ -325,6 +341,8 @@ def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
         ({"head_hidden_dim": -1}, r"moco\.head_hidden_dim must be 0 or more, got -1"),
         ({"head": "linear", "head_hidden_dim": 8}, r"moco\.head_hidden_dim=8 .*head=linear"),
         ({"mechanism": "moco_v3", "head_hidden_dim": 8}, r"moco\.head_hidden_dim=8 .*hidden_dim"),
+        ({"head": "mlp_norm"}, r"moco\.head=mlp_norm .*=end_to_end, got moco; set moco\.head=mlp"),
+        ({"v3_heads": "resnet"}, r"moco\.v3_heads=resnet .*=moco_v3"),
         ({"final_momentum": 1.5}, r"moco\.final_momentum must be in \[0, 1\], got 1\.5"),
     ],
 )

@@ -25,6 +25,8 @@ PUBLISHED = {
     "moco_v1": "float32",
     "moco_v2": "float32",
     "moco_v3": "fp16",
+    "moco_v3_100": "fp16",
+    "moco_v3_1000": "fp16",
     "moco_v3_vit": "fp16",
     # Not published: figures of this project.
     "cifar10_cpu": "float32",

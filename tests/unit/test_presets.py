@@ -67,7 +67,7 @@ V2 = {
     "moco.temperature": 0.2,
     "moco.head": "mlp",
     "moco.head_hidden_dim": 0,
-    "optimizer.schedule": "cosine",
+    "optimizer.schedule": "cosine_per_epoch",  # main_moco.py, adjust_learning_rate
 }
 UNLIKE = {
     **JITTER,
@@ -78,11 +78,26 @@ UNLIKE = {
     "policy.second_view.blur_probability": 0.1,
     "policy.second_view.solarize_probability": 0.2,
 }
-V3 = {
+V3 = {  # moco-v3: CONFIG.md's commands for ResNet-50, main_moco.py's defaults, builder.py's heads
     **UNLIKE,
+    "model.encoder": "resnet50",
+    "model.zero_init_residual": True,
     "policy.crop_scale": [0.2, 1.0],
-    "moco.momentum": 0.996,
+    "moco.mechanism": "moco_v3",
+    "moco.dim": 256,
+    "moco.hidden_dim": 4096,
+    "moco.v3_heads": "resnet",
+    "moco.momentum": 0.99,
+    "moco.final_momentum": None,  # --moco-m-cos: to 1
+    "moco.temperature": 1.0,
     "optimizer.name": "lars",
+    "optimizer.learning_rate": 0.3,
+    "optimizer.scale_learning_rate": True,
+    "optimizer.weight_decay": 1e-6,
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup_epochs": 10,
+    "optimizer.cosine_after_warmup": True,
+    "train.epochs": 300,
 }
 CIFAR = {
     "model.encoder": "resnet18",
@@ -102,7 +117,7 @@ COLAB = {
     "optimizer.learning_rate": 0.06,
     "optimizer.scale_learning_rate": False,
     "optimizer.weight_decay": 5e-4,
-    "optimizer.schedule": "cosine_per_epoch",
+    "optimizer.schedule": "cosine_from_1",
     "optimizer.warmup_epochs": 0,
     "moco.queue_size": 4096,
     "moco.momentum": 0.99,
@@ -173,13 +188,26 @@ RECIPES = {
     "moco_v2": V2,
     "moco_v2_1gpu": {**V2, "moco.batch_norm_splits": 8},
     "moco_v3": {**V3, "global_batch_size": 4096},
+    "moco_v3_100": {**V3, "optimizer.learning_rate": 0.6, "train.epochs": 100},
+    "moco_v3_1000": {
+        **V3,
+        "moco.momentum": 0.996,
+        "optimizer.weight_decay": 1.5e-6,
+        "train.epochs": 1000,
+    },
     "moco_v3_1gpu": {**V3, "global_batch_size": 1024},
-    "moco_v3_vit": {**UNLIKE, "policy.crop_scale": [0.08, 1.0], "optimizer.name": "adamw"},
+    "moco_v3_vit": {
+        **UNLIKE,
+        "policy.crop_scale": [0.08, 1.0],
+        "moco.v3_heads": "vit",
+        "optimizer.name": "adamw",
+    },
     "simclr": {
         "moco.mechanism": "end_to_end",
         "moco.temperature": 0.1,
         "moco.dim": 128,
-        "moco.head": "mlp",
+        "moco.head": "mlp_norm",
+        "optimizer.cosine_after_warmup": True,
         "optimizer.name": "lars",
         "optimizer.learning_rate": 0.3,
         "optimizer.scale_learning_rate": True,
@@ -314,6 +342,9 @@ def test_a_protocol_keeps_its_recipe(name, facts):
         ("cifar10_colab", 11_168_832, 512 * 128 + 128),
         ("cifar10_solo", 11_168_832, 512 * 2048 + 2048 + 2048 * 256 + 256),
         ("imagenette", 23_508_032, 1_114_752),  # the report: 1.12M
+        # moco-v3's _build_mlp(2, ...): no bias; SimCLR's head: a scale and a shift, then a scale.
+        ("moco_v3", 23_508_032, 2048 * 4096 + 2 * 4096 + 4096 * 256),
+        ("simclr", 23_508_032, 2048 * 2048 + 2 * 2048 + 2048 * 128 + 2 * 128),
     ],
 )
 def test_sizes_are_those_of_the_recipe(name, backbone, head):

@@ -37,6 +37,25 @@ def test_cosine_per_epoch_is_that_of_the_official_code():
         scheduler.step()
 
 
+def test_cosine_from_1_is_that_of_the_notebook():
+    """``for epoch in range(1, epochs + 1)``: the same formula, an epoch ahead and 0 in the last."""
+    cfg = OptimizerConfig(schedule="cosine_from_1")
+    expected = [0.5 * (1 + math.cos(math.pi * epoch / 20)) for epoch in (1, 1, 2, 20)]
+    assert rates(cfg, [0, 9, 10, 195]) == pytest.approx(expected)
+
+
+def test_cosine_starts_where_the_warm_up_ends():
+    """As in the codes of MoCo v3 (``adjust_learning_rate``) and SimCLR: nothing jumps."""
+    cfg = OptimizerConfig(schedule="cosine", warmup_epochs=5)
+    expected = [0.5 * (1 + math.cos(math.pi * (epoch - 5) / 15)) for epoch in (5, 10, 20)]
+    assert rates(cfg, [49, 50, 100, 200]) == pytest.approx([1.0, *expected])
+    assert rates(cfg, [50]) == [1.0]
+    older = OptimizerConfig(schedule="cosine", warmup_epochs=5, cosine_after_warmup=False)
+    assert rates(older, [49, 50]) == pytest.approx([1.0, 0.5 * (1 + math.cos(math.pi / 4))])
+    longer = OptimizerConfig(schedule="cosine", warmup_epochs=30)
+    assert rates(longer, [199]) == pytest.approx([200 / 300])
+
+
 def test_constant_stays_at_the_peak_after_the_warm_up():
     cfg = OptimizerConfig(schedule="constant", warmup_epochs=1)
     assert rates(cfg, [0, 4, 9, 10, 199]) == pytest.approx([0.1, 0.5, 1, 1, 1])
