@@ -14,11 +14,15 @@ import numpy as np
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import MODE_RAW
 from fastmoco.data.beton_set import BetonSet
-from fastmoco.data.dataset import open_dataset, open_files
+from fastmoco.data.dataset import Dataset, open_dataset, open_files
 from fastmoco.data.facts import describe_contents, description_text, plain_values
 from fastmoco.data.progress import show_progress
 
 __all__ = ["VerifyReport", "describe", "description_text", "verify"]
+
+
+DEVIATION_IMAGES = 500
+"""Most images that `describe` decodes: half a second for photographs."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -80,10 +84,10 @@ def verify(path: str | Path) -> VerifyReport:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Describe a dataset, converted or not, as JSON values; of a dataset file from the index alone.
+    """Describe a dataset, converted or not, as JSON values: from its index, and from some images.
 
     Raises:
-        BetonError: If the index is wrong; images are not read.
+        BetonError: If the index is wrong; damaged images are not looked for.
         ValueError: If shards are missing, or a folder has no JPEG that can be read unconverted.
         OSError: If nothing exists at the path, or it cannot be read.
     """
@@ -97,9 +101,26 @@ def describe(path: str | Path) -> dict[str, Any]:
             "num_raw": raw,
             "image_bytes": int(dataset.sizes.sum()),
             **dataset.facts,
+            **_mean_deviation(dataset),
             "fingerprint": dataset.fingerprint,
             **describe_contents(dataset.labels, dataset.widths, dataset.heights, dataset.classes),
         }
+
+
+def _mean_deviation(dataset: Dataset) -> dict[str, Any]:
+    """``channel_std_per_image``: the mean over images of each image's own deviation, in 0..1.
+
+    Published statistics are of this kind (ImageNet .229, CIFAR-10 .2023); ``channel_std``, over all
+    pixels, is larger. Up to `DEVIATION_IMAGES` images are measured, evenly spaced; the result is
+    ``{}`` if one cannot be read, which `verify` explains.
+    """
+    chosen = range(0, len(dataset), -(-len(dataset) // DEVIATION_IMAGES))
+    try:
+        found = [dataset.decode(i).std(axis=(0, 1), dtype=np.float32) for i in chosen]
+    except (ValueError, OSError):
+        return {}
+    mean = np.mean(found, axis=0, dtype=np.float64) / 255
+    return {"channel_std_per_image": [round(value, 4) for value in mean.tolist()]}
 
 
 def _storage(dataset: BetonFile | BetonSet) -> dict[str, int]:

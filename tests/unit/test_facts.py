@@ -9,6 +9,7 @@ from fastmoco.data import encode, facts
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import Check, ConvertConfig, Encoding, Statistics, _measured, convert
 from fastmoco.data.facts import channel_moments, channel_statistics
+from fastmoco.data.verify import describe
 from tests.pictures import encoded, picture
 
 
@@ -82,3 +83,17 @@ def test_a_check_of_headers_decodes_no_more_than_it_measures(
     assert decoded == [1] * 300
     with BetonFile.open(target) as beton:
         assert "channel_mean" not in beton.facts
+
+
+def test_info_prints_the_deviation_over_pixels_and_that_of_images(tmp_path: Path) -> None:
+    """Two images of other tones: each has its own spread, and all pixels a larger one."""
+    images = [np.full((8, 8, 3), tone, np.uint8) for tone in (50, 200)]
+    for number, pixels in enumerate(images):
+        pixels[::2] += 10
+        (tmp_path / "src").mkdir(exist_ok=True)
+        (tmp_path / "src" / f"{number}.png").write_bytes(encoded(pixels, "PNG"))
+    convert(str(tmp_path / "src"), tmp_path / "x.beton", ConvertConfig(encoding=Encoding.raw))
+    found = describe(tmp_path / "x.beton")
+    own = np.mean([pixels.std((0, 1)) for pixels in images], axis=0) / 255
+    assert found["channel_std_per_image"] == pytest.approx(own, abs=1e-4)
+    assert found["channel_std"] == pytest.approx(np.stack(images).std((0, 1, 2)) / 255, abs=1e-4)

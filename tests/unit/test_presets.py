@@ -30,7 +30,13 @@ JITTER = {
 NO_BLUR = {"policy.crop_scale": [0.08, 1.0], "policy.blur_probability": 0.0}
 BLUR = {"policy.blur_probability": 0.5, "policy.blur_sigma": [0.1, 2.0]}
 KNN = {"monitor.k": 200, "monitor.temperature": 0.1}
+# Published statistics: main_moco.py of MoCo and MoCo v3; the notebook; the Imagenette report.
+IMAGENET_PIXELS = {
+    "pipeline.channel_mean": [0.485, 0.456, 0.406],
+    "pipeline.channel_std": [0.229, 0.224, 0.225],
+}
 IMAGENET = {
+    **IMAGENET_PIXELS,
     "model.encoder": "resnet50",
     "model.stem": "imagenet",
     "model.width": 64,
@@ -80,6 +86,7 @@ UNLIKE = {
 }
 V3 = {  # moco-v3: CONFIG.md's commands for ResNet-50, main_moco.py's defaults, builder.py's heads
     **UNLIKE,
+    **IMAGENET_PIXELS,
     "model.encoder": "resnet50",
     "model.zero_init_residual": True,
     "policy.crop_scale": [0.2, 1.0],
@@ -112,6 +119,8 @@ CIFAR = {
 COLAB = {
     **CIFAR,
     **KNN,
+    "pipeline.channel_mean": [0.4914, 0.4822, 0.4465],
+    "pipeline.channel_std": [0.2023, 0.1994, 0.2010],
     "model.stem": "small",
     "global_batch_size": 512,
     "optimizer.learning_rate": 0.06,
@@ -133,7 +142,7 @@ LIGHTLY = {
     **JITTER,
     **KNN,
     "policy.crop_scale": [0.08, 1.0],
-    "pipeline.channel_mean": [0.485, 0.456, 0.406],
+    **IMAGENET_PIXELS,
     "moco.queue_size": 4096,
     "moco.momentum": 0.99,
     "moco.temperature": 0.1,
@@ -161,7 +170,8 @@ IMAGENETTE = {
     "policy.pool_draws": 2,
     "policy.pool_probability": 0.6,
     "policy.flip_probability": 0.0,
-    "pipeline.channel_mean": [],
+    "pipeline.channel_mean": [0.4661, 0.4581, 0.4292],
+    "pipeline.channel_std": [0.2382, 0.2315, 0.2394],
     "train.epochs": 1000,
 }
 COMPETITION = {
@@ -198,6 +208,7 @@ RECIPES = {
     "moco_v3_1gpu": {**V3, "global_batch_size": 1024},
     "moco_v3_vit": {
         **UNLIKE,
+        **IMAGENET_PIXELS,
         "policy.crop_scale": [0.08, 1.0],
         "moco.v3_heads": "vit",
         "optimizer.name": "adamw",
@@ -207,6 +218,8 @@ RECIPES = {
         "moco.temperature": 0.1,
         "moco.dim": 128,
         "moco.head": "mlp_norm",
+        "pipeline.channel_mean": [0.0, 0.0, 0.0],  # data_util.py only clips to 0..1
+        "pipeline.channel_std": [1.0, 1.0, 1.0],
         "optimizer.cosine_after_warmup": True,
         "optimizer.name": "lars",
         "optimizer.learning_rate": 0.3,
