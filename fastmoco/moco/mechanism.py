@@ -9,6 +9,7 @@ checkpoint and the evaluation use `ContrastiveModel` only; `build.build_model` c
 - `moco_v3.MoCoV3`: a momentum encoder and the batch (arXiv:2104.02057).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,12 +118,14 @@ class ContrastiveModel(nn.Module, ABC):
             than the first.
         symmetric: Whether MoCo's loss takes each view once as query and once as key.
         loss: Form of InfoNCE; not ``auto``.
+        chance_form: Formula of `chance_loss`, for the run's header.
     """
 
     num_views = 2
     shuffle_keys = False
     symmetric = False
     loss = Loss.plain
+    chance_form = "ln(K+1)"
 
     def __init__(self, parts: Parts) -> None:
         """Build the query encoder from the backbone and a new head."""
@@ -167,7 +170,11 @@ class ContrastiveModel(nn.Module, ABC):
 
     @abstractmethod
     def num_negatives(self, global_batch_size: int, /) -> int:
-        """K, negatives of each query: the loss of a random guess is ln(K+1)."""
+        """K, negatives of each query."""
+
+    def chance_loss(self, global_batch_size: int) -> float:
+        """Loss of a random guess in nats: `chance_form`."""
+        return math.log(self.num_negatives(global_batch_size) + 1)
 
     @abstractmethod
     def describe(self, global_batch_size: int, /) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.moco.batchnorm import resolve_batch_norm
+from fastmoco.moco.binary_nce import BinaryNce, chance_binary_nce
 from fastmoco.moco.collectives import gather_rows, own_rows
 from fastmoco.moco.encoder import unit_norm
 from fastmoco.moco.loss import info_nce, mean_similarity
@@ -21,7 +22,7 @@ from fastmoco.moco.mechanism import (
 )
 from fastmoco.moco.momentum import KeyMomentum, follow
 from fastmoco.moco.queue import Queue, of_first_view
-from fastmoco.moco.settings import BatchNorm, Loss
+from fastmoco.moco.settings import BatchNorm, Loss, Objective
 
 
 class MoCo(ContrastiveModel):
@@ -52,6 +53,9 @@ class MoCo(ContrastiveModel):
         self.shuffle_keys = kind is BatchNorm.shuffled and groups > 1
         self.symmetric = moco.symmetric
         self.running_keys = kind is BatchNorm.eman
+        is_binary = moco.objective is Objective.binary_nce
+        self.binary_nce = BinaryNce(moco.temperature, parts.ranks) if is_binary else None
+        self.chance_form = "ln(K+1) + K ln(1+1/K)" if is_binary else self.chance_form
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -94,9 +98,14 @@ class MoCo(ContrastiveModel):
 
     def look_up(self, query: Tensor, key: Tensor) -> StepOutput:
         """Contrast unit-norm queries with their positive keys, ``(N, C)`` each, and the queue."""
-        loss, rank = info_nce(query, key, self.queue.keys, self.temperature, self.loss)  # (), (N,)
+        loss, rank = self._objective(query, key)  # (), (N,)
         similarity = mean_similarity(query, self.queue.keys)  # ()
         return StepOutput(loss, query.detach(), key, rank, similarity)
+
+    def _objective(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        if self.binary_nce is not None:
+            return self.binary_nce(query, key, self.queue.keys)  # type: ignore[no-any-return]
+        return info_nce(query, key, self.queue.keys, self.temperature, self.loss)
 
     def embed_queries(self, query_view: Tensor) -> Tensor:
         """Views ``(N, 3, H, W)`` to unit-norm queries ``(N, C)``; gradients flow."""
@@ -135,13 +144,26 @@ class MoCo(ContrastiveModel):
         """Running means and variances of the query and of the key encoder: the buffers."""
         return floating_buffers(self.query_encoder), floating_buffers(self.key_encoder)
 
+    def moved_by_forward(self) -> list[Tensor]:
+        """Running statistics, and the normalizer that the first forward pass fixes."""
+        fixed = [] if self.binary_nce is None else [self.binary_nce.normalizer]
+        return super().moved_by_forward() + fixed
+
+    def chance_loss(self, global_batch_size: int) -> float:
+        """Loss of a random guess in nats, by the objective."""
+        if self.binary_nce is not None:
+            return chance_binary_nce(self.num_negatives(global_batch_size))
+        return super().chance_loss(global_batch_size)
+
     def num_negatives(self, _: int) -> int:
         """Length of the queue, for any batch."""
         return len(self.queue.keys)
 
     def describe(self, global_batch_size: int) -> str:
-        """``moco, queue K``, and the momentum if it moves."""
-        return f"moco, queue {self.num_negatives(global_batch_size)}{self.momentum.describe()}"
+        """``moco, queue K``, the momentum if it moves, and an objective other than InfoNCE."""
+        objective = "" if self.binary_nce is None else ", binary NCE"
+        moves = self.momentum.describe()
+        return f"moco, queue {self.num_negatives(global_batch_size)}{moves}{objective}"
 
     def set_progress(self, progress: float) -> None:
         """Move m, if it is scheduled."""
@@ -151,7 +173,8 @@ class MoCo(ContrastiveModel):
         """On a GPU the queue is float16: eight times finer than bfloat16 for unit vectors."""
         if device.type == "cuda":
             self.queue.half()
-        self.loss = resolve_loss(loss, device, self.queue.keys.shape[1], self.ranks)
+        if self.binary_nce is None:  # the other objective has the plain form only
+            self.loss = resolve_loss(loss, device, self.queue.keys.shape[1], self.ranks)
 
     @torch.no_grad()
     def after_step(self, output: StepOutput, learned: Tensor | None = None) -> None:

@@ -86,6 +86,15 @@ class V3Heads(StrEnum):
     """Three layers; batch norm after the predictor: the code's vision transformers."""
 
 
+class Objective(StrEnum):
+    """What a query learns from its positive and the queue."""
+
+    info_nce = "info_nce"
+    """One choice among K + 1 keys, a softmax (arXiv:1911.05722, Eq. 1)."""
+    binary_nce = "binary_nce"
+    """K + 1 yes-or-no questions with a fixed normalizer (arXiv:1805.01978, HobbitLong's CMC)."""
+
+
 class Loss(StrEnum):
     """Ways to compute InfoNCE; all give the same numbers."""
 
@@ -153,6 +162,7 @@ OWNERS = {
     "hidden_dim": Mechanism.moco_v3,
     "v3_heads": Mechanism.moco_v3,
     "pretext": Mechanism.moco,
+    "objective": Mechanism.moco,
 }
 """Options of one mechanism only. `queue_size`, `momentum` and `final_momentum` are left out, though
 not all mechanisms read them: a sweep over mechanisms keeps its preset's options."""
@@ -209,6 +219,9 @@ class MocoConfig:
     """memory_bank: fraction of an entry that is kept when its image is seen."""
     temperature: float = 0.2
     """tau of InfoNCE."""
+    objective: Objective = Objective.info_nce
+    """info_nce (softmax over K + 1 keys), or binary_nce (a question for each key, with a normalizer
+    fixed by the first batch); the second is computed by moco.loss=plain."""
     symmetric: bool = False
     """Use each view once as query, once as key: the sum of both losses, and 2 keys per image."""
     loss: Loss = Loss.auto
@@ -223,6 +236,8 @@ class MocoConfig:
         check_ranges(self, prefix="moco.")
         self._check_owners()
         self._check_head()
+        if self.objective is Objective.binary_nce:
+            self._check_binary_nce()
         if self.mechanism is not Mechanism.moco:
             self._check_other_mechanism()
 
@@ -252,6 +267,18 @@ class MocoConfig:
             raise UsageError(
                 "moco.head=mlp_norm is only for moco.mechanism=end_to_end, got "
                 f"{self.mechanism}; set moco.head=mlp"
+            )
+
+    def _check_binary_nce(self) -> None:
+        if self.loss in (Loss.chunked, Loss.fused):
+            raise UsageError(
+                f"moco.loss={self.loss} computes moco.objective=info_nce, got binary_nce, which is "
+                "plain or auto; set moco.loss=auto"
+            )
+        if self.pretext is Pretext.cross_channel:
+            raise UsageError(
+                "moco.objective=binary_nce is for moco.pretext=instance, got cross_channel; set "
+                "moco.objective=info_nce"
             )
 
     def _check_other_mechanism(self) -> None:

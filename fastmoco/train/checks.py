@@ -5,7 +5,7 @@ import torch
 from fastmoco.errors import UsageError
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import check_encoder
-from fastmoco.moco.settings import BatchNorm, Loss, Mechanism
+from fastmoco.moco.settings import BatchNorm, Loss, Mechanism, Objective
 from fastmoco.pipelines.build import check_loader
 from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.ranges import check_ranges
@@ -67,6 +67,11 @@ def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
         raise UsageError(
             f"train.accumulate={accumulate} is for moco.mechanism=moco, whose negatives are in a "
             f"queue, not for {cfg.moco.mechanism}; set train.accumulate=1"
+        )
+    if accumulate > 1 and cfg.moco.objective is Objective.binary_nce:
+        raise UsageError(
+            f"train.accumulate={accumulate} is for moco.objective=info_nce, got binary_nce, whose "
+            "normalizer is that of a complete batch; set train.accumulate=1"
         )
     if batch // devices % accumulate:
         raise UsageError(

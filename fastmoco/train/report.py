@@ -1,7 +1,6 @@
 """Header of a run, rows of its metrics, and the clock that times its steps."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -112,7 +111,7 @@ def make_row(
         "epoch": trainer.steps_done / trainer.steps_per_epoch,
         **trainer.metrics.flush(),
         "skipped_steps": skipped,
-        "loss_floor_ln_k1": math.log(trainer.num_negatives + 1),
+        "loss_floor_ln_k1": trainer.chance_loss,
         "learning_rate": learning_rate,
         **clock.read(trainer.cfg.global_batch_size),
         "device_memory_peak_bytes": memory,
@@ -165,14 +164,15 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
             logger.info("          passed over, %s: %s", row.reason, row.to_text())
     logger.info(
         "model     %s width %d, %s stem, %.2fM parameters; batch norm %s; %s, "
-        "chance loss ln(K+1) = %.2f, computed %s",
+        "chance loss %s = %.2f, computed %s",
         cfg.model.encoder,
         cfg.model.width,
         cfg.model.stem.value,
         parameters / 1e6,
         trainer.batch_norm,
         model.describe(batch),
-        math.log(trainer.num_negatives + 1),
+        model.chance_form,
+        trainer.chance_loss,
         model.loss.value,
     )
     if trainer.origins:

@@ -142,9 +142,9 @@ class Trainer:
         return f"{kind.value}, {groups} group{'s' if groups > 1 else ''}"
 
     @property
-    def num_negatives(self) -> int:
-        """K, negatives of each query."""
-        return self.step.model.num_negatives(self.cfg.global_batch_size)
+    def chance_loss(self) -> float:
+        """Loss of a random guess in nats; ln(K+1) of InfoNCE."""
+        return self.step.model.chance_loss(self.cfg.global_batch_size)
 
     @property
     def learning_rate(self) -> float:

@@ -64,7 +64,7 @@ def test_published_settings():
             1e-4,
         )
     assert (v1.moco.temperature, v1.optimizer.milestones) == (0.07, [120, 160])
-    assert (v2.moco.temperature, v2.optimizer.schedule) == (0.2, "cosine")
+    assert (v2.moco.temperature, v2.optimizer.schedule) == (0.2, "cosine_per_epoch")
     assert (v2.moco.head, v2.policy.blur_probability) == (Head.mlp, 0.5)
 
 

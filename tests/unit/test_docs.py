@@ -158,7 +158,7 @@ def row_of(mechanism: Mechanism) -> dict[str, object]:
         steps_per_epoch=10,
         metrics=metrics,
         skipped_steps=0,
-        num_negatives=step.model.num_negatives(8),
+        chance_loss=step.model.chance_loss(8),
         cfg=SimpleNamespace(global_batch_size=8),
     )
     return make_row(trainer, StepClock(DataWait(trainer.device)), 0.1, {})

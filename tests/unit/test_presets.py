@@ -192,6 +192,31 @@ COURSE = {
     "optimizer.name": "sgd",
     "optimizer.learning_rate": 0.03,
 }
+CMC = {  # HobbitLong/CMC, train_moco_ins.py, under the report's batch and epochs
+    **COURSE,
+    **IMAGENET_PIXELS,
+    **SGD,
+    "moco.objective": "binary_nce",
+    "moco.head": "linear",
+    "moco.dim": 128,
+    "moco.queue_size": 16384,
+    "moco.momentum": 0.999,
+    "moco.temperature": 0.07,
+    "optimizer.weight_decay": 1e-4,
+    "optimizer.schedule": "multistep",
+    "optimizer.milestones": [120, 160, 200],
+    "optimizer.milestone_factor": 0.1,
+    "policy.crop_scale": [0.2, 1.0],
+    "policy.grayscale_probability": 0.2,
+    "policy.grayscale_first": True,
+    "policy.jitter_probability": 1.0,
+    "policy.brightness": 0.4,
+    "policy.contrast": 0.4,
+    "policy.saturation": 0.4,
+    "policy.hue": 0.4,
+    "policy.flip_probability": 0.5,
+    "train.epochs": 20,
+}
 RECIPES = {
     "moco_v1": V1,
     "moco_v1_1gpu": {**V1, "moco.batch_norm_splits": 8},
@@ -277,8 +302,8 @@ RECIPES = {
     "imagenette_crop": {**IMAGENETTE, "policy.crop_scale": [0.2, 1.0]},
     "competition96": {**COMPETITION, "policy.crop_scale": [0.2, 1.0]},
     "competition96_no_crop": {**COMPETITION, "policy.crop_scale": [1.0, 1.0]},
-    "cifar10_moco": {**COURSE, "pipeline.view_size": 224, "model.stem": "imagenet"},
-    "cifar10_moco_32": {**COURSE, "pipeline.view_size": 32, "model.stem": "small"},
+    "cifar10_moco": {**CMC, "pipeline.view_size": 224, "model.stem": "imagenet"},
+    "cifar10_moco_32": {**CMC, "pipeline.view_size": 32, "model.stem": "small"},
     "cifar10_moco_mended": {
         **JITTER,
         "global_batch_size": 64,
@@ -342,6 +367,19 @@ def test_the_pool_is_the_reports():
         ),
         ("competition", {"optimizer.milestones": [60, 80, 120, 160], "train.epochs": 200}),
         ("official", {"optimizer.learning_rate": 30.0, "optimizer.milestones": [60, 80]}),
+        (
+            "cmc",  # HobbitLong/CMC, eval_moco_ins.py
+            {
+                "global_batch_size": 256,
+                "policy.crop_scale": [0.2, 1.0],
+                "policy.hue": 0.4,
+                "optimizer.learning_rate": 0.1,
+                "optimizer.weight_decay": 0.0,
+                "optimizer.milestones": [30, 40, 50],
+                "optimizer.milestone_factor": 0.2,
+                "train.epochs": 60,
+            },
+        ),
     ],
 )
 def test_a_protocol_keeps_its_recipe(name, facts):
