@@ -37,6 +37,7 @@ LABELS = {
     "feature_deviation": Label("feature deviation", 2),
     "images_per_second": Label("images/s", 0),
     "peak_gb": Label("peak memory, GB", 2),
+    "mb_per_image": Label("growth, MB an image", 2),
     "seconds": Label("training, s", 0),
     "hours": Label("whole run, h", 3),
     "parameters": Label("parameters, M", 2, 1e-6),
@@ -121,7 +122,26 @@ def collect(definition: Definition, folder: Path, seeds: Sequence[int]) -> list[
             else:
                 group.runs.append(_figures_of(path, record))
         groups.append(group)
+    add_growth(groups)
     return groups
+
+
+def add_growth(groups: Sequence[Group]) -> None:
+    """Add ``mb_per_image`` to runs of an axis ``batch``, in place.
+
+    It is the memory that a run takes beyond that of the smallest batch, for each further image of
+    the batch: the program's own memory, most of a small run's peak, is in neither.
+    """
+    least: dict[tuple[object, ...], dict[str, float]] = {}
+    runs = [(group, run) for group in groups if "batch" in group.points for run in group.finished]
+    runs = [pair for pair in runs if {"peak_gb", "global_batch_size"} <= pair[1].values.keys()]
+    for group, run in sorted(runs, key=lambda pair: pair[1].values["global_batch_size"]):
+        others = [point for axis, point in group.points.items() if axis != "batch"]
+        first = least.setdefault((run.record.seed, *others), run.values)
+        images = run.values["global_batch_size"] - first["global_batch_size"]
+        if images:
+            memory = run.values["peak_gb"] - first["peak_gb"]
+            run.values["mb_per_image"] = 1000 * memory / images
 
 
 def _figures_of(path: Path, record: RunRecord) -> RunFigures:

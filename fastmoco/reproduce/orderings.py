@@ -4,16 +4,18 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.reproduce.definition import Definition, PlotKind, XScale
-from fastmoco.reproduce.figures import LABELS, Group
+from fastmoco.reproduce.figures import LABELS, Group, is_collapsed
 from fastmoco.reproduce.plan import combinations, run_name
 
 STANDARD_ERRORS = 2.0
 """Least difference of two accuracies, in standard errors of the test set."""
+LEAST_SEEDS = 3
+"""Least number of seeds on each side of a claim that is shown, or not."""
 
 
 class Verdict(StrEnum):
@@ -22,6 +24,9 @@ class Verdict(StrEnum):
     shows = "shows"
     opposite = "does not show"
     unresolved = "not resolved"
+    one_seed = "one seed"
+    few_seeds = "too few seeds"
+    collapsed = "collapsed runs"
     missing = "not run"
 
 
@@ -115,7 +120,8 @@ def judge(
     The runs show a claim (or its opposite) if every seed of one run is above every seed of the
     other, and if the means of two accuracies differ by at least `STANDARD_ERRORS` standard errors
     for a test set of this size, as if the two were tested on different images. A run that diverged
-    or failed is below any that did not.
+    or failed is below any that did not. It takes `LEAST_SEEDS` seeds on each side, none of which
+    collapsed: a comparison of collapsed encoders says nothing about the claim.
 
     Args:
         orderings: Claims ``[MEASURE:] A > B``.
@@ -123,11 +129,26 @@ def judge(
         default_measure: Measure of a claim that names none.
         tested: Images in the test set; 0: unknown.
     """
-    return [
-        _judged(measure, groups[better], groups[worse], tested)
-        for ordering in orderings
-        for measure, better, worse in claims_of(ordering, default_measure)
-    ]
+    found = []
+    for ordering in orderings:
+        for measure, better, worse in claims_of(ordering, default_measure):
+            pair = groups[better], groups[worse]
+            found.append(_with_enough_runs(_judged(measure, *pair, tested), pair))
+    return found
+
+
+def _with_enough_runs(finding: Finding, pair: tuple[Group, Group]) -> Finding:
+    """Take back what was shown, or not, by too few seeds or by collapsed runs."""
+    if finding.verdict not in (Verdict.shows, Verdict.opposite):
+        return finding
+    collapsed = [group.name for group in pair if any(map(is_collapsed, group.finished))]
+    if collapsed:
+        detail = f"{finding.detail}; collapsed: {' and '.join(collapsed)}"
+        return replace(finding, verdict=Verdict.collapsed, detail=detail)
+    seeds = min(len(group.runs) for group in pair)
+    if seeds >= LEAST_SEEDS:
+        return finding
+    return replace(finding, verdict=Verdict.one_seed if seeds == 1 else Verdict.few_seeds)
 
 
 def _judged(measure: str, better: Group, worse: Group, tested: int) -> Finding:

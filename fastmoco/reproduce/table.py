@@ -10,7 +10,7 @@ from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, read_json_object
 from fastmoco.reproduce.definition import Definition, Measure, load_definition
 from fastmoco.reproduce.figures import LABELS, SETTINGS, Group, RunFigures, collect, is_collapsed
-from fastmoco.reproduce.orderings import STANDARD_ERRORS, Finding, check_claims, judge
+from fastmoco.reproduce.orderings import LEAST_SEEDS, STANDARD_ERRORS, Finding, check_claims, judge
 from fastmoco.reproduce.plots import draw_plots
 from fastmoco.reproduce.record import STATE_ADVICE, STATE_NAME
 from fastmoco.reproduce.settings import SweepTableConfig, sweep_folder
@@ -72,7 +72,7 @@ def shown_measures(definition: Definition, groups: Sequence[Group]) -> list[str]
     if definition.trains:
         wanted += ["loss", "chance_loss", "accuracy_top1", "feature_deviation"]
     if Measure.dry_run in definition.measure:
-        wanted += ["images_per_second", "peak_gb", "hours"]
+        wanted += ["images_per_second", "peak_gb", "mb_per_image", "hours"]
     if definition.trains:
         wanted.append("seconds")
     settings = {name: {v for group in groups for v in group.values(name)} for name in SETTINGS}
@@ -214,8 +214,9 @@ def _ordering_lines(found: Sequence[Finding]) -> list[str]:
     lines = [
         "",
         "Published orderings. One shows (or does not) where every seed of one run is above every "
-        f"seed of the other and accuracies differ by at least {STANDARD_ERRORS:g} standard errors "
-        "of a test set of this size:",
+        f"seed of the other, with {LEAST_SEEDS} or more seeds each, no collapsed run among them, "
+        f"and accuracies that differ by at least {STANDARD_ERRORS:g} standard errors of a test set "
+        "of this size:",
         "",
         "| claim | here | |",
         "|---|---|---|",

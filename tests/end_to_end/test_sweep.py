@@ -106,7 +106,7 @@ def test_killed_and_resumed_with_a_run_that_diverges(arguments, folder, capsys):
     assert cli.main(["table", arguments[0], "scale=full", arguments[2]]) == 0
     table = capsys.readouterr().out
     assert "| bad | 0 of 1 | failed: the loss is not finite" in table
-    assert "| knn_top1: good > bad | shows | bad failed |" in table
+    assert "| knn_top1: good > bad | one seed | bad failed |" in table
 
 
 @pytest.mark.full

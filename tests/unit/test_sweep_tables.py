@@ -5,7 +5,7 @@ import pytest
 
 from fastmoco.errors import UsageError
 from fastmoco.reproduce.definition import load_definition
-from fastmoco.reproduce.figures import Group, RunFigures, collect
+from fastmoco.reproduce.figures import Group, RunFigures, add_growth, collect
 from fastmoco.reproduce.orderings import Verdict, judge
 from fastmoco.reproduce.record import RunRecord, Status
 from fastmoco.reproduce.settings import Scale, SweepTableConfig
@@ -85,27 +85,35 @@ def test_curves_are_read_of_training_and_of_the_linear_classifier(tmp_path, swee
     assert diverged.runs[0].curve("linear.top1") == ([], [])
 
 
-def group(name, *values, failed=False):
+def group(name, *values, failed=0, collapsed=False):
+    """Runs of some values, of which the last collapsed, or runs that failed."""
     runs = [
         RunFigures(RunRecord(points={}, seed=i, status=Status.finished), {"knn_top1": value}, [])
         for i, value in enumerate(values)
     ]
-    if failed:
-        runs = [RunFigures(RunRecord(points={}, seed=0, status=Status.failed), {}, [])]
+    if collapsed:
+        runs[-1].values["feature_deviation"] = 0.01
+    for seed in range(failed):
+        runs.append(RunFigures(RunRecord(points={}, seed=seed, status=Status.failed), {}, []))
     return Group(name, {}, runs)
 
 
 @pytest.mark.parametrize(
     ("better", "worse", "tested", "verdict"),
     [
-        (group("A", 60, 62), group("B", 50, 52), 2000, Verdict.shows),
-        (group("A", 50, 52), group("B", 60, 62), 2000, Verdict.opposite),
+        (group("A", 60, 61, 62), group("B", 50, 51, 52), 2000, Verdict.shows),
+        (group("A", 50, 51, 52), group("B", 60, 61, 62), 2000, Verdict.opposite),
+        (group("A", 60, 61, 62), group("B", 50, 51), 2000, Verdict.few_seeds),
+        (group("A", 60), group("B", 50), 2000, Verdict.one_seed),
+        (group("A", 60, 61, 62, collapsed=True), group("B", 1, 2, 3), 2000, Verdict.collapsed),
+        (group("A", 60, 61, 62), group("B", 1, 2, 3, collapsed=True), 2000, Verdict.collapsed),
         (group("A", 60, 50), group("B", 55, 45), 2000, Verdict.unresolved),  # seeds overlap
         (group("A", 60.0), group("B", 58.0), 2000, Verdict.unresolved),  # 3.1 points are 2 errors
-        (group("A", 60.0), group("B", 56.5), 2000, Verdict.shows),
-        (group("A", 60.0), group("B", 58.0), 10000, Verdict.shows),
-        (group("A", 60.0), group("B", failed=True), 2000, Verdict.shows),
-        (group("A", failed=True), group("B", 60.0), 2000, Verdict.opposite),
+        (group("A", *[60.0] * 3), group("B", *[56.5] * 3), 2000, Verdict.shows),
+        (group("A", *[60.0] * 3), group("B", *[58.0] * 3), 10000, Verdict.shows),
+        (group("A", *[60.0] * 3), group("B", failed=3), 2000, Verdict.shows),
+        (group("A", failed=3), group("B", *[60.0] * 3), 2000, Verdict.opposite),
+        (group("A", 60.0), group("B", failed=1), 2000, Verdict.one_seed),
         (group("A", 60.0), group("B"), 2000, Verdict.missing),
     ],
 )
@@ -115,6 +123,18 @@ def test_claims(better, worse, tested, verdict):
     assert found.verdict is verdict
     (named,) = judge(["knn_top1: A > B"], groups, "loss", tested)
     assert named.verdict is verdict
+
+
+def test_memory_is_compared_by_its_growth_with_the_batch():
+    """The smallest batch of the same mechanism and seed is the mark; it has no growth itself."""
+    groups = []
+    for name, batch, peak in (("a", 64, 1.0), ("a", 164, 1.3), ("b", 64, 5.0), ("b", 264, 5.1)):
+        run = RunFigures(RunRecord(points={}, seed=0, status=Status.finished), {}, [])
+        run.values.update(peak_gb=peak, global_batch_size=batch)
+        groups.append(Group(f"{name},{batch}", {"mechanism": name, "batch": str(batch)}, [run]))
+    add_growth(groups[::-1])
+    found = [one.runs[0].values.get("mb_per_image") for one in groups]
+    assert found == [None, pytest.approx(3.0), None, pytest.approx(0.5)]
 
 
 def test_a_table_without_runs_says_how_to_start(tmp_path):
