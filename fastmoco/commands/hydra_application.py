@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fastmoco.commands.arguments import (
     check_blanks,
@@ -20,6 +21,7 @@ from fastmoco.commands.arguments import (
 from fastmoco.configuration import (
     check_overrides,
     complete,
+    config_to_dict,
     load_config,
     preset_names,
     quote_values,
@@ -65,6 +67,10 @@ def run_application(arguments: Sequence[str]) -> None:
         cfg = load_config(TrainConfig, own)
         check_outputs(cfg)
         check_data(cfg)
+        if _prints_job(flags):
+            # Hydra's own text has Python tags on paths, which no other program reads.
+            sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(cfg))))
+            return
         overrides = [*(advised_overrides(cfg.advice) if cfg.advice else []), *overrides]
     register_schema(TrainConfig)
     failures: list[BaseException] = []
@@ -112,6 +118,12 @@ def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         is_value = bool(flags) and flags[-1] in VALUE_FLAGS and "=" not in argument
         (flags if argument.startswith("-") or is_value else overrides).append(argument)
     return flags, overrides
+
+
+def _prints_job(flags: Sequence[str]) -> bool:
+    """Whether the flags ask for the complete configuration, ``--cfg job``."""
+    asked = {("--cfg", "job"), ("-c", "job")} & set(pairwise(flags)) or "--cfg=job" in flags
+    return bool(asked) and not {"--package", "-p"} & set(flags)
 
 
 def _refuse_sweep_names(overrides: Sequence[str]) -> None:

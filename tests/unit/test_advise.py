@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from omegaconf import OmegaConf
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -15,6 +16,7 @@ from fastmoco.errors import UsageError
 from fastmoco.moco.build import build_query_encoder
 from fastmoco.moco.resnet_designs import view_cost
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
+from fastmoco.optim.settings import OptimizerName
 from fastmoco.roofline import OperationCounter
 from fastmoco.runs.run_folder import RunFolder, RunIdentity
 from fastmoco.schema_options import describe
@@ -247,6 +249,9 @@ def test_hydra_shows_what_was_chosen(images, tmp_path, capfd):
     assert "queue_size: 8\n" in shown
     assert "temperature: 0.3\n" in shown
     assert "moco.queue_size=8: " in shown
+    plain = yaml.safe_load(shown)  # without tags of Python: it refuses them
+    assert plain["run_dir"] == str(tmp_path / "run")
+    assert plain["optimizer"]["name"] in list(OptimizerName)
     assert not (tmp_path / "run").exists()
 
 
