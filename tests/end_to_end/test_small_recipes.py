@@ -54,6 +54,7 @@ def test_mnist_trains_on_real_digits(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["top1"] > 30
 
 
+@pytest.mark.full
 def test_tiny_imagenet_trains_on_its_layout(tmp_path: Path) -> None:
     """``train/WNID/images``; ``val/images`` with labels in ``val_annotations.txt``."""
     random, wnids = np.random.default_rng(0), ["n01443537", "n01629819"]
