@@ -119,7 +119,7 @@ def _mean_deviation(dataset: Dataset) -> dict[str, Any]:
         found = [dataset.decode(i).std(axis=(0, 1), dtype=np.float32) for i in chosen]
     except (ValueError, OSError):
         return {}
-    mean = np.mean(found, axis=0, dtype=np.float64) / 255
+    mean = np.stack(found).mean(axis=0, dtype=np.float64) / 255
     return {"channel_std_per_image": [round(value, 4) for value in mean.tolist()]}
 
 
