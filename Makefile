@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes: each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install ffcv demo test full faults curves gpu check clean
+.PHONY: help install ffcv demo test full faults curves gpu check docs release clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 CHOSEN := $(filter command environment,$(origin PYTHON))
@@ -61,6 +61,14 @@ check: install ## lint, formatting, imports, types
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
+docs: install ## the pages as a site in build/docs; warnings are errors
+	@$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
+	echo "Written: build/docs/index.html"
+
+release: install ## wheel and source archive in dist/, by the pinned setuptools, offline
+	@rm -rf dist
+	$(BIN)/python -m build --no-isolation -o dist
+
 clean: ## remove the environment and all caches, not runs/
 	@rm -rf .venv build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -99,7 +107,7 @@ install: ## create .venv and install everything; quick when nothing changed
 	[ -t 1 ] || quiet=-q
 	{
 		$(PIP) $${quiet-} pip setuptools wheel &&
-		PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali,eval]' --group dev
+		PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali-cuda13,docs,eval]' --group dev
 	} || { echo "pip failed, see above. Once the cause is mended, the next make goes on from here." >&2; exit 1; }
 	echo "$(STATE)" > .venv/.installed
 	exec $(MAKE) --no-print-directory ffcv

@@ -16,7 +16,7 @@ HEAD = """# Benchmarks
 Made from `benchmarks/results/` by `python -m benchmarks.document`; what each name measures stands
 at the top of `benchmarks/bench_*.py`.
 
-**To rerun** on an idle machine: `pip install -e '.[bench,dali,ffcv]' --group dev` for the peers,
+**To rerun** on an idle machine: `pip install -e '.[bench,ffcv]' --group dev` for the peers,
 then `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
 `--benchmark-scale=full` takes more images and rounds, `--benchmark-plots` writes an SVG beside each
 result, `--benchmark-images=DIR` puts your own JPEGs in place of the photographs that are made,

@@ -1,7 +1,10 @@
 """The pages about the code say what the code is: paths, names, layers, columns, links."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -17,6 +20,7 @@ from fastmoco.runs.run_folder import LOCK_NAME, RunFolder
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.report import StepClock, make_row
+from tests.optional import require
 from tests.steps import make_batch, make_step
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +110,25 @@ def test_links_between_pages_lead_somewhere(page):
         path = (ROOT / page).parent / target if target else ROOT / page
         assert path.exists(), f"{page}: {target}"
         assert not anchor or anchor in anchors_of(path), f"{page}: {target}#{anchor}"
+
+
+def test_the_navigation_of_the_site_holds_every_page_once():
+    trees = re.findall(r"^```{toctree}\n(.*?)```$", text_of("docs/index.md"), re.M | re.S)
+    listed = [f"docs/{line}.md" for tree in trees for line in tree.split("\n\n")[1].split()]
+    pages = {page for page in ALL_PAGES if page.startswith("docs/")} - {"docs/index.md"}
+    assert sorted(listed) == sorted(pages)
+
+
+@pytest.mark.full
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Half a minute: autodoc imports torch. `make docs` does the same."""
+    require("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+    command += ["-d", tmp_path / "doctrees", ROOT / "docs", tmp_path / "site"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    api = (tmp_path / "site/api.html").read_text()
+    public = set(fastmoco.__all__) - {"__version__"}
+    assert public == set(re.findall(r'id="fastmoco\.(\w+)"', api))
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md"])
