@@ -6,6 +6,7 @@ line: the caller adds the file's name, and what to do.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,26 @@ def _check_nodes(text: str) -> None:
             raise ValueError(f"it is nested deeper than {MAX_YAML_DEPTH} levels")
         if count > MAX_YAML_NODES:
             raise ValueError(f"it has more than {MAX_YAML_NODES:,} values, aliases resolved")
+
+
+_RUNS = re.compile(r"'*[=+\-@\t\r]")
+"""Starts of a cell that a spreadsheet may run, and of one that was quoted before."""
+
+
+def spreadsheet_cell(cell: object) -> object:
+    """Quote a CSV cell that a spreadsheet would run as a formula, by an apostrophe before it.
+
+    Numbers, also as text, stay as they are. `plain_cell` gives back the text.
+    """
+    if not isinstance(cell, str) or not _RUNS.match(cell):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def plain_cell(text: str) -> str:
+    """Undo `spreadsheet_cell`."""
+    return text[1:] if text.startswith("'") and _RUNS.match(text) else text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastmoco.data.beton_format import encode_text
 from fastmoco.files import atomic_path
+from fastmoco.parsing import spreadsheet_cell
 
 NOTABLE_FRACTION = 0.1
 """Largest fraction of a set that is left out without a sentence at the end."""
@@ -15,7 +16,9 @@ NOTABLE_FRACTION = 0.1
 def write_quarantine(path: Path, quarantined: Sequence[tuple[str, str]]) -> None:
     """Write name and reason of each image as CSV."""
     rows = io.StringIO()
-    csv.writer(rows, lineterminator="\n").writerows([("path", "reason"), *quarantined])
+    writer = csv.writer(rows)  # lines end with CR LF: Python 3.11 quotes no CR otherwise
+    writer.writerow(["path", "reason"])
+    writer.writerows(map(spreadsheet_cell, row) for row in quarantined)
     with atomic_path(path) as temporary:
         temporary.write_bytes(encode_text(rows.getvalue()))  # file names may hold any bytes
 

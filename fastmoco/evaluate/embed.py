@@ -24,6 +24,7 @@ from fastmoco.evaluate.features import feature_rows, features_folder, request_of
 from fastmoco.evaluate.frozen_encoder import FrozenEncoder, open_encoder
 from fastmoco.evaluate.settings import EmbedConfig, Features
 from fastmoco.files import atomic_path
+from fastmoco.parsing import spreadsheet_cell
 
 ROW_GROUP_BYTES = 1 << 26
 
@@ -200,4 +201,4 @@ def _write_ids(path: Path, dataset: Dataset) -> None:
         writer = csv.writer(file)
         writer.writerow(["sample_id", "path", "label"])
         for sample, label in enumerate(dataset.labels.tolist()):
-            writer.writerow([sample, printable(dataset.name(sample)), label])
+            writer.writerow([sample, spreadsheet_cell(printable(dataset.name(sample))), label])

@@ -17,6 +17,7 @@ from fastmoco.data.dataset import Dataset
 from fastmoco.files import atomic_path, atomic_write_text
 from fastmoco.labeling.ranking import Ranking
 from fastmoco.labeling.settings import RequestConfig
+from fastmoco.parsing import spreadsheet_cell
 from fastmoco.visualize.pictures import Cell, draw_contact_sheet
 
 SHEET_COLUMNS = 8
@@ -63,9 +64,10 @@ def write_request_files(
 
 def _write_csv(path: Path, table: dict[str, Any]) -> None:
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(file)
         writer.writerow(table)
-        writer.writerows(zip(*table.values(), strict=True))
+        rows = zip(*table.values(), strict=True)
+        writer.writerows(map(spreadsheet_cell, row) for row in rows)
 
 
 def _write_image(out: Path, dataset: Dataset, sample: int) -> str:

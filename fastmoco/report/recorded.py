@@ -12,6 +12,7 @@ from fastmoco.data.conversion import quarantine_path
 from fastmoco.errors import UsageError, one_line
 from fastmoco.evaluate.baselines import Baselines, read_baselines
 from fastmoco.files import read_json_object
+from fastmoco.parsing import plain_cell
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.settings import TrainConfig
@@ -163,4 +164,4 @@ def _left_out(folder: RunFolder, config: dict[str, Any]) -> LeftOut | None:
 
 def _table(path: Path) -> Sequence[Sequence[str]]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        return [row for row in csv.reader(file) if len(row) == 2][1:]
+        return [[*map(plain_cell, row)] for row in csv.reader(file) if len(row) == 2][1:]

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, read_json_object
+from fastmoco.parsing import spreadsheet_cell
 from fastmoco.reproduce.definition import Definition, Measure, load_definition
 from fastmoco.reproduce.figures import LABELS, SETTINGS, Group, RunFigures, collect, is_collapsed
 from fastmoco.reproduce.orderings import LEAST_SEEDS, STANDARD_ERRORS, Finding, check_claims, judge
@@ -236,7 +237,8 @@ def csv_text(definition: Definition, groups: Sequence[Group]) -> str:
         cells += [len(group.finished), len(group.ended_badly), len(group.missing)]
         for measure in measures:
             cells += [_number(group.mean(measure)), _number(group.deviation(measure))]
-        writer.writerow([*cells, definition.published.values.get(group.name, "")])
+        cells.append(definition.published.values.get(group.name, ""))
+        writer.writerow(map(spreadsheet_cell, cells))
     return buffer.getvalue()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, read_json_object
+from fastmoco.parsing import spreadsheet_cell
 from fastmoco.reproduce.settings import SweepTableConfig
 
 FIGURES = ("ap50", "ap", "ap75")
@@ -197,5 +198,6 @@ def voc_csv(ours: Sequence[Row]) -> str:
             for role in ROLES:
                 cells += [f"{gap:.2f}" for gap in found.get(role, ())] or [""] * len(FIGURES)
             source = row.source or "here"
-            writer.writerow([row.arch, row.backbone, row.trials or 5, *cells, source, row.protocol])
+            named = [row.arch, row.backbone, row.trials or 5, *cells, source, row.protocol]
+            writer.writerow(map(spreadsheet_cell, named))
     return buffer.getvalue()

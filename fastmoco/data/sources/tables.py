@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmoco.files import regular_file
+from fastmoco.parsing import plain_cell
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,7 +100,7 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> Table:
                 )
             places.append(reader.line_num)
             for column, index in zip(cells, indices.values(), strict=True):
-                column.append(row[index] if index < len(row) else "")
+                column.append(plain_cell(row[index]) if index < len(row) else "")
     except csv.Error as error:
         raise ValueError(f"{path}: line {reader.line_num} is not CSV ({error})") from error
     if not header:
