@@ -1,0 +1,154 @@
+"""Code blocks of README and docs: each is run with tiny data, or says before it why it is not.
+
+The reason is a comment on the line before the block, ``<!-- not run: needs a GPU -->``. Every
+command of every block is parsed, run or not. Blocks of `QUICK` pages run in `make test`, those of
+the others in `make full`. To be quick, a command gets the options of `SHORT` in addition.
+"""
+
+import dataclasses
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastmoco.cli import main
+from fastmoco.commands import COMMANDS
+from tests.runs import OPTIONS, write_colors, write_run
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ("README.md", "docs/start.md")
+ELSEWHERE = {
+    "docs/architecture.md": "a figure, compared with the layers by tests/unit/test_docs.py",
+    "docs/extending.md": "parts of files that a reader writes",
+    "docs/index.md": "the navigation of the site",
+    "docs/api.md": "for Sphinx",
+    "docs/python.md": "run by tests/end_to_end/test_python.py",
+}
+BLOCK = re.compile(
+    r"(?:^ *<!-- not run: (.+) -->\n)?^( *)```([^\n`]*)\n(.*?)^ *```$", re.M | re.S
+)
+PAGES = [
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "docs/reproductions/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+TINY = ["device=cpu", "train.epochs=1", "cache=false"]
+SHORT = {
+    "train": [*OPTIONS, "device=cpu", "train.max_steps=1", "train.compile=never"],
+    "linear": [*TINY, "optimizer.milestones=[]"],
+    "finetune": TINY,
+    "evaluate": ["device=cpu", "finetune_epochs=1", "cache=false"],
+    "noise-table": ["device=cpu", "noises=[0,0.4]", "methods=[linear]"],
+    "knn": ["device=cpu", "k=5"],
+    "request": ["device=cpu", "count=4"],
+    "sweep": ["seeds=[0]", "print=true"],
+}
+PLACEHOLDERS = {"RUN": "runs/first", "TARGET": "safetensors", "PATH": "encoder.safetensors"}
+SETS = "train test photos-test mine imagenet unlabeled set"
+
+
+def blocks(page):
+    """Line, reason not to run it, language and text of each block."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for match in BLOCK.finditer(text):
+        yield text[: match.start(2)].count("\n") + 1, match[1], match[3], match[4]
+
+
+def commands(text):
+    """The words of each line that starts fastmoco, also behind torchrun."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True) if "fastmoco " in line else []
+        if "fastmoco" in words:
+            yield words[words.index("fastmoco") + 1 :]
+
+
+ALL = [
+    pytest.param(page, reason, text, id=f"{page}:{line}")
+    for page in PAGES
+    if page not in ELSEWHERE
+    for line, reason, _, text in blocks(page)
+]
+TO_RUN = [
+    pytest.param(text, id=one.id, marks=[] if page in QUICK else pytest.mark.full)
+    for one in ALL
+    for page, reason, text in [one.values]
+    if not reason
+]
+
+
+def test_there_are_blocks_and_the_pages_elsewhere_exist():
+    assert len(ALL) > 30 and set(ELSEWHERE) <= set(PAGES)
+    assert any(one.id.startswith("README.md") for one in TO_RUN)
+
+
+def test_every_command_of_the_pages_is_understood(place, monkeypatch, capsys):
+    """Also those that are not run: names, values and ranges, by the command line itself."""
+    parsed = []
+    for name, command in list(COMMANDS.items()):
+        if command.run is not None:
+            stub = dataclasses.replace(command, run=lambda *given: parsed.append(given) or "done")
+            monkeypatch.setitem(COMMANDS, name, stub)
+    wrong = []
+    for one in ALL:
+        for words in commands(one.values[2]):
+            if "COMMAND" in words or "--multirun" in words or words[0] in ("demo", "sweep", "table"):
+                continue
+            given = [PLACEHOLDERS.get(word, word) for word in words]
+            given += ["--cfg", "job"] if words[0] == "train" else []
+            if main(given) and "no such" not in (said := capsys.readouterr().err).lower():
+                wrong.append(f"{one.id}: {shlex.join(words)}: {said}")
+    assert wrong == []
+    assert len(parsed) > 30
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Photographs, dataset files of `SETS`, a run, an image and a checkpoint."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_colors(folder / "photos", seed=0, per_class=10)
+    write_colors(folder / "flat", seed=1, per_class=10)
+    for number, name in enumerate(SETS.split()):
+        write_colors(folder / "sources" / name, seed=2 + number, per_class=10)
+        source = folder / "sources" / name
+        if name == "unlabeled":
+            for number, image in enumerate(sorted(source.rglob("*.jpg"))):
+                image.rename(source / f"{number}.jpg")
+            for empty in source.iterdir():
+                if empty.is_dir():
+                    empty.rmdir()
+        assert main(["convert", str(source), str(folder / f"{name}.beton")]) == 0
+    shutil.copy(folder / "photos/blue/0.jpg", folder / "cat.jpg")
+    write_run(folder / "runs/first")
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A copy of what was made, as the current folder."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def grant_labels(request):
+    """What a person does between `request` and `merge-labels`."""
+    rows = (request / "request.csv").read_text().splitlines()[1:]
+    lines = [f"{row.partition(',')[0]},cat" for row in rows]
+    (request.parent / "granted.csv").write_text("\n".join(["sample_id,label", *lines]) + "\n")
+
+
+@pytest.mark.parametrize("text", TO_RUN)
+def test_a_block_runs(text, place, capsys):
+    ran = 0
+    for words in commands(text):
+        name = words[0]
+        if name == "merge-labels":
+            grant_labels(place / "request")
+        if name == "train" and any(word.startswith("name=") for word in words):
+            shutil.rmtree(place / "runs/first", ignore_errors=True)
+        given = [PLACEHOLDERS.get(word, word) for word in words] + SHORT.get(name, [])
+        assert main(given) == 0, f"{shlex.join(given)}: {capsys.readouterr().err}"
+        ran += 1
+    assert ran
