@@ -1,8 +1,7 @@
 """Code blocks of README and docs: each is run with tiny data, or says before it why it is not.
 
 The reason is a comment on the line before the block, ``<!-- not run: needs a GPU -->``. Every
-command of every block is parsed, run or not. Blocks of `QUICK` pages run in `make test`, those of
-the others in `make full`. To be quick, a command gets the options of `SHORT` in addition.
+command of every block is parsed, run or not. The blocks run in `make full`. To be quick, a command gets the options of `SHORT` in addition.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from fastmoco.commands import COMMANDS
 from tests.runs import OPTIONS, write_colors, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("README.md", "docs/start.md")
+QUICK = ()
 ELSEWHERE = {
     "docs/architecture.md": "a figure, compared with the layers by tests/unit/test_docs.py",
     "docs/extending.md": "parts of files that a reader writes",
@@ -27,7 +26,7 @@ ELSEWHERE = {
     "docs/python.md": "run by tests/end_to_end/test_python.py",
 }
 BLOCK = re.compile(
-    r"(?:^ *<!-- not run: (.+) -->\n)?^( *)```([^\n`]*)\n(.*?)^ *```$", re.M | re.S
+    r"(?:^ *<!-- not run: ([^\n]+) -->\n)?^( *)```([^\n`]*)\n(.*?)^ *```$", re.M | re.S
 )
 PAGES = [
     str(path.relative_to(ROOT))
@@ -36,7 +35,13 @@ PAGES = [
 ]
 TINY = ["device=cpu", "train.epochs=1", "cache=false"]
 SHORT = {
-    "train": [*OPTIONS, "device=cpu", "train.max_steps=1", "train.compile=never"],
+    "train": [
+        *OPTIONS,
+        "device=cpu",
+        "train.max_steps=1",
+        "train.compile=never",
+        "monitor.every_epochs=0",
+    ],
     "linear": [*TINY, "optimizer.milestones=[]"],
     "finetune": TINY,
     "evaluate": ["device=cpu", "finetune_epochs=1", "cache=false"],
@@ -46,7 +51,7 @@ SHORT = {
     "sweep": ["seeds=[0]", "print=true"],
 }
 PLACEHOLDERS = {"RUN": "runs/first", "TARGET": "safetensors", "PATH": "encoder.safetensors"}
-SETS = "train test photos-test mine imagenet unlabeled set"
+SETS = "train test photos-train photos-test"
 
 
 def blocks(page):
@@ -61,7 +66,13 @@ def commands(text):
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True) if "fastmoco " in line else []
         if "fastmoco" in words:
-            yield words[words.index("fastmoco") + 1 :]
+            yield words[words.index("fastmoco") + 1 : words.index(">") if ">" in words else None]
+
+
+def filled(words):
+    """The words with `PLACEHOLDERS` and a local folder filled in."""
+    names = re.compile(rf"\b({'|'.join(PLACEHOLDERS)})$")
+    return [names.sub(lambda m: PLACEHOLDERS[m[1]], w).replace("/shared/", "") for w in words]
 
 
 ALL = [
@@ -79,7 +90,7 @@ TO_RUN = [
 
 
 def test_there_are_blocks_and_the_pages_elsewhere_exist():
-    assert len(ALL) > 30 and set(ELSEWHERE) <= set(PAGES)
+    assert len(ALL) > 20 and set(ELSEWHERE) <= set(PAGES)
     assert any(one.id.startswith("README.md") for one in TO_RUN)
 
 
@@ -93,13 +104,17 @@ def test_every_command_of_the_pages_is_understood(place, monkeypatch, capsys):
     wrong = []
     for one in ALL:
         for words in commands(one.values[2]):
-            if "COMMAND" in words or "--multirun" in words or words[0] in ("demo", "sweep", "table"):
+            if (
+                "COMMAND" in words
+                or "--multirun" in words
+                or words[0] in ("demo", "sweep", "table")
+            ):
                 continue
-            given = [PLACEHOLDERS.get(word, word) for word in words]
+            given = [re.sub("^runs/.*", "runs/first", word) for word in filled(words)]
             given += ["--cfg", "job"] if words[0] == "train" else []
             if main(given) and "no such" not in (said := capsys.readouterr().err).lower():
                 wrong.append(f"{one.id}: {shlex.join(words)}: {said}")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     assert len(parsed) > 30
 
 
@@ -108,17 +123,13 @@ def made(tmp_path_factory):
     """Photographs, dataset files of `SETS`, a run, an image and a checkpoint."""
     folder = tmp_path_factory.mktemp("pages")
     write_colors(folder / "photos", seed=0, per_class=10)
-    write_colors(folder / "flat", seed=1, per_class=10)
-    for number, name in enumerate(SETS.split()):
-        write_colors(folder / "sources" / name, seed=2 + number, per_class=10)
-        source = folder / "sources" / name
-        if name == "unlabeled":
-            for number, image in enumerate(sorted(source.rglob("*.jpg"))):
-                image.rename(source / f"{number}.jpg")
-            for empty in source.iterdir():
-                if empty.is_dir():
-                    empty.rmdir()
-        assert main(["convert", str(source), str(folder / f"{name}.beton")]) == 0
+    (folder / "flat").mkdir()
+    for number, image in enumerate(sorted((folder / "photos").rglob("*.jpg"))):
+        shutil.copy(image, folder / "flat" / f"{number}.jpg")
+    assert main(["convert", str(folder / "flat"), str(folder / "unlabeled.beton")]) == 0
+    for seed, name in enumerate(SETS.split(), 1):
+        write_colors(folder / "sources" / name, seed=seed, per_class=10)
+        assert main(["convert", str(folder / "sources" / name), str(folder / f"{name}.beton")]) == 0
     shutil.copy(folder / "photos/blue/0.jpg", folder / "cat.jpg")
     write_run(folder / "runs/first")
     return folder
@@ -148,7 +159,7 @@ def test_a_block_runs(text, place, capsys):
             grant_labels(place / "request")
         if name == "train" and any(word.startswith("name=") for word in words):
             shutil.rmtree(place / "runs/first", ignore_errors=True)
-        given = [PLACEHOLDERS.get(word, word) for word in words] + SHORT.get(name, [])
+        given = filled(words) + SHORT.get(name, [])
         assert main(given) == 0, f"{shlex.join(given)}: {capsys.readouterr().err}"
         ran += 1
     assert ran

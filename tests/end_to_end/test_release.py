@@ -20,7 +20,7 @@ from fastmoco.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-SMALL = ["train.epochs=2", "global_batch_size=64", "moco.queue_size=64"]
+SMALL = ["train.max_steps=3", "model.width=4", "monitor.every_epochs=0"]
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
