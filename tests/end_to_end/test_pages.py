@@ -1,7 +1,8 @@
 """Code blocks of README and docs: each is run with tiny data, or says before it why it is not.
 
 The reason is a comment on the line before the block, ``<!-- not run: needs a GPU -->``. Every
-command of every block is parsed, run or not. The blocks run in `make full`. To be quick, a command gets the options of `SHORT` in addition.
+command of every block is parsed, run or not. The blocks run in `make full`; to be quick, a command
+gets the options of `SHORT` in addition.
 """
 
 import dataclasses
@@ -17,7 +18,6 @@ from fastmoco.commands import COMMANDS
 from tests.runs import OPTIONS, write_colors, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ()
 ELSEWHERE = {
     "docs/architecture.md": "a figure, compared with the layers by tests/unit/test_docs.py",
     "docs/extending.md": "parts of files that a reader writes",
@@ -82,19 +82,21 @@ ALL = [
     for line, reason, _, text in blocks(page)
 ]
 TO_RUN = [
-    pytest.param(text, id=one.id, marks=[] if page in QUICK else pytest.mark.full)
+    pytest.param(text, id=one.id, marks=pytest.mark.full)
     for one in ALL
-    for page, reason, text in [one.values]
+    for _, reason, text in [one.values]
     if not reason
 ]
 
 
 def test_there_are_blocks_and_the_pages_elsewhere_exist():
-    assert len(ALL) > 20 and set(ELSEWHERE) <= set(PAGES)
+    assert len(ALL) > 20
+    assert set(ELSEWHERE) <= set(PAGES)
     assert any(one.id.startswith("README.md") for one in TO_RUN)
 
 
-def test_every_command_of_the_pages_is_understood(place, monkeypatch, capsys):
+@pytest.mark.usefixtures("place")
+def test_every_command_of_the_pages_is_understood(monkeypatch, capsys):
     """Also those that are not run: names, values and ranges, by the command line itself."""
     parsed = []
     for name, command in list(COMMANDS.items()):

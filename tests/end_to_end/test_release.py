@@ -55,6 +55,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.full
 @pytest.mark.parametrize("python", [PYTHON])
 def test_the_built_wheel_runs_the_demo_without_a_compiler(built, tmp_path, python):
+    assert python == PYTHON
     assert sorted(path.name for path in built.iterdir()) == [
         f"fastmoco-{__version__}-py3-none-any.whl",
         f"fastmoco-{__version__}.tar.gz",
