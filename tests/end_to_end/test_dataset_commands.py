@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fastmoco import cli
+from fastmoco.commands import info
 from fastmoco.data import conversion, progress
 from tests.end_to_end.test_bad_input import fails
 from tests.pictures import encoded, picture, write_class_folders
@@ -199,3 +200,16 @@ def test_help_ends_quietly_where_nobody_reads_on():
     with process.stderr:
         assert process.stderr.read() == ""
     assert process.wait(60) == 0
+
+
+def test_info_has_words_for_people(tmp_path, capsys):
+    write_class_folders(tmp_path / "in", classes=2, per_class=3)
+    target = tmp_path / "x.beton"
+    run(capsys, "convert", tmp_path / "in", target)
+    facts = json.loads(run(capsys, "info", target, "--json"))
+    assert facts.keys() <= {*info.WORDS, *info.NOT_FOR_PEOPLE}
+    lines = run(capsys, "info", target).splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["file", "images"]
+    assert lines[-1].startswith("what they allow ")
+    assert "checksum of each image       yes" in lines
+    assert not [line for line in lines if "_" in line.split("  ")[0]]

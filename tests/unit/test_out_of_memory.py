@@ -141,8 +141,8 @@ def test_training_ends_with_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_detection_is_told_a_batch_a_rate_and_steps():
-    cfg = DetectConfig(global_batch_size=16, learning_rate=0.02, steps=24000)
-    words = "set global_batch_size=8 learning_rate=0.01 steps=48000"
+    cfg = DetectConfig(global_batch_size=16)
+    words = "set global_batch_size=8 optimizer.learning_rate=0.01 train.steps=48000"
     assert words in _explain_step(cfg, Ranks(0, 2))
 
 
