@@ -1,7 +1,7 @@
 # fastmoco with DALI and all evaluations, for a machine with an NVIDIA driver that CUDA 13 accepts:
 #   docker build -t fastmoco .
 #   docker run --rm --gpus all --shm-size=8g -v "$PWD:/work" fastmoco train experiment=own data.train=photos.beton
-# It was linted, not built: no container runtime was at hand. The wheels of torch bring CUDA; the image needs no toolkit.
+# It was neither linted nor built: no container runtime was at hand. The wheels of torch bring CUDA; the image needs no toolkit.
 FROM python:3.12-slim-bookworm
 
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
