@@ -16,14 +16,17 @@ FOLDER = Path(__file__).parents[2] / "configs/experiment"
 
 
 def table() -> list[str]:
-    """Precision by card and use of a CUDA graph, a line for each preset."""
+    """Precision by card and use of a CUDA graph, a line for the presets that become the same."""
     heads = [f"{card} (sm_{number})" for number, card in CARDS.items()]
-    lines = [f"| preset | {' | '.join(heads)} | CUDA graph |", "|---" * (len(CARDS) + 2) + "|"]
+    lines = [f"| presets | {' | '.join(heads)} | CUDA graph |", "|---" * (len(CARDS) + 2) + "|"]
     presets = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "own")
-    return lines + [_row(preset) for preset in presets]
+    alike: dict[str, list[str]] = {}
+    for preset in presets:
+        alike.setdefault(_cells(preset), []).append(f"`{preset}`")
+    return lines + [f"| {', '.join(names)} | {cells} |" for cells, names in alike.items()]
 
 
-def _row(preset: str) -> str:
+def _cells(preset: str) -> str:
     cfg = load_config(TrainConfig, [f"experiment={preset}", "data.train=none.beton"])
     every = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     by_card = {torch.cuda.get_device_capability(device): device for device in every}
@@ -31,4 +34,4 @@ def _row(preset: str) -> str:
     cells = [with_precision(cfg, device).precision.value for device in devices]
     captured, words = resolve_cuda_graph(cfg, devices[0], ALONE)
     graph = "yes" if captured else words.partition("(")[2].rstrip(")")
-    return f"| `{preset}` | {' | '.join(cells)} | {graph} |"
+    return " | ".join([*cells, graph])
