@@ -3,7 +3,7 @@
 import base64
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,23 +15,26 @@ from fastmoco.report.recorded import RecordedRun, flat
 from fastmoco.version import __version__
 
 MEANINGS = {
-    "knn_top1": ("kNN top-1, %", "the encoder now"),
-    "knn_top1_pixels": ("kNN of raw pixels, %", "what no encoder is needed for"),
-    "knn_top1_start": ("kNN of the encoder at the start, %", "before the first step"),
-    "loss": ("loss, nats", "mean over the last tenth of the steps"),
-    "loss_floor_ln_k1": ("ln(K+1), nats", "loss of guessing"),
-    "accuracy_top1": ("look-up, %", "the positive is found first among K + 1 keys"),
-    "loss_stale": ("loss against the queue, nats", "the next queries, at most 2,048 keys"),
-    "loss_fresh": ("loss against fresh keys, nats", "the same queries and images, keys made anew"),
-    "accuracy_top1_fresh": ("look-up among fresh keys, %", "told apart by what images show"),
-    "key_drift": ("drift of the keys", "1 - cosine of a key in the queue and the same made anew"),
-    "rankme": ("RankMe", "dimensions that the features use"),
+    "knn_top1": ("kNN accuracy, %", "the encoder now"),
+    "knn_top1_pixels": ("of raw pixels, %", "without any encoder"),
+    "knn_top1_start": ("of the encoder at the start, %", "before the first step"),
+    "loss": ("loss", "mean over the last tenth of the steps"),
+    "loss_floor_ln_k1": ("loss of guessing", "ln(K + 1)"),
     "feature_deviation": ("spread of the features", "1 is even over the sphere, 0 is collapse"),
+}
+"""Name and meaning of the figures of a verdict."""
+MORE_MEANINGS = {
+    "accuracy_top1": ("look-up, %", "the positive is found first among K + 1 keys"),
+    "loss_stale": ("loss against the queue", "the next queries, at most 2,048 keys"),
+    "loss_fresh": ("loss against fresh keys", "the same queries and images, new keys"),
+    "accuracy_top1_fresh": ("look-up among fresh keys, %", "told apart by what images show"),
+    "key_drift": ("drift of the keys", "1 - cosine of a key in the queue and its new one"),
+    "rankme": ("RankMe", "dimensions that the features use"),
     "skipped_steps": ("skipped steps", "their numbers were not finite"),
 }
-"""Name and meaning of each figure of a verdict."""
+"""The same of those that are folded at first."""
 SECTIONS = {
-    "rests": "What it rests on",
+    "rests": "Figures",
     "curves": "Curves",
     "views": "First views",
     "map-title": "Map",
@@ -62,7 +65,8 @@ def run_page(run: RecordedRun, gallery: Gallery | None, *, missing: str = "") ->
         "report.html",
         run=run,
         step=f"{run.rows[-1]['step']:,}" if run.rows else "0",
-        figures=_figures(run),
+        figures=_figures(run, MEANINGS),
+        more_figures=_figures(run, MORE_MEANINGS),
         curves=curves(run),
         views=base64.b64encode(views).decode(),
         gallery=gallery,
@@ -99,16 +103,23 @@ def _render(template: str, **values: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
+    environment.filters["capitalize_first"] = _capitalized
     return environment.get_template(template).render(version=__version__, **values)
 
 
-def _figures(run: RecordedRun) -> list[tuple[str, str, str]]:
+def _capitalized(text: str) -> str:
+    """The start of a sentence; "kNN" stays."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
+
+
+def _figures(
+    run: RecordedRun, meanings: Mapping[str, tuple[str, str]]
+) -> list[tuple[str, str, str]]:
     """Figures of the verdict; of a run without one, of its last row."""
     found = run.verdict["figures"] if run.verdict else (run.rows[-1] if run.rows else {})
     return [
         (name, _number(found[key]), meaning)
-        for key, (name, meaning) in MEANINGS.items()
+        for key, (name, meaning) in meanings.items()
         if found.get(key) is not None
     ]
 

@@ -220,7 +220,7 @@ def draw_panel(
 
 def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
     _curves(axes, rows, {"loss": "InfoNCE"}, "loss, nats")
-    names = {"loss_stale": "rows of the queue", "loss_fresh": "the same keys made anew"}
+    names = {"loss_stale": "against the queue", "loss_fresh": "against new keys"}
     _curves(axes, _measured(rows, "loss_fresh"), names, "loss, nats")
     floor = rows[-1]["loss_floor_ln_k1"]
     _dotted(axes, floor, f"ln(K+1) = {floor:.2f}, chance")
@@ -229,7 +229,7 @@ def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) 
 def _draw_look_up(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
     names = {"accuracy_top1": "positive found first", "accuracy_top5": "among the first 5"}
     _curves(axes, rows, names, "(K+1)-way look-up, %")
-    names = {"accuracy_top1_fresh": "among keys made anew"}
+    names = {"accuracy_top1_fresh": "among new keys"}
     _curves(axes, _measured(rows, "accuracy_top1_fresh"), names, "(K+1)-way look-up, %")
 
 

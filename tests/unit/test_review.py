@@ -115,9 +115,9 @@ def test_measurements_without_labels_are_drawn(monkeypatch):
     )
     lines = {line.get_label(): line for axes in figures[0].axes for line in axes.lines}
     found = {label: list(line.get_ydata()) for label, line in lines.items()}
-    assert found["rows of the queue"] == [5.0]
-    assert found["the same keys made anew"] == [5.4]
-    assert found["among keys made anew"] == [2.0]
+    assert found["against the queue"] == [5.0]
+    assert found["against new keys"] == [5.4]
+    assert found["among new keys"] == [2.0]
     assert found["RankMe"] == [7.0]
     assert not figures[0].axes[3].get_title()
 
