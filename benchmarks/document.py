@@ -13,24 +13,20 @@ from fastmoco.files import atomic_write_text
 
 HEAD = """# Benchmarks
 
-Made from `benchmarks/results/` by `python -m benchmarks.document`; what each name measures stands
-at the top of `benchmarks/bench_*.py`.
+Made from `benchmarks/results/` by `python -m benchmarks.document`. The docstring of
+`benchmarks/bench_NAME.py` says what NAME measures.
 
-**To rerun** on an idle machine: `pip install -e '.[bench,ffcv]' --group dev` for the peers,
-then `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
-`--benchmark-scale=full` takes more images and rounds, `--benchmark-plots` writes an SVG beside each
-result, `--benchmark-images=DIR` puts your own JPEGs in place of the photographs that are made,
-`--benchmark-cifar=DIR` names CIFAR-10's training JPEGs, in a folder for each class (without it a
-stand-in is made, which the figures name). `--benchmark-results=benchmarks/results/MACHINE` keeps a
-second machine's figures beside the first one's. `python -m benchmarks.compare --base DIR --new DIR`
-compares two result folders and fails where the new one is slower beyond noise. On a machine with a
-GPU `make gpu` measures within nine minutes and writes such a folder
-([devices.md](devices.md#measuring-on-a-gpu)).
+**To rerun** on an idle machine: `pip install -e '.[bench,ffcv]' --group dev` for the peers, then
+`pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
+`--benchmark-scale=full` takes more images and rounds, `--benchmark-images=DIR` takes your own JPEGs,
+`--benchmark-cifar=DIR` CIFAR-10's training JPEGs, in a folder for each class (default: a stand-in,
+which the figures name), `--benchmark-results=benchmarks/results/MACHINE` keeps a second machine's
+figures. `python -m benchmarks.compare --base DIR --new DIR` fails where the new folder of results is
+slower beyond noise. On a GPU: [make gpu](devices.md#measuring-on-a-gpu).
 
 **To read**: values are medians, with the least and greatest of n repeats, or quartiles from 8 on. A
 ratio is the peer's cost over the row's own, round by round, in the same run: above 1 is in favor of
-the row. "(again)" is the same code twice: the noise floor. A ratio that does not stand out from it
-is not shown to be a gain.
+the row. "The same code twice" is the noise: a ratio no further from 1 is not shown to be a gain.
 """
 AGAIN = "(again)"
 Results = Mapping[str, Sequence[JsonRow]]
@@ -64,6 +60,7 @@ def _goals(results: Results) -> str:
     met = sum(verdict.met is True for verdict in verdicts)
     missed = sum(verdict.met is False for verdict in verdicts)
     near = sum(verdict.near for verdict in verdicts)
+    shown = [verdict for verdict in verdicts if verdict.row is not None]
     lines = [
         "## Goals",
         "",
@@ -72,17 +69,28 @@ def _goals(results: Results) -> str:
         "",
         "| part | goal | figure | met |",
         "|---|---|---|---|",
-        *(_goal_line(verdict, results) for verdict in verdicts),
+        *map(_goal_line, shown),
         "",
+        *_not_measured(verdicts, results),
     ]
     return "\n".join(lines)
 
 
-def _goal_line(verdict: Verdict, results: Results) -> str:
+def _not_measured(verdicts: Sequence[Verdict], results: Results) -> Iterator[str]:
+    """The goals without a figure, by what it takes to measure them."""
+    by_reason: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.row is None:
+            reason = _missing(verdict.goal, results.get(verdict.goal.benchmark, ()))
+            by_reason.setdefault(reason, []).append(f"{verdict.goal.part}, {verdict.goal.claim}")
+    for reason, claims in by_reason.items():
+        yield f"- not measured: {reason}: {'; '.join(claims)}."
+    yield ""
+
+
+def _goal_line(verdict: Verdict) -> str:
     goal, row = verdict.goal, verdict.row
-    if row is None:
-        reason = _missing(goal, results.get(goal.benchmark, ()))
-        return _table_line([goal.part, goal.claim, "", f"not measured: {reason}"])
+    assert row is not None
     answer = "met" if verdict.met else "**NOT met**"
     if verdict.near:
         answer += ", within the spread"
@@ -160,10 +168,11 @@ def section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
         f"commit {' '.join([commit[:7], *changed])}.",
         *(["", f"**It did not end well**: {about['problem']}"] if about.get("problem") else []),
         "",
-        "| what | value | spread | n | ratio | beside | of the limit | goal | note |",
-        "|---|---:|---|---:|---|---|---|---|---|",
-        *map(_line, rows),
+        "| what | median (spread) | n | beside its peers | of the limit | note |",
+        "|---|---|---:|---|---|---|",
+        *map(_line, _by_what(rows)),
         "",
+        *_noise(rows),
     ]
     picture = path.with_suffix(".svg")
     if picture.exists() and any(row.get("curve") for row in rows):
@@ -171,21 +180,49 @@ def section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
     return "\n".join(lines)
 
 
-def _line(row: JsonRow) -> str:
-    ratio, share = row["ratio"], row["share_of_limit"]
-    return _table_line(
-        [
-            row["what"],
-            _value(row),
-            "" if row["value"] is None else _spread(row["spread"]),
-            str(row["repeats"] or ""),
-            _ratio(row) if ratio else "",
-            ratio["peer"] if ratio else "",
-            "" if share is None else f"{share:.0%} of {row['limit']}",
-            row["goal"],
-            row["note"],
-        ]
+def _by_what(rows: Sequence[JsonRow]) -> Sequence[Sequence[JsonRow]]:
+    """The rows of each thing measured, of all its sizes, without those of the same code twice."""
+    found: dict[str, list[JsonRow]] = {}
+    for row in rows:
+        if AGAIN not in row["what"]:
+            found.setdefault(row["what"].partition(": ")[0], []).append(row)
+    return list(found.values())
+
+
+def _line(rows: Sequence[JsonRow]) -> str:
+    several = len({row["unit"] for row in rows}) > 1
+    ratios = [
+        f"{_ratio(row)} {row['ratio']['peer']}" + (f" in {row['unit']}" if several else "")
+        for row in rows
+        if row["ratio"]
+    ]
+    shares = [
+        f"{row['share_of_limit']:.0%} of {row['limit']}"
+        for row in rows
+        if row["share_of_limit"] is not None
+    ]
+    values = [_with_spread(row) for row in rows]
+    columns = [values, [str(row["repeats"] or "") for row in rows], ratios, shares]
+    columns.append([row["note"] for row in rows])
+    cells = ["; ".join(dict.fromkeys(filter(None, column))) for column in columns]
+    return _table_line([rows[0]["what"].partition(": ")[0], *cells])
+
+
+def _noise(rows: Sequence[JsonRow]) -> list[str]:
+    """A line about the same code twice."""
+    twice = [row for row in rows if AGAIN in row["what"] and row["ratio"]]
+    if not twice:
+        return []
+    found = dict.fromkeys(
+        f"{row['what'].replace(f' {AGAIN}', '')} {row['ratio']['value']:.2f}x" for row in twice
     )
+    return [f"The same code twice: {'; '.join(found)}.", ""]
+
+
+def _with_spread(row: JsonRow) -> str:
+    spread = f" ({_spread(row['spread'])})" if (row["repeats"] or 0) > 1 else ""
+    size = row["what"].partition(": ")[2]
+    return (f"{size}: " if size else "") + _value(row) + spread
 
 
 def _table_line(cells: Sequence[str]) -> str:

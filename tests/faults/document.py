@@ -42,7 +42,7 @@ def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 
 def document(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown of all results.
+    """Markdown of all results; where each fault fell is in them alone.
 
     Raises:
         ValueError: If there are none.
@@ -56,7 +56,6 @@ def document(results: dict[str, dict[str, Any]]) -> str:
         _headline(results),
         _promises(results),
         _gaps(results),
-        _places(results),
         NOT_COVERED,
         _machines(parts),
     ]
@@ -119,16 +118,6 @@ def _gaps(results: dict[str, dict[str, Any]]) -> str:
             examples = [e for part in result["parts"].values() for e in part["examples"]]
             lines += [f"  - {_plain(example)[:120]}" for example in examples[:3]]
     return "\n".join(["## Not kept", "", *(lines or ["Nothing."]), ""])
-
-
-def _places(results: dict[str, dict[str, Any]]) -> str:
-    rows = []
-    for name, result in results.items():
-        counts = _sum(result, "places")
-        if counts:
-            found = ", ".join(f"{place} {count:,}" for place, count in counts.most_common())
-            rows.append([f"`{name}`", found])
-    return "\n".join(["## Where they fell", "", *_table(["campaign", "place and count"], rows)])
 
 
 def _machines(parts: Iterable[dict[str, Any]]) -> str:

@@ -88,7 +88,7 @@ def test_what_was_tried_in_vain_is_not_met(tmp_path: Path) -> None:
     goal = Goal(part="", claim="", benchmark="time", what="to kNN 82.6 %", unit="s", below=300)
     verdict = judge(goal, results)
     assert verdict.met is False
-    assert f"| {note} | **NOT met** |" in _goal_line(verdict, results)
+    assert f"| {note} | **NOT met** |" in _goal_line(verdict)
 
 
 def test_a_goal_within_the_spread_is_called_so(tmp_path: Path) -> None:
