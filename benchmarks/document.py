@@ -1,4 +1,7 @@
-"""``python -m benchmarks.document``: docs/benchmarks.md from the result files."""
+"""``python -m benchmarks.document``: two pages from the result files.
+
+docs/benchmarks.md has the goals, benchmarks/results/README.md every figure.
+"""
 
 import json
 import os
@@ -13,8 +16,8 @@ from fastmoco.files import atomic_write_text
 
 HEAD = """# Benchmarks
 
-Made from `benchmarks/results/` by `python -m benchmarks.document`. The docstring of
-`benchmarks/bench_NAME.py` says what NAME measures.
+Every figure is in [benchmarks/results](../benchmarks/results/README.md). Both pages are made from
+the result files by `python -m benchmarks.document`.
 
 **To rerun** on an idle machine: `pip install -e '.[bench,ffcv]' --group dev` for the peers, then
 `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
@@ -28,26 +31,47 @@ slower beyond noise. On a GPU: [make gpu](devices.md#measuring-on-a-gpu).
 ratio is the peer's cost over the row's own, round by round, in the same run: above 1 is in favor of
 the row. "The same code twice" is the noise: a ratio no further from 1 is not shown to be a gain.
 """
+TABLES_HEAD = """# All figures
+
+How to read and repeat them is in [docs/benchmarks.md](../../docs/benchmarks.md). The docstring of
+`benchmarks/bench_NAME.py` says what NAME measures.
+"""
 AGAIN = "(again)"
+RESULTS = ROOT / "benchmarks/results"
 Results = Mapping[str, Sequence[JsonRow]]
 
 
 def document(results: Path) -> str:
-    """Markdown of all results in a folder and the folders in it.
+    """Markdown of the goals, of all results in a folder and the folders in it.
 
     Raises:
         ValueError: If there are none.
     """
+    by_name: dict[str, list[JsonRow]] = {}
+    for path, rows in _read(results).items():
+        by_name.setdefault(path.stem, []).extend(rows)
+    return "\n".join([HEAD, _goals(by_name), _not_shown(by_name), _absent(by_name)])
+
+
+def tables(results: Path) -> str:
+    """Markdown of every figure of the same results.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    files = _read(results).items()
+    sections = [section(_name(path, results), path, rows) for path, rows in files]
+    return "\n".join([TABLES_HEAD, *sections])
+
+
+def _read(results: Path) -> dict[Path, list[JsonRow]]:
+    """Rows by file; the folders of other machines come last."""
     paths = sorted(results.rglob("*.json"), key=lambda path: (len(path.parts), path))
-    files = {path: json.loads(path.read_text()) for path in paths}  # folders of machines last
+    files = {path: json.loads(path.read_text()) for path in paths}
     files = {path: rows for path, rows in files.items() if rows}
     if not files:
         raise ValueError(f"{results} holds no results; run pytest benchmarks/ --benchmark")
-    by_name: dict[str, list[JsonRow]] = {}
-    for path, rows in files.items():
-        by_name.setdefault(path.stem, []).extend(rows)
-    sections = [section(_name(path, results), path, rows) for path, rows in files.items()]
-    return "\n".join([HEAD, _goals(by_name), _not_shown(by_name), _absent(by_name), *sections])
+    return files
 
 
 def _name(path: Path, results: Path) -> str:
@@ -176,7 +200,7 @@ def section(name: str, path: Path, rows: Sequence[JsonRow]) -> str:
     ]
     picture = path.with_suffix(".svg")
     if picture.exists() and any(row.get("curve") for row in rows):
-        lines += [f"![{name}]({os.path.relpath(picture, ROOT / 'docs')})", ""]
+        lines += [f"![{name}]({os.path.relpath(picture, RESULTS)})", ""]
     return "\n".join(lines)
 
 
@@ -192,7 +216,7 @@ def _by_what(rows: Sequence[JsonRow]) -> Sequence[Sequence[JsonRow]]:
 def _line(rows: Sequence[JsonRow]) -> str:
     several = len({row["unit"] for row in rows}) > 1
     ratios = [
-        f"{_ratio(row)} {row['ratio']['peer']}" + (f" in {row['unit']}" if several else "")
+        row["ratio"]["peer"] + (f" in {row['unit']}" if several else "") + f": {_ratio(row)}"
         for row in rows
         if row["ratio"]
     ]
@@ -245,12 +269,13 @@ def _spread(spread: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Write the document."""
+    """Write both pages."""
     try:
-        text = document(ROOT / "benchmarks/results")
+        pages = {ROOT / "docs/benchmarks.md": document, RESULTS / "README.md": tables}
+        for path, make in pages.items():
+            atomic_write_text(path, make(RESULTS))
     except ValueError as error:
         sys.exit(str(error))
-    atomic_write_text(ROOT / "docs/benchmarks.md", text)
 
 
 if __name__ == "__main__":

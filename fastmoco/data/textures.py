@@ -8,7 +8,7 @@ identify the image: MoCo finds the classes. Raw pixels mostly show the cells' to
 untrained encoder finds little (kNN, k = 20: 25% and 12 to 14%), while crops, flips and jitter keep
 the class. With one angle, one period or one light for the complete image, MoCo identifies images by
 these instead; with patterns of one size it takes long to learn anything. Colored shapes on clutter,
-tried first, stay at chance under MoCo, which identifies images by the clutter (docs/log.md).
+tried first, stay at chance under MoCo, which identifies images by the clutter.
 
 A pattern maps coordinates ``(u, v)``, in periods and already rotated and shifted, to a boolean
 mask of the same shape, which fills 39 to 59% of the plane.

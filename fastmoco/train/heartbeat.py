@@ -3,7 +3,7 @@
 A thread of each rank writes what its main thread does to the store of the process group. Rank 0
 reads all of them, the others read rank 0's, so that a run of 500 ranks asks for 1,000 values in
 `BEAT_SECONDS`, not for 250,000. The step pays one assignment a phase, and no collective, host read
-or lock (docs/log.md).
+or lock.
 
 Time counts in beats of the thread that looks, so that a machine that slept is not taken for a hang.
 A read that hangs ends its own rank (`pipelines/reads.py`), so reading has no limit here.

@@ -64,13 +64,9 @@ def document(results: dict[str, dict[str, Any]]) -> str:
 
 def outcomes(result: dict[str, Any]) -> "Counter[str]":
     """Outcomes of a campaign, over its parts."""
-    return _sum(result, "outcomes")
-
-
-def _sum(result: dict[str, Any], key: str) -> "Counter[str]":
     total: Counter[str] = Counter()
     for part in result["parts"].values():
-        total.update(part[key])
+        total.update(part["outcomes"])
     return total
 
 

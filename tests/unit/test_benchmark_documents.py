@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from benchmarks import compare
-from benchmarks.document import _goal_line, document
+from benchmarks.document import _goal_line, document, tables
 from benchmarks.goals import Goal, judge, read_goals
 from benchmarks.harness import again, summarize
 from benchmarks.report import ROOT, Report, Row, absent, beside, commit_of
@@ -124,7 +124,7 @@ def test_changed_files_are_told_but_not_results(tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "open.json").read_text())
     row["commit"] = "0123456789abcdef + dirty"
     (tmp_path / "open.json").write_text(json.dumps([row]))
-    assert "; commit 0123456 + dirty." in document(tmp_path)
+    assert "; commit 0123456 + dirty." in tables(tmp_path)
     repository = tmp_path / "repository"
     git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run(["git", "init", "-q", str(repository)], check=True)
@@ -169,7 +169,20 @@ def test_the_document_says_what_is_met_and_where_the_profile_is(tmp_path: Path) 
     assert "0.2 s (0.2 to 0.2) | met |" in text
     assert "- loader_photographs: lightly, MoCo v2 views (absent: No module named" in text
     assert "no GPU was at hand" in text
-    assert "## gpu/open\n" in text
+    assert "## gpu/open\n" in tables(tmp_path)
+
+
+def test_a_table_has_one_row_for_each_thing_measured(tmp_path: Path) -> None:
+    rows = rows_of([1, 1, 1], [5, 5.1, 5.2])
+    rows += [replace(rows[0], unit="MB", ratio=None)]
+    rows += [Row(what=f"side: {n}", unit="ms", value=summarize([float(n)])) for n in (32, 64)]
+    write(tmp_path, "loader_photographs", rows)
+    text = tables(tmp_path)
+    figures = "1 images/s (1 to 1); 1 MB (1 to 1) | 3 | official, decode and crop in images/s:"
+    assert f"| beton | {figures} **5.10x** (5 to 5.2) |" in text
+    assert "| side | 32: 32 ms; 64: 64 ms | 1 |" in text
+    assert "| beton (again)" not in text
+    assert "The same code twice: beton 1.00x.\n" in text
 
 
 def test_the_document_lists_what_is_not_shown(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from benchmarks import bench_knn
-from benchmarks.document import document
+from benchmarks.document import tables
 from benchmarks.harness import again
 from benchmarks.report import ROOT, Report
 from benchmarks.settings import Settings
@@ -77,7 +77,7 @@ def test_finished_benchmarks_are_kept_and_interrupted_ones_replace_nothing(tmp_p
     assert (second["value"], second["problem"]) == (2.0, "RuntimeError: no more | memory")
     assert third == []
     assert "did not end well: RuntimeError" in done.stdout
-    assert "**It did not end well**: RuntimeError" in document(tmp_path)
+    assert "**It did not end well**: RuntimeError" in tables(tmp_path)
 
 
 def test_knn_is_measured_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.child import ChildResult, Unavailable
-from benchmarks.document import document
+from benchmarks.document import tables
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import runner
 from benchmarks.gpu.job import Job, run_part
@@ -67,7 +67,7 @@ def test_every_end_of_a_part_is_recorded_and_the_next_one_runs(
     assert "Traceback" in summary
     assert " s are left, it needs 1000000; set BUDGET |" in table(outcomes)
     assert "at 1: 3 s" in capsys.readouterr().out
-    assert "## other" in document(out)
+    assert "## other" in tables(out)
 
 
 def test_results_are_there_after_each_part(

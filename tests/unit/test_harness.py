@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.child import Unavailable, call_in_child
-from benchmarks.document import document
+from benchmarks.document import document, tables
 from benchmarks.harness import (
     CPU_PLAN,
     GPU_PLAN,
@@ -165,7 +165,7 @@ def test_what_ran_once_is_told_apart_from_noise(tmp_path: Path) -> None:
     ratio = beside(seconds, "ours", "theirs", "ours")
     row = Row(what="ours", unit="s", value=summarize(seconds["ours"]), ratio=ratio)
     Report("bench", "small", device="cpu", rows=[row]).write(tmp_path)
-    assert "| 3.00x, measured once |" in document(tmp_path)
+    assert "| theirs: 3.00x, measured once |" in tables(tmp_path)
 
 
 def test_few_repeats_must_show_more() -> None:
@@ -278,11 +278,13 @@ def test_document_tells_all_rows_of_all_results(tmp_path: Path) -> None:
         Row(what="theirs", unit="s", note="not | here"),
     ]
     report.write(tmp_path)
-    text = document(tmp_path)
+    text = tables(tmp_path)
     assert "## bench\n" in text
     assert "a subject" in text
-    assert "| ours | 1.05 s | 1 to 1.1 | 2 | **2.86x** (2.73 to 3) | theirs |  | >= 2x |  |" in text
+    assert "| ours | 1.05 s (1 to 1.1) | 2 | theirs: **2.86x** (2.73 to 3) |  |  |" in text
     assert "| theirs | absent |" in text
     assert "not / here" in text  # a bar would end the cell
+    with pytest.raises(ValueError, match="holds no results"):
+        tables(tmp_path / "nothing")
     with pytest.raises(ValueError, match="holds no results"):
         document(tmp_path / "nothing")
