@@ -21,11 +21,11 @@ the result files by `python -m benchmarks.document`.
 
 **To rerun** on an idle machine: `pip install -e '.[bench,ffcv]' --group dev` for the peers, then
 `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,
-`--benchmark-scale=full` takes more images and rounds, `--benchmark-images=DIR` takes your own JPEGs,
+`--benchmark-scale=full` takes more images and rounds, `--benchmark-images=DIR` your own JPEGs,
 `--benchmark-cifar=DIR` CIFAR-10's training JPEGs, in a folder for each class (default: a stand-in,
 which the figures name), `--benchmark-results=benchmarks/results/MACHINE` keeps a second machine's
-figures. `python -m benchmarks.compare --base DIR --new DIR` fails where the new folder of results is
-slower beyond noise. On a GPU: [make gpu](devices.md#measuring-on-a-gpu).
+figures. `python -m benchmarks.compare --base DIR --new DIR` fails where the new results are slower
+beyond noise. On a GPU: [make gpu](devices.md#measuring-on-a-gpu).
 
 **To read**: values are medians, with the least and greatest of n repeats, or quartiles from 8 on. A
 ratio is the peer's cost over the row's own, round by round, in the same run: above 1 is in favor of
