@@ -16,8 +16,8 @@ from fastmoco.files import atomic_write_text
 
 HEAD = """# Benchmarks
 
-Every figure is in [benchmarks/results](../benchmarks/results/README.md). Both pages are made from
-the result files by `python -m benchmarks.document`.
+Every figure is in `benchmarks/results/README.md`. Both pages are made from the result files by
+`python -m benchmarks.document`.
 
 **To rerun** on an idle machine: `pip install -e '.[bench,ffcv]' --group dev` for the peers, then
 `pytest benchmarks/ --benchmark` (15 minutes on 2 cores). `-k loader` chooses,

@@ -68,27 +68,27 @@ class SecondView:
     RANGES: ClassVar[Ranges] = VIEW_RANGES
 
     flip_probability: float | None = None
-    """Second view: probability of a flip; null = as in the first view, as for all of these."""
+    """Second view; null = as in the first."""
     jitter_probability: float | None = None
-    """Second view: probability of color jitter."""
+    """Second view."""
     brightness: float | None = None
-    """Second view: strength of the brightness factor."""
+    """Second view."""
     contrast: float | None = None
-    """Second view: strength of the contrast factor."""
+    """Second view."""
     saturation: float | None = None
-    """Second view: strength of the saturation factor."""
+    """Second view."""
     hue: float | None = None
-    """Second view: strength of the hue shift."""
+    """Second view."""
     grayscale_probability: float | None = None
-    """Second view: probability of gray."""
+    """Second view."""
     blur_probability: float | None = None
-    """Second view: probability of a blur."""
+    """Second view."""
     blur_sigma: tuple[float, float] | None = None
-    """Second view: bounds of the blur's sigma."""
+    """Second view."""
     solarize_probability: float | None = None
-    """Second view: probability of solarization."""
+    """Second view."""
     solarize_threshold: float | None = None
-    """Second view: threshold of solarization."""
+    """Second view."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,38 +104,38 @@ class Policy:
     }
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Bounds of the crop's area, as fractions of the image area."""
+    """Least and greatest area of the crop, as fractions of the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Bounds of the crop's width / height."""
+    """Least and greatest width / height of the crop."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
     jitter_probability: float = 0.0
-    """Probability of color jitter; its four operations come in an order drawn per image."""
+    """Probability of color jitter: the four changes below, in a random order."""
     brightness: float = 0.0
-    """Brightness factor in [1 - x, 1 + x], as in torchvision's ColorJitter."""
+    """Brightness factor in [1 - x, 1 + x]."""
     contrast: float = 0.0
     """Contrast factor in [1 - x, 1 + x]."""
     saturation: float = 0.0
     """Saturation factor in [1 - x, 1 + x]."""
     hue: float = 0.0
-    """Hue shift in [-x, x], in turns; x at most 0.5."""
+    """Hue shift in [-x, x] turns."""
     grayscale_probability: float = 0.0
     """Probability of gray in all three channels."""
     grayscale_first: bool = False
-    """Grayscale before the jitter, not after it; hue and saturation then do not change gray."""
+    """Grayscale before the jitter instead of after it."""
     blur_probability: float = 0.0
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Bounds of the blur's sigma, in pixels of the view."""
+    """Least and greatest sigma of the blur, pixels of the view."""
     solarize_probability: float = 0.0
-    """Probability of solarization, after the blur: values at or above a threshold are inverted."""
+    """Probability of solarization: values from the threshold on are inverted."""
     solarize_threshold: float = 0.5
-    """Threshold of solarization, 0 to 1; 0.5 inverts 128 to 255, as PIL does."""
+    """Threshold of solarization."""
     second_view: SecondView = field(default_factory=SecondView)
     pool: list[PoolOp] = field(default_factory=list)
-    """Operations of which each view draws some, applied after all the above; runs eagerly."""
+    """More operations, of which each view draws some; slower."""
     pool_draws: int = 2
-    """Number of different operations that a view draws from the pool, in a random order."""
+    """Operations that a view draws from the pool."""
     pool_probability: float = 0.6
     """Probability that a drawn operation is applied."""
 

@@ -38,23 +38,22 @@ class PipelineConfig:
     }
 
     name: str = "auto"
-    """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
+    """auto, beton, dali, ffcv, resident or torchvision (slow)."""
     augmentation: Augmentation = Augmentation.auto
-    """Operations of the views: auto (kornia on CUDA, else planes), kornia, or planes (ours); equal
-    within 1e-5."""
+    """Whose operations make the views; equal within 1e-5. auto: kornia on CUDA, else planes (ours)."""
     view_size: int = 224
     """Side of the square views, pixels."""
     center_crop: float = 0.875
-    """Evaluation: side of the central square, as a fraction of the short side (0.875 = 224/256)."""
+    """Evaluation: side of the central square, as a fraction of the short side."""
     eval_size: int = 0
     """Evaluation: side of the crops, pixels; 0 = view_size."""
     channel_mean: list[float] = field(default_factory=list)
-    """Mean of red, green and blue in 0..1, for normalization; none = the dataset's."""
+    """Mean of each color; [] = the dataset's."""
     channel_std: list[float] = field(default_factory=list)
-    """Standard deviation of red, green and blue, for normalization; none = the dataset's."""
+    """Deviation of each color; [] = the dataset's."""
     num_threads: int = 0
     """Threads that decode and crop; 0 = one per core."""
     prefetch_batches: int = 2
-    """Batches made ahead of the one in use."""
+    """Batches prepared ahead of the step."""
     hw_decoder_load: float | None = None
-    """DALI on a GPU: fraction of images, 0 to 1, for its JPEG unit; null = 0.65."""
+    """DALI on a GPU: fraction of images for its JPEG unit; null = 0.65."""

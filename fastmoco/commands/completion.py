@@ -87,7 +87,7 @@ COMMAND = Command(
     name="completion",
     arguments=("SHELL",),
     options="",
-    summary="print the script for completion in bash, zsh or fish",
+    summary="print the script for the TAB key in bash, zsh or fish",
     examples=(
         'eval "$(fastmoco completion bash)"                            # in ~/.bashrc',
         "fastmoco completion zsh > ~/.zfunc/_fastmoco                  # a folder in fpath",

@@ -20,7 +20,7 @@ def _run(arguments: list[str], cfg: ConvertConfig) -> Result:
 COMMAND = Command(
     name="convert",
     arguments=("SRC", "DST.beton"),
-    summary="make a dataset file of a folder, manifest, tar shards, arrays, torchvision:NAME",
+    summary="make a dataset file from a folder, table, tar shards or arrays",
     examples=(
         "fastmoco convert photos/ train.beton",
         "fastmoco convert torchvision:CIFAR10 train.beton split=train download=true encoding=raw",

@@ -26,7 +26,7 @@ def _run_arguments(arguments: list[str]) -> None:
 
 COMMAND = Command(
     name="demo",
-    summary="convert, pretrain and evaluate the built-in images, in minutes",
+    summary="train and measure on the built-in images, in minutes",
     examples=("fastmoco demo",),
     first=(
         "name",

@@ -16,7 +16,7 @@ COMMAND = Command(
     name="detect",
     arguments=("RUN",),
     options="data.train=VOCdevkit [recipe=NAME] [key=value ...]",
-    summary="fine-tune a detector on a run's encoder, measure it; the same command again resumes",
+    summary="fine-tune a detector on an encoder and measure it",
     examples=("fastmoco detect runs/first data.train=VOCdevkit recipe=voc",),
     first=(
         "data.train",

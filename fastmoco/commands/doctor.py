@@ -12,7 +12,7 @@ def _run(_arguments: list[str], _: None) -> Result:
 COMMAND = Command(
     name="doctor",
     options="",
-    summary="check what this machine has for training, and say how to get what is missing",
+    summary="check what this machine has, and say how to get what is missing",
     examples=("fastmoco doctor", "fastmoco doctor --json"),
     run=_run,
 )

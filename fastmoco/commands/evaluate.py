@@ -16,7 +16,7 @@ COMMAND = Command(
     name="evaluate",
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
-    summary="knn, linear and finetune of a run with their baselines, as one table",
+    summary="knn, linear and finetune with their baselines in one table",
     examples=("fastmoco evaluate runs/first data.train=train.beton data.test=test.beton",),
     first=(
         "data.train",

@@ -16,7 +16,7 @@ COMMAND = Command(
     name="feature-maps",
     arguments=("RUN",),
     options="image=FILE [layer=NAME] [out=FILE.png] [key=value ...]",
-    summary="write a picture of the maps after a layer, of one image",
+    summary="draw the output of a layer for one image",
     examples=("fastmoco feature-maps runs/first image=cat.jpg layer=layer1 out=maps.png",),
     config=FeatureMapsConfig,
     run=_run,

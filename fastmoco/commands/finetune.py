@@ -16,7 +16,7 @@ COMMAND = Command(
     name="finetune",
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
-    summary="train a run's encoder, or a part of it, with few or all labels",
+    summary="train an encoder with few or all labels",
     examples=(
         "fastmoco finetune runs/first data.train=train.beton data.test=test.beton label_share=0.01",
     ),

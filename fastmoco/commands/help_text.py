@@ -115,6 +115,8 @@ def _first_comment(group: str, name: str) -> str:
 def _entry(name: str, text: str, indent: int) -> list[str]:
     """A name and, from the column `indent` on, its text."""
     head = f"  {name}"
+    if len(head) >= indent and len(line := f"{head}  {text}") <= WIDTH:
+        return [line]
     before = [head] if len(head) >= indent else []
     return before + textwrap.wrap(
         text,

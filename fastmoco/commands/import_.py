@@ -16,7 +16,7 @@ COMMAND = Command(
     name="import",
     arguments=("FILE",),
     options="out=FOLDER [key=value ...]",
-    summary="import weights of MoCo, solo-learn, lightly, torchvision or timm, to use as RUN",
+    summary="import weights of MoCo, solo-learn, lightly, torchvision or timm",
     examples=("fastmoco import moco_v2_200ep_pretrain.pth.tar out=runs/official",),
     config=ImportConfig,
     run=_run,

@@ -79,7 +79,7 @@ COMMAND = Command(
     name="info",
     arguments=("FILE.beton",),
     options="",
-    summary="say what a dataset file holds and what its images allow",
+    summary="show what a dataset holds and what its images allow",
     examples=("fastmoco info train.beton",),
     run=_run,
 )

@@ -16,7 +16,7 @@ COMMAND = Command(
     name="knn",
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
-    summary="evaluate a run by k-nearest neighbors",
+    summary="measure an encoder by k-nearest neighbors",
     examples=(
         "fastmoco knn runs/first data.train=train.beton data.test=test.beton",
         "fastmoco knn runs/first data.train=train.beton leave_one_out=true k=20",

@@ -16,7 +16,7 @@ COMMAND = Command(
     name="linear",
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [protocol=NAME] [key=value ...]",
-    summary="evaluate a run by a linear classifier on the frozen encoder",
+    summary="measure an encoder by a linear classifier on its features",
     examples=(
         "fastmoco linear runs/first data.train=train.beton data.test=test.beton protocol=official",
     ),

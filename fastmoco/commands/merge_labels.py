@@ -16,7 +16,7 @@ COMMAND = Command(
     name="merge-labels",
     arguments=("REQUEST",),
     options="labels=FILE.csv data.train=FILE.beton out=FILE.beton [key=value ...]",
-    summary="bring the labels that were granted on a request into a dataset file",
+    summary="add the labels of a request to a dataset file",
     examples=(
         "fastmoco merge-labels request/ labels=granted.csv data.train=a.beton out=labeled.beton",
     ),

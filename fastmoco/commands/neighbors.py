@@ -16,7 +16,7 @@ COMMAND = Command(
     name="neighbors",
     arguments=("RUN",),
     options="data.test=FILE.beton [queries=ID,ID] [key=value ...]",
-    summary="write a picture of images and those that are nearest to them",
+    summary="draw images and those nearest to them",
     examples=("fastmoco neighbors runs/first data.test=test.beton queries=3,17 out=neighbors.png",),
     first=(
         "data.test",

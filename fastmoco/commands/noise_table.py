@@ -16,7 +16,7 @@ COMMAND = Command(
     name="noise-table",
     arguments=("RUN",),
     options="data.train=FILE.beton data.test=FILE.beton [key=value ...]",
-    summary="accuracy against wrong labels, pretrained, untrained and supervised",
+    summary="measure an encoder with wrong labels",
     examples=("fastmoco noise-table runs/first data.train=train.beton data.test=test.beton",),
     config=NoiseTableConfig,
     run=_run,

@@ -16,7 +16,7 @@ COMMAND = Command(
     name="replay",
     arguments=("RUN",),
     options="[step=N] [key=value ...]",
-    summary="compute one step of a run again and say where it is not finite",
+    summary="repeat one step of a run and name what is not finite",
     examples=("fastmoco replay runs/first", "fastmoco replay runs/first step=1234 device=cpu"),
     first=("step", "device", "data.train"),
     config=ReplayConfig,

@@ -17,7 +17,7 @@ COMMAND = Command(
     arguments=("RUN",),
     repeats=True,
     options="[RUN ...] [key=value ...]",
-    summary="write one HTML file about a run, or about several beside each other",
+    summary="write an HTML page about a run, or compare runs",
     examples=(
         "fastmoco report runs/first",
         "fastmoco report runs/first data.test=test.beton images=1000",

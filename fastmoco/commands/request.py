@@ -16,7 +16,7 @@ COMMAND = Command(
     name="request",
     arguments=("RUN",),
     options="data.train=FILE.beton count=N [out=FOLDER] [key=value ...]",
-    summary="choose the images that are most worth a label; the same command again resumes",
+    summary="choose the images that are most worth a label",
     examples=("fastmoco request runs/first data.train=unlabeled.beton count=1000 out=request",),
     first=(
         "data.train",

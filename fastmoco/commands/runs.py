@@ -13,7 +13,7 @@ def _run(_: list[str], cfg: RunsConfig) -> Result:
 
 COMMAND = Command(
     name="runs",
-    summary="list runs with their state, steps, kNN and size; remove old checkpoints",
+    summary="list runs, or remove old checkpoints",
     examples=("fastmoco runs", "fastmoco runs folder=results keep=1"),
     config=RunsConfig,
     run=_run,

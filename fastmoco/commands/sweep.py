@@ -30,7 +30,7 @@ COMMAND = Command(
     arguments=("NAME",),
     options="[scale=small|full] [data.train=FILE.beton data.test=FILE.beton] [seeds=[0,1,2]] "
     "[key=value of fastmoco train ...]",
-    summary="do the runs of a published table; the same command again resumes",
+    summary="run the experiments of a published table",
     examples=(
         "fastmoco sweep temperature",
         "fastmoco sweep temperature scale=full data.train=train.beton data.test=test.beton",

@@ -20,7 +20,7 @@ COMMAND = Command(
     name="table",
     arguments=("NAME",),
     options="[scale=small|full] [key=value ...]",
-    summary="make a sweep's table and plots from its run folders; voc: of fastmoco detect",
+    summary="make the table and plots of a sweep",
     examples=("fastmoco table temperature",),
     config=SweepTableConfig,
     run=_run,

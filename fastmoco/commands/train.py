@@ -13,7 +13,7 @@ def _run_arguments(arguments: list[str]) -> None:
 COMMAND = Command(
     name="train",
     options="[experiment=NAME] data.train=FILE.beton [key=value ...]",
-    summary="pretrain an encoder; the same command again resumes",
+    summary="train an encoder without labels; the same command resumes",
     examples=(
         "fastmoco train experiment=moco_v2 data.train=train.beton name=first",
         "fastmoco train experiment=cifar10_cpu data.train=train.beton data.test=test.beton",

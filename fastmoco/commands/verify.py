@@ -13,7 +13,7 @@ COMMAND = Command(
     name="verify",
     arguments=("FILE.beton",),
     options="",
-    summary="check and decode every sample",
+    summary="check every byte and decode every image of a dataset file",
     examples=("fastmoco verify train.beton",),
     run=_run,
 )

@@ -14,7 +14,7 @@ COMMAND = Command(
     name="views",
     arguments=("FILE.beton",),
     options="[policy=NAME] [key=value ...]",
-    summary="write a picture of the first images and their augmented views",
+    summary="draw the first images and their augmented views",
     examples=("fastmoco views train.beton policy=simclr out=views.png",),
     config=ViewsConfig,
     run=_run,

@@ -46,10 +46,9 @@ class DataConfig:
     """Dataset files."""
 
     train: Path | None = None
-    """Dataset file to train on, made by fastmoco convert. The train command also accepts a folder
-    or tar shards of unconverted JPEGs."""
+    """Training set: a file of fastmoco convert, or a folder or tar shards of JPEGs."""
     test: Path | None = None
-    """Dataset file for testing; needed by evaluation and by the monitor."""
+    """Test set, in the same forms."""
 
 
 @dataclass(kw_only=True, slots=True)

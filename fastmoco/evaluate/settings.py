@@ -46,7 +46,7 @@ class CropConfig:
     }
 
     name: str = "auto"
-    """Loader: auto, beton, dali, ffcv, resident, or torchvision (the slow reference)."""
+    """auto, beton, dali, ffcv, resident or torchvision (slow)."""
     eval_size: int = 0
     """Side of the crops, pixels; 0 = as in the run."""
     center_crop: float | None = None
@@ -64,16 +64,15 @@ class FeaturesConfig:
     data: DataConfig = field(default_factory=DataConfig)
     pipeline: CropConfig = field(default_factory=CropConfig)
     features: Features = Features.backbone
-    """backbone or embedding."""
+    """Output of the backbone, or of the projection head."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     precision: Precision = Precision.float32
-    """Number format of the encoder: float32, fp16, bf16, or auto: by the device. Features are
-    float32."""
+    """Number format of the encoder; auto: by the device."""
     global_batch_size: int = 256
     """Images per forward pass; in training, per step."""
     cache: bool = True
-    """Keep features in RUN/features, and reuse them from there if nothing has changed."""
+    """Keep features in RUN/features and reuse them."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""
@@ -106,7 +105,7 @@ class KnnConfig(AccuracyConfig):
     k: int = 200
     """Neighbors that vote."""
     temperature: float = 0.1
-    """Their votes weigh exp(similarity / temperature)."""
+    """A vote weighs exp(similarity / temperature)."""
     vote: Vote = Vote.weighted
     """weighted or majority."""
     leave_one_out: bool = False
@@ -267,7 +266,7 @@ class EvaluateConfig(TableConfig):
     k: int = 200
     """Neighbors that vote."""
     temperature: float = 0.1
-    """Their votes weigh exp(similarity / temperature)."""
+    """A vote weighs exp(similarity / temperature)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -295,14 +294,13 @@ class MonitorConfig:
     RANGES: ClassVar[Ranges] = {"every_epochs": COUNT_OR_ZERO, "k": COUNT, "temperature": POSITIVE}
 
     every_epochs: int = 0
-    """Epochs between measurements; 0 = off. Without data.test, images of data.train classify each
-    other, at most 10,000 of them; without labels there is no kNN."""
+    """Epochs between measurements; 0 = off. kNN needs labels, but no data.test."""
     k: int = 200
     """Neighbors that vote."""
     temperature: float = 0.1
-    """Their votes weigh exp(similarity / temperature)."""
+    """A vote weighs exp(similarity / temperature)."""
     features: Features = Features.backbone
-    """backbone or embedding."""
+    """Output of the backbone, or of the projection head."""
     allow_overlap: bool = False
     """Accept a data.test of which more than 1% of the images are also in data.train."""
 

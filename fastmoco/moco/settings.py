@@ -141,19 +141,18 @@ class ModelConfig:
     RANGES: ClassVar[Ranges] = {"width": COUNT}
 
     encoder: str = "resnet50"
-    """resnet18 to resnet152, resnext50_32x4d, alexnet, alexnet_bn and others; halves:NAME, a pair
-    of half the width for L and ab; timm:NAME, any model of timm (pip install timm)."""
+    """resnet18 to resnet152, resnext50_32x4d, alexnet and others; halves:NAME, one half for
+    lightness and one for colors; timm:NAME (pip install timm)."""
     stem: Stem = Stem.imagenet
-    """First layers: imagenet (224 pixels), small (32), small_stride2 (32, a quarter the work);
-    small_pad2 is solo-learn's small."""
+    """First layers, for views of 224 pixels (imagenet) or 32; small_stride2 is a quarter the work."""
     width: int = 64
-    """Channels of the first stage: 64 is the paper's, 128 and 256 are ResNet-50 x2 and x4."""
+    """Channels of the first stage: 64 is the paper's."""
     zero_init_residual: bool = False
     """ResNets: each residual block starts as the identity."""
     freeze_patch_projection: bool = False
-    """Vision transformers: the first layer keeps its random weights, as in MoCo v3."""
+    """Vision transformers: keep the first layer random, as in MoCo v3."""
     activation_checkpointing: bool = False
-    """ResNets: compute activations again in the backward pass; less memory, a third more time."""
+    """ResNets: less memory, a third more time."""
 
 
 OWNERS = {
@@ -191,45 +190,41 @@ class MocoConfig:
     }
 
     mechanism: Mechanism = Mechanism.moco
-    """moco (queue), end_to_end (SimCLR), memory_bank or moco_v3."""
+    """Where negatives come from: a queue (moco), the batch (end_to_end: SimCLR), and others."""
     pretext: Pretext = Pretext.instance
-    """Positive of a query: instance (the other view), or cross_channel (the colors of the other
-    view for a query of lightness, and vice versa; needs model.encoder=halves:NAME)."""
+    """Positive of a query: the other view, or its other half of colors (model.encoder=halves:NAME)."""
     head: Head = Head.mlp
-    """Projection head: linear (v1), mlp (v2), or mlp_norm (SimCLR's, with batch norm, for
-    end_to_end); moco_v3 has its own."""
+    """Projection head: linear (MoCo v1), mlp (v2), mlp_norm (SimCLR); moco_v3 has its own."""
     head_hidden_dim: int = 0
-    """mlp: width of its hidden layer; 0 = width of the feature."""
+    """mlp: width of the hidden layer; 0 = width of the feature."""
     dim: int = 128
-    """C, length of the embedding."""
+    """Length of the embedding, C."""
     hidden_dim: int = 4096
-    """moco_v3: width of the hidden layers of its projection and prediction heads."""
+    """moco_v3: width of the hidden layers of its heads."""
     v3_heads: V3Heads = V3Heads.vit
-    """moco_v3: resnet (two layers, no batch norm after the predictor) or vit (three layers)."""
+    """moco_v3: heads of the paper's ResNets (two layers) or ViTs (three)."""
     queue_size: int = 65536
-    """K, number of negatives in the queue, or drawn from the memory bank."""
+    """Number of negatives, K: keys in the queue, or entries drawn from the memory bank."""
     negatives: Negatives = Negatives.both_views
-    """end_to_end: both_views (NT-Xent) of the batch's other images, or other_view."""
+    """end_to_end: negatives are both views of the other images, or one."""
     momentum: float = 0.999
-    """m of the key encoder; 0.99 for small sets."""
+    """Momentum of the key encoder, m; 0.99 for short runs."""
     final_momentum: float | None = None
-    """m at the end of the run, reached from moco.momentum by half a cosine; null = constant m, for
-    moco_v3 a rise to 1."""
+    """m at the end of the run; null = as at the start (moco_v3: 1)."""
     bank_momentum: float = 0.5
-    """memory_bank: fraction of an entry that is kept when its image is seen."""
+    """memory_bank: fraction of an entry that stays when its image is seen."""
     temperature: float = 0.2
-    """tau of InfoNCE."""
+    """Temperature of the loss; lower: hard negatives count more."""
     objective: Objective = Objective.info_nce
-    """info_nce (softmax over K + 1 keys), or binary_nce (a question for each key, with a normalizer
-    fixed by the first batch); the second is computed by moco.loss=plain."""
+    """Loss: one choice among K + 1 keys (info_nce), or a yes or no for each key."""
     symmetric: bool = False
-    """Use each view once as query, once as key: the sum of both losses, and 2 keys per image."""
+    """Use each view once as query and once as key; twice the work for each image."""
     loss: Loss = Loss.auto
-    """Form of the loss: plain, chunked (less memory), fused (one GPU kernel), or auto."""
+    """How the loss is computed: chunked needs less memory, fused is a GPU kernel."""
     batch_norm: BatchNorm = BatchNorm.auto
-    """plain, shuffled, synchronized (over devices), eman (another algorithm), or auto."""
+    """Images over which batch norm normalizes; auto: shuffled groups where there are several."""
     batch_norm_splits: int = 1
-    """shuffled: groups of the global batch with separate statistics; 1 = one per device."""
+    """Groups of the global batch with separate batch norm; 1 = one per device."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values out of range and for options of other mechanisms."""
@@ -314,9 +309,9 @@ class EncoderConfig:
     RANGES: ClassVar[Ranges] = {"seed": SEED}
 
     seed: int = 0
-    """Seed for data order, augmentation and initial weights."""
+    """Seed of all random choices."""
     precision: Precision = Precision.auto
-    """Number format of the passes: float32, fp16, bf16, or auto: by the device."""
+    """Number format of the passes; auto: by the device."""
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     moco: MocoConfig = field(default_factory=MocoConfig)

@@ -46,29 +46,27 @@ class OptimizerConfig:
     }
 
     name: OptimizerName = OptimizerName.sgd
-    """sgd, adam, adamw, or lars (pip install timm)."""
+    """Optimizer; lars needs pip install timm."""
     learning_rate: float = 0.03
     """Peak learning rate."""
     scale_learning_rate: bool = False
-    """Multiply the learning rate by global_batch_size / 256."""
+    """Multiply the rate by global_batch_size / 256."""
     sgd_momentum: float = 0.9
     """Momentum of SGD and LARS."""
     weight_decay: float = 1e-4
-    """Weight decay of all parameters, batch norm's included, as in the official code."""
+    """Weight decay, also of batch norm, as in the official code."""
     exclude_bias_and_norm: bool | None = None
-    """No weight decay, and with lars no adaptation, on biases and batch norm; null = lars only."""
+    """No weight decay on biases and batch norm; null = with lars only."""
     schedule: Schedule = Schedule.cosine
-    """cosine (to 0), cosine_per_epoch, cosine_from_1 (per epoch, 0 in the last one), multistep or
-    constant."""
+    """How the learning rate falls; cosine: in each step, to 0."""
     warmup_epochs: float = 0.0
-    """Linear warm-up from 0, in epochs, before the schedule."""
+    """Epochs of linear warm-up from 0."""
     cosine_after_warmup: bool = True
-    """A cosine starts at the peak where the warm-up ends; false: it spans all epochs, and the rate
-    drops at the end of the warm-up, as in older runs."""
+    """Start the cosine where the warm-up ends; false: as in older runs."""
     milestones: list[int] = field(default_factory=lambda: [120, 160])
-    """Epochs at which multistep multiplies the learning rate."""
+    """multistep: epochs at which the learning rate changes."""
     milestone_factor: float = 0.1
-    """Factor of multistep."""
+    """multistep: factor of each change."""
 
     def __post_init__(self) -> None:
         """Accept names as plain strings.

@@ -82,32 +82,29 @@ class LoopConfig:
     }
 
     epochs: int = 200
-    """Passes over the dataset; the schedules span all of them."""
+    """Passes over the dataset."""
     from_run: Path | None = None
-    """Go on from the state of another run, RUN or RUN@STEP, in a new folder with other settings:
-    more epochs, another learning rate; steps are counted on."""
+    """Continue from the state of another run, RUN or RUN@STEP, with other settings."""
     max_steps: int = 0
-    """Stop after this many steps, even before the end of the schedule; 0 = no limit."""
+    """Stop after this many steps; 0 = no limit."""
     on_nonfinite: OnNonfinite = OnNonfinite.stop
-    """After a step whose loss or gradient is not finite, which changes nothing: stop the run, or
-    skip the step and continue."""
+    """What to do after a step whose loss or gradient is not finite."""
     log_every_steps: int = 20
-    """Steps per line of metrics.jsonl; each line is the mean since the last."""
+    """Steps between lines of metrics.jsonl."""
     dry_run: bool = False
-    """Build everything, run 20 steps, print speed and memory of the run, keep nothing."""
+    """Run 20 steps, print speed and memory, keep nothing."""
     profile: bool = False
-    """Like dry_run, with a table of a step's stages and a trace beside the run folder."""
+    """Like dry_run, also with the time of each part of a step and a trace."""
     report: bool = True
-    """Write report.html at the end of the run; fastmoco report writes it at any time."""
+    """Write report.html at the end of the run."""
     compile: Compile = Compile.auto
-    """torch.compile: auto, always or never."""
+    """Use torch.compile; auto: where it works."""
     cuda_graph: CudaGraph = CudaGraph.auto
-    """Run the step as one CUDA graph: auto (on one GPU), always or never."""
+    """Run the step as one CUDA graph; auto: on one GPU."""
     reproducible: bool = False
-    """Deterministic algorithms alone, for the same bits each time on a GPU; slower."""
+    """The same bits each time on a GPU; slower."""
     accumulate: int = 1
-    """Micro-batches of a device's batch, one after the other, to save memory. Each is a group of
-    batch norm; all see the same queue; keys are enqueued after the step."""
+    """Compute the batch in this many parts to save memory; each is a group of batch norm."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""
@@ -125,14 +122,13 @@ class CheckpointConfig:
     }
 
     every_minutes: float = 5.0
-    """Minutes between checkpoints. One also follows each measurement of the monitor, the last step
-    and a signal."""
+    """Minutes between checkpoints."""
     every_steps: int = 0
-    """Steps between checkpoints, in place of minutes and measurements; 0 = every_minutes."""
+    """Steps between checkpoints, instead of minutes; 0 = every_minutes."""
     keep: int = 2
-    """Number of the newest checkpoints to keep; the best by kNN stays too."""
+    """Newest checkpoints to keep; the best by kNN stays too."""
     refuse_damaged: bool = False
-    """Refuse to resume if the newest checkpoint is damaged; false resumes from the one before."""
+    """Refuse to resume if the newest checkpoint is damaged; false: use the one before."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""
@@ -153,24 +149,23 @@ class TrainConfig(EncoderConfig):
     """Values of options that runs of older versions do not have in their files."""
 
     name: str = "moco"
-    """Name of the run; its folder is runs/NAME unless run_dir is set."""
+    """Name of the run; its folder is runs/NAME, unless run_dir is set."""
     run_dir: Path | None = None
     """Folder of the run."""
     device: str = "auto"
-    """auto (CUDA if available), cpu, cuda or cuda:N."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     global_batch_size: int = 256
     """Images per step, over all devices."""
     data: DataConfig = field(default_factory=DataConfig)
     weights: Path | None = None
-    """What the encoders start from: null or random (from nothing), RUN or RUN@STEP, a file of
-    weights, torchvision:NAME or timm:NAME."""
+    """Weights to start from: RUN or RUN@STEP, a file, torchvision:NAME or timm:NAME; null = none."""
     policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: LoopConfig = field(default_factory=LoopConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     advice: list[str] = field(default_factory=list)
-    """Values that experiment=own chose and why; it writes them itself."""
+    """Written by experiment=own: what it chose and why."""
 
     def derive(self, keys: Collection[str]) -> list[str]:
         """Choose the values of ``experiment=own``, which marks its settings as pending.
@@ -199,7 +194,7 @@ class ReplayConfig:
     step: int = 0
     """Step to compute again, counted from 1; 0 = that of the run's bad-step-N.json."""
     device: str = "auto"
-    """auto (CUDA if available), cpu, cuda or cuda:N."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
