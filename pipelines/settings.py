@@ -40,7 +40,7 @@ class PipelineConfig:
     name: str = "auto"
     """auto, beton, dali, ffcv, resident or torchvision (slow)."""
     augmentation: Augmentation = Augmentation.auto
-    """Whose operations make the views; equal within 1e-5. auto: kornia on CUDA, else planes (ours)."""
+    """Whose operations make the views; auto: kornia on CUDA, else planes (ours)."""
     view_size: int = 224
     """Side of the square views, pixels."""
     center_crop: float = 0.875

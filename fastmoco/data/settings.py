@@ -66,41 +66,37 @@ class ConvertConfig:
     }
 
     split: str = ""
-    """Split to convert, for sources with splits; empty means train."""
+    """Split to convert, where there are several; empty = train."""
     labels: Path | None = None
-    """Labels by image number: a text file with one per line, .npy or .pt; or by path: a text file
-    of lines such as cat/1.jpg 3, or FILE.csv:COLUMN."""
+    """Labels by image number (text, .npy, .pt) or by path (text, FILE.csv:COLUMN)."""
     root: Path | None = None
-    """Folder of torchvision's datasets; null means data/ in the current folder."""
+    """Folder of torchvision's datasets; null = data/."""
     download: bool = False
-    """Download missing files of torchvision's datasets into that folder."""
+    """Download torchvision's datasets into that folder."""
     holdout: float = 0.0
-    """Fraction of each class to hold out for testing: makes NAME-train.beton and NAME-test.beton.
-    Copies of an image, also recompressed or rescaled ones, stay on one side."""
+    """Fraction of each class for a test file: NAME-train.beton, NAME-test.beton."""
     max_size: int = 512
-    """Longest side in pixels; larger images are shrunk to it, antialiased."""
+    """Longest side in pixels; larger images are shrunk."""
     quality: int = 90
-    """JPEG quality, 1 to 100, of images that are not copied unchanged."""
+    """JPEG quality of images that are encoded again."""
     encoding: Encoding = Encoding.jpeg
-    """jpeg, or raw: plain pixels, faster to read but larger; for images up to about 64 pixels."""
+    """raw: pixels, faster to read but larger; for images up to about 64 pixels."""
     lossless: bool = False
-    """Keep the pixels of PNG, BMP, GIF and PPM files, and of arrays, by storing them raw."""
+    """Store PNG, BMP, GIF, PPM and arrays without loss, as pixels."""
     workers: int = 0
-    """Number of threads; 0 means one per usable CPU. The file's bytes do not depend on it."""
+    """Threads; 0 = one per CPU."""
     check: Check = Check.decode
-    """Check of copied JPEGs. decode: decode each once; header: read only its markers, faster."""
+    """Check of copied JPEGs: decode each, or only read its header (faster)."""
     statistics: Statistics = Statistics.auto
-    """Images for channel mean and deviation. exact: all; sample: 10,000; none; auto: all of up to
-    50,000 images and 10,000 of more, but with check=header a sixteenth (128 to 10,000). A measured
-    JPEG is decoded at full scale, which takes twice the time of a decode at 1/8 scale."""
+    """Images measured for mean and deviation: all (exact), 10,000 (sample), none, or auto."""
     on_error: OnError = OnError.quarantine
-    """quarantine: skip a bad image and list it in NAME.quarantine.csv; fail: stop at it."""
+    """Bad images: list them in NAME.quarantine.csv, or stop at the first."""
     max_bad_fraction: float = 0.5
     """Stop when more than this fraction of a file's images is bad."""
     shards: int = 1
-    """Number of files, NAME-00000-of-00004.beton and so on; a loader reads them as one."""
+    """Number of files, NAME-00000-of-00004.beton and so on."""
     shard: str = ""
-    """I/N (I from 0): make only this one of N files, so that N machines can make one each."""
+    """I/N (I from 0): make only this one of N files."""
     page_bytes: int = 1 << 23
     """Page size of the file, a power of two from 2 MiB to 2 GiB; no image can be larger."""
 

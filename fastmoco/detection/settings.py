@@ -74,9 +74,9 @@ class DetectionDataConfig:
     test: Path | None = None
     """Test set, in the same form as data.train; default for voc: data.train."""
     train_images: Path | None = None
-    """coco: folder of training images; default: that of the file name, such as train2017."""
+    """coco: folder of training images; null = by the file's name (train2017)."""
     test_images: Path | None = None
-    """coco: folder of test images; default: that of the file name, such as val2017."""
+    """coco: folder of test images; null = by the file's name (val2017)."""
     train_years: str = "07+12"
     """voc: years of the training images, such as 07 or 07+12."""
     test_years: str = "07"
@@ -214,28 +214,26 @@ class DetectConfig:
 
     data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     layout: AnnotationFormat = AnnotationFormat.voc
-    """voc or coco."""
+    """Format of the annotations."""
     task: DetectionTask = DetectionTask.boxes
-    """boxes, masks, keypoints (both layout=coco) or segment (layout=voc)."""
+    """What to detect; masks and keypoints need layout=coco, segment layout=voc."""
     arch: Arch = Arch.c4
-    """c4, dc5 or fpn; segment ignores it."""
+    """Where the features come from; segment ignores it."""
     weights: Path | None = None
-    """What the backbone starts from: null (RUN's weights), random, another run, a file of weights,
-    torchvision:NAME or timm:NAME, of RUN's architecture."""
+    """Weights to start from: random, RUN, a file, torchvision:NAME, timm:NAME; null = RUN's."""
     batch_norm: DetectionNorm = DetectionNorm.synchronized
-    """synchronized (trained) or frozen."""
+    """Batch norm of the backbone."""
     model: DetectorConfig = field(default_factory=DetectorConfig)
     train: DetectionTrainConfig = field(default_factory=DetectionTrainConfig)
     global_batch_size: int = 16
     """Images per step, over all devices."""
     optimizer: DetectionOptimizerConfig = field(default_factory=DetectionOptimizerConfig)
     precision: Precision = Precision.auto
-    """Number format of the forward and backward pass in training: auto (by the device), float32,
-    fp16 or bf16; tests are in float32."""
+    """Number format of training; auto: by the device. Tests are in float32."""
     train_sizes: list[int] = field(default_factory=lambda: list(range(480, 801, 32)))
     """Short sides of training images in pixels; one is drawn per image."""
     test_size: int = 800
-    """Short side of test images in pixels; segment tests at the original size."""
+    """Short side of test images in pixels; segment: original size."""
     max_size: int = 1333
     """Upper bound of the long side in pixels."""
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
@@ -243,17 +241,17 @@ class DetectConfig:
     crop_size: int = 513
     """segment: side of the training crops in pixels."""
     precise_norm_steps: int = 200
-    """Steps to average batch norm's statistics over before testing; 0: keep running ones."""
+    """Steps that average batch norm's statistics before testing; 0 = none."""
     allow_overlap: bool = False
-    """Accept a test set of which more than 1% of the images are also in the training set."""
+    """Accept a test set with over 1% of training images."""
     trials: int = 1
-    """Number of trials, with seeds seed, seed + 1, ...; the result is their mean."""
+    """Number of trials with other seeds; the result is their mean."""
     seed: int = 0
-    """Seed for data order, augmentation, region sampling and new weights."""
+    """Seed of all random choices."""
     run_dir: Path | None = None
     """Folder of the trials; default: RUN/detect/TASK-ARCH-START."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     pipeline: DetectionPipelineConfig = field(default_factory=DetectionPipelineConfig)
     checkpoint: DetectionCheckpointConfig = field(default_factory=DetectionCheckpointConfig)
 

@@ -84,7 +84,7 @@ class AccuracyConfig(FeaturesConfig):
     """Options of every command that learns from data.train and measures on data.test."""
 
     allow_overlap: bool = False
-    """Accept a data.test of which more than 1% of the images are also in data.train."""
+    """Accept a data.test with over 1% of images of data.train."""
 
 
 class Vote(StrEnum):
@@ -123,7 +123,7 @@ class EpochsConfig:
     RANGES: ClassVar[Ranges] = {"epochs": COUNT}
 
     epochs: int = 100
-    """Passes over the labeled images; the schedule spans all of them."""
+    """Passes over the labeled images."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -212,13 +212,12 @@ class FinetuneConfig(ClassifierConfig):
     name: str = ""
     """Name of the results, in RUN/evaluation/finetune-NAME; default: what it starts from."""
     weights: Path | None = None
-    """What the encoder starts from: null (RUN's weights), random (a supervised run from scratch),
-    another run, a file of weights, torchvision:NAME or timm:NAME, of RUN's architecture."""
+    """Weights to start from: random, RUN, a file, torchvision:NAME, timm:NAME; null = RUN's."""
     trainable: Trainable = Trainable.all
-    """all, the last stages from layer2, layer3 or layer4 on, or head."""
+    """Part that is trained: all, the stages from this one on, or the classifier."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=0.1))
     head_learning_rate: float = 0.1
-    """Peak learning rate of the classifier; `optimizer.learning_rate` is the encoder's."""
+    """Peak learning rate of the classifier."""
     scratch_learning_rate: float = 0.1
     """Peak learning rate of the encoder with weights=random."""
     train: EpochsConfig = field(default_factory=lambda: EpochsConfig(epochs=30))
@@ -302,7 +301,7 @@ class MonitorConfig:
     features: Features = Features.backbone
     """Output of the backbone, or of the projection head."""
     allow_overlap: bool = False
-    """Accept a data.test of which more than 1% of the images are also in data.train."""
+    """Accept a data.test with over 1% of images of data.train."""
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for numbers out of range."""

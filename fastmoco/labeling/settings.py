@@ -69,18 +69,17 @@ class RequestConfig(FeaturesConfig):
     count: int = 1000
     """Number of images to request."""
     out: Path = Path("request")
-    """Folder of the request; the same command run again resumes in it."""
+    """Folder of the request."""
     mode: RequestMode = RequestMode.trained
-    """trained: rank each image by the run's encoders; per_sample_runs: by how separate runs on
-    random samples end, with the run's settings; random: in random order, to compare with."""
+    """Rank images by the run's encoders, by runs on random samples, or at random."""
     rank_by: RankBy = RankBy.both
-    """loss, rank (of the positive; per_sample_runs: accuracy), or both (mean of both positions)."""
+    """Rank by the loss, by the rank of the positive, or by the mean of both."""
     views: int = 4
-    """trained: pairs of views of each image that loss and rank are averaged over."""
+    """trained: pairs of views of each image."""
     negatives: NegativesFrom = NegativesFrom.queue
-    """trained: negatives from queue (the checkpoint's) or dataset (new keys of its images)."""
+    """trained: negatives from the checkpoint's queue, or new ones from the dataset."""
     seed: int = 0
-    """Seed for views, samples, random order and clusters."""
+    """Seed of all random choices."""
     samples: int = 40
     """per_sample_runs: number of samples, each drawn from all candidates."""
     sample_size: int = 12_800
@@ -90,22 +89,21 @@ class RequestConfig(FeaturesConfig):
     keep_runs: bool = False
     """per_sample_runs: keep the checkpoints of these runs, not only their metrics."""
     max_similarity: float = 0.99
-    """Skip an image whose centered features have a cosine above this to those of a labeled image or
-    of one ranked before it; 1 = skip only images with equal stored bytes."""
+    """Skip images with a cosine above this to a better or labeled one; 1: equal bytes only."""
     diversity: bool = False
-    """Choose the images that cover the feature space best (k-center greedy); see pool."""
+    """Choose the images that cover the features best (k-center)."""
     pool: int = 4
     """diversity: choose from the first pool * count images of the ranking."""
     balance: Balance = Balance.none
-    """none, or clusters: request the same number from each cluster of features (k-means)."""
+    """clusters: the same number from each cluster of features."""
     clusters: int = 0
     """balance=clusters: number of clusters; 0 = as many as data.train has classes, else 10."""
     images: bool = True
-    """Also write the requested images as files, for labeling."""
+    """Also write the images as files."""
     image_prefix: str = ""
     """Prefix of each image's path in label_studio.json, such as /data/local-files/?d=request/."""
     sheet: int = 64
-    """Maximum number of images on the contact sheet."""
+    """Most images on the contact sheet."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -144,7 +144,7 @@ class ModelConfig:
     """resnet18 to resnet152, resnext50_32x4d, alexnet and others; halves:NAME, one half for
     lightness and one for colors; timm:NAME (pip install timm)."""
     stem: Stem = Stem.imagenet
-    """First layers, for views of 224 pixels (imagenet) or 32; small_stride2 is a quarter the work."""
+    """First layers, for views of 224 pixels (imagenet) or 32; small_stride2 is faster."""
     width: int = 64
     """Channels of the first stage: 64 is the paper's."""
     zero_init_residual: bool = False
@@ -192,7 +192,7 @@ class MocoConfig:
     mechanism: Mechanism = Mechanism.moco
     """Where negatives come from: a queue (moco), the batch (end_to_end: SimCLR), and others."""
     pretext: Pretext = Pretext.instance
-    """Positive of a query: the other view, or its other half of colors (model.encoder=halves:NAME)."""
+    """Positive of a query: the other view, or its colors (needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
     """Projection head: linear (MoCo v1), mlp (v2), mlp_norm (SimCLR); moco_v3 has its own."""
     head_hidden_dim: int = 0

@@ -158,7 +158,7 @@ class TrainConfig(EncoderConfig):
     """Images per step, over all devices."""
     data: DataConfig = field(default_factory=DataConfig)
     weights: Path | None = None
-    """Weights to start from: RUN or RUN@STEP, a file, torchvision:NAME or timm:NAME; null = none."""
+    """Weights to start from: RUN, RUN@STEP, a file, torchvision:NAME, timm:NAME; null = none."""
     policy: Policy = field(default_factory=lambda: POLICIES["moco_v2"])
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: LoopConfig = field(default_factory=LoopConfig)

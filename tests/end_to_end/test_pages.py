@@ -1,8 +1,8 @@
 """Code blocks of README and docs: each is run with tiny data, or says before it why it is not.
 
 The reason is a comment on the line before the block, ``<!-- not run: needs a GPU -->``. Every
-command of every block is parsed, run or not. The blocks run in `make full`; to be quick, a command
-gets the options of `SHORT` in addition.
+command of every block is parsed, run or not. Blocks of `QUICK` commands run in every test, the
+others in `make full`; to be quick, a command gets the options of `SHORT` in addition.
 """
 
 import dataclasses
@@ -49,7 +49,9 @@ SHORT = {
     "knn": ["device=cpu", "k=5"],
     "request": ["device=cpu", "count=4"],
     "sweep": ["seeds=[0]", "print=true"],
+    "views": ["count=1", "views=2", "view_size=32"],
 }
+QUICK = {"convert", "info", "verify", "views", "embed", "neighbors", "feature-maps", "export"}
 PLACEHOLDERS = {"RUN": "runs/first", "TARGET": "safetensors", "PATH": "encoder.safetensors"}
 SETS = "train test photos-train photos-test"
 
@@ -75,6 +77,11 @@ def filled(words):
     return [names.sub(lambda m: PLACEHOLDERS[m[1]], w).replace("/shared/", "") for w in words]
 
 
+def is_quick(text):
+    """Whether a block trains nothing."""
+    return {words[0] for words in commands(text)} <= QUICK
+
+
 ALL = [
     pytest.param(page, reason, text, id=f"{page}:{line}")
     for page in PAGES
@@ -82,7 +89,7 @@ ALL = [
     for line, reason, _, text in blocks(page)
 ]
 TO_RUN = [
-    pytest.param(text, id=one.id, marks=pytest.mark.full)
+    pytest.param(text, id=one.id, marks=[] if is_quick(text) else pytest.mark.full)
     for one in ALL
     for _, reason, text in [one.values]
     if not reason
