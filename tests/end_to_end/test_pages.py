@@ -6,6 +6,7 @@ others in `make full`; to be quick, a command gets the options of `SHORT` in add
 """
 
 import dataclasses
+import itertools
 import re
 import shlex
 import shutil
@@ -47,7 +48,7 @@ SHORT = {
     "evaluate": ["device=cpu", "finetune_epochs=1", "cache=false"],
     "noise-table": ["device=cpu", "noises=[0,0.4]", "methods=[linear]"],
     "knn": ["device=cpu", "k=5"],
-    "request": ["device=cpu", "count=4"],
+    "request": ["device=cpu", "count=12"],
     "sweep": ["seeds=[0]", "print=true"],
     "views": ["count=1", "views=2", "view_size=32"],
 }
@@ -152,10 +153,11 @@ def place(made, tmp_path, monkeypatch):
     return tmp_path
 
 
-def grant_labels(request):
-    """What a person does between `request` and `merge-labels`."""
+def grant_labels(request, classes):
+    """What a person does between `request` and `merge-labels`; each class gets some images."""
     rows = (request / "request.csv").read_text().splitlines()[1:]
-    lines = [f"{row.partition(',')[0]},cat" for row in rows]
+    ids = (row.partition(",")[0] for row in rows)
+    lines = [f"{one},{name}" for one, name in zip(ids, itertools.cycle(classes), strict=False)]
     (request.parent / "granted.csv").write_text("\n".join(["sample_id,label", *lines]) + "\n")
 
 
@@ -165,7 +167,8 @@ def test_a_block_runs(text, place, capsys):
     for words in commands(text):
         name = words[0]
         if name == "merge-labels":
-            grant_labels(place / "request")
+            classes = [folder.name for folder in (place / "photos").iterdir()]
+            grant_labels(place / "request", classes)
         if name == "train" and any(word.startswith("name=") for word in words):
             shutil.rmtree(place / "runs/first", ignore_errors=True)
         given = filled(words) + SHORT.get(name, [])
