@@ -19,7 +19,7 @@ MEANINGS = {
     "knn_top1_pixels": ("kNN of raw pixels, %", "what no encoder is needed for"),
     "knn_top1_start": ("kNN of the encoder at the start, %", "before the first step"),
     "loss": ("loss, nats", "mean over the last tenth of the steps"),
-    "loss_floor_ln_k1": ("ln(K+1), nats", "loss of guessing"),
+    "loss_floor_ln_k1": ("loss at chance, nats", "what guessing gives"),
     "accuracy_top1": ("look-up, %", "the positive is found first among K + 1 keys"),
     "loss_stale": ("loss against the queue, nats", "the next queries, at most 2,048 keys"),
     "loss_fresh": ("loss against fresh keys, nats", "the same queries and images, keys made anew"),

@@ -112,9 +112,7 @@ def test_figures_are_those_of_a_plain_twin(images, symmetric):
     assert abs(found["loss_stale"] - found["loss_fresh"]) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("options", "ranks"), [(["train.accumulate=2"], ALONE), ([], Ranks(0, 2))]
-)
+@pytest.mark.parametrize(("options", "ranks"), [(["train.accumulate=2"], ALONE), ([], Ranks(0, 2))])
 def test_parts_of_a_batch_are_groups_of_the_fresh_keys_too(images, options, ranks):
     """Two micro-batches, or two ranks, are the groups of a split batch norm, and shuffled so."""
     split, parts = build(images, "moco.batch_norm_splits=2"), build(images, *options, ranks=ranks)
