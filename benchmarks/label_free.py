@@ -64,8 +64,8 @@ def points_of(run: RunFolder) -> Iterator[Point]:
 
 
 def _end(
-    run: RunFolder, rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
-) -> Iterator[tuple[Mapping[str, Any], float]]:
+    run: RunFolder, rows: Sequence[dict[str, Any]], config: Mapping[str, Any]
+) -> Iterator[tuple[dict[str, Any], Any]]:
     """The last row with RankMe, and the kNN that was evaluated, if it was."""
     path = run.path / "evaluation" / "knn.json"
     if rows and path.is_file():

@@ -69,8 +69,8 @@ class _Comparison:
         self._trainer, self._model = trainer, copy.deepcopy(model)
         self._model.loss = Loss.plain
         for module in self._model.modules():
-            if isinstance(getattr(module, "ranks", None), Ranks):
-                module.ranks = ALONE  # a collective would wait for the others
+            if isinstance(vars(module).get("ranks"), Ranks):
+                vars(module)["ranks"] = ALONE  # a collective would wait for the others
         cfg, ranks = trainer.cfg, trainer.ranks
         kind, _ = resolve_batch_norm(cfg.moco, ranks, cfg.train.accumulate)
         # Images of one forward pass in training; split batch norm has its groups within.
@@ -144,7 +144,9 @@ class _Comparison:
         with closing(build_for_requests(*arguments)) as loader:
             views = (self._views(batch) for batch in loader)
             pairs = zip(views, flags, strict=True)
-            return torch.cat([encode(torch.where(flag, *view)) for view, flag in pairs])
+            return torch.cat(
+                [encode(torch.where(flag, first, second)) for (first, second), flag in pairs]
+            )
 
     def _views(self, batch: Batch) -> tuple[Tensor, ...]:
         step = self._trainer.step

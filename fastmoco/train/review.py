@@ -13,6 +13,7 @@ from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.baselines import Baselines
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.files import atomic_write_text
+from fastmoco.moco.momentum import KeyMomentum
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.reporter import dispensable
@@ -101,13 +102,14 @@ def run_facts(trainer: Trainer) -> RunFacts:
     queue_size = moco.queue_size if moco.mechanism is Mechanism.moco else None
     has_key_encoder = moco.mechanism in WITH_KEY_ENCODER
     model, scheduled = trainer.step.model, cfg.train.epochs * trainer.steps_per_epoch
+    m = getattr(model, "momentum", None)
     return RunFacts(
         num_images=len(trainer.dataset),
         scheduled_steps=scheduled,
         queue_size=queue_size,
         momentum=moco.momentum if has_key_encoder else None,
         keys_per_step=cfg.global_batch_size * (2 if moco.symmetric else 1),
-        key_left=model.momentum.left_after(trainer.steps_done, scheduled) if has_key_encoder else 0,
+        key_left=m.left_after(trainer.steps_done, scheduled) if isinstance(m, KeyMomentum) else 0.0,
         from_weights=any("weights" in origin for origin in trainer.origins),
         fresh_chance=model.chance_among(min(queue_size, MOST_ROWS)) if queue_size else None,
     )
