@@ -32,6 +32,7 @@ FREE_KEYS = frozenset(
         "train.dry_run",
         "train.profile",
         "train.report",
+        "train.tracker",
         "checkpoint.every_minutes",
         "checkpoint.every_steps",
         "checkpoint.keep",
@@ -70,6 +71,16 @@ class OnNonfinite(StrEnum):
     """The run says so and continues, unless 20 such steps follow each other."""
 
 
+class Tracker(StrEnum):
+    """Who draws the metrics of a run while it trains, besides its own files."""
+
+    tensorboard = "tensorboard"
+    """Event files in the run folder."""
+    wandb = "wandb"
+    """Weights & Biases, by its own package and account."""
+    none = "none"
+
+
 @dataclass(kw_only=True, slots=True)
 class LoopConfig:
     """The training loop."""
@@ -99,6 +110,9 @@ class LoopConfig:
     """Like dry_run, with a table of a step's stages and a trace beside the run folder."""
     report: bool = True
     """Write report.html at the end of the run; fastmoco report writes it at any time."""
+    tracker: Tracker = Tracker.tensorboard
+    """Log the metrics for tensorboard, to wandb (Weights & Biases; needs its package and a login,
+    or WANDB_MODE=offline), or none. metrics.jsonl and the report have them all the same."""
     compile: Compile = Compile.auto
     """torch.compile: auto, always or never."""
     cuda_graph: CudaGraph = CudaGraph.auto
