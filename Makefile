@@ -30,7 +30,7 @@ help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 	echo "FFCV is built from source: it needs $(FFCV_PACKAGES), by apt where you may."
 
-demo: install ## pretrain and evaluate on the built-in images, 3 to 8 minutes; writes runs/demo
+demo: install ## pretrain and evaluate on the built-in images, 3 to 8 minutes on 2 cores of an AMD EPYC; writes runs/demo
 	@$(BIN)/fastmoco demo $(ARGS)
 
 test: install check ## all checks and the quick tests, JOBS files at the same time
@@ -46,7 +46,7 @@ faults: install ## all faults, hours; it goes on where it was stopped and update
 	$(BIN)/python -m tests.faults.document
 	exit $$status
 
-curves: install ## 200 steps of the fast path beside three seeds of the plain one, 3 minutes
+curves: install ## 200 steps of the fast path beside three seeds of the plain one, 3 minutes on 2 cores of an AMD EPYC
 	@$(BIN)/python -m pytest tests/golden --full-curves -s $(ARGS)
 
 # Nothing is installed: PYTHON, else the environment if there is one, runs it as it is.

@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastmoco.errors import Interrupted, UsageError
 from fastmoco.version import __version__
 
 if TYPE_CHECKING:
@@ -11,7 +12,16 @@ if TYPE_CHECKING:
     from fastmoco.moco.loss import info_nce
     from fastmoco.pipelines.build import build_loader
 
-__all__ = ["__version__", "build_loader", "info_nce", "load_encoder", "pretrain", "views"]
+__all__ = [
+    "Interrupted",
+    "UsageError",
+    "__version__",
+    "build_loader",
+    "info_nce",
+    "load_encoder",
+    "pretrain",
+    "views",
+]
 
 # Imported on first use: torch takes seconds, and `fastmoco --help` does not need it.
 _LAZY = {
@@ -28,3 +38,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module fastmoco has no attribute {name}")
     module, attribute = _LAZY[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})  # so that a notebook completes the names

@@ -7,7 +7,9 @@ dataclasses, never a ``DictConfig``.
 import copy
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
@@ -91,11 +94,30 @@ def load_config(schema: type[T], overrides: Sequence[str] = ()) -> T:
     kind: type = schema
     name = register_schema(kind)
     try:
-        with initialize_config_module("fastmoco.configs", version_base="1.3"):
+        with _hydra():
             composed = compose(name, list(overrides))
         return complete(schema, composed, keys)
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_one_line(error)) from error
+
+
+_COMPOSING = threading.Lock()
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Within the block, Hydra composes our presets.
+
+    Its state belongs to the process: other threads wait, and a program's own Hydra comes back.
+    """
+    with _COMPOSING:
+        of_program = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_module("fastmoco.configs", version_base="1.3"):
+                yield
+        finally:
+            GlobalHydra.instance().hydra = of_program
 
 
 def complete(schema: type[T], composed: DictConfig, keys: Collection[str]) -> T:

@@ -1,7 +1,8 @@
 """What a Python program uses: `views` to feed a training loop of its own, `pretrain` for ours."""
 
-from collections.abc import Iterator
-from contextlib import closing
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.build import AUTO, build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import POLICIES, Policy
+from fastmoco.ranks import environment_ranks
 from fastmoco.train import pretrain as training
 from fastmoco.train.settings import TrainConfig
 from fastmoco.train.trainer import channel_statistics
@@ -45,7 +47,7 @@ def views(
     dtype: torch.dtype = torch.float32,
     loader: str = AUTO,
     num_threads: int = 0,
-) -> Iterator[TwoViews]:
+) -> Generator[TwoViews, None, None]:
     """Two augmented views of every image, for a training loop of your own.
 
     The views are those that `fastmoco train` sees with this seed, normalized by the dataset's
@@ -93,6 +95,9 @@ def views(
 def pretrain(data: str | Path | TrainConfig, out: str | Path | None = None, **options: Any) -> Path:
     """Pretrain an encoder as `fastmoco train` does.
 
+    In the main thread a signal, such as a notebook's interrupt, saves the state and raises
+    `Interrupted`. No signal reaches another thread.
+
     Args:
         data: A dataset file of `fastmoco convert`, or a folder or tar shards of JPEGs. Or a
             complete configuration from `load_config`, without other arguments.
@@ -104,14 +109,49 @@ def pretrain(data: str | Path | TrainConfig, out: str | Path | None = None, **op
         The run folder; the same call again resumes a run that was stopped.
 
     Raises:
-        UsageError: If an option is unknown or wrong; other errors as of `train.loop.train`.
+        UsageError: If an option is unknown or wrong, or another thread pretrains; other errors as
+            of `train.loop.train`.
     """
+    with _alone():
+        return _pretrain(_configured(data, out, options))
+
+
+_PRETRAINING = threading.Lock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse a second training in this process: seed, algorithms and compiler are the process's."""
+    if not _PRETRAINING.acquire(blocking=False):
+        raise UsageError(
+            "pretrain is running in another thread of this process; wait for it, or start another "
+            "process"
+        )
+    try:
+        yield
+    finally:
+        _PRETRAINING.release()
+
+
+def _configured(
+    data: str | Path | TrainConfig, out: str | Path | None, options: dict[str, Any]
+) -> TrainConfig:
     if isinstance(data, TrainConfig):
         if out is not None or options:
             raise UsageError("pretrain takes a configuration alone, or a dataset with options")
-        return training.pretrain(data)
+        return data
     options = {"experiment": "own", **options, "data__train": str(data)}
     if out is not None:
         options["run_dir"] = str(out)
     given = [as_option(key.replace("__", "."), value) for key, value in options.items()]
-    return training.pretrain(load_config(TrainConfig, quote_values(TrainConfig, given)))
+    return load_config(TrainConfig, quote_values(TrainConfig, given))
+
+
+def _pretrain(cfg: TrainConfig) -> Path:
+    """Train, then write the report of the run."""
+    run, is_dry = training.pretrain(cfg), cfg.train.dry_run or cfg.train.profile
+    if cfg.train.report and not is_dry and environment_ranks().is_first:
+        from fastmoco.report.report import write_at_end
+
+        write_at_end(run, cfg.device)
+    return run

@@ -72,6 +72,11 @@ def run_application(arguments: Sequence[str]) -> None:
             sys.stdout.write(OmegaConf.to_yaml(OmegaConf.create(config_to_dict(cfg))))
             return
         overrides = [*(advised_overrides(cfg.advice) if cfg.advice else []), *overrides]
+    _run_jobs([*flags, *overrides], swept)
+
+
+def _run_jobs(words: Sequence[str], swept: Collection[str]) -> None:
+    """Let Hydra run the job, or those of a sweep; raises the first error of a job."""
     register_schema(TrainConfig)
     failures: list[BaseException] = []
     launching = os.getpid()
@@ -79,20 +84,7 @@ def run_application(arguments: Sequence[str]) -> None:
     def job(composed: DictConfig) -> None:
         # Hydra would print a traceback and exit with code 1 for any exception.
         try:
-            cfg = _job_config(composed, swept)
-            check_given(cfg)
-            path = run_path(cfg)
-            makes_folder = not (cfg.train.dry_run or cfg.train.profile)
-            may_be_finished = (path / "checkpoints").is_dir()  # and then be read-only
-            if makes_folder and not may_be_finished and environment_ranks().is_first:
-                check_writable(f"run_dir={path}", path)
-            with waiting("loading PyTorch"):  # after all options are checked
-                from fastmoco.train.pretrain import pretrain
-            pretrain(cfg)
-            if makes_folder and cfg.train.report and environment_ranks().is_first:
-                from fastmoco.report.report import write_at_end
-
-                write_at_end(path, cfg.device)
+            _train(_job_config(composed, swept))
         except BaseException as error:
             if os.getpid() != launching:  # the job of a launcher, which reports the error itself
                 raise
@@ -101,13 +93,26 @@ def run_application(arguments: Sequence[str]) -> None:
     application = hydra.main(
         version_base="1.3", config_path="pkg://fastmoco.configs", config_name="train"
     )(job)
-    saved_argv, sys.argv = sys.argv, ["fastmoco train", *flags, *overrides]
+    saved_argv, sys.argv = sys.argv, ["fastmoco train", *words]
     try:
         application()
     finally:
         sys.argv = saved_argv
     if failures:
         raise failures[0]
+
+
+def _train(cfg: TrainConfig) -> None:
+    """Pretrain, after the folder is checked."""
+    check_given(cfg)
+    path = run_path(cfg)
+    makes_folder = not (cfg.train.dry_run or cfg.train.profile)
+    may_be_finished = (path / "checkpoints").is_dir()  # and then be read-only
+    if makes_folder and not may_be_finished and environment_ranks().is_first:
+        check_writable(f"run_dir={path}", path)
+    with waiting("loading PyTorch"):  # after all options are checked
+        from fastmoco.library import pretrain
+    pretrain(cfg)
 
 
 def _split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

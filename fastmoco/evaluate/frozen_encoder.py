@@ -120,8 +120,9 @@ def encoder_of(
     state = under_prefix("model.query_encoder", checkpoint.tensors)
     with torch.device("meta"):  # a file may name an encoder that no memory holds
         check_module(_built(cfg, checkpoint), state, checkpoint)
-    torch.manual_seed(cfg.seed)
-    encoder = _built(cfg, checkpoint)
+    with torch.random.fork_rng(devices=[]):  # a program's own draws do not change
+        torch.default_generator.manual_seed(cfg.seed)
+        encoder = _built(cfg, checkpoint)
     _, mean, std = encoder_facts(checkpoint)
     if weights is not None and weights != RANDOM:
         start = read_start(weights, encoder, cfg, settable=False)

@@ -73,7 +73,7 @@ class KnnResult:
 
     def to_text(self) -> str:
         """The result, its baselines and the protocol as a table."""
-        rows = {"trained" if self.baselines else self.features: self.to_json(), **self.baselines}
+        rows = {"pretrained": self.to_json(), **self.baselines}
         lines = [f"{'':<12}{'top-1 %':>9}{'top-5 %':>9}"]
         lines += [f"{name:<12}{row['top1']:>9.2f}{row['top5']:>9.2f}" for name, row in rows.items()]
         lines += filter(None, [self.about(), self.remark_on_k(), self.remark()])

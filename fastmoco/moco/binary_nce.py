@@ -15,7 +15,10 @@ from fastmoco.ranks import Ranks
 
 
 def chance_binary_nce(num_negatives: int) -> float:
-    """Loss in nats where all keys are equally similar: ``ln(K + 1) + K ln(1 + 1/K)``."""
+    """Least loss in nats with all keys equally similar: ``ln(K + 1) + K ln(1 + 1/K)``.
+
+    With ``r = s / Z`` it is ``ln(1 + K/r) + K ln(1 + r/K)``, which is least at r = 1.
+    """
     return math.log(num_negatives + 1) + num_negatives * math.log1p(1 / num_negatives)
 
 

@@ -174,7 +174,11 @@ class ContrastiveModel(nn.Module, ABC):
 
     def chance_loss(self, global_batch_size: int) -> float:
         """Loss of a random guess in nats: `chance_form`."""
-        return math.log(self.num_negatives(global_batch_size) + 1)
+        return self.chance_among(self.num_negatives(global_batch_size))
+
+    def chance_among(self, num_negatives: int) -> float:
+        """`chance_loss` for any number of negatives."""
+        return math.log(num_negatives + 1)
 
     @abstractmethod
     def describe(self, global_batch_size: int, /) -> str:

@@ -149,11 +149,11 @@ class MoCo(ContrastiveModel):
         fixed = [] if self.binary_nce is None else [self.binary_nce.normalizer]
         return super().moved_by_forward() + fixed
 
-    def chance_loss(self, global_batch_size: int) -> float:
+    def chance_among(self, num_negatives: int) -> float:
         """Loss of a random guess in nats, by the objective."""
         if self.binary_nce is not None:
-            return chance_binary_nce(self.num_negatives(global_batch_size))
-        return super().chance_loss(global_batch_size)
+            return chance_binary_nce(num_negatives)
+        return super().chance_among(num_negatives)
 
     def num_negatives(self, _: int) -> int:
         """Length of the queue, for any batch."""

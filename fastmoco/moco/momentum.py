@@ -51,6 +51,12 @@ class KeyMomentum(nn.Module):
         if self.moves:
             self.value.fill_(momentum_at(self.start, self.end, progress))
 
+    def left_after(self, steps: int, total: int) -> float:
+        """Fraction of the first key encoder that is left after some of a run's steps."""
+        if not self.moves:
+            return self.start**steps
+        return math.prod(momentum_at(self.start, self.end, n / total) for n in range(steps))
+
     def describe(self) -> str:
         """``, momentum 0.99 to 1`` for the run's header; empty if m is constant."""
         return f", momentum {self.start:g} to {self.end:g}" if self.moves else ""

@@ -19,7 +19,7 @@ MEANINGS = {
     "knn_top1_pixels": ("of raw pixels, %", "without any encoder"),
     "knn_top1_start": ("of the encoder at the start, %", "before the first step"),
     "loss": ("loss", "mean over the last tenth of the steps"),
-    "loss_floor_ln_k1": ("loss of guessing", "ln(K + 1)"),
+    "loss_floor_ln_k1": ("loss at chance", "what guessing gives"),
     "feature_deviation": ("spread of the features", "1 is even over the sphere, 0 is collapse"),
 }
 """Name and meaning of the figures of a verdict."""

@@ -11,7 +11,7 @@ from fastmoco.reproduce.definition import Definition
 from fastmoco.reproduce.plan import combinations, run_label, run_name
 from fastmoco.reproduce.record import RunRecord, Status, read_record
 from fastmoco.runs.metrics_file import read_metrics
-from fastmoco.train.verdict import COLLAPSED_BELOW
+from fastmoco.train.doubts import COLLAPSED_BELOW
 
 SETTINGS = ("parameters", "global_batch_size", "epochs")
 """Facts of a run that a table has columns for if they differ."""

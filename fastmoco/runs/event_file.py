@@ -14,7 +14,11 @@ from typing import Any
 
 
 class EventFile:
-    """Scalars for TensorBoard; after a failed write the next one begins a new file."""
+    """Scalars for TensorBoard; after a failed write the next one begins a new file.
+
+    Attributes:
+        path: TensorBoard's folder of the run.
+    """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
         """Set the folder, which the first write makes.
@@ -23,9 +27,9 @@ class EventFile:
             folder: TensorBoard's folder of the run.
             purge_step: Values from this step on, in older files of the folder, no longer count.
         """
-        self._folder, self._purge_step = folder, purge_step
+        self.path, self._purge_step = folder, purge_step
         self._descriptor: int | None = None
-        self._path = folder
+        self._file = folder
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append values.
@@ -46,7 +50,7 @@ class EventFile:
         except OSError:
             self.close()  # a reader stops at a torn record
             if is_new:
-                self._path.unlink(missing_ok=True)
+                self._file.unlink(missing_ok=True)
             raise
 
     def close(self) -> None:
@@ -56,11 +60,11 @@ class EventFile:
             self._descriptor = None
 
     def _begin(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._path = self._folder / name
-        self._descriptor = os.open(self._path, flags, 0o666)
+        self._file = self.path / name
+        self._descriptor = os.open(self._file, flags, 0o666)
 
     def _append(self, **fields: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

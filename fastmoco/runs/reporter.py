@@ -3,11 +3,11 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -17,7 +17,6 @@ from fastmoco.device import peak_memory_bytes, reserved_memory_bytes
 from fastmoco.errors import without_controls
 from fastmoco.output import display_stream
 from fastmoco.ranks import ALONE, Ranks
-from fastmoco.runs.event_file import EventFile
 from fastmoco.runs.metrics_file import MetricsFile, damaged_path
 from fastmoco.runs.run_folder import RunFolder
 
@@ -115,8 +114,21 @@ class _Screen(logging.Handler):
             print(self.format(record), file=sys.stderr)  # noqa: T201
 
 
+class Board(Protocol):
+    """Another program that draws the rows: `event_file.EventFile`, `wandb_run.WandbRun`."""
+
+    path: Path
+    """Its folder in the run folder."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add a row; raise OSError if that fails."""
+
+    def close(self) -> None:
+        """End; raise OSError if that fails."""
+
+
 class Reporter:
-    """Writes rows to ``metrics.jsonl``, TensorBoard and the progress line."""
+    """Writes rows to ``metrics.jsonl``, a board and the progress line."""
 
     def __init__(
         self,
@@ -126,6 +138,7 @@ class Reporter:
         *,
         resume_step: int,
         total_steps: int,
+        board: Board | None = None,
     ) -> None:
         """Open the files; rows after `resume_step` are removed.
 
@@ -135,9 +148,10 @@ class Reporter:
             device: Device whose memory is shown.
             resume_step: Steps done before.
             total_steps: Steps of the run.
+            board: Gets the rows too, and is closed with the reporter.
         """
         self.file = MetricsFile(run.metrics, resume_step=resume_step)
-        self._board = EventFile(run.tensorboard, purge_step=resume_step + 1)
+        self._board = board
         self._failing: set[Path] = set()
         self._paths = run
         self._logger, self._device = logger, device
@@ -168,7 +182,8 @@ class Reporter:
         """Write one row to all of them; what cannot be written is said once."""
         values = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and k != "step"}
         self._try(self._paths.metrics, lambda: self.file.write(row))
-        self._try(self._paths.tensorboard, lambda: self._board.write(row["step"], values))
+        if board := self._board:
+            self._try(board.path, lambda: board.write(row["step"], values))
         self.show(row)
 
     def _try(self, path: Path, write: Callable[[], None]) -> None:
@@ -211,7 +226,8 @@ class Reporter:
         """Close the progress line and the files."""
         self._progress.stop()
         self.file.close()
-        self._board.close()
+        if self._board:
+            self._try(self._board.path, self._board.close)
 
 
 class SilentReporter:

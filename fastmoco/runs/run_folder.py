@@ -34,6 +34,7 @@ OUTPUTS = (
     "verdict.json",
     "report.html",
     "tensorboard",
+    "wandb",
 )
 """Files of a run without a checkpoint, which the next run replaces."""
 
@@ -121,6 +122,11 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
+
+    @property
+    def wandb(self) -> Path:
+        """Folder of the W&B run."""
+        return self.path / "wandb"
 
     @property
     def has_checkpoint(self) -> bool:

@@ -241,3 +241,9 @@ def queue_size(images: int, keys: int) -> int:
 def momentum(steps: int) -> float:
     """Momentum m of the key encoder for a number of steps."""
     return next(m for m, fewest in MOMENTA if steps >= fewest)
+
+
+def shorter_queue(images: int, keys: int) -> str:
+    """What to set where a queue holds a set of images, with so many keys of a step."""
+    queue = queue_size(images, keys)
+    return f"set moco.queue_size={queue}" if queue <= images else "set a smaller global_batch_size"

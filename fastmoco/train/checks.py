@@ -11,8 +11,9 @@ from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.ranges import check_ranges
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import resolve_rank_device
+from fastmoco.runs.wandb_run import check_wandb
 from fastmoco.train.acceleration import resolve_cuda_graph
-from fastmoco.train.settings import TrainConfig, check_given
+from fastmoco.train.settings import Tracker, TrainConfig, check_given
 
 
 def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
@@ -45,6 +46,8 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
             f"{cfg.weights} has no effect; set only one of them"
         )
     resolve_cuda_graph(cfg, device, ranks)
+    if cfg.train.tracker is Tracker.wandb and ranks.is_first:
+        check_wandb()
     return device
 
 

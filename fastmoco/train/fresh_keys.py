@@ -12,7 +12,7 @@ them with each other.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from fastmoco.draws.device import permutation
+from fastmoco.draws.host import draw_keys
 from fastmoco.draws.streams import INT64, hashed_order
-from fastmoco.moco.batchnorm import SynchronizedBatchNorm2d, resolve_batch_norm
+from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.model import MoCo
 from fastmoco.moco.queue import UNKNOWN, of_first_view
 from fastmoco.moco.settings import BatchNorm, Loss
@@ -31,8 +32,8 @@ from fastmoco.optim.precision import autocast
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.beton_loader import build_for_requests
 from fastmoco.pipelines.contract import Batch, LoaderSpec
-from fastmoco.pipelines.crops import BatchRequest, batch_requests, request_of
-from fastmoco.ranks import ALONE
+from fastmoco.pipelines.crops import request_of
+from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import loader_threads
 from fastmoco.train.metrics import STEP_METRICS, step_metrics
 from fastmoco.train.trainer import Trainer
@@ -41,7 +42,7 @@ FRESH_METRICS = ("loss_stale", "loss_fresh", "accuracy_top1_fresh", "key_drift")
 MOST_ROWS = 2_048
 """Rows of the queue that are compared."""
 QUERIES = 512
-"""Least number of queries; they are a few batches of one group each."""
+"""Least number of queries; they are those of complete batches, so that keys can be shuffled."""
 
 
 def fresh_metrics(trainer: Trainer) -> dict[str, float]:
@@ -66,10 +67,10 @@ class _Comparison:
 
     def __init__(self, trainer: Trainer, model: MoCo) -> None:
         self._trainer, self._model = trainer, copy.deepcopy(model)
-        self._model.loss, self._model.ranks = Loss.plain, ALONE
+        self._model.loss = Loss.plain
         for module in self._model.modules():
-            if isinstance(module, SynchronizedBatchNorm2d):
-                module.ranks = ALONE
+            if isinstance(vars(module).get("ranks"), Ranks):
+                vars(module)["ranks"] = ALONE  # a collective would wait for the others
         cfg, ranks = trainer.cfg, trainer.ranks
         kind, _ = resolve_batch_norm(cfg.moco, ranks, cfg.train.accumulate)
         # Images of one forward pass in training; split batch norm has its groups within.
@@ -83,10 +84,11 @@ class _Comparison:
     def measure(self, stale: Tensor, source: INT64) -> dict[str, float]:
         """`FRESH_METRICS` of rows ``(R, C)`` and their sources ``(R, 2)``."""
         with autocast(self._trainer.device, self._trainer.step.autocast_dtype):
-            fresh = self._made_anew(source)[: len(stale)].to(stale.dtype)
-            found = [self._look_up(batch, stale, fresh) for batch in self._batches(self._queries())]
+            fresh = self._made_anew(source).to(stale.dtype)
+            query, key = self._pairs()
+            found = [self._look_up(query, key, rows) for rows in (stale, fresh)]
         loss, top1 = (STEP_METRICS.index(name) for name in ("loss", "accuracy_top1"))
-        against_stale, against_fresh = torch.stack(found).mean(0).tolist()
+        against_stale, against_fresh = torch.stack(found).tolist()
         return {
             "loss_stale": against_stale[loss],
             "loss_fresh": against_fresh[loss],
@@ -94,39 +96,57 @@ class _Comparison:
             "key_drift": (1 - (stale.float() * fresh.float()).sum(1).mean()).item(),
         }
 
-    def _batches(self, requests: Iterator[BatchRequest]) -> Iterator[Batch]:
-        dataset, device = self._trainer.dataset, self._trainer.device
-        arguments = (dataset.decode, dataset, requests, self._count, self._spec, device)
-        with closing(build_for_requests(*arguments)) as loader:
-            yield from loader
-
     def _made_anew(self, source: INT64) -> Tensor:
-        """Keys of the rows' images, ``(R, C)``; the last batch is filled up with the first rows."""
+        """Keys of the rows' images, ``(R, C)``; the last part is filled up with the first rows."""
         padded = np.resize(source, (-(-len(source) // self._count) * self._count, 2))
-        of_first = padded[:, 0] < 0
-        ids = np.where(of_first, of_first_view(padded[:, 0]), padded[:, 0])
-        parts = np.arange(len(padded)).reshape(-1, self._count)
-        requests = (
-            request_of(self._trainer.dataset, ids[part], padded[part, 1], self._spec)
-            for part in parts
-        )
-        flags = torch.from_numpy(of_first[parts]).to(self._trainer.device)
-        keys = []
-        for batch, is_first in zip(self._batches(requests), flags, strict=True):
-            first, second = self._views(batch)
-            view = torch.where(is_first[:, None, None, None], first, second)
-            keys.append(self._model.embed_keys(view))
-        return torch.cat(keys)
+        return self._embedded(padded, self._model.embed_keys)[: len(source)]
 
-    def _queries(self) -> Iterator[BatchRequest]:
-        """The images of the next steps: at the end of the run, of the steps that would follow."""
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the next steps, ``(Q, C)`` each; keys are shuffled as in training."""
+        queries, keys = [], []
+        for source in self._next_sources():
+            first = np.stack([of_first_view(source[:, 0]), source[:, 1]], axis=1)
+            queries.append(self._embedded(first, self._model.embed_queries))
+            order = permutation(torch.from_numpy(source[:, 1]))  # of the complete batch
+            order = order if self._model.shuffle_keys else torch.arange(len(source))
+            shuffled = self._embedded(source[order.numpy()], self._model.embed_keys)
+            keys.append(
+                torch.empty_like(shuffled).index_copy_(0, order.to(shuffled.device), shuffled)
+            )
+        return torch.cat(queries), torch.cat(keys)
+
+    def _next_sources(self) -> Iterator[INT64]:
+        """Sources of each of the next global batches; at the end of the run, of those to follow."""
         trainer = self._trainer
         epoch, batch = divmod(trainer.steps_done, trainer.steps_per_epoch)
-        plan = trainer.plan(epoch=epoch, start_batch=batch)
-        plan = replace(plan, rank=0, world_size=1)
-        steps = batch_requests(trainer.dataset, plan, self._spec, stop_epoch=epoch + 1 + QUERIES)
-        parts = (part for step in steps for part in _parts(step, self._count))
-        return islice(parts, -(-QUERIES // self._count))
+        plan = replace(trainer.plan(epoch=epoch, start_batch=batch), rank=0, world_size=1)
+        steps = (
+            np.stack([ids, draw_keys(one.seed, one.epoch, ids)], axis=1)
+            for one in plan.epochs(epoch + 1 + QUERIES)
+            for ids in one.batches()
+        )
+        return islice(steps, -(-QUERIES // trainer.cfg.global_batch_size))
+
+    def _embedded(self, source: INT64, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeddings of views, ``(R, C)``, in parts of the size of training.
+
+        Args:
+            source: As `Queue.source`, ``(R, 2)``; R is a multiple of the images of a part.
+            encode: Views to embeddings.
+        """
+        dataset, device = self._trainer.dataset, self._trainer.device
+        of_first = source[:, 0] < 0
+        ids = np.where(of_first, of_first_view(source[:, 0]), source[:, 0])
+        parts = np.arange(len(source)).reshape(-1, self._count)
+        requests = (request_of(dataset, ids[part], source[part, 1], self._spec) for part in parts)
+        flags = torch.from_numpy(of_first[parts]).to(device)[..., None, None, None]
+        arguments = (dataset.decode, dataset, requests, self._count, self._spec, device)
+        with closing(build_for_requests(*arguments)) as loader:
+            views = (self._views(batch) for batch in loader)
+            pairs = zip(views, flags, strict=True)
+            return torch.cat(
+                [encode(torch.where(flag, first, second)) for (first, second), flag in pairs]
+            )
 
     def _views(self, batch: Batch) -> tuple[Tensor, ...]:
         step = self._trainer.step
@@ -140,25 +160,7 @@ class _Comparison:
             by_kornia=step.by_kornia,
         )
 
-    def _look_up(self, batch: Batch, *negatives: Tensor) -> Tensor:
-        """`step_metrics` of a batch against each of the ``(R, C)``; keys are shuffled."""
-        view, key_view = self._views(batch)
-        order, query = permutation(batch.draw_key), self._model.embed_queries(view)
-        shuffled = self._model.embed_keys(self._model.shuffled(key_view, order))
-        key, found = self._model.unshuffled(shuffled, order), []
-        for rows in negatives:
-            self._model.queue.keys = rows
-            found.append(step_metrics(self._model.look_up(query, key)))
-        return torch.stack(found)
-
-
-def _parts(request: BatchRequest, count: int) -> Iterator[BatchRequest]:
-    """Cut a batch into parts of `count` images."""
-    for start in range(0, len(request.sample_id), count):
-        rows = slice(start, start + count)
-        yield BatchRequest(
-            request.sample_id[rows],
-            request.draw_key[rows],
-            request.label[rows],
-            request.boxes[rows],
-        )
+    def _look_up(self, query: Tensor, key: Tensor, negatives: Tensor) -> Tensor:
+        """`step_metrics` against negatives ``(R, C)``."""
+        self._model.queue.keys = negatives
+        return step_metrics(self._model.look_up(query, key))

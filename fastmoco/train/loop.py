@@ -56,7 +56,7 @@ def train(cfg: TrainConfig) -> Path:
 
     Returns:
         The run folder: ``config.yaml``, ``metrics.jsonl``, ``train.log``, ``checkpoints/``,
-        ``views.png``, ``curves.png``, ``verdict.json``, ``tensorboard/``, perhaps
+        ``views.png``, ``curves.png``, ``verdict.json``, ``tensorboard/`` or ``wandb/``, perhaps
         ``quarantine.csv``.
 
     Raises:

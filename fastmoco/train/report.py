@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastmoco.configuration import config_to_dict
 from fastmoco.data.source_set import SourceSet
 from fastmoco.device import (
     describe_device,
@@ -18,7 +19,9 @@ from fastmoco.device import (
 from fastmoco.evaluate.monitor import Measurement
 from fastmoco.optim.schedules import base_learning_rate
 from fastmoco.pipelines.contract import ViewLoader
-from fastmoco.runs.reporter import Reporter, SilentReporter
+from fastmoco.runs.event_file import EventFile
+from fastmoco.runs.reporter import Board, Reporter, SilentReporter
+from fastmoco.runs.wandb_run import WandbRun
 from fastmoco.train.beginning import describe_origins
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.estimate import run_cost
@@ -26,6 +29,7 @@ from fastmoco.train.fresh_keys import FRESH_METRICS
 from fastmoco.train.machine import machine_of
 from fastmoco.train.number_format import describe_precision
 from fastmoco.train.run_warnings import RunFacts, warnings_for
+from fastmoco.train.settings import Tracker
 from fastmoco.train.trainer import Trainer
 
 MEASURED = (*Measurement._fields, *FRESH_METRICS)
@@ -84,7 +88,11 @@ class StepClock:
 
 
 def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | SilentReporter:
-    """Open the reporter of this rank, from the step that the trainer has reached."""
+    """Open the reporter of this rank, from the step that the trainer has reached.
+
+    Raises:
+        UsageError: If the run cannot begin at W&B.
+    """
     if not trainer.ranks.is_first:
         return SilentReporter()
     return Reporter(
@@ -93,7 +101,20 @@ def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | Silent
         trainer.device,
         resume_step=trainer.steps_done,
         total_steps=trainer.total_steps,
+        board=open_board(trainer, logger),
     )
+
+
+def open_board(trainer: Trainer, logger: logging.Logger) -> Board | None:
+    """Open what ``train.tracker`` names."""
+    tracker, run = trainer.cfg.train.tracker, trainer.run
+    if tracker is Tracker.tensorboard:
+        return EventFile(run.tensorboard, purge_step=trainer.steps_done + 1)
+    if tracker is Tracker.wandb:
+        found = WandbRun(run.wandb, config=config_to_dict(trainer.cfg))
+        logger.info("tracker   %s", found.about)
+        return found
+    return None
 
 
 def make_row(

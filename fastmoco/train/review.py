@@ -13,19 +13,22 @@ from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.baselines import Baselines
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.files import atomic_write_text
+from fastmoco.moco.momentum import KeyMomentum
 from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.reporter import dispensable
 from fastmoco.runs.run_folder import RunFolder
+from fastmoco.train.doubts import RunFacts
 from fastmoco.train.fresh_keys import MOST_ROWS
 from fastmoco.train.trainer import Trainer
-from fastmoco.train.verdict import RunFacts, judge, warning
+from fastmoco.train.verdict import judge, warning
 from fastmoco.visualize.pictures import draw_curves
 
 DRAW_SECONDS = 30.0
 """Least time between two pictures of the curves."""
 DRAW_SHARE = 0.03
 """Most of a run's time that these pictures may take."""
+WITH_KEY_ENCODER = (Mechanism.moco, Mechanism.moco_v3)
 
 
 class Review:
@@ -49,9 +52,9 @@ class Review:
         trainer = self._trainer  # at the end, `at_end` draws
         if not trainer.ranks.is_first or trainer.finished or time.monotonic() < self._next_picture:
             return
-        start = time.monotonic()
-        rows = self._draw()
-        if not self._warned and (text := warning(rows, trainer.total_steps)):
+        start, moco = time.monotonic(), trainer.cfg.moco
+        rows, m = self._draw(), moco.momentum if moco.mechanism in WITH_KEY_ENCODER else None
+        if not self._warned and (text := warning(rows, trainer.total_steps, m)):
             self._logger.warning("warning   %s", text)
             self._warned = True
         now = time.monotonic()
@@ -97,14 +100,18 @@ def run_facts(trainer: Trainer) -> RunFacts:
     """The facts that a verdict rests on."""
     cfg, moco = trainer.cfg, trainer.cfg.moco
     queue_size = moco.queue_size if moco.mechanism is Mechanism.moco else None
-    has_key_encoder = moco.mechanism in (Mechanism.moco, Mechanism.moco_v3)
+    has_key_encoder = moco.mechanism in WITH_KEY_ENCODER
+    model, scheduled = trainer.step.model, cfg.train.epochs * trainer.steps_per_epoch
+    m = getattr(model, "momentum", None)
     return RunFacts(
         num_images=len(trainer.dataset),
-        global_batch_size=cfg.global_batch_size,
-        scheduled_steps=cfg.train.epochs * trainer.steps_per_epoch,
+        scheduled_steps=scheduled,
         queue_size=queue_size,
         momentum=moco.momentum if has_key_encoder else None,
-        compared_keys=min(queue_size, MOST_ROWS) if queue_size else None,
+        keys_per_step=cfg.global_batch_size * (2 if moco.symmetric else 1),
+        key_left=m.left_after(trainer.steps_done, scheduled) if isinstance(m, KeyMomentum) else 0.0,
+        from_weights=any("weights" in origin for origin in trainer.origins),
+        fresh_chance=model.chance_among(min(queue_size, MOST_ROWS)) if queue_size else None,
     )
 
 

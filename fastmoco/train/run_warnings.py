@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.settings import BatchNorm, Mechanism, Precision
 from fastmoco.ranks import Ranks
-from fastmoco.train.advice import momentum, norm_groups, queue_size
+from fastmoco.train.advice import momentum, norm_groups, shorter_queue
 from fastmoco.train.estimate import MEMORY_SHARE, run_cost
 from fastmoco.train.machine import Machine
 from fastmoco.train.rules import FEWEST_STEPS
@@ -63,11 +63,10 @@ def _about_keys(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
     """Warn about queue, key encoder and batch norm of MoCo."""
     batch, moco = cfg.global_batch_size, cfg.moco
     if moco.queue_size > facts.images:
-        queue = queue_size(facts.images, 2 * batch if moco.symmetric else batch)
         yield (
             f"K = {moco.queue_size:,} is longer than an epoch of {facts.images:,} images, so that "
             "some negatives are sure to be of the query's own image; "
-            f"set moco.queue_size={queue}"
+            + shorter_queue(facts.images, 2 * batch if moco.symmetric else batch)
         )
     left = moco.momentum**facts.steps
     constant = moco.final_momentum is None and not cfg.train.max_steps

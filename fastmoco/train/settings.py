@@ -32,6 +32,7 @@ FREE_KEYS = frozenset(
         "train.dry_run",
         "train.profile",
         "train.report",
+        "train.tracker",
         "checkpoint.every_minutes",
         "checkpoint.every_steps",
         "checkpoint.keep",
@@ -70,6 +71,16 @@ class OnNonfinite(StrEnum):
     """The run says so and continues, unless 20 such steps follow each other."""
 
 
+class Tracker(StrEnum):
+    """Who draws the metrics of a run while it trains, besides its own files."""
+
+    tensorboard = "tensorboard"
+    """Event files in the run folder."""
+    wandb = "wandb"
+    """Weights & Biases, by its own package and account."""
+    none = "none"
+
+
 @dataclass(kw_only=True, slots=True)
 class LoopConfig:
     """The training loop."""
@@ -97,6 +108,8 @@ class LoopConfig:
     """Like dry_run, also with the time of each part of a step and a trace."""
     report: bool = True
     """Write report.html at the end of the run."""
+    tracker: Tracker = Tracker.tensorboard
+    """Log the metrics for tensorboard, to wandb (its package and a login), or nowhere else."""
     compile: Compile = Compile.auto
     """Use torch.compile; auto: where it works."""
     cuda_graph: CudaGraph = CudaGraph.auto

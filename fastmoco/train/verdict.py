@@ -16,19 +16,23 @@ from statistics import fmean
 from typing import Any
 
 from fastmoco.evaluate.baselines import Baselines
+from fastmoco.train.doubts import (
+    COLLAPSED_BELOW,
+    EARLY_STEPS,
+    LOWER_RATE,
+    OTHER_RATE,
+    Doubt,
+    RunFacts,
+    at_chance,
+    doubts_of,
+    is_chance,
+    spread,
+)
 
-COLLAPSED_BELOW = 0.1
-"""Feature deviation: about 1 is spread over the sphere, 0 is collapse."""
-EARLY_STEPS = 500
-"""Fewer steps are never called a collapse: weights at their start have narrow features too."""
-CHANCE_SHARE = 0.97
-"""A loss above this fraction of ln(K+1) counts as chance."""
 SOLVED_ABOVE = 90.0
 """Percent of look-ups that find the positive: the task has little left to teach."""
 STANDARD_ERRORS = 2.0
 """How far kNN must be above a baseline; in errors of the difference of two shares."""
-MOST_SKIPPED = 0.05
-"""Fraction of the steps that may be skipped: fp16 looks for its scale in the first steps."""
 LAST_PART = 0.1
 """Figures are means over the rows of this last fraction of the steps."""
 STALE_GAP = 0.1
@@ -52,27 +56,8 @@ class Outcome(StrEnum):
     """All images have nearly the same features."""
 
 
-ADVICE = {
-    Outcome.too_early: "train longer: more train.epochs, in a new run folder",
-    Outcome.memorized: "train on more images, or start from published weights",
-    Outcome.collapsed: "lower optimizer.learning_rate, or set moco.momentum to 0.99 or more",
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunFacts:
-    """What a verdict needs to know about a run besides its metrics."""
-
-    num_images: int
-    global_batch_size: int
-    scheduled_steps: int
-    """Steps of all epochs; train.max_steps may stop the run before."""
-    queue_size: int | None
-    """K, keys of earlier steps; None without a queue."""
-    momentum: float | None
-    """m of the key encoder at the start; None without a key encoder."""
-    compared_keys: int | None = None
-    """Keys that ``loss_stale`` and ``loss_fresh`` are over."""
+SAFE_MOMENTUM = 0.99
+"""Least m that has not collapsed here (docs/reproductions/moco.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,16 +86,6 @@ class Verdict:
         return [f"{'' if number else 'verdict':<10}{line}" for number, line in enumerate(wrapped)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Doubt:
-    """A reason not to trust what the metrics say."""
-
-    text: str
-    advice: str
-    early: bool
-    """Whether more steps would settle it."""
-
-
 def judge(
     rows: Sequence[dict[str, Any]], facts: RunFacts, baselines: Baselines | None
 ) -> Verdict | None:
@@ -127,9 +102,9 @@ def judge(
     if not rows:
         return None
     step, figures = rows[-1]["step"], _figures(rows, baselines)
-    doubts = _doubts(figures, facts, step)
+    doubts = doubts_of(figures, facts, step)
     if _is_collapsed(figures) and step >= EARLY_STEPS:
-        outcome, reason = Outcome.collapsed, _spread(figures)
+        outcome, reason = Outcome.collapsed, spread(figures)
     elif baselines and "knn_top1" in figures:
         outcome, reason = _by_labels(figures, baselines, doubts)
     else:
@@ -138,12 +113,14 @@ def judge(
         doubts = []
     reasons = [reason, *(doubt.text for doubt in doubts if doubt.text != reason)]
     reasons += _about_loss(rows)
-    advice = [ADVICE[outcome]] if outcome in ADVICE else []
-    advice += [doubt.advice for doubt in doubts if doubt.advice]
+    if outcome is Outcome.collapsed:  # its advice is about the rate already
+        doubts = [doubt for doubt in doubts if "learning_rate" not in doubt.advice]
+    advice = [_advice(outcome, facts, step), *(doubt.advice for doubt in doubts)]
+    advice = [text for text in dict.fromkeys(advice) if text]
     return Verdict(outcome=outcome, step=step, reasons=reasons, advice=advice, figures=figures)
 
 
-def warning(rows: Sequence[dict[str, Any]], total_steps: int) -> str | None:
+def warning(rows: Sequence[dict[str, Any]], total_steps: int, momentum: float | None) -> str | None:
     """What a user should know while a run goes on: a lasting collapse, or a loss stuck at chance.
 
     It is looked for after a quarter of the steps, and over the last half of those done: features
@@ -154,9 +131,9 @@ def warning(rows: Sequence[dict[str, Any]], total_steps: int) -> str | None:
         return None
     late = [row for row in rows if row["step"] > step / 2]
     if all(_is_collapsed(row) for row in late):
-        return f"{_spread(late[-1])}; {ADVICE[Outcome.collapsed]}"
-    if all(_is_chance(row) for row in late):
-        return f"{_at_chance(late[-1])}; try another optimizer.learning_rate"
+        return f"{spread(late[-1])}; {_against_collapse(momentum)}"
+    if all(is_chance(row) for row in late):
+        return f"{at_chance(late[-1])}; {OTHER_RATE}"
     return None
 
 
@@ -174,44 +151,20 @@ def _figures(rows: Sequence[dict[str, Any]], baselines: Baselines | None) -> dic
     return figures
 
 
-def _doubts(figures: dict[str, float], facts: RunFacts, step: int) -> list[_Doubt]:
-    doubts, size = [], facts.queue_size
-    is_long = size is not None and size >= facts.num_images
-    if step < facts.scheduled_steps:
-        text = f"it stopped at step {step} of {facts.scheduled_steps} (train.max_steps)"
-        doubts.append(_Doubt(text, "raise train.max_steps; the same command resumes", early=True))
-    if facts.momentum is not None and (kept := facts.momentum**step) > 0.5:
-        text = f"the key encoder keeps {100 * kept:.0f}% of its start (momentum {facts.momentum:g})"
-        advice = "set moco.momentum=0.99 for few steps"
-        doubts.append(_Doubt(text, advice, early=True))
-    if figures["skipped_steps"] > MOST_SKIPPED * step:
-        text = f"{figures['skipped_steps']:,.0f} steps changed nothing: they were not finite"
-        doubts.append(_Doubt(text, "lower optimizer.learning_rate", early=True))
-    if _is_chance(figures):
-        doubts.append(_Doubt(_at_chance(figures), "", early=not is_long))
-    elif facts.compared_keys and "loss_fresh" in figures:
-        chance = math.log(facts.compared_keys + 1)
-        if figures["loss_fresh"] > CHANCE_SHARE * chance:
-            text = (
-                f"the loss {figures['loss_fresh']:.2f} against fresh keys is at chance "
-                f"({chance:.2f}), though it is {figures['loss_stale']:.2f} against the queue: "
-                "queries are told from keys by age"
-            )
-            doubts.append(_Doubt(text, "", early=not is_long))
-    if figures["feature_deviation"] < COLLAPSED_BELOW:
-        advice = "if that lasts, set a shorter moco.queue_size or a lower optimizer.learning_rate"
-        doubts.append(_Doubt(_spread(figures), advice, early=True))
-    if size is not None and step * facts.global_batch_size < size:
-        text = f"the queue of {size:,} keys was never filled"
-        doubts.append(_Doubt(text, "", early=True))
-    if is_long:
-        text = (
-            f"the queue of {size:,} keys is longer than the set of {facts.num_images:,} images: "
-            "images are their own negatives"
-        )
-        advice = f"set moco.queue_size to {facts.num_images // 2} or less"
-        doubts.append(_Doubt(text, advice, early=False))
-    return doubts
+def _advice(outcome: Outcome, facts: RunFacts, step: int) -> str:
+    """What to change by the outcome; "" = nothing, or what a doubt says."""
+    if outcome is Outcome.collapsed:
+        return _against_collapse(facts.momentum)
+    if outcome is Outcome.memorized:
+        return "train on more images" + ("" if facts.from_weights else ", or start from weights")
+    if outcome is Outcome.too_early and step >= facts.scheduled_steps:
+        return "train longer: more train.epochs, in a new run folder"
+    return ""
+
+
+def _against_collapse(momentum: float | None) -> str:
+    low = momentum is not None and momentum < SAFE_MOMENTUM
+    return LOWER_RATE + (f", or set moco.momentum to {SAFE_MOMENTUM} or more" if low else "")
 
 
 def _about_loss(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -237,7 +190,7 @@ def _about_loss(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _by_labels(
-    figures: dict[str, float], baselines: Baselines, doubts: Sequence[_Doubt]
+    figures: dict[str, float], baselines: Baselines, doubts: Sequence[Doubt]
 ) -> tuple[Outcome, str]:
     knn, pixels = figures["knn_top1"], baselines.knn_top1_pixels
     start = baselines.knn_top1_start
@@ -256,11 +209,11 @@ def _by_labels(
     return (Outcome.memorized if memorized else Outcome.too_early), reason
 
 
-def _without_labels(figures: dict[str, float], doubts: Sequence[_Doubt]) -> tuple[Outcome, str]:
+def _without_labels(figures: dict[str, float], doubts: Sequence[Doubt]) -> tuple[Outcome, str]:
     if early := [doubt.text for doubt in doubts if doubt.early]:
         return Outcome.too_early, early[0]
-    if _is_chance(figures):
-        return Outcome.too_early, _at_chance(figures)
+    if is_chance(figures):
+        return Outcome.too_early, at_chance(figures)
     if doubts and figures["accuracy_top1"] > SOLVED_ABOVE:
         found = f"{figures['accuracy_top1']:.0f}% of look-ups find the positive"
         return Outcome.memorized, f"{found} in a queue that holds all images"
@@ -275,21 +228,4 @@ def _is_collapsed(figures: dict[str, Any]) -> bool:
     Below chance they are a phase: the query is newer than the queue, all queries alike. The demo
     passes it in its steps 80 to 200, with a deviation of 0.03.
     """
-    return bool(figures["feature_deviation"] < COLLAPSED_BELOW and _is_chance(figures))
-
-
-def _is_chance(figures: dict[str, Any]) -> bool:
-    return bool(figures["loss"] > CHANCE_SHARE * figures["loss_floor_ln_k1"])
-
-
-def _at_chance(figures: dict[str, Any]) -> str:
-    return (
-        f"the loss {figures['loss']:.2f} is at chance, ln(K+1) = {figures['loss_floor_ln_k1']:.2f}"
-    )
-
-
-def _spread(figures: dict[str, Any]) -> str:
-    deviation = figures["feature_deviation"]
-    return (
-        f"all images have nearly the same features (spread {deviation:.2f}; 1 is even, 0 is none)"
-    )
+    return bool(figures["feature_deviation"] < COLLAPSED_BELOW and is_chance(figures))

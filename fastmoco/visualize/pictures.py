@@ -219,11 +219,11 @@ def draw_panel(
 
 
 def _draw_loss(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:
-    _curves(axes, rows, {"loss": "InfoNCE"}, "loss, nats")
+    _curves(axes, rows, {"loss": "all keys"}, "loss, nats")
     names = {"loss_stale": "against the queue", "loss_fresh": "against new keys"}
     _curves(axes, _measured(rows, "loss_fresh"), names, "loss, nats")
     floor = rows[-1]["loss_floor_ln_k1"]
-    _dotted(axes, floor, f"ln(K+1) = {floor:.2f}, chance")
+    _dotted(axes, floor, f"chance, {floor:.2f}")
 
 
 def _draw_look_up(axes: Axes, rows: Sequence[dict[str, Any]], _: Baselines | None) -> None:

@@ -1,7 +1,9 @@
 """What Python programs call: `views`, `pretrain`, and the examples of docs/python.md."""
 
+import asyncio
 import itertools
 import re
+import signal
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +18,11 @@ from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.errors import UsageError
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.train.settings import TrainConfig
-from tests.runs import write_colors
+from tests.runs import write_colors, write_run
 
+TINY = {"train__max_steps": 2, "train__compile": "never", "train__report": False}
+TINY |= {"model__width": 4, "global_batch_size": 8, "pipeline__view_size": 16, "device": "cpu"}
+TINY |= {"monitor__every_epochs": 0}
 PAGE = Path(__file__).parents[2] / "docs/python.md"
 
 
@@ -107,7 +112,76 @@ def test_pretrain_takes_options_or_a_configuration(place, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_pretrain_runs_in_a_thread_beside_an_event_loop_and_alone(place, tmp_path, monkeypatch):
+    """As in a notebook; the program uses Hydra itself; a second training meanwhile is refused."""
+    from hydra import initialize
+    from hydra.core.global_hydra import GlobalHydra
+
+    from fastmoco.train.step import TrainStep
+
+    refused = []
+    plain = TrainStep.make_views
+
+    def trying(self, *arguments):
+        with pytest.raises(UsageError, match="running in another thread") as caught:
+            fastmoco.pretrain(place / "train.beton", tmp_path / "other", **TINY)
+        refused.append(caught)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(TrainStep, "make_views", trying)
+    call = (fastmoco.pretrain, place / "train.beton", tmp_path / "run")
+    with initialize(version_base="1.3", config_path=None):
+        of_program = GlobalHydra.instance().hydra
+        run = asyncio.run(asyncio.to_thread(*call, **TINY))
+        assert GlobalHydra.instance().hydra is of_program
+    assert len(refused) == 2
+    assert (run / "verdict.json").exists()
+    assert not (run / "report.html").exists()  # train.report=false
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_interrupt_saves_and_the_same_call_resumes(place, tmp_path, monkeypatch):
+    from fastmoco.train.step import TrainStep
+
+    plain = TrainStep.make_views
+    calls = []
+
+    def counting(self, *arguments):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(TrainStep, "make_views", counting)
+    before = signal.getsignal(signal.SIGINT)
+    options = TINY | {"train__max_steps": 3}
+    with pytest.raises(fastmoco.Interrupted, match="stopped after step 2, saved"):
+        fastmoco.pretrain(place / "train.beton", tmp_path / "run", **options)
+    assert signal.getsignal(signal.SIGINT) is before
+    fastmoco.pretrain(place / "train.beton", tmp_path / "run", **options)
+    assert len(calls) == 3
+
+
+def test_loading_an_encoder_leaves_the_random_state_of_the_program(tmp_path):
+    run = write_run(tmp_path / "run")
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    untrained = [fastmoco.load_encoder(run, untrained=True) for _ in range(2)]
+    assert torch.equal(torch.rand(2), expected)
+    weights = [next(encoder.parameters()) for encoder in untrained]
+    assert torch.equal(*weights)
+
+
+def test_a_notebook_completes_the_names():
+    assert set(fastmoco.__all__) <= set(dir(fastmoco))
+
+
 def test_the_examples_of_the_page_run(place, monkeypatch, capsys):
+    from fastmoco.report import report
+
+    reports = []
+    monkeypatch.setattr(report, "write_at_end", lambda *given: reports.append(given))
     monkeypatch.chdir(place)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 4
@@ -116,5 +190,6 @@ def test_the_examples_of_the_page_run(place, monkeypatch, capsys):
         exec(block, scope)
     assert "torch.Size([8, 3, 32, 32])" in capsys.readouterr().out
     assert scope["run"] == Path("runs/first")
+    assert reports == [(Path("runs/first"), "auto")]
     assert len(scope["features"]) == 4
     assert 0 <= scope["accuracy"] <= 1

@@ -13,7 +13,7 @@ import torch
 
 from fastmoco.moco.build import build_model
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
-from fastmoco.moco.settings import BatchNorm, MocoConfig, ModelConfig, Precision, Stem
+from fastmoco.moco.settings import BatchNorm, MocoConfig, ModelConfig, Objective, Precision, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES
@@ -41,6 +41,7 @@ def make_model(
     smooth=False,
     symmetric=False,
     accumulate=1,
+    objective="info_nce",
 ):
     torch.manual_seed(0)
     moco = MocoConfig(
@@ -51,6 +52,7 @@ def make_model(
         batch_norm=BatchNorm(batch_norm),
         batch_norm_splits=splits,
         symmetric=symmetric,
+        objective=Objective(objective),
     )
     encoder = ModelConfig(encoder="resnet18", stem=Stem.small, width=4)
     model = build_model(encoder, moco, ranks, accumulate)
@@ -109,6 +111,7 @@ RUNS = {
     "eman": (("eman",), {}),
     "symmetric": (("shuffled", 1, torch.float64, False, True), {"policy": "moco_v3"}),
     "fp16": (("auto", 1, torch.float32), {"precision": Precision.fp16, "overflowing": (0, 3)}),
+    "binary NCE": (("auto", 1, torch.float64, False, False, 1, "binary_nce"), {}),
     "in parts": (
         ("auto", 1, torch.float64, False, False, 2),
         {"accumulate": 2, "policy": "moco_v3"},
@@ -207,6 +210,13 @@ def test_two_symmetric_shuffling_ranks_are_one_rank(two_ranks):
     """With unlike views, each of which is query and key."""
     one = train_model(make_model(ALONE, "shuffled", splits=2, symmetric=True), policy="moco_v3")
     assert_same(two_ranks["symmetric"], one, 1e-9)
+
+
+def test_two_ranks_of_binary_nce_are_one_rank(two_ranks):
+    """With the normalizer of both ranks' first batches, which then stays."""
+    one = train_model(make_model(ALONE, "auto", splits=2, objective="binary_nce"))
+    assert_same(two_ranks["binary NCE"], one, 1e-9)
+    assert two_ranks["binary NCE"]["binary_nce.normalizer"][0] == 1
 
 
 def test_two_ranks_with_loss_scaling_skip_alike(two_ranks):

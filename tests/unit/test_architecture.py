@@ -145,6 +145,9 @@ for arguments in (["--help"], ["--version"], *([name, "--help"] for name in cli.
         assert cli.main(arguments) == 0
     assert printed.getvalue().strip()
     check(arguments)
+parts = ("labeling", "detection", "reproduce", "interop", "doctor", "report")
+loaded = [name for name in sys.modules if name.startswith(tuple(f"fastmoco.{p}." for p in parts))]
+assert all(name.endswith((".settings", ".definition")) for name in loaded), loaded
 print("commands:", *cli.COMMANDS)
 """
 

@@ -16,6 +16,7 @@ from fastmoco.moco.settings import Mechanism, MocoConfig, ModelConfig, Objective
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.train.checks import check_config
 from fastmoco.train.settings import TrainConfig
+from tests.steps import TINY_RUN, differing, make_batch, make_trainer
 
 IMAGES, T = 50, 0.5
 """Images of the dataset, which cancel, and the temperature."""
@@ -89,6 +90,39 @@ def test_a_model_keeps_the_normalizer_in_its_state_and_undoes_it_with_a_skipped_
     assert "binary NCE" in model.describe(4)
     plain = build_model(encoder, MocoConfig(dim=8, queue_size=16))
     assert not any("normalizer" in name for name in plain.state_dict())
+
+
+def test_a_resumed_run_keeps_the_normalizer_bit_by_bit():
+    options = [*TINY_RUN, "moco.objective=binary_nce", "optimizer.learning_rate=0.3"]
+    whole, resumed = (make_trainer(options) for _ in range(2))
+    for number in range(2):
+        whole.take(make_batch(number), 0.3)
+    before = whole.step.model.binary_nce.normalizer.clone()
+    resumed.restore(whole.checkpoint())
+    for trainer in (whole, resumed):
+        trainer.take(make_batch(2), 0.3)
+    assert differing(resumed.step, whole.step) == []
+    assert torch.equal(resumed.step.model.binary_nce.normalizer, before)
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 2.0, 100.0])
+def test_no_guess_is_better_than_chance(ratio):
+    """Keys that are all equally similar, farther or nearer than when Z was fixed."""
+    rows = vectors(0, 1).expand(6, 8)
+    objective = BinaryNce(T, ALONE)
+    objective(rows, rows, rows)
+    objective.normalizer[1] -= math.log(ratio)
+    assert float(objective(rows, rows, rows)[0]) > chance_binary_nce(6)
+
+
+def test_16_bits_round_the_features_alone():
+    query, key, queue = vectors(0, 6), vectors(1, 6), vectors(2, 12)
+    expected, _ = BinaryNce(T, ALONE)(query, key, queue)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", torch.bfloat16):
+            found, _ = BinaryNce(T, ALONE)(query.to(dtype), key.to(dtype), queue.to(torch.float16))
+        assert found.dtype is torch.float32
+        assert float(found) == pytest.approx(float(expected), rel=2e-2)
 
 
 def test_equal_keys_give_the_loss_of_chance():

@@ -209,7 +209,7 @@ def test_a_run_folder_is_described_as_it_is():
     written = {
         name.rstrip("/") for name in re.findall(r"^- `([^`]+)`", prose_of("docs/metrics.md"), re.M)
     }
-    ours = {path.name for path in [*paths, run.tensorboard]} | {LOCK_NAME}
+    ours = {path.name for path in [*paths, run.tensorboard, run.wandb]} | {LOCK_NAME}
     assert written == ours | {"evaluation", "features"}
 
 

@@ -112,16 +112,15 @@ def test_figures_are_those_of_a_plain_twin(images, symmetric):
     assert abs(found["loss_stale"] - found["loss_fresh"]) > 1e-3
 
 
-def test_micro_batches_are_groups_of_the_fresh_keys_too(images):
-    """Two micro-batches are the two groups of a split batch norm: the same keys."""
-    split, parts = build(images, "moco.batch_norm_splits=2"), build(images, "train.accumulate=2")
+@pytest.mark.parametrize(("options", "ranks"), [(["train.accumulate=2"], ALONE), ([], Ranks(0, 2))])
+def test_parts_of_a_batch_are_groups_of_the_fresh_keys_too(images, options, ranks):
+    """Two micro-batches, or two ranks, are the groups of a split batch norm, and shuffled so."""
+    split, parts = build(images, "moco.batch_norm_splits=2"), build(images, *options, ranks=ranks)
     train(split, 4)
     parts.step.model.load_state_dict(split.step.model.state_dict())
     parts.steps_done = split.steps_done
     found, expected = fresh_metrics(parts), fresh_metrics(split)
-    assert found["key_drift"] == pytest.approx(expected["key_drift"], rel=1e-4)
-    # Queries are in the same groups; their keys are shuffled within 4 images instead of 8.
-    assert found["loss_fresh"] == pytest.approx(expected["loss_fresh"], rel=0.05)
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("option", ["moco.batch_norm_splits=2", "moco.batch_norm=eman"])
@@ -150,10 +149,17 @@ def test_nothing_is_said_of_a_mechanism_without_a_queue(images):
     assert fresh_metrics(build(images, "moco.mechanism=memory_bank")) == {}
 
 
-@pytest.mark.parametrize(("batch_norm", "count"), [("shuffled", 4), ("synchronized", 8)])
-def test_one_of_several_ranks_measures_alone(images, monkeypatch, batch_norm, count):
+@pytest.mark.parametrize(
+    ("option", "count"),
+    [
+        ("moco.batch_norm=shuffled", 4),
+        ("moco.batch_norm=synchronized", 8),
+        ("moco.objective=binary_nce", 4),  # its normalizer is gathered
+    ],
+)
+def test_one_of_several_ranks_measures_alone(images, monkeypatch, option, count):
     """There is no process group here: a collective would raise an error."""
-    trainer = build(images, f"moco.batch_norm={batch_norm}", ranks=Ranks(0, 2))
+    trainer = build(images, option, ranks=Ranks(0, 2))
     ids = np.arange(ROWS) % len(images)
     source = torch.from_numpy(np.stack([ids, draw_keys(0, 0, ids)], 1))
     trainer.step.model.queue.source.copy_(source)

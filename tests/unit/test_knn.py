@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from fastmoco.evaluate import knn, nearest
 from fastmoco.evaluate.classes import ClassTable, class_ranks, top_accuracies
 from fastmoco.evaluate.features import FeatureSet
-from fastmoco.evaluate.settings import Vote
+from fastmoco.evaluate.settings import EvaluateConfig, KnnConfig, MonitorConfig, Vote
+from fastmoco.schema_options import describe
 
 
 def clusters(count, seed):
@@ -149,3 +150,12 @@ def test_more_neighbors_than_a_class_has_images_are_told(k, said):
         seconds=1.0,
     )
     assert ("than the largest class has images (30)" in result.to_text()) == said
+
+
+@pytest.mark.parametrize("schema", [EvaluateConfig, MonitorConfig])
+def test_whatever_measures_knn_names_its_options_as_the_command_does(schema):
+    def options(one):
+        found = {key: (kind, text) for key, kind, text in describe(one)}
+        return found["k"], found["temperature"], one().k, one().temperature
+
+    assert options(schema) == options(KnnConfig)

@@ -2,10 +2,12 @@
 
 from enum import Enum
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import torch
 
+from fastmoco import configs
 from fastmoco.configuration import load_config
 from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.settings import LinearConfig
@@ -63,7 +65,11 @@ V1 = {
     "policy.grayscale_probability": 0.2,
     "policy.grayscale_first": True,
     "policy.jitter_probability": 1.0,
+    "policy.brightness": 0.4,
+    "policy.contrast": 0.4,
+    "policy.saturation": 0.4,
     "policy.hue": 0.4,
+    "policy.flip_probability": 0.5,
     "policy.blur_probability": 0.0,
 }
 V2 = {
@@ -157,6 +163,8 @@ LIGHTLY = {
 }
 IMAGENETTE = {
     "model.encoder": "resnet50",
+    "model.stem": "imagenet",
+    "pipeline.view_size": 128,
     "moco.head": "mlp",
     "moco.head_hidden_dim": 512,
     "moco.dim": 128,
@@ -167,6 +175,7 @@ IMAGENETTE = {
     "optimizer.name": "adam",
     "optimizer.learning_rate": 1e-3,
     "optimizer.weight_decay": 1e-4,
+    "optimizer.schedule": "constant",
     "policy.pool_draws": 2,
     "policy.pool_probability": 0.6,
     "policy.flip_probability": 0.0,
@@ -179,6 +188,11 @@ COMPETITION = {
     **BLUR,
     "model.encoder": "resnet50",
     "pipeline.view_size": 96,
+    "global_batch_size": 256,  # this, the rate, T and C are MoCo v2's
+    "optimizer.learning_rate": 0.03,
+    "optimizer.weight_decay": 1e-4,
+    "moco.temperature": 0.2,
+    "moco.dim": 128,
     "moco.head": "mlp",
     "moco.queue_size": 2048,
     "moco.momentum": 0.99,
@@ -191,6 +205,7 @@ COURSE = {
     "model.encoder": "resnet50",
     "optimizer.name": "sgd",
     "optimizer.learning_rate": 0.03,
+    "train.epochs": 20,
 }
 CMC = {  # HobbitLong/CMC, train_moco_ins.py, under the report's batch and epochs
     **COURSE,
@@ -215,7 +230,6 @@ CMC = {  # HobbitLong/CMC, train_moco_ins.py, under the report's batch and epoch
     "policy.saturation": 0.4,
     "policy.hue": 0.4,
     "policy.flip_probability": 0.5,
-    "train.epochs": 20,
 }
 RECIPES = {
     "moco_v1": V1,
@@ -236,7 +250,16 @@ RECIPES = {
         **IMAGENET_PIXELS,
         "policy.crop_scale": [0.08, 1.0],
         "moco.v3_heads": "vit",
+        "model.freeze_patch_projection": True,  # arXiv:2104.02057, section 4.2
+        "global_batch_size": 4096,
+        "moco.momentum": 0.99,
+        "moco.temperature": 0.2,
         "optimizer.name": "adamw",
+        "optimizer.learning_rate": 1.5e-4,
+        "optimizer.scale_learning_rate": True,
+        "optimizer.weight_decay": 0.1,
+        "optimizer.warmup_epochs": 40,
+        "train.epochs": 300,
     },
     "simclr": {
         "moco.mechanism": "end_to_end",
@@ -252,7 +275,13 @@ RECIPES = {
         "optimizer.weight_decay": 1e-6,
         "optimizer.warmup_epochs": 10,
         "optimizer.schedule": "cosine",
+        "global_batch_size": 4096,
+        "train.epochs": 100,
+        "policy.crop_scale": [0.08, 1.0],
+        "policy.flip_probability": 0.5,
         "policy.brightness": 0.8,
+        "policy.contrast": 0.8,
+        "policy.saturation": 0.8,
         "policy.hue": 0.2,
         "policy.jitter_probability": 0.8,
         "policy.grayscale_probability": 0.2,
@@ -310,6 +339,9 @@ RECIPES = {
         "model.encoder": "resnet50",
         "pipeline.view_size": 32,
         "policy.blur_probability": 0.0,
+        "moco.queue_size": 4096,  # input, stem and dictionary are the notebook's
+        "moco.momentum": 0.99,
+        "moco.temperature": 0.1,
     },
     "mnist": {**COURSE, "pipeline.view_size": 28, "policy.flip_probability": 0.0},
     "tiny_imagenet": {**COURSE, "pipeline.view_size": 64},
@@ -419,3 +451,10 @@ def test_half_the_rate_and_twice_the_decay_turn_a_mean_of_two_losses_into_their_
         of_mean.step()
         of_sum.step()
     torch.testing.assert_close(*weights)
+
+
+def test_every_preset_of_a_write_up_has_its_recipe_here():
+    """Not of fastmoco's own, which have no source."""
+    own = {"own", "demo", "cifar10_cpu"}
+    folder = Path(configs.__file__).parent / "experiment"
+    assert {path.stem for path in folder.glob("*.yaml")} - own == set(RECIPES)

@@ -77,7 +77,7 @@ def test_all_of_a_run_is_on_one_page(place, capsys):
         "60",
         "31",
         "15 of 15 images",
-        "ln(K+1)",
+        "chance, ",
         "runs/x, seed 0",
     ):
         assert part in text, part

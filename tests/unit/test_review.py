@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from fastmoco.data.settings import DataConfig
 from fastmoco.evaluate.baselines import Baselines
 from fastmoco.evaluate.settings import MonitorConfig
+from fastmoco.moco.momentum import KeyMomentum
 from fastmoco.moco.settings import Mechanism, MocoConfig
 from fastmoco.ranks import ALONE
 from fastmoco.runs.run_folder import RunFolder
@@ -31,6 +33,9 @@ STUCK = {
     "feature_deviation": 0.6,
     "knn_top1": None,
 }
+
+
+MODEL = {"momentum": KeyMomentum(0.999, 1.0), "chance_among": math.log1p}
 
 
 class Labels(SimpleNamespace):
@@ -55,7 +60,10 @@ def trainer(tmp_path):
         cfg=cfg,
         ranks=ALONE,
         dataset=labeled(0, 1, 1),
+        step=SimpleNamespace(model=SimpleNamespace(**MODEL)),
+        origins=[],
         steps_per_epoch=10,
+        steps_done=2000,
         total_steps=2000,
         finished=False,
     )
@@ -119,6 +127,7 @@ def test_measurements_without_labels_are_drawn(monkeypatch):
     assert found["against new keys"] == [5.4]
     assert found["among new keys"] == [2.0]
     assert found["RankMe"] == [7.0]
+    assert "chance, 5.55" in found  # ln(K+1) of InfoNCE, more of binary NCE
     assert not figures[0].axes[3].get_title()
 
 
@@ -194,6 +203,11 @@ def test_facts_are_of_the_mechanism(trainer):
     facts = run_facts(trainer)
     assert (facts.num_images, facts.scheduled_steps) == (3, 2000)
     assert (facts.queue_size, facts.momentum) == (65536, 0.999)
+    assert (facts.keys_per_step, facts.fresh_chance) == (256, math.log(2049))
+    assert not facts.from_weights
+    trainer.cfg.moco, trainer.origins = MocoConfig(symmetric=True), [{"weights": "w"}]
+    assert run_facts(trainer).keys_per_step == 512
+    assert run_facts(trainer).from_weights
     trainer.cfg.moco = MocoConfig(mechanism=Mechanism.end_to_end)
     assert (run_facts(trainer).queue_size, run_facts(trainer).momentum) == (None, None)
     trainer.cfg.moco = MocoConfig(mechanism=Mechanism.moco_v3)
