@@ -20,12 +20,14 @@ from fastmoco.train.rules import (
     BLUR_FROM,
     FEW_IMAGES,
     FEWEST_BATCHES,
+    FEWEST_QUEUE_STEPS,
     LONGEST_QUEUE,
     MANY_IMAGES,
     MEASUREMENTS,
     MOMENTA,
     NEIGHBORS,
     NORM_KEYS,
+    QUEUE_AGE,
     QUEUE_SHARE,
     RATES,
     RULES,
@@ -206,22 +208,23 @@ def norm_groups(batch: int) -> int:
 def _choose_length(chosen: _Choices, images: int, kind: str) -> None:
     """Choose K, epochs and what depends on the number of steps."""
     rules, batch = RULES[kind], chosen.batch
-    is_moco = chosen.get("moco.mechanism", Mechanism.moco) == Mechanism.moco
-    if is_moco:
-        keys = 2 * batch if chosen.get("moco.symmetric") else batch
-        queue = queue_size(images, keys)
-        chosen.add(f"{100 * queue / images:.0f}% of {images:,} images", {"moco.queue_size": queue})
     per_epoch = max(1, images // batch)
     epochs = min(max(-(-rules.steps // per_epoch), rules.fewest_epochs), rules.most_epochs)
     values = {"train.epochs": epochs, "optimizer.warmup_epochs": max(1, WARMUP_STEPS // per_epoch)}
     chosen.add(f"{per_epoch:,} steps an epoch", values)
-    if is_moco:
-        steps = chosen.get("train.epochs") * per_epoch
-        m = momentum(steps)
-        chosen.add(
-            f"{steps:,} steps; the key encoder follows within {1 / (1 - m):.0f}",
-            {"moco.momentum": m},
-        )
+    if chosen.get("moco.mechanism", Mechanism.moco) != Mechanism.moco:
+        return
+    steps = chosen.get("train.epochs") * per_epoch
+    keys = 2 * batch if chosen.get("moco.symmetric") else batch
+    queue = queue_size(images, keys, steps)
+    chosen.add(
+        f"{100 * queue / images:.0f}% of {images:,} images; keys of {queue // keys} steps",
+        {"moco.queue_size": queue},
+    )
+    m = momentum(steps)
+    chosen.add(
+        f"{steps:,} steps; the key encoder follows within {1 / (1 - m):.0f}", {"moco.momentum": m}
+    )
 
 
 def _choose_monitor(chosen: _Choices, found: Survey) -> None:
@@ -232,9 +235,15 @@ def _choose_monitor(chosen: _Choices, found: Survey) -> None:
     chosen.add(f"{found.classes:,} classes: kNN tells whether they are learned", values)
 
 
-def queue_size(images: int, keys: int) -> int:
-    """K for a set of images: `QUEUE_SHARE` of it, in multiples of the keys of a step."""
-    wanted = min(images * QUEUE_SHARE, LONGEST_QUEUE)
+def queue_size(images: int, keys: int, steps: int) -> int:
+    """K for a set of images and a number of steps, in multiples of the keys of a step.
+
+    It is `QUEUE_SHARE` of the images, unless its oldest keys would be older than `QUEUE_AGE` of the
+    run; their age is a power of two, so that a larger set never gets a shorter queue by the
+    rounding of epochs.
+    """
+    oldest = max(FEWEST_QUEUE_STEPS, 1 << (int(steps * QUEUE_AGE) | 1).bit_length() - 1)
+    wanted = min(images * QUEUE_SHARE, LONGEST_QUEUE, oldest * keys)
     return keys * max(1, int(wanted // keys))
 
 
@@ -243,7 +252,7 @@ def momentum(steps: int) -> float:
     return next(m for m, fewest in MOMENTA if steps >= fewest)
 
 
-def shorter_queue(images: int, keys: int) -> str:
+def shorter_queue(images: int, keys: int, steps: int) -> str:
     """What to set where a queue holds a set of images, with so many keys of a step."""
-    queue = queue_size(images, keys)
+    queue = queue_size(images, keys, steps)
     return f"set moco.queue_size={queue}" if queue <= images else "set a smaller global_batch_size"

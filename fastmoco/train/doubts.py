@@ -113,7 +113,7 @@ def _doubts_of_queue(facts: RunFacts, step: int) -> Iterator[Doubt]:
             f"the queue of {size:,} keys is longer than the set of {facts.num_images:,} images: "
             "images are their own negatives"
         )
-        yield Doubt(text, shorter_queue(facts.num_images, keys), early=False)
+        yield Doubt(text, shorter_queue(facts.num_images, keys, facts.scheduled_steps), early=False)
 
 
 def is_chance(figures: dict[str, Any]) -> bool:

@@ -66,7 +66,7 @@ def _about_keys(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
         yield (
             f"K = {moco.queue_size:,} is longer than an epoch of {facts.images:,} images, so that "
             "some negatives are sure to be of the query's own image; "
-            + shorter_queue(facts.images, 2 * batch if moco.symmetric else batch)
+            + shorter_queue(facts.images, 2 * batch if moco.symmetric else batch, facts.steps)
         )
     left = moco.momentum**facts.steps
     constant = moco.final_momentum is None and not cfg.train.max_steps

@@ -151,7 +151,7 @@ def test_few_images_are_told_so():
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 7, 8, 64, 90, 256, 4096])
 def test_groups_of_batch_norm_divide_the_batch(batch):
     assert batch % norm_groups(batch) == 0
-    assert queue_size(8 * batch, batch) % batch == 0
+    assert queue_size(8 * batch, batch, 5_000) % batch == 0
     known = {1: 1, 2: 1, 3: 1, 4: 2, 7: 1, 8: 2, 64: 4, 90: 3, 256: 8}
     assert norm_groups(batch) == known.get(batch, batch // 32)
 
@@ -260,6 +260,7 @@ def test_each_job_of_a_sweep_is_advised_by_its_own_options(images, tmp_path, mon
     jobs: list[TrainConfig] = []
     monkeypatch.setattr(pretrain, "train", jobs.append)
     data = [f"data.train='{images}'", "experiment=own", f"name={tmp_path.name}", "device=cpu"]
+    data += ["train.report=false"]
     assert cli.main(["train", *data, "global_batch_size=8,16", "--multirun"]) == 0
     assert [job.moco.queue_size for job in jobs] == [8, 16]
     assert [job.run_dir.name for job in jobs] == ["global_batch_size=8", "global_batch_size=16"]
