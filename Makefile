@@ -110,7 +110,8 @@ install: ## create .venv and install everything; quick when nothing changed
 		PYTHONWARNINGS="ignore:Editable installation" $(PIP) $${quiet-} -e '.[dali-cuda13,docs,eval]' --group dev
 	} || { echo "pip failed, see above. Once the cause is mended, the next make goes on from here." >&2; exit 1; }
 	echo "$(STATE)" > .venv/.installed
-	exec $(MAKE) --no-print-directory ffcv
+	$(MAKE) --no-print-directory ffcv
+	echo "Installed in .venv. The command is there after: source .venv/bin/activate"
 
 # FFCV has no wheels and needs system packages: apt is tried once; afterwards FFCV is built as soon as they are there.
 ffcv:

@@ -208,28 +208,6 @@ def check_outputs(cfg: Any) -> None:
             check_output(f"{name}={path}", Path(path))
 
 
-def check_data(cfg: Any) -> None:
-    """Refuse datasets that do not exist, before torch is loaded.
-
-    Raises:
-        UsageError: At the first, naming the nearest file.
-    """
-    data = getattr(cfg, "data", None)
-    for name in ("train", "test"):
-        path = getattr(data, name, None)
-        if path is None or path.exists() or any(sign in str(path) for sign in "*:"):
-            continue
-        beside = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else ()
-        stems = {one.stem: one for one in beside}
-        if near := difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.7):
-            hint = f"did you mean {stems[near[0]]}?"
-        elif name == "test":
-            hint = "`fastmoco convert FOLDER photos.beton holdout=0.2` makes training and test file"
-        else:
-            hint = "make it: fastmoco convert FOLDER train.beton"
-        raise UsageError(f"data.{name}={path}: no such file or directory; {hint}")
-
-
 def check_output(given: str, path: Path) -> None:
     """Refuse a path that cannot be written, or is below two folders that are missing: a typo.
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from fastmoco.commands.arguments import (
-    check_data,
     check_output,
     check_outputs,
     check_run,
     split_arguments,
 )
+from fastmoco.data.settings import check_data
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
 

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fastmoco.commands.arguments import (
     check_blanks,
-    check_data,
     check_flags,
     check_outputs,
     check_strays,
@@ -28,6 +27,7 @@ from fastmoco.configuration import (
     register_schema,
     to_dataclass,
 )
+from fastmoco.data.settings import check_data
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
 from fastmoco.train.settings import TrainConfig, advised_overrides, check_given, run_path

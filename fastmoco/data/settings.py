@@ -1,5 +1,6 @@
 """Options of `convert`, and the datasets of a run."""
 
+import difflib
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 from fastmoco.data.beton_format import is_page_size
 from fastmoco.data.facts import plain_values
 from fastmoco.data.shards import MAX_SHARDS
+from fastmoco.errors import UsageError
 from fastmoco.ranges import Range, Ranges, check_ranges
 
 
@@ -136,3 +138,25 @@ class ConvertConfig:
         left_out = ("workers", "shards", "shard")
         values = {name: value for name, value in asdict(self).items() if name not in left_out}
         return plain_values(values)
+
+
+def check_data(cfg: Any) -> None:
+    """Refuse datasets of ``cfg.data`` that do not exist, before torch is loaded.
+
+    Raises:
+        UsageError: At the first, naming the nearest file.
+    """
+    data = getattr(cfg, "data", None)
+    for name in ("train", "test"):
+        path = getattr(data, name, None)
+        if path is None or path.exists() or any(sign in str(path) for sign in "*:"):
+            continue
+        beside = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else ()
+        stems = {one.stem: one for one in beside}
+        if near := difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.7):
+            hint = f"did you mean {stems[near[0]]}?"
+        elif name == "test":
+            hint = "`fastmoco convert FOLDER photos.beton holdout=0.2` makes training and test file"
+        else:
+            hint = "make it: fastmoco convert FOLDER train.beton"
+        raise UsageError(f"data.{name}={path}: no such file or directory; {hint}")

@@ -43,7 +43,8 @@ _BASELINES = {
 def better_baselines(top1: float, baselines: Mapping[str, float], num_test: int) -> str:
     """Say which baselines, top-1 in percent by name, are better than `top1`; "" if none is.
 
-    The sentence ends with the standard error of an accuracy on so many test images.
+    The sentence ends with the standard error of an accuracy on so many test images. A difference
+    of less than twice that proves nothing, as in the verdict of `train`.
     """
     better = [
         f"{_BASELINES[name]} ({other:.2f}%)" for name, other in baselines.items() if other > top1
@@ -51,9 +52,13 @@ def better_baselines(top1: float, baselines: Mapping[str, float], num_test: int)
     if not better:
         return ""
     error = math.sqrt(top1 * (100 - top1) / num_test)
+    if max(baselines.values()) - top1 < 2 * error:
+        words = ("not clearly above", "too few test images, or too little difference, to tell")
+    else:
+        words = ("below", "pretraining did not help here")
     return (
-        f"{top1:.2f}% is below {' and '.join(better)}: pretraining did not help here (standard "
-        f"error {error:.1f} points, {num_test:,} test images)"
+        f"{top1:.2f}% is {words[0]} {' and '.join(better)}: {words[1]} (standard error "
+        f"{error:.1f} points, {num_test:,} test images)"
     )
 
 

@@ -234,5 +234,5 @@ def measure(
     free_idle()
     measured = {**found._asdict(), **fresh_metrics(trainer)}
     epoch = trainer.steps_done / trainer.steps_per_epoch
-    reporter.say(f"{described(measured)} after epoch {epoch:g}")
+    reporter.say(f"{described(measured)} after epoch {epoch:.3g}")
     return measured

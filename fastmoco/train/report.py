@@ -225,7 +225,7 @@ def first_step_text(trainer: Trainer) -> str:
     compiles = trainer.step.compiled or trainer.graphed is not None
     if not compiles:
         return "first step"
-    return "first step: compiling once, a minute or more (train.compile=never starts at once)"
+    return "first step: compiling once, one to several minutes (train.compile=never starts at once)"
 
 
 def _estimated_time(trainer: Trainer) -> str:

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fastmoco.data.settings import DataConfig
+from fastmoco.data.settings import DataConfig, check_data
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.moco.settings import EncoderConfig
@@ -187,11 +187,13 @@ class TrainConfig(EncoderConfig):
             keys: Options that the user gave.
 
         Raises:
-            UsageError: If data.train is not set.
+            UsageError: If data.train is not set, or a dataset does not exist.
             OSError: If it cannot be read.
         """
         if self.advice != PENDING:
             return []
+        if not (run_path(self) / "checkpoints").is_dir():  # else its settings are kept
+            check_data(self)
         from fastmoco.train.own import own_advice
 
         advised = advised_overrides(own_advice(self, keys, run_path(self)))

@@ -106,4 +106,11 @@ def test_baselines_that_are_better_are_said() -> None:
     said = better_baselines(17.5, {"untrained": 28.78, "pixels": 35.36}, 100)
     assert said.startswith("17.50% is below the untrained encoder (28.78%) and raw pixels (35.36%)")
     assert said.endswith("(standard error 3.8 points, 100 test images)")
+    assert "pretraining did not help here" in said
     assert "training from scratch (50.15%)" in better_baselines(49.5, {"random": 50.15}, 9)
+
+
+def test_a_difference_within_two_standard_errors_is_not_called_worse() -> None:
+    said = better_baselines(85.0, {"untrained": 76.67, "pixels": 88.33}, 60)
+    assert said.startswith("85.00% is not clearly above raw pixels (88.33%): too few test images")
+    assert said.endswith("(standard error 4.6 points, 60 test images)")
