@@ -23,7 +23,8 @@ def test_demo_makes_everything(tmp_path, monkeypatch, capsys):
     assert result["knn_top1"] != result["knn_top1_untrained"]
     assert result["seconds"] > 0
     assert (tmp_path / "runs/demo/views.png").stat().st_size > 10_000
-    assert "<td>pixels</td>" in (tmp_path / "runs/demo/report.html").read_text()
+    shown = f", pixels {result['knn_top1_pixels']:.2f}%"
+    assert shown in (tmp_path / "runs/demo/report.html").read_text()
     files = (tmp_path / "runs/demo-data/train.beton", tmp_path / "runs/demo-data/test.beton")
     written = [path.stat().st_mtime_ns for path in files]
     assert cli.main(["demo", *options]) == 0  # finished: evaluates again, converts nothing
