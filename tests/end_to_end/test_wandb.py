@@ -24,7 +24,7 @@ def arguments(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb itself
 def test_a_run_is_logged_offline_and_resumes_as_the_same(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for steps in (2, 3):
@@ -39,7 +39,7 @@ def test_a_run_is_logged_offline_and_resumes_as_the_same(arguments, tmp_path, mo
 
 
 @pytest.mark.full
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb itself
 def test_a_missing_login_is_one_line_and_no_question(arguments, tmp_path, capfd):
     assert main([*arguments, "train.max_steps=1"]) == 2
     error = capfd.readouterr().err
