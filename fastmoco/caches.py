@@ -6,7 +6,10 @@ neither Numba nor torch: the command line calls `prepare_caches` before either i
 
 import os
 import stat
+import struct
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,6 +18,8 @@ from fastmoco.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LINKING_SECONDS = 5
+"""A library that another process writes now is younger."""
 HOME_FOLDERS = {"TRITON_CACHE_DIR": "~/.triton", "MPLCONFIGDIR": "~/.config/matplotlib"}
 """Variables that name a cache folder, and the folder that Triton or matplotlib uses without it."""
 
@@ -55,6 +60,35 @@ def prepare_caches() -> None:
     for name in ("TORCHINDUCTOR_CACHE_DIR", *lacking):
         if name not in os.environ and (folder := private_folder()):
             os.environ[name] = str(folder / name.partition("_")[0].lower())
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove from torch's cache the libraries that a killed process left half-written.
+
+    Torch takes every file that exists for a whole one: an empty library would make each later run
+    eager, one that lacks its end would kill it.
+    """
+    if sys.platform != "linux":  # others have other formats
+        return
+    for library in folder.rglob("*.so"):
+        try:
+            written = time.time() - library.stat().st_mtime
+            if written > LINKING_SECONDS and not _is_whole(library):
+                library.unlink()
+        except OSError:
+            continue  # another process has removed it
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether an ELF file reaches to the end of its table of sections, which linkers put last."""
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or header[:4] != b"\x7fELF":
+        return False
+    (table,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    end: int = table + size * count
+    return library.stat().st_size >= end > len(header)
 
 
 def _can_be_made(path: str) -> bool:

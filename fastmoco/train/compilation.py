@@ -11,13 +11,16 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch._dynamo.backends.registry import lookup_backend
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config as autograd_config
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from fastmoco.caches import remove_half_written
 from fastmoco.errors import UsageError, first_line
 from fastmoco.kept_checks import COMPILE, checked
 from fastmoco.moco.collectives import naming_a_lost_rank
@@ -61,6 +64,7 @@ def resolve_compile(
     """
     if choice is Compile.never:
         return False, "eager (train.compile=never)"
+    remove_half_written(Path(cache_dir()))
     failures = of_all(checked(COMPILE, device, lambda: compile_failure(device)), ranks)
     failure = _first(failures)
     if not failure:

@@ -3,9 +3,12 @@
 import os
 import pwd
 import stat
+import sys
+import time
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 from numba.core import caching
 
@@ -121,3 +124,23 @@ def test_without_any_each_process_compiles():
     assert loop.targetoptions["nogil"]
     assert loop.targetoptions["fastmath"]
     assert loop(4) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libraries are ELF files on Linux alone")
+def test_half_a_library_is_removed_from_torchs_cache(tmp_path):
+    """As a killed process leaves it; what another one links now, and all else, stays."""
+    content = Path(np.random._common.__file__).read_bytes()
+    old = time.time() - 60
+    kept = {"aa/whole.so": content, "bb/source.cpp": b"", "bb/library.so.load_ok": b""}
+    lost = {"aa/empty.so": b"", "aa/cut.main.so": content[:4000], "aa/last.so": content[:-1]}
+    lost["aa/zeros.so"] = bytes(5000)
+    for name, data in {**kept, **lost}.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+        os.utime(path, (old, old))
+    (tmp_path / "aa/linking.so").write_bytes(content[:4000])
+    caches.remove_half_written(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert left == {*kept, "aa/linking.so"}
+    caches.remove_half_written(tmp_path / "none yet")
