@@ -7,6 +7,7 @@ from fastmoco.moco.cross_channel import CrossChannel
 from fastmoco.moco.encoder import Encoder
 from fastmoco.moco.encoders import build_encoder
 from fastmoco.moco.end_to_end import EndToEnd
+from fastmoco.moco.fast_moco import FastMoCo
 from fastmoco.moco.mechanism import ContrastiveModel, Parts
 from fastmoco.moco.memory_bank import MemoryBank
 from fastmoco.moco.moco_v3 import MoCoV3
@@ -19,6 +20,7 @@ MECHANISMS: dict[Mechanism, type[ContrastiveModel]] = {
     Mechanism.end_to_end: EndToEnd,
     Mechanism.memory_bank: MemoryBank,
     Mechanism.moco_v3: MoCoV3,
+    Mechanism.fast_moco: FastMoCo,
 }
 
 

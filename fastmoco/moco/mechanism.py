@@ -7,6 +7,7 @@ checkpoint and the evaluation use `ContrastiveModel` only; `build.build_model` c
 - `end_to_end.EndToEnd`: the batch itself, by gradients (arXiv:2002.05709).
 - `memory_bank.MemoryBank`: an entry for each image (arXiv:1805.01978).
 - `moco_v3.MoCoV3`: a momentum encoder and the batch (arXiv:2104.02057).
+- `fast_moco.FastMoCo`: likewise, with queries from pairs of patches (arXiv:2207.08220).
 """
 
 import math

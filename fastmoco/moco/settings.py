@@ -45,6 +45,8 @@ class Mechanism(StrEnum):
     """An entry for each image of the dataset (arXiv:1805.01978)."""
     moco_v3 = "moco_v3"
     """A momentum encoder, a prediction head and the batch (arXiv:2104.02057)."""
+    fast_moco = "fast_moco"
+    """`moco_v3` with queries from pairs of a view's four patches (arXiv:2207.08220)."""
 
 
 class Negatives(StrEnum):
@@ -155,21 +157,25 @@ class ModelConfig:
     """ResNets: less memory, a third more time."""
 
 
+OWN_HEADS = (Mechanism.moco_v3, Mechanism.fast_moco)
+"""Mechanisms with a projector of their own and a predictor."""
+
 OWNERS = {
-    "negatives": Mechanism.end_to_end,
-    "bank_momentum": Mechanism.memory_bank,
-    "hidden_dim": Mechanism.moco_v3,
-    "v3_heads": Mechanism.moco_v3,
-    "pretext": Mechanism.moco,
-    "objective": Mechanism.moco,
+    "negatives": (Mechanism.end_to_end,),
+    "bank_momentum": (Mechanism.memory_bank,),
+    "hidden_dim": OWN_HEADS,
+    "v3_heads": (Mechanism.moco_v3,),
+    "pretext": (Mechanism.moco,),
+    "objective": (Mechanism.moco,),
 }
-"""Options of one mechanism only. `queue_size`, `momentum` and `final_momentum` are left out, though
-not all mechanisms read them: a sweep over mechanisms keeps its preset's options."""
+"""Options of some mechanisms only. `queue_size`, `momentum` and `final_momentum` are left out,
+though not all mechanisms read them: a sweep over mechanisms keeps its preset's options."""
 
 NOT_SYMMETRIC = {
     Mechanism.end_to_end: "moco.negatives chooses which views are queries",
     Mechanism.memory_bank: "its positives are entries, not views",
     Mechanism.moco_v3: "MoCo v3 is always symmetric",
+    Mechanism.fast_moco: "Fast-MoCo is always symmetric",
 }
 
 
@@ -194,13 +200,14 @@ class MocoConfig:
     pretext: Pretext = Pretext.instance
     """Positive of a query: the other view, or its colors (needs model.encoder=halves:NAME)."""
     head: Head = Head.mlp
-    """Projection head: linear (MoCo v1), mlp (v2), mlp_norm (SimCLR); moco_v3 has its own."""
+    """Projection head: linear (MoCo v1), mlp (v2), mlp_norm (SimCLR); moco_v3 and fast_moco have
+    their own."""
     head_hidden_dim: int = 0
     """mlp: width of the hidden layer; 0 = width of the feature."""
     dim: int = 128
     """Length of the embedding, C."""
     hidden_dim: int = 4096
-    """moco_v3: width of the hidden layers of its heads."""
+    """moco_v3: width of the hidden layers of its heads; fast_moco: of its projector's."""
     v3_heads: V3Heads = V3Heads.vit
     """moco_v3: heads of the paper's ResNets (two layers) or ViTs (three)."""
     queue_size: int = 65536
@@ -238,26 +245,29 @@ class MocoConfig:
 
     def _check_owners(self) -> None:
         defaults = {item.name: item.default for item in fields(self)}
-        for name, owner in OWNERS.items():
-            if self.mechanism is not owner and getattr(self, name) != defaults[name]:
+        for name, owners in OWNERS.items():
+            if self.mechanism not in owners and getattr(self, name) != defaults[name]:
+                allowed = " or ".join(owners)
                 raise UsageError(
-                    f"moco.{name}={getattr(self, name)} is an option of moco.mechanism={owner} "
-                    f"only, got {self.mechanism}; leave it out, or set moco.mechanism={owner}"
+                    f"moco.{name}={getattr(self, name)} is an option of moco.mechanism={allowed} "
+                    f"only, got {self.mechanism}; leave it out, or set moco.mechanism={allowed}"
                 )
 
     def _check_head(self) -> None:
-        if self.head_hidden_dim and self.mechanism is Mechanism.moco_v3:
+        if self.head_hidden_dim and self.mechanism in OWN_HEADS:
             raise UsageError(
-                f"moco.head_hidden_dim={self.head_hidden_dim} is not for moco.mechanism=moco_v3, "
-                "whose heads use moco.hidden_dim; set moco.head_hidden_dim=0"
+                f"moco.head_hidden_dim={self.head_hidden_dim} is not for moco.mechanism="
+                f"{self.mechanism}, whose heads use moco.hidden_dim; set moco.head_hidden_dim=0"
             )
         if self.head_hidden_dim and self.head is Head.linear:
             raise UsageError(
                 f"moco.head_hidden_dim={self.head_hidden_dim} needs a hidden layer, and "
                 "moco.head=linear has none; set moco.head=mlp or moco.head_hidden_dim=0"
             )
-        if self.head is not Head.mlp and self.mechanism is Mechanism.moco_v3:
-            raise UsageError("moco.mechanism=moco_v3 has its own heads; set moco.head=mlp")
+        if self.head is not Head.mlp and self.mechanism in OWN_HEADS:
+            raise UsageError(
+                f"moco.mechanism={self.mechanism} has its own heads; set moco.head=mlp"
+            )
         if self.head is Head.mlp_norm and self.mechanism is not Mechanism.end_to_end:
             raise UsageError(
                 "moco.head=mlp_norm is only for moco.mechanism=end_to_end, got "

@@ -33,6 +33,12 @@ def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
     check_given(cfg)
     device = resolve_rank_device(cfg.device, ranks)
     _check_groups(cfg, ranks)
+    size = cfg.pipeline.view_size
+    if cfg.moco.mechanism is Mechanism.fast_moco and size % 2:
+        raise UsageError(
+            f"moco.mechanism=fast_moco cuts a view into 2 x 2 equal patches, got "
+            f"pipeline.view_size={size}; set pipeline.view_size={size + 1} or another even number"
+        )
     check_encoder(cfg.model, cfg.moco, ranks, cfg.pipeline.view_size, cfg.train.accumulate)
     check_loader(cfg.pipeline.name)
     LoaderSpec.of(cfg.pipeline, cfg.policy)  # refuses values out of range

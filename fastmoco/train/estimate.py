@@ -28,7 +28,7 @@ COPIES = {"adam": 5, "adamw": 5}
 """Copies of the weights: query, key, gradient, and the optimizer's moments."""
 MEMORY_SHARE = 0.8
 """Fraction of a device's memory that a run may need; the rest is for others and for errors."""
-BOTH_VIEWS = (Mechanism.end_to_end, Mechanism.moco_v3)
+BOTH_VIEWS = (Mechanism.end_to_end, Mechanism.moco_v3, Mechanism.fast_moco)
 """Mechanisms with gradients through both views of an image."""
 FORWARDS = 4
 """A step in forward passes of a query: its own, its backward pass (2), and the key's."""

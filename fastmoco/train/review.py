@@ -28,7 +28,7 @@ DRAW_SECONDS = 30.0
 """Least time between two pictures of the curves."""
 DRAW_SHARE = 0.03
 """Most of a run's time that these pictures may take."""
-WITH_KEY_ENCODER = (Mechanism.moco, Mechanism.moco_v3)
+WITH_KEY_ENCODER = (Mechanism.moco, Mechanism.moco_v3, Mechanism.fast_moco)
 
 
 class Review:

@@ -14,6 +14,7 @@ import torch
 import fastmoco
 from fastmoco import cli
 from fastmoco.moco.moco_v3 import MoCoV3
+from fastmoco.moco.settings import OWN_HEADS
 from fastmoco.runs.metrics_file import read_metrics
 from tests.end_to_end.test_training import (  # noqa: F401
     TIMES,
@@ -24,7 +25,7 @@ from tests.end_to_end.test_training import (  # noqa: F401
 from tests.limits import HANG_SECONDS
 
 STEPS, EVERY, KILLED_IN = 12, 5, 8
-MECHANISMS = {"end_to_end": 14, "memory_bank": 36, "moco_v3": 7}  # and their negatives
+MECHANISMS = {"end_to_end": 14, "memory_bank": 36, "moco_v3": 7, "fast_moco": 7}  # and negatives
 OPTIONS = [
     "moco.batch_norm_splits=1",
     "train.compile=never",
@@ -64,7 +65,7 @@ for arguments in commands:
 
 def mechanism_arguments(data: Path, run: Path, mechanism: str) -> list[str]:
     own = [f"moco.mechanism={mechanism}"]
-    own += ["moco.hidden_dim=12"] if mechanism == "moco_v3" else []
+    own += ["moco.hidden_dim=12"] if mechanism in OWN_HEADS else []
     return train_arguments(data, run, *OPTIONS, *own)
 
 
@@ -119,7 +120,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     header = (whole / "train.log").read_text()
     assert mechanism in header
     assert f"chance loss ln(K+1) = {math.log(negatives + 1):.2f}, computed" in header
-    if mechanism == "moco_v3":  # the schedule spans the epochs: 10 of 6 steps
+    if mechanism in OWN_HEADS:  # the schedule spans the epochs: 10 of 6 steps
         steps = [*range(STEPS), *range(EVERY, STEPS)]
         assert progress == pytest.approx([step / 60 for step in steps])
 

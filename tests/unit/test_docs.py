@@ -15,7 +15,7 @@ import torch
 
 import fastmoco
 from fastmoco.draws.streams import Stream
-from fastmoco.moco.settings import Mechanism
+from fastmoco.moco.settings import OWN_HEADS, Mechanism
 from fastmoco.runs.run_folder import LOCK_NAME, RunFolder
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.metrics import MetricsSum
@@ -171,7 +171,7 @@ def test_streams_are_those_of_the_table():
 
 def row_of(mechanism: Mechanism) -> dict[str, object]:
     """A row of metrics.jsonl after one step, by the code that training writes it with."""
-    options = {"hidden_dim": 8} if mechanism is Mechanism.moco_v3 else {}
+    options = {"hidden_dim": 8} if mechanism in OWN_HEADS else {}
     step = make_step(moco={"mechanism": mechanism, **options})
     metrics = MetricsSum(torch.device("cpu"))
     metrics.add(step(make_batch(0), 0.1))

@@ -18,6 +18,7 @@ CASES = {
     "end to end": {"moco": {"mechanism": Mechanism.end_to_end}},
     "memory bank": {"moco": {"mechanism": Mechanism.memory_bank}},
     "moco v3": {"moco": {"mechanism": Mechanism.moco_v3, "hidden_dim": 8}},
+    "Fast-MoCo": {"moco": {"mechanism": Mechanism.fast_moco, "hidden_dim": 8}},
     "cross channel": {
         "moco": {"pretext": Pretext.cross_channel},
         "model": {"encoder": "halves:resnet18", "width": 8},

@@ -18,6 +18,7 @@ from fastmoco.moco.mechanism import Views
 from fastmoco.moco.memory_bank import draw_others
 from fastmoco.moco.momentum import momentum_at
 from fastmoco.moco.settings import (
+    OWN_HEADS,
     BatchNorm,
     Head,
     Loss,
@@ -36,12 +37,12 @@ from fastmoco.train.checks import check_config
 from fastmoco.train.settings import TrainConfig
 from tests.optional import require
 
-OTHERS = [Mechanism.end_to_end, Mechanism.memory_bank, Mechanism.moco_v3]
+OTHERS = [m for m in Mechanism if m is not Mechanism.moco]
 YES, NO = torch.tensor(True), torch.tensor(False)
 
 
 def small_moco(mechanism, **changes):
-    hidden = {"hidden_dim": 12} if mechanism is Mechanism.moco_v3 else {}
+    hidden = {"hidden_dim": 12} if mechanism in OWN_HEADS else {}
     return MocoConfig(mechanism=mechanism, dim=8, queue_size=16, **hidden, **changes)
 
 
@@ -116,7 +117,9 @@ def test_a_skipped_step_changes_nothing(mechanism):
     for name, value in model.state_dict().items():
         torch.testing.assert_close(asked.state_dict()[name], value, msg=name)
     changed = [n for n, value in before.items() if not torch.equal(value, model.state_dict()[n])]
-    expected = {"memory_bank": "bank", "moco_v3": "key_encoder"}.get(mechanism, "nothing")
+    key = "key_encoder"
+    memory = {"memory_bank": "bank", "moco_v3": key, "fast_moco": key}
+    expected = memory.get(mechanism, "nothing")
     assert {name.split(".")[0] for name in changed} == {expected} - {"nothing"}
 
 
@@ -247,7 +250,8 @@ def test_keys_follow_by_the_momentum_of_the_progress(mechanism, changes, end):
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "final"), [("moco", None), ("moco", 0.75), ("moco_v3", 0.75)]
+    ("mechanism", "final"),
+    [("moco", None), ("moco", 0.75), ("moco_v3", 0.75), ("fast_moco", None)],
 )
 def test_momentum_that_stays_is_a_number(mechanism, final):
     """As before there was a schedule, bit for bit: old runs go on as they began."""
@@ -300,13 +304,14 @@ def test_the_query_encoder_alone_starts_as_that_of_the_model(mechanism):
         ("end_to_end", 2, "synchronized"),
         ("memory_bank", 2, "plain"),
         ("moco_v3", 2, "synchronized"),
+        ("fast_moco", 2, "synchronized"),
     ],
 )
 def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
     model = small_model(Mechanism(mechanism), Ranks(0, devices))
     synchronized = "Synchronized" in type(model.query_encoder.backbone.bn1).__name__
     assert synchronized == (kind == "synchronized")
-    if mechanism == "moco_v3":
+    if mechanism in OWN_HEADS:
         assert ("Synchronized" in type(model.predictor[1]).__name__) == synchronized
     assert not model.shuffle_keys
 
@@ -326,10 +331,13 @@ def test_batch_norm_that_auto_chooses(mechanism, devices, kind):
             {"mechanism": "moco_v3", "head": "linear"},
             r"its own heads; set moco\.head=mlp",
         ),
+        ({"mechanism": "fast_moco", "symmetric": True}, "Fast-MoCo is always symmetric"),
+        ({"mechanism": "fast_moco", "head": "linear"}, r"=fast_moco has its own heads"),
+        ({"mechanism": "fast_moco", "v3_heads": "resnet"}, r"=moco_v3 only, got fast_moco"),
         ({"mechanism": "moco_v3", "hidden_dim": 0}, r"moco\.hidden_dim must be 1 or more, got 0"),
         ({"negatives": "other_view"}, r"moco\.negatives=other_view .*moco\.mechanism=end_to_end"),
         ({"bank_momentum": 0.9}, r"moco\.bank_momentum=0\.9 .*=memory_bank"),
-        ({"mechanism": "end_to_end", "hidden_dim": 8}, r"moco\.hidden_dim=8 .*=moco_v3"),
+        ({"mechanism": "end_to_end", "hidden_dim": 8}, r"=moco_v3 or fast_moco only, got"),
         (
             {"mechanism": "memory_bank", "bank_momentum": 1.0},
             r"must be in \[0, 1\), got 1\.0",
@@ -366,6 +374,14 @@ def test_what_means_nothing_is_refused(options, words):
 def test_what_is_not_read_is_not_refused(tmp_path, mechanism):
     moco = MocoConfig(mechanism=mechanism, queue_size=2, momentum=0.9)
     check_config(TrainConfig(data=DataConfig(train=tmp_path), global_batch_size=16, moco=moco))
+
+
+def test_fast_moco_needs_views_of_two_equal_halves(tmp_path):
+    moco = small_moco(Mechanism.fast_moco)
+    cfg = TrainConfig(data=DataConfig(train=tmp_path), moco=moco)
+    cfg.pipeline.view_size = 33
+    with pytest.raises(UsageError, match=r"2 x 2 equal patches, got pipeline\.view_size=33"):
+        check_config(cfg)
 
 
 @pytest.mark.parametrize(
