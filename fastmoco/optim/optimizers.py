@@ -57,7 +57,8 @@ def build_optimizer(
 
     One group with weight decay, as in the official code; with ``exclude_bias_and_norm`` two:
     kernels and matrices, then parameters with one dimension, which have no weight decay. The
-    learning rate of the fused optimizers is a tensor (see `set_learning_rate`).
+    learning rate of the fused optimizers is a tensor (see `set_learning_rate`). Its steps clip
+    gradients where `clip_gradient_norm` is set: unscaled ones, averaged over ranks.
     """
     cfg.check_available()
     excluding, every = cfg.exclude_bias_and_norm, list(parameters)
@@ -67,7 +68,15 @@ def build_optimizer(
     if excluding:
         groups[0]["params"] = [p for p in every if p.ndim > 1]
         groups.append({"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0})
-    return OPTIMIZERS[cfg.name](groups, cfg)
+    optimizer = OPTIMIZERS[cfg.name](groups, cfg)
+    if (limit := cfg.clip_gradient_norm) is not None:
+        optimizer.register_step_pre_hook(lambda *_: _clip(every, limit))
+    return optimizer
+
+
+def _clip(parameters: list[nn.Parameter], limit: float) -> None:
+    """Multiply all gradients by ``limit / norm`` where their norm is larger, in place."""
+    nn.utils.clip_grad_norm_(parameters, limit)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

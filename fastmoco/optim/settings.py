@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import ClassVar
 
 from fastmoco.errors import UsageError
-from fastmoco.ranges import COUNT_OR_ZERO, NOT_NEGATIVE, Range, Ranges
+from fastmoco.ranges import COUNT_OR_ZERO, NOT_NEGATIVE, POSITIVE, Range, Ranges
 
 
 class OptimizerName(StrEnum):
@@ -40,6 +40,7 @@ class OptimizerConfig:
         "learning_rate": NOT_NEGATIVE,
         "sgd_momentum": Range(0, 1, below=True),
         "weight_decay": NOT_NEGATIVE,
+        "clip_gradient_norm": POSITIVE,
         "warmup_epochs": NOT_NEGATIVE,
         "milestones": COUNT_OR_ZERO,
         "milestone_factor": NOT_NEGATIVE,
@@ -57,6 +58,8 @@ class OptimizerConfig:
     """Weight decay, also of batch norm, as in the official code."""
     exclude_bias_and_norm: bool | None = None
     """No weight decay on biases and batch norm; null = with lars only."""
+    clip_gradient_norm: float | None = None
+    """Scale all gradients down to this norm where theirs is larger; null = never."""
     schedule: Schedule = Schedule.cosine
     """How the learning rate falls; cosine: in each step, to 0."""
     warmup_epochs: float = 0.0

@@ -121,3 +121,17 @@ def test_lars_without_timm_says_what_to_install(monkeypatch):
     monkeypatch.setattr("fastmoco.optim.settings.find_spec", lambda _: None)
     with pytest.raises(UsageError, match=r"needs timm; install it: pip install timm"):
         build_optimizer(weights_and_gradients()[0], OptimizerConfig(name="lars"))
+
+
+@pytest.mark.parametrize(("limit", "factor"), [(None, 1.0), (100.0, 1.0), (0.5, 0.1)])
+def test_gradients_are_clipped_by_their_norm_together(limit, factor):
+    """``g min(1, limit / |g|)`` with |g| = 5 over both weights."""
+    weights = [torch.nn.Parameter(torch.zeros(())) for _ in range(2)]
+    cfg = OptimizerConfig(sgd_momentum=0.0, weight_decay=0.0, clip_gradient_norm=limit)
+    optimizer = build_optimizer(weights, cfg)
+    for weight, gradient in zip(weights, (3.0, 4.0), strict=True):
+        weight.grad = torch.tensor(gradient)
+    set_learning_rate(optimizer, 1.0)
+    optimizer.step()
+    moved = torch.stack([-weight.detach() for weight in weights])
+    torch.testing.assert_close(moved, factor * torch.tensor([3.0, 4.0]))
