@@ -11,7 +11,7 @@ import torch
 from fastmoco import cli
 from fastmoco.configuration import load_config, preset_names
 from fastmoco.data.dataset import open_dataset
-from fastmoco.moco.settings import Mechanism
+from fastmoco.moco.settings import OWN_HEADS, Mechanism
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.checks import check_config
 from fastmoco.train.settings import TrainConfig
@@ -37,6 +37,7 @@ QUICK = {
     "cifar10_colab_symmetric",
     "cifar10_moco",
     "demo",
+    "fast_moco",
     "imagenette",
     "moco_v1",
     "moco_v2",
@@ -69,7 +70,7 @@ def small_config(name, dataset):
         options.append("model.encoder=timm:test_vit")
     else:
         options.append("model.width=8")
-    if preset.moco.mechanism is Mechanism.moco_v3:
+    if preset.moco.mechanism in OWN_HEADS:
         options.append("moco.hidden_dim=16")
     if preset.moco.head_hidden_dim:
         options.append("moco.head_hidden_dim=24")
@@ -98,7 +99,7 @@ def test_every_preset_trains(dataset, tmp_path, name):
     changed = {key for key, value in model.state_dict().items() if not value.equal(before[key])}
     assert any(key.startswith("query_encoder.backbone.") for key in changed)
     assert any(key.startswith("query_encoder.head.") for key in changed)
-    if cfg.moco.mechanism in (Mechanism.moco, Mechanism.moco_v3):
+    if cfg.moco.mechanism is Mechanism.moco or cfg.moco.mechanism in OWN_HEADS:
         assert any(key.startswith("key_encoder.") and key.endswith("weight") for key in changed)
     if cfg.moco.mechanism is Mechanism.moco:
         keys = model.queue.keys

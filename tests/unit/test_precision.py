@@ -21,6 +21,7 @@ PUBLISHED = {
     "cifar10_colab_symmetric": "float32",
     "cifar10_lightly": "float32",
     "cifar10_solo": "fp16",
+    "fast_moco": "float32",
     "imagenette_lightly": "float32",
     "moco_v1": "float32",
     "moco_v2": "float32",

@@ -261,6 +261,30 @@ RECIPES = {
         "optimizer.warmup_epochs": 40,
         "train.epochs": 300,
     },
+    "fast_moco": {  # Fast-MoCo: config.yaml of 100 epochs, and the defaults of its heads
+        **JITTER,
+        **BLUR,
+        **IMAGENET_PIXELS,
+        **SGD,
+        "policy.crop_scale": [0.2, 1.0],
+        "model.encoder": "resnet50",
+        "model.zero_init_residual": True,
+        "global_batch_size": 512,
+        "moco.mechanism": "fast_moco",
+        "moco.dim": 2048,
+        "moco.hidden_dim": 2048,
+        "moco.momentum": 0.99,
+        "moco.final_momentum": None,  # constant
+        "moco.temperature": 1.0,
+        "optimizer.learning_rate": 0.1,
+        "optimizer.scale_learning_rate": False,
+        "optimizer.weight_decay": 1e-4,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": 1,
+        "optimizer.cosine_after_warmup": True,
+        "optimizer.clip_gradient_norm": 1.0,
+        "train.epochs": 100,
+    },
     "simclr": {
         "moco.mechanism": "end_to_end",
         "moco.temperature": 0.1,
@@ -427,6 +451,8 @@ def test_a_protocol_keeps_its_recipe(name, facts):
         ("imagenette", 23_508_032, 1_114_752),  # the report: 1.12M
         # moco-v3's _build_mlp(2, ...): no bias; SimCLR's head: a scale and a shift, then a scale.
         ("moco_v3", 23_508_032, 2048 * 4096 + 2 * 4096 + 4096 * 256),
+        # Fast-MoCo's projector: three layers, each with a scale and a shift.
+        ("fast_moco", 23_508_032, 3 * (2048 * 2048 + 2 * 2048)),
         ("simclr", 23_508_032, 2048 * 2048 + 2 * 2048 + 2048 * 128 + 2 * 128),
     ],
 )

@@ -4,15 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmoco import roofline
+from fastmoco.configuration import load_config
 from fastmoco.moco.build import build_model
+from fastmoco.moco.mechanism import Views
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Precision, Stem
 from fastmoco.roofline import matrix_flops, step_flops_per_image
 from fastmoco.train import dry_run
 from fastmoco.train.settings import TrainConfig
 from tests.steps import make_step
+from tests.unit.test_docs import tables_of
 
 
 def test_a_step_is_four_forward_passes_and_leaves_the_model_alone():
@@ -28,6 +32,32 @@ def test_a_step_is_four_forward_passes_and_leaves_the_model_alone():
     with FlopCounterMode(display=False) as counter:
         model.query_encoder(torch.randn(4, 3, 16, 16))
     assert 3.8 < step / (counter.get_total_flops() / 4) <= 4.0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("preset", ["moco_v2", "moco_v3_100", "fast_moco"])
+def test_costs_of_mechanisms_are_as_documented(preset):
+    (table,) = (rows for rows in tables_of("docs/mechanisms.md") if rows[0][0] == "preset")
+    (written,) = (row[1:] for row in table if row[0] == f"`{preset}`")
+    cfg = load_config(TrainConfig, [f"experiment={preset}"])
+    model = build_model(cfg.model, cfg.moco).to(memory_format=torch.channels_last)
+    known = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+    first, second = (
+        torch.randn(2, 3, 224, 224).to(memory_format=torch.channels_last) for _ in range(2)
+    )
+
+    def keep(tensor):
+        if tensor.data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(Views(first, second, *[torch.arange(2)] * 3))
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2e6
+    flops = step_flops_per_image(model, 224, 2) / 1e9
+    parameters = sum(parameter.numel() for parameter in model.learnable()) / 1e6
+    assert [f"{flops:.1f}", f"{size:.0f}", f"{parameters:.1f}"] == written
 
 
 def test_a_device_has_a_rate():

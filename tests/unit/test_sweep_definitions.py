@@ -5,11 +5,13 @@ import pytest
 from fastmoco.configuration import load_config, quote_values
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
+from fastmoco.moco.build import build_model
 from fastmoco.reproduce.definition import load_definition, sweep_names
 from fastmoco.reproduce.orderings import check_claims
 from fastmoco.reproduce.plan import check_measures, combinations, plan_runs, run_config, run_name
 from fastmoco.reproduce.settings import Scale, SweepConfig
 from fastmoco.reproduce.sweep_job import quote_run
+from fastmoco.roofline import step_flops_per_image
 from fastmoco.train.settings import TrainConfig
 from tests.sweeps import DEFINITION, write_definition
 
@@ -55,6 +57,16 @@ def test_a_plan_is_the_cross_product_without_what_is_skipped(tmp_path):
     assert (cfg.moco.momentum, cfg.moco.head, cfg.moco.dim, cfg.seed) == (0.9, "mlp", 8, 3)
     assert cfg.train.epochs == 9  # the user's wins over the definition's
     assert cfg.run_dir == tmp_path / "0.90,mlp,seed=3"
+
+
+def test_the_sweep_of_fast_moco_spends_as_many_operations_on_each_run():
+    runs = plan_runs(load_definition("fast_moco").at(Scale.small), Path("runs"), [0], [])
+    spent = {}
+    for run in runs[1:3]:
+        cfg = run_config(run, DataConfig())
+        flops = step_flops_per_image(build_model(cfg.model, cfg.moco), cfg.pipeline.view_size, 8)
+        spent[cfg.moco.mechanism.value] = cfg.train.epochs * flops
+    assert spent["fast_moco"] == pytest.approx(spent["moco"], rel=0.005)
 
 
 SMALL = """
