@@ -54,7 +54,7 @@ class StepOutput:
     loss: Tensor
     """Scalar; gradients flow. ``terms * factor`` times the mean loss of a query in nats."""
     query: Tensor
-    """Unit-norm ``(N, C)``, detached; ``(2N, C)`` where each view is a query."""
+    """Unit-norm ``(N, C)``, detached; ``(2N, C)`` where each view is a query, or more queries."""
     key: Tensor
     """The positive of each query, unit-norm, detached."""
     rank: Tensor

@@ -97,12 +97,12 @@ class MoCoV3(ContrastiveModel):
         Keys are gathered over ranks, and carry no gradient.
         """
         pair = (views.query, views.key)  # (N, 3, H, W) each
-        queries = [unit_norm(self.predictor(self.project(view))) for view in pair]  # (N, C) each
+        queries = [unit_norm(self.predictor(self.project(view))) for view in pair]  # (P N, C)
         with torch.no_grad():
             keys = [unit_norm(self.key_encoder(view)) for view in pair]  # (N, C) each
         outputs = [self._contrast(queries[0], keys[1]), self._contrast(queries[1], keys[0])]
         loss = self.factor * (outputs[0].loss + outputs[1].loss)  # ()
-        return join_outputs(outputs, loss, terms=2)  # (2N, C)
+        return join_outputs(outputs, loss, terms=2)  # (2 P N, C)
 
     def project(self, view: Tensor) -> Tensor:
         """Projections of a view ``(N, 3, H, W)``, ``(P N, C)``: P of each image; P is 1 here."""

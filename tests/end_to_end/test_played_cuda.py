@@ -15,6 +15,7 @@ NARROW = ["model.encoder=alexnet"]
 V3 = ["moco.mechanism=moco_v3", "moco.hidden_dim=64", "optimizer.name=adamw", *NARROW]
 VIT = [*V3[:-1], "pipeline.view_size=224", "model.stem=imagenet", "model.width=64"]
 VIT.append("model.encoder=timm:vit_tiny_patch16_224")
+PATCHES = ["moco.mechanism=fast_moco", "moco.hidden_dim=64", "optimizer.clip_gradient_norm=1.0"]
 STEPS: dict[str, tuple[Any, ...]] = {
     "as it comes, captured": ([], 5),
     "while another device is current": ([*NARROW, "train.cuda_graph=never"], 2, 0),
@@ -39,6 +40,7 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "end to end": (["moco.mechanism=end_to_end", *NARROW],),
     "memory bank": (["moco.mechanism=memory_bank", *NARROW],),
     "MoCo v3, fp16": (["precision=fp16", *V3],),
+    "Fast-MoCo, clipped": (PATCHES,),
     "recomputed": (["model.activation_checkpointing=true"],),
     "halves": (["moco.pretext=cross_channel", "model.encoder=halves:alexnet", "policy=moco_v1"],),
     "vit": (VIT,),
@@ -96,7 +98,7 @@ def test_a_step_stays_on_its_device_and_reads_nothing(steps, name) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_a_run_has_the_loss_the_memory_and_the_formats_of_a_gpu(steps, name) -> None:
     result = result_of(steps, name)
-    in_batch = "v3" in name or "end to end" in name or name == "vit"
+    in_batch = any(part in name for part in ("v3", "Fast", "end to end", "vit"))
     assert result["memory"] == ([] if in_batch else ["torch.float16"])
     assert result["loss"] == ("plain" if in_batch else OTHER_LOSSES.get(name, "fused"))
     assert result["precision"] == next((p for p in DTYPES if p in name), "bf16")
