@@ -5,7 +5,7 @@ A command's module must not import torch: its function imports what it needs, so
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,6 +38,18 @@ class Result(Protocol):
         ...
 
 
+class SlowResult(Protocol):
+    """A result whose text is printed line by line, each line as soon as it is known."""
+
+    def to_lines(self) -> Iterator[str]:
+        """Lines of the text."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Command(Generic[Config]):
     """One command of the command line."""
@@ -57,7 +69,7 @@ class Command(Generic[Config]):
     """Options that ``--help`` lists before all others."""
     config: type[Config] | None = None
     """Dataclass of its options; None: it has no options."""
-    run: Callable[[list[str], Config], Result | str] | None = None
+    run: Callable[[list[str], Config], Result | SlowResult | str] | None = None
     """Called with the positional arguments and the configuration; its result is printed."""
     run_arguments: Callable[[list[str]], None] | None = None
     """Called instead of `run`, with all arguments unparsed."""
@@ -93,7 +105,8 @@ class Command(Generic[Config]):
                 check_output(place, Path(place))
         result = self.run(places, self._load(overrides))
         if environment_ranks().is_first:
-            print(_printed(result, as_json))  # noqa: T201
+            for line in _lines(result, as_json):
+                print(line, flush=True)  # noqa: T201
         if fault := getattr(result, "fault", ""):
             raise ValueError(fault)
 
@@ -110,7 +123,13 @@ class Command(Generic[Config]):
         return cfg
 
 
-def _printed(result: Result | str, as_json: bool) -> str:
-    if isinstance(result, str):
-        return json.dumps(result) if as_json else result
-    return json.dumps(result.to_json()) if as_json else result.to_text()
+def _lines(result: Result | SlowResult | str, as_json: bool) -> Iterator[str]:
+    """The text, in one piece or line by line, or one line of JSON."""
+    if as_json:
+        yield json.dumps(result if isinstance(result, str) else result.to_json())
+    elif isinstance(result, str):
+        yield result
+    elif hasattr(result, "to_lines"):
+        yield from result.to_lines()
+    else:
+        yield result.to_text()

@@ -1,9 +1,9 @@
 """`fastmoco doctor`: say what this machine has for training, what is missing, and how to get it."""
 
-from fastmoco.commands.command import Command, Result
+from fastmoco.commands.command import Command, SlowResult
 
 
-def _run(_arguments: list[str], _: None) -> Result:
+def _run(_arguments: list[str], _: None) -> SlowResult:
     from fastmoco.doctor.examine import examine
 
     return examine()

@@ -1,6 +1,6 @@
 """`examine`: all checks, one after the other; one that fails never stops the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 from fastmoco.doctor import system_checks
@@ -16,9 +16,9 @@ Check = Callable[[], Finding]
 
 
 def examine() -> Findings:
-    """Do all checks."""
+    """All checks, which are done one by one as their results are asked for."""
     of_torch = cache(lambda: in_child(TORCH_PARTS, State.broken, seconds=LIMIT_SECONDS))
-    return do_checks(
+    checks = do_checks(
         {
             "Python": system_checks.python,
             "torch": lambda: of_torch()[0],
@@ -36,6 +36,7 @@ def examine() -> Findings:
             "caches": system_checks.caches,
         }
     )
+    return Findings(checks)
 
 
 TORCH_PARTS = ("torch_itself", "driver", "card")
@@ -50,17 +51,17 @@ GPU_PARTS = {
 """Parts that only a GPU has, and their checks, which are left out where torch sees none."""
 
 
-def do_checks(checks: dict[str, Check]) -> Findings:
-    """Do checks in their order.
+def do_checks(checks: dict[str, Check]) -> Iterator[tuple[str, Finding]]:
+    """Do checks in their order; each is done when it is asked for.
 
     Args:
         checks: Functions by the name of the part.
     """
-    found: dict[str, Finding] = {}
+    has_gpu = True
     for part, check in checks.items():
-        is_moot = part in GPU_PARTS and found.get("GPU") == NO_GPU
-        found[part] = NO_GPU if is_moot else _finding(part, check)
-    return Findings(found)
+        found = NO_GPU if part in GPU_PARTS and not has_gpu else _finding(part, check)
+        has_gpu &= part != "GPU" or found != NO_GPU
+        yield part, found
 
 
 def _finding(part: str, check: Check) -> Finding:

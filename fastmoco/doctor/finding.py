@@ -1,7 +1,7 @@
-"""What a check finds, and all findings as text or JSON; imports no torch."""
+"""What a check finds, and all findings as lines or JSON; imports no torch."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -35,9 +35,12 @@ NO_GPU = Finding(State.skipped, "no NVIDIA GPU here")
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Results of all checks."""
+    """Results of all checks; each check is done when its result is asked for."""
 
-    parts: Mapping[str, Finding]
+    checks: Iterator[tuple[str, Finding]]
+    """Name of the part and result, of the checks that are left."""
+    parts: dict[str, Finding] = field(default_factory=dict)
+    """Results so far, by the name of the part."""
 
     @property
     def fault(self) -> str:
@@ -47,14 +50,14 @@ class Findings:
 
     def to_json(self) -> dict[str, Any]:
         """JSON object."""
+        self.parts.update(self.checks)
         parts = {name: asdict(finding) for name, finding in self.parts.items()}
         return {"can_train": not self.fault, "parts": parts}
 
-    def to_text(self) -> str:
-        """A line for each part, and one for what to do about it."""
-        lines = []
-        for name, finding in self.parts.items():
-            lines.append(f"{name:<16}{finding.state:<9}{finding.text}")
+    def to_lines(self) -> Iterator[str]:
+        """A line for each part as soon as it is checked, and one for what to do about it."""
+        for name, finding in self.checks:
+            self.parts[name] = finding
+            yield f"{name:<16}{finding.state:<9}{finding.text}"
             if finding.fix:
-                lines.append(f"{'':<25}fix: {finding.fix}")
-        return "\n".join(lines)
+                yield f"{'':<25}fix: {finding.fix}"

@@ -368,6 +368,20 @@ def test_what_training_needs_and_lacks_is_exit_code_1(capsys, monkeypatch):
     assert printed.err == "fastmoco: training cannot run as it should: Python\n"
 
 
+@pytest.mark.usefixtures("without_children")
+def test_each_line_is_printed_as_soon_as_its_check_is_done(capsys, monkeypatch):
+    printed_before = []
+
+    def disk():
+        printed_before.append(capsys.readouterr().out)
+        return Finding(WORKS, "large")
+
+    monkeypatch.setattr(system_checks, "disk", disk)
+    assert cli.main(["doctor"]) == 0
+    assert printed_before[0].splitlines()[0].startswith("Python ")
+    assert capsys.readouterr().out.startswith("disk            works    large\n")
+
+
 def test_each_gpu_check_without_a_gpu_is_no_failure():
     if not torch.cuda.is_available():
         for check in examine.GPU_PARTS.values():
