@@ -79,13 +79,16 @@ def import_timm(option: str) -> ModuleType:
     return module
 
 
-def create_network(name: str, view_size: int, *, pretrained: bool = False) -> nn.Module:
+def create_network(
+    name: str, view_size: int, *, pretrained: bool = False, overlay: dict[str, Any] | None = None
+) -> nn.Module:
     """Create a model of timm without its classifier.
 
     Args:
         name: timm's name, with or without a tag.
         view_size: Side of the images, pixels.
         pretrained: Load the weights that the tag names (timm downloads them); else random ones.
+        overlay: What differs from timm's description of these weights, such as a ``file``.
 
     Raises:
         UsageError: If timm is missing or has no such model.
@@ -107,7 +110,11 @@ def create_network(name: str, view_size: int, *, pretrained: bool = False) -> nn
     for options in ({**sized, "dynamic_img_size": True}, sized, {}):
         try:
             model: nn.Module = timm.create_model(
-                name, pretrained=pretrained, num_classes=0, **options
+                name,
+                pretrained=pretrained,
+                pretrained_cfg_overlay=overlay,
+                num_classes=0,
+                **options,
             )
         except TypeError:
             if not options:

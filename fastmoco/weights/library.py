@@ -2,7 +2,9 @@
 
 Both keep files for the next time: torchvision in torch.hub's folder (``TORCH_HOME``), timm in
 Hugging Face's (``HF_HOME``) or torch.hub's. Both write a download under another name first, so a
-connection that breaks leaves no file that could be taken for a complete one.
+connection that breaks leaves no file that could be taken for a complete one. A file that was brought
+by hand is read from torch.hub's folder (`_Download`): Hugging Face's has names that only their
+client can give.
 """
 
 import sys
@@ -18,6 +20,9 @@ from fastmoco.errors import UsageError, nearest_name
 from fastmoco.files import file_sha256
 from fastmoco.moco.resnet_designs import RESNETS
 
+HUB_FILE = "model.safetensors"
+"""Usual name of the weights at Hugging Face."""
+
 
 class LibraryWeights(NamedTuple):
     """A backbone as its library has it."""
@@ -28,6 +33,14 @@ class LibraryWeights(NamedTuple):
     """Channel mean in 0..1 that the weights were trained with."""
     std: list[float]
     """Channel standard deviation in 0..1."""
+
+
+class _Download(NamedTuple):
+    """A file that a library downloads."""
+
+    url: str
+    path: Path
+    """Where it is read from if somebody put it there."""
 
 
 def torchvision_weights(name: str) -> LibraryWeights:
@@ -51,8 +64,9 @@ def torchvision_weights(name: str) -> LibraryWeights:
         tags = list(known.__members__)
         raise UsageError(f"weights=torchvision:{name} is unknown{nearest_name(tag, tags)}")
     chosen = known[tag] if tag else known.DEFAULT
-    with _one_line(f"torchvision:{name}"):
-        _check_cached(chosen.url)
+    download = _Download(chosen.url, _hub_path(chosen.url.rpartition("/")[2]))
+    with _one_line(f"torchvision:{name}", download):
+        _check_cached(download.path)
         tensors = chosen.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, weights_only=True, map_location="cpu"
         )
@@ -75,20 +89,40 @@ def timm_weights(name: str, view_size: int) -> LibraryWeights:
 
     source = f"timm:{name}"
     published = _published(source, import_timm(f"weights={source}"), name)
-    with _one_line(source):
+    download, overlay = _timm_download(published), None
+    if published.hf_hub_id and download.path.exists():
+        overlay = {"file": str(download.path), "custom_load": published.custom_load}
+    with _one_line(source, download):
         _check_hub_file(published)
-        network = create_network(name, view_size, pretrained=True)
+        network = create_network(name, view_size, pretrained=True, overlay=overlay)
         _check_hub_file(published)
     return LibraryWeights(network.state_dict(), list(published.mean), list(published.std))
 
 
-def _check_cached(url: str) -> None:
+def _hub_path(name: str) -> Path:
+    """Path of a file in torch.hub's folder of weights."""
+    return Path(torch.hub.get_dir(), "checkpoints", name)
+
+
+def _timm_download(published: Any) -> _Download:
+    """The file of weights of timm, under the name of the weights: many are ``model.safetensors``."""
+    from huggingface_hub import hf_hub_url
+
+    if not published.hf_hub_id:
+        return _Download(published.url, _hub_path(published.url.rpartition("/")[2]))
+    file = published.hf_hub_filename or HUB_FILE
+    repository, _, revision = published.hf_hub_id.partition("@")
+    name = ".".join(filter(None, [published.architecture, published.tag]))
+    url = hf_hub_url(repository, file, revision=revision or None)
+    return _Download(url, _hub_path(name + Path(file).suffix))
+
+
+def _check_cached(path: Path) -> None:
     """Check a file that torch.hub would take from its cache: it does so unseen.
 
     Raises:
         OSError: If its checksum is not the one in its name.
     """
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     expected = torch.hub.HASH_REGEX.search(path.name)
     if expected and path.exists() and not file_sha256(path).startswith(expected[1]):
         raise OSError(f"{path} is damaged (wrong checksum); remove it to download it again")
@@ -121,7 +155,7 @@ def _check_hub_file(published: Any) -> None:
 
     if not published.hf_hub_id:
         return
-    name = published.hf_hub_filename or "model.safetensors"
+    name = published.hf_hub_filename or HUB_FILE
     found = try_to_load_from_cache(published.hf_hub_id, name)
     path = Path(found).resolve() if isinstance(found, str) else None
     if path and len(path.name) == 64 and file_sha256(path) != path.name:
@@ -129,7 +163,7 @@ def _check_hub_file(published: Any) -> None:
 
 
 @contextmanager
-def _one_line(source: str) -> Iterator[None]:
+def _one_line(source: str, download: _Download) -> Iterator[None]:
     """Within the block, turn any error of a library into one line, and its prints to stderr.
 
     What a download raises depends on the library's HTTP client and its version.
@@ -143,5 +177,6 @@ def _one_line(source: str) -> Iterator[None]:
         reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise OSError(
             f"weights={source} cannot be downloaded or read ({reason}); repeat the command with a "
-            "connection, or give a file, weights=FILE"
+            f"connection, or bring the file by hand: download {download.url} and save it as "
+            f"{download.path}"
         ) from error

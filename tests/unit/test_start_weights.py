@@ -147,8 +147,11 @@ def test_a_download_that_fails_leaves_one_line_and_no_file(hub, server, fault):
     with pytest.raises(OSError, match=rf"torchvision:resnet18 cannot be .*{words}") as error:
         torchvision_weights("resnet18")
     assert "\n" not in str(error.value)
-    assert "give a file, weights=FILE" in str(error.value)
+    assert f"download {server.url}/models/{name} and save it as {hub / name}" in str(error.value)
     assert list(hub.iterdir()) == []
+    if fault == "offline":
+        (hub / name).write_bytes(server.files[name])
+        assert torch.equal(torchvision_weights("resnet18").tensors["fc.weight"], torch.ones(2))
 
 
 @pytest.fixture
@@ -160,6 +163,7 @@ def hugging_face(monkeypatch, tmp_path, server) -> Path:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("time.sleep", lambda _: None)
     return tmp_path / "hub"
 
@@ -203,6 +207,25 @@ def test_a_download_by_timm_that_fails_is_one_line(hugging_face, server, fault, 
     assert "weights=timm:test_vit cannot be downloaded or read" in str(error.value)
     if fault != "wrong checksum":
         assert list(hugging_face.glob("*/blobs/*")) == []
+
+
+def test_a_file_of_timm_that_is_brought_by_hand_is_read(hugging_face, server):
+    server.close()
+    with pytest.raises(OSError, match="cannot be downloaded") as error:
+        timm_weights(VIT, 160)
+    advice = str(error.value).partition("download ")[2]
+    url, _, path = advice.partition(" and save it as ")
+    assert url.startswith(server.url)
+    assert url.endswith(f"/{VIT}.r160_in1k/resolve/main/model.safetensors")
+    assert path == str(hugging_face.parent / f"torch/hub/checkpoints/{VIT}.r160_in1k.safetensors")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    given = apart(timm.create_model(VIT).state_dict())
+    Path(path).write_bytes(save(given))
+    found = timm_weights(VIT, 160)
+    assert torch.equal(found.tensors["pos_embed"], given["pos_embed"])
+    Path(path).write_bytes(save(given)[:-9])
+    with pytest.raises(OSError, match=r"weights=timm:test_vit cannot be downloaded or read"):
+        timm_weights(VIT, 160)
 
 
 @pytest.mark.parametrize(
