@@ -52,7 +52,7 @@ class RecordedRun:
     """Rows of ``metrics.jsonl``."""
     baselines: Baselines | None
     verdict: dict[str, Any] | None
-    """None while a run trains, and for one that was stopped."""
+    """None before a run's last step, or that of train.max_steps."""
     header: dict[str, str]
     """Lines of the last header in ``train.log`` by their first word."""
     left_out: LeftOut | None
@@ -69,6 +69,21 @@ class RecordedRun:
         """Settings that followed from images and device, each with its reason."""
         pairs = [str(line).partition(": ") for line in self.config.get("advice") or []]
         return [(setting, reason) for setting, _, reason in pairs]
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps of all epochs, where train.max_steps may stop the run before; None without rows."""
+        if not self.rows:
+            return None
+        last = self.rows[-1]
+        steps: float = last["step"] / last["epoch"] * self.config["train"]["epochs"]
+        return round(steps)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, and not only the steps of train.max_steps."""
+        done = self.rows[-1]["step"] if self.rows else 0
+        return bool(self.verdict) and done >= (self.total_steps or 0)
 
     def data_path(self, split: str) -> Path | None:
         """Path of ``data.train`` or ``data.test`` as the run had it."""

@@ -28,7 +28,7 @@ class State(StrEnum):
     """A process has the folder locked."""
     finished = "finished"
     stopped = "stopped"
-    """The same command resumes it."""
+    """The same command resumes it, with more steps if train.max_steps stopped it."""
 
 
 @dataclass(slots=True)
@@ -41,11 +41,18 @@ class ListedRun:
     """Outcome, empty without one."""
     step: int
     """Steps in the newest checkpoint."""
+    total_steps: int | None
+    """Steps of all epochs; None before the first row of metrics."""
     knn_top1: float | None
     """Percent, the last that the monitor measured, or else of ``fastmoco knn``."""
     num_checkpoints: int
     num_bytes: int
     """Size of the folder."""
+
+    @property
+    def steps(self) -> str:
+        """``3 of 20``."""
+        return f"{self.step:,}" + (f" of {self.total_steps:,}" if self.total_steps else "")
 
 
 @dataclass(slots=True)
@@ -65,13 +72,16 @@ class RunsList:
         if not self.runs:
             return "no runs here; fastmoco train makes them in runs/, folder=PATH names another"
         paths = [one_line(run.path) for run in self.runs]
-        width = max(map(len, paths))
-        head = f"{'run':<{width}}  {'state':<9} {'step':>9} {'kNN %':>6} {'size':>9}  verdict"
+        steps = [run.steps for run in self.runs]
+        width, wide = max(map(len, paths)), max(map(len, steps))
+        head = (
+            f"{'run':<{width}}  {'state':<9} {'at step':>{wide}} {'kNN %':>6} {'size':>9}  verdict"
+        )
         lines = [
-            f"{path:<{width}}  {run.state.value:<9} {run.step:>9,} "
+            f"{path:<{width}}  {run.state.value:<9} {step:>{wide}} "
             f"{'-' if run.knn_top1 is None else f'{run.knn_top1:.1f}':>6} "
             f"{run.num_bytes / 1e6:>6,.0f} MB  {run.verdict}".rstrip()
-            for path, run in zip(paths, self.runs, strict=True)
+            for path, step, run in zip(paths, steps, self.runs, strict=True)
         ]
         freed = [f"freed {self.freed_bytes / 1e6:,.0f} MB"] if self.freed_bytes else []
         return "\n".join([head, *lines, *self.notes, *freed])
@@ -110,7 +120,7 @@ def list_runs(paths: Sequence[Path], cfg: RunsConfig) -> RunsList:
 
 
 def _state_at_rest(run: RecordedRun) -> State:
-    return State.finished if run.verdict else State.stopped
+    return State.finished if run.is_finished else State.stopped
 
 
 def _remove_old(folder: Path, keep: int) -> None:
@@ -134,6 +144,7 @@ def _described(run: RecordedRun, state: State, num_bytes: int) -> ListedRun:
         state=state,
         verdict=run.verdict["outcome"] if run.verdict else "",
         step=step_of(found[0]) if found else 0,
+        total_steps=run.total_steps,
         knn_top1=measured[-1] if measured else None,
         num_checkpoints=len(found),
         num_bytes=num_bytes,

@@ -32,6 +32,7 @@ from fastmoco.train.number_format import with_precision
 from fastmoco.train.report import (
     StepClock,
     described,
+    end_text,
     first_step_text,
     log_header,
     make_row,
@@ -85,7 +86,7 @@ def train(cfg: TrainConfig) -> Path:
             trainer = Trainer(cfg, run, dataset, device, ranks)
             begin(trainer)
         if trainer.finished:
-            logger.info("%s is finished (step %d); nothing to do", run.path, trainer.steps_done)
+            logger.info("%s %s; nothing to do", run.path, end_text(trainer))
             tell_again(trainer, logger)
             return run.path
         if denied:

@@ -220,6 +220,14 @@ def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> 
         logger.warning("warning   %s", line)
 
 
+def end_text(trainer: Trainer) -> str:
+    """Where a run that has no steps to do is."""
+    step, scheduled = trainer.steps_done, trainer.cfg.train.epochs * trainer.steps_per_epoch
+    if step < scheduled:
+        return f"stopped at step {step} of {scheduled} (train.max_steps)"
+    return f"is finished (step {step})"
+
+
 def first_step_text(trainer: Trainer) -> str:
     """What the first step does besides learning, for the user who waits for it."""
     compiles = trainer.step.compiled or trainer.graphed is not None

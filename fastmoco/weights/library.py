@@ -2,9 +2,9 @@
 
 Both keep files for the next time: torchvision in torch.hub's folder (``TORCH_HOME``), timm in
 Hugging Face's (``HF_HOME``) or torch.hub's. Both write a download under another name first, so a
-connection that breaks leaves no file that could be taken for a complete one. A file that was brought
-by hand is read from torch.hub's folder (`_Download`): Hugging Face's has names that only their
-client can give.
+connection that breaks leaves no file that could be taken for a complete one. A file that was
+brought by hand is read from torch.hub's folder (`_Download`): Hugging Face's has names that only
+their client can give.
 """
 
 import sys
@@ -105,7 +105,7 @@ def _hub_path(name: str) -> Path:
 
 
 def _timm_download(published: Any) -> _Download:
-    """The file of weights of timm, under the name of the weights: many are ``model.safetensors``."""
+    """The file of timm's weights, saved under their name: most files are `HUB_FILE` there."""
     from huggingface_hub import hf_hub_url
 
     if not published.hf_hub_id:

@@ -119,7 +119,7 @@ def test_a_run_by_kornia_says_so_and_stays_so(dataset, tmp_path):  # noqa: F811
         assert "  augmentation: kornia\n" in (run / "config.yaml").read_text()
     log = (run / "train.log").read_text()
     assert log.count("views by Kornia") == 1
-    assert "is finished (step 1)" in log
+    assert f"{run} stopped at step 1 of 60 (train.max_steps); nothing to do" in log
 
 
 @pytest.mark.gpu

@@ -263,7 +263,7 @@ def test_a_finished_run_says_so(dataset, eager_run, capsys):
     before = sorted((p, p.stat().st_mtime_ns) for p in (eager_run / "checkpoints").iterdir())
     assert cli.main(train_arguments(dataset, eager_run, "train.compile=never")) == 0
     said = capsys.readouterr().err
-    assert "is finished (step 20)" in said
+    assert "stopped at step 20 of 60 (train.max_steps)" in said
     verdict = json.loads((eager_run / "verdict.json").read_text())
     assert (verdict["outcome"], verdict["step"]) == ("too early", 20)
     assert f"verdict too early: {verdict['reasons'][0]}" in " ".join(said.split())  # wrapped
@@ -280,7 +280,7 @@ def test_a_finished_run_that_cannot_be_written_says_so(dataset, eager_run, capsy
     with read_only(eager_run):
         assert cli.main(arguments) == 0
         said = capsys.readouterr().err
-        assert f"{eager_run} is finished (step 20); nothing to do" in said
+        assert f"{eager_run} stopped at step 20 of 60 (train.max_steps); nothing to do" in said
         assert "verdict   too early" in said
         assert "cannot be written" not in said
         assert cli.main([*arguments, "train.max_steps=21"]) == 2

@@ -198,15 +198,15 @@ def test_at_the_end_it_is_written_once_and_never_raises(place, capsys, monkeypat
 def test_runs_are_listed_and_old_checkpoints_removed(tmp_path, capsys):
     folder = tmp_path / "runs"
     for name in ("a", "b"):
-        run = make_run(folder / name, "data.train=x.beton")
+        run = make_run(folder / name, "data.train=x.beton", "train.epochs=2")
         for step in (2, 3):
             save = Checkpoint(step=step, tensors={"x": torch.zeros(1000)}, facts={"config": {}})
             save_checkpoint(run / "checkpoints", save, keep=9)
     (folder / "b/verdict.json").unlink()
     assert cli.main(["runs", f"folder={folder}"]) == 0
     text = capsys.readouterr().out
-    assert re.search(r"a +finished +3 +60\.0 +0 MB  learned", text)
-    assert re.search(r"b +stopped +3 +60\.0", text)
+    assert re.search(r"a  finished  3 of 4   60\.0 +0 MB  learned", text)
+    assert re.search(r"b  stopped   3 of 4   60\.0", text)
     assert "freed" not in text
     paths = [folder / "a", folder / "b"]
     found = list_runs(paths, RunsConfig(keep=1))
@@ -215,6 +215,13 @@ def test_runs_are_listed_and_old_checkpoints_removed(tmp_path, capsys):
     assert list_runs(paths, RunsConfig(keep=1)).freed_bytes == 0
     assert cli.main(["runs", f"folder={tmp_path / 'none'}"]) == 0
     assert "no runs here" in capsys.readouterr().out
+
+
+def test_a_run_that_max_steps_stopped_is_not_finished(tmp_path):
+    run = make_run(tmp_path / "a", "data.train=x.beton", "train.epochs=9", "train.max_steps=4")
+    save = Checkpoint(step=4, tensors={"x": torch.zeros(1)}, facts={"config": {}})
+    save_checkpoint(run / "checkpoints", save, keep=1)
+    assert "  stopped   4 of 18 " in list_runs([run], RunsConfig()).to_text()
 
 
 def test_a_run_in_training_and_a_damaged_one_keep_their_checkpoints(tmp_path):
