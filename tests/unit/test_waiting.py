@@ -1,8 +1,12 @@
 """What a command says while it waits: a clock on a terminal, a line elsewhere."""
 
 import io
+import signal
 import sys
+import threading
 import time
+
+import pytest
 
 from fastmoco import waiting as module
 from fastmoco.waiting import waiting
@@ -28,6 +32,23 @@ def test_a_slow_block_says_one_line(capsys, monkeypatch):
     with waiting("loading"):
         time.sleep(0.1)
     assert capsys.readouterr().err == "fastmoco: loading ...\n"
+
+
+def test_a_long_block_says_so_again_until_it_ends_also_by_ctrl_c(capsys, monkeypatch):
+    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.01)
+    monkeypatch.setattr(module, "REPEAT_SECONDS", 0.05)
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt), waiting("compiling"):
+        time.sleep(0.3)
+        signal.raise_signal(signal.SIGINT)
+    time.sleep(0.1)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "fastmoco: compiling ..."
+    assert len(others) > 1
+    assert set(others) == {"fastmoco: compiling ... 0 s"}
+    assert threading.active_count() == threads
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_shows_a_clock_at_once_and_no_line_remains(monkeypatch):
