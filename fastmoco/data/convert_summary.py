@@ -1,5 +1,6 @@
 """Summary of a conversion."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,11 +80,24 @@ class ConvertSummary:
     held_out: HeldOut | None = None
     """The test file, if ``holdout`` is set; ``path`` and ``num_samples`` are then of the training
     file, all else is of both."""
+    is_part: bool = False
+    """Whether it is one shard, whose others are made elsewhere."""
+
+    @property
+    def next(self) -> str:
+        """The command that trains on the files; "" if others are missing."""
+        if self.is_part:
+            return ""
+        files = {"data.train": self.path}
+        if self.held_out:
+            files["data.test"] = self.held_out.path
+        words = [f"{key}={path}" for key, path in files.items()]
+        return shlex.join(["fastmoco", "train", "experiment=own", *words])
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
         held_out = plain_values(asdict(self.held_out)) if self.held_out else None
-        return plain_values(asdict(self)) | {"held_out": held_out}
+        return plain_values(asdict(self)) | {"held_out": held_out, "next": self.next}
 
     def to_text(self) -> str:
         """Format as a table, without counts that are zero."""
@@ -112,6 +126,8 @@ class ConvertSummary:
         rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
         if self.many_left_out:
             rows["skipped"] = self.many_left_out
+        if self.next:
+            rows["next"] = self.next
         return description_text(rows)
 
     @property
@@ -200,6 +216,7 @@ def summarize(
         images_per_second=(totals.num_done - num_resumed) / seconds,
         fingerprint=set_fingerprint([one.fingerprint for one in made]),
         held_out=_held_out(parts[1], split) if split else None,
+        is_part=any(job.cfg.shard for part in parts for job in part.jobs),
     )
 
 

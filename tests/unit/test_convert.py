@@ -56,7 +56,10 @@ def test_class_folders(folder: Path, tmp_path: Path) -> None:
     assert table["classes"] == "3: class_0 4, class_1 4, class_2 4"
     assert (table["images"], table["size"]) == ("12", "16.8 MB")
     assert re.fullmatch(r"[\d,]+ images/s, [\d,.]+ MB/s read", table["rate"])
-    assert json.loads(json.dumps(summary.to_json()))["num_samples"] == 12
+    command = f"fastmoco train experiment=own data.train={tmp_path / 'x.beton'}"
+    assert list(table.items())[-1] == ("next", command)
+    found = json.loads(json.dumps(summary.to_json()))
+    assert (found["num_samples"], found["next"]) == (12, command)
 
 
 def test_an_image_beside_class_folders_has_no_label(folder: Path, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def test_two_files_are_made_and_said(source: Path, tmp_path: Path) -> None:
     assert table["test images"].strip() == "6"
     assert table["untested"].strip().startswith("1 classes")
     assert table["untested"].endswith("rare")
+    assert table["next"].endswith(f"data.train={train} data.test={test}")
     facts = json.loads((tmp_path / "set-test.beton.json").read_text())
     assert (facts["part"], facts["options"]["holdout"]) == ("test", 0.2)
     assert json.loads(json.dumps(summary.to_json()))["held_out"]["num_samples"] == 6

@@ -75,10 +75,12 @@ def test_shards_read_as_one_file(folder: Path, whole: Path, tmp_path: Path) -> N
 
 
 def test_one_shard_each_makes_the_same_files(folder: Path, tmp_path: Path) -> None:
-    convert(str(folder), tmp_path / "all" / "t.beton", ConvertConfig(shards=SHARDS))
+    whole = convert(str(folder), tmp_path / "all" / "t.beton", ConvertConfig(shards=SHARDS))
+    assert whole.next == f"fastmoco train experiment=own 'data.train={tmp_path}/all/t-*.beton'"
     for number in range(SHARDS):
         options = ConvertConfig(shard=f"{number}/{SHARDS}")
-        convert(str(folder), tmp_path / "each" / "t.beton", options)
+        part = convert(str(folder), tmp_path / "each" / "t.beton", options)
+        assert "fastmoco train" not in part.to_text()  # the others are made elsewhere
     for path in (tmp_path / "all").iterdir():
         assert (tmp_path / "each" / path.name).read_bytes() == path.read_bytes()
 

@@ -38,9 +38,14 @@ def test_a_long_block_says_so_again_until_it_ends_also_by_ctrl_c(capsys, monkeyp
     monkeypatch.setattr(module, "PLAIN_SECONDS", 0.01)
     monkeypatch.setattr(module, "REPEAT_SECONDS", 0.05)
     threads = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), waiting("compiling"):
-        time.sleep(0.3)
-        signal.raise_signal(signal.SIGINT)
+
+    def compile_until_ctrl_c():
+        with waiting("compiling"):
+            time.sleep(0.3)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_until_ctrl_c()
     time.sleep(0.1)
     first, *others = capsys.readouterr().err.splitlines()
     assert first == "fastmoco: compiling ..."
