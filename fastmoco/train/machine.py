@@ -20,7 +20,7 @@ class Machine:
     memory_bytes: int
     """Memory of each device in bytes, used or not: a rule gives the same result every time."""
     units: int
-    """Cores of a CPU, multiprocessors of a GPU; for estimates of duration only."""
+    """Cores of a CPU that one process uses, multiprocessors of a GPU; only for duration."""
     devices: int = 1
     """Number of devices, one process each."""
     precision: Precision = Precision.float32
@@ -29,16 +29,16 @@ class Machine:
 
 def machine_of(device: "torch.device", devices: int = 1) -> Machine:
     """Read a device's memory, size and number format, for a run on `devices` like it."""
+    import torch
+
     from fastmoco.optim.precision import choose_precision
 
     if device.type == "cuda":
-        import torch
-
         found = torch.cuda.get_device_properties(device)
         memory, units = found.total_memory, found.multi_processor_count
     else:
         memory = total_bytes()
-        units = len(os.sched_getaffinity(0))
+        units = min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
     return Machine(
         kind=device.type,
         memory_bytes=memory,

@@ -230,14 +230,17 @@ def end_text(trainer: Trainer) -> str:
 
 def first_step_text(trainer: Trainer) -> str:
     """What the first step does besides learning, for the user who waits for it."""
-    compiles = trainer.step.compiled or trainer.graphed is not None
-    if not compiles:
+    if not _compiles(trainer):
         return "first step"
     return "first step: compiling once, one to several minutes (train.compile=never starts at once)"
 
 
+def _compiles(trainer: Trainer) -> bool:
+    return trainer.step.compiled or trainer.graphed is not None
+
+
 def _estimated_time(trainer: Trainer) -> str:
-    """``, roughly TIME``: before the first step, which may compile for minutes."""
+    """``, roughly TIME``: computed, without compiling and without other programs' load."""
     machine = machine_of(trainer.device, trainer.ranks.world_size)
     cost = run_cost(trainer.cfg, trainer.total_steps - trainer.steps_done, machine)
     if cost is None:
@@ -249,7 +252,10 @@ def _estimated_time(trainer: Trainer) -> str:
         text = f"{hours:.0f} hours"
     else:
         text = f"{max(1, round(60 * hours))} min"
-    return f", roughly {text} on an idle machine of this kind (train.dry_run=true measures)"
+    more = " and compiling" if _compiles(trainer) else ""
+    return (
+        f", computed: roughly {text}{more} if no other program runs (train.dry_run=true measures)"
+    )
 
 
 def _facts(trainer: Trainer) -> RunFacts:

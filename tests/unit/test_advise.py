@@ -23,6 +23,7 @@ from fastmoco.schema_options import describe
 from fastmoco.train import own, pretrain
 from fastmoco.train.advice import advise, momentum, norm_groups, outlook, queue_size
 from fastmoco.train.checks import check_config
+from fastmoco.train.estimate import run_cost
 from fastmoco.train.machine import Machine, machine_of
 from fastmoco.train.rules import FEWEST_BATCHES, RULES, SMALLEST_SET
 from fastmoco.train.run_warnings import RunFacts, warnings_for
@@ -272,6 +273,16 @@ def test_a_machine_is_the_same_each_time():
     assert machine == machine_of(torch.device("cpu"))
     assert (machine.kind, machine.devices) == ("cpu", 1)
     assert machine.memory_bytes > 10**8
+
+
+def test_a_duration_is_that_of_the_threads_in_use(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    cfg = load_config(TrainConfig, ["experiment=cifar10_cpu"])
+    seconds = []
+    for threads in (1, 2, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        seconds.append(run_cost(cfg, 100, machine_of(torch.device("cpu"))).seconds)
+    assert [seconds[0] / s for s in seconds] == pytest.approx([1, 2, 8])
 
 
 # Estimates
