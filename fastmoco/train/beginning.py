@@ -50,6 +50,11 @@ def begin(trainer: Trainer) -> None:
     check_same_step(trainer.steps_done, trainer.ranks)
 
 
+def began_with_weights(origins: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a run, or one that it goes on from, started from weights."""
+    return any("weights" in origin for origin in origins)
+
+
 def describe_origins(origins: Sequence[Mapping[str, Any]]) -> str:
     """What a run started from, in one line; empty for nothing."""
     return "; then ".join(map(_describe, origins))

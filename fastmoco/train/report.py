@@ -22,7 +22,7 @@ from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.event_file import EventFile
 from fastmoco.runs.reporter import Board, Reporter, SilentReporter
 from fastmoco.runs.wandb_run import WandbRun
-from fastmoco.train.beginning import describe_origins
+from fastmoco.train.beginning import began_with_weights, describe_origins
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.estimate import run_cost
 from fastmoco.train.fresh_keys import FRESH_METRICS
@@ -266,5 +266,6 @@ def _facts(trainer: Trainer) -> RunFacts:
         steps_per_epoch=trainer.steps_per_epoch,
         has_batch_norm=any(isinstance(module, _BatchNorm) for module in modules),
         machine=machine_of(trainer.device, trainer.ranks.world_size),
+        from_weights=began_with_weights(trainer.origins),
         unused_gpu=unused_gpu() if trainer.cfg.device == "auto" else "",
     )

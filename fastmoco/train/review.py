@@ -18,6 +18,7 @@ from fastmoco.moco.settings import Mechanism
 from fastmoco.runs.metrics_file import read_metrics
 from fastmoco.runs.reporter import dispensable
 from fastmoco.runs.run_folder import RunFolder
+from fastmoco.train.beginning import began_with_weights
 from fastmoco.train.doubts import RunFacts
 from fastmoco.train.fresh_keys import MOST_ROWS
 from fastmoco.train.trainer import Trainer
@@ -110,7 +111,7 @@ def run_facts(trainer: Trainer) -> RunFacts:
         momentum=moco.momentum if has_key_encoder else None,
         keys_per_step=cfg.global_batch_size * (2 if moco.symmetric else 1),
         key_left=m.left_after(trainer.steps_done, scheduled) if isinstance(m, KeyMomentum) else 0.0,
-        from_weights=any("weights" in origin for origin in trainer.origins),
+        from_weights=began_with_weights(trainer.origins),
         fresh_chance=model.chance_among(min(queue_size, MOST_ROWS)) if queue_size else None,
     )
 

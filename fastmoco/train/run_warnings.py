@@ -39,6 +39,8 @@ class RunFacts:
     """Whether the encoder has batch norm."""
     machine: Machine
     """Devices of the run."""
+    from_weights: bool = False
+    """Whether the run that it goes on from began with weights."""
     unused_gpu: str = ""
     """Why device=auto does not use the GPU of the machine; "" if it has none, or uses it."""
 
@@ -70,7 +72,7 @@ def _about_keys(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
         )
     left = moco.momentum**facts.steps
     constant = moco.final_momentum is None and not cfg.train.max_steps
-    if left > LARGEST_SHARE_LEFT and constant and _from_nothing(cfg):
+    if left > LARGEST_SHARE_LEFT and constant and _from_nothing(cfg, facts):
         m = momentum(facts.steps)
         yield (
             f"m = {moco.momentum:g} keeps {100 * left:.0f}% of the random first key encoder after "
@@ -88,12 +90,12 @@ def _about_keys(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
         )
 
 
-def _from_nothing(cfg: TrainConfig) -> bool:
-    return str(cfg.weights or "random") == "random"
+def _from_nothing(cfg: TrainConfig, facts: RunFacts) -> bool:
+    return str(cfg.weights or "random") == "random" and not facts.from_weights
 
 
 def _about_length(cfg: TrainConfig, facts: RunFacts) -> Iterator[str]:
-    if _from_nothing(cfg) and facts.steps < FEWEST_STEPS and not cfg.train.max_steps:
+    if _from_nothing(cfg, facts) and facts.steps < FEWEST_STEPS and not cfg.train.max_steps:
         epochs = math.ceil(FEWEST_STEPS / facts.steps_per_epoch)
         yield (
             f"{facts.steps:,} steps are too few to learn from nothing; set train.epochs={epochs} "

@@ -24,6 +24,8 @@ from fastmoco.runs.checkpoint_files import CheckpointError
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
+from fastmoco.train.report import _facts
+from fastmoco.train.run_warnings import warnings_for
 from fastmoco.train.settings import TrainConfig, run_path
 from fastmoco.train.trainer import Trainer
 from fastmoco.weights.library import timm_weights, torchvision_weights
@@ -405,6 +407,20 @@ def before(dataset, tmp_path) -> Path:
     trainer.steps_done = 3
     save_checkpoint(trainer.run.checkpoints, trainer.checkpoint(), keep=1)
     return tmp_path / "before"
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+def test_a_run_from_a_run_is_warned_by_what_that_began_with(dataset, tmp_path, has_weights):
+    options = [f"weights={write_run(tmp_path / 'source')}"] if has_weights else []
+    first = trainer_of(dataset, tmp_path / "first", "train.epochs=1", *options)
+    begin(first)
+    first.steps_done = 3
+    save_checkpoint(first.run.checkpoints, first.checkpoint(), keep=1)
+    on = trainer_of(dataset, tmp_path / "on", "train.epochs=2", f"train.from_run={first.run.path}")
+    begin(on)
+    said = "\n".join(warnings_for(on.cfg, _facts(on)))
+    for words in ("of the random first key encoder", "too few to learn from nothing"):
+        assert (words in said) is not has_weights
 
 
 def test_another_runs_state_is_gone_on_with(dataset, before, tmp_path):
