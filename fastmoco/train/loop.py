@@ -85,7 +85,7 @@ def train(cfg: TrainConfig) -> Path:
         with waiting("building the model, trying the compiler"):
             trainer = Trainer(cfg, run, dataset, device, ranks)
             begin(trainer)
-        if trainer.finished:
+        if trainer.finished and not is_row_owed(trainer, monitor):
             logger.info("%s %s; nothing to do", run.path, end_text(trainer))
             tell_again(trainer, logger)
             return run.path
@@ -164,8 +164,10 @@ def run_steps(
     """
     clock, ranks, first = StepClock(DataWait(trainer.device)), trainer.ranks, True
     activity = Activity(trainer.steps_done)
+    is_owed = is_row_owed(trainer, monitor)
     with ExitStack() as stack:
-        reporter = stack.enter_context(closing(open_reporter(trainer, logger)))
+        last_row = trainer.steps_done - is_owed
+        reporter = stack.enter_context(closing(open_reporter(trainer, logger, last_row)))
         saver = Saver(trainer, reporter, logger)
         stack.enter_context(watched(activity, ranks, trainer.run.stacks(ranks.rank)))
         stack.enter_context(saver.saving_first())
@@ -175,14 +177,25 @@ def run_steps(
             check_numbers(trainer, logger)
             saver.save(is_last=is_last)
 
+        def write_row() -> None:
+            activity.reach(trainer.steps_done, Phase.measuring)
+            check_numbers(trainer, logger)
+            with clock.paused(), reporter.busy("measuring"):
+                is_due = is_measuring_due(trainer, monitor)
+                measured = measure(trainer, monitor, reporter) if is_due else {}
+            reporter.row(make_row(trainer, clock, measured))
+
+        if is_owed:
+            write_row()
+            save()
         while not trainer.finished:
-            rate, step = trainer.learning_rate, trainer.steps_done + 1
+            step = trainer.steps_done + 1
             with waiting(first_step_text(trainer)) if first else nullcontext():
                 activity.reach(step, Phase.reading)
                 batch = next_batch(loader, trainer, stop, save, clock.wait)
                 activity.reach(step, Phase.computing)
                 with out_of_memory.explained(partial(explain_step, trainer)):
-                    trainer.take(batch, rate)
+                    trainer.take(batch, trainer.learning_rate)
             if first or trainer.warms_up:  # compiling and capturing take no part in the speeds
                 synchronize(trainer.device)
                 clock.restart()
@@ -197,14 +210,7 @@ def run_steps(
             signal_number, is_late = max(0, request - SAVE), request == LATE
             measuring = is_measuring_due(trainer, monitor)
             if measuring or trainer.log_is_due:
-                activity.reach(step, Phase.measuring)
-                check_numbers(trainer, logger)
-                measured: dict[str, float | None] = {}
-                try:
-                    with clock.paused(), reporter.busy("measuring"):
-                        measured = measure(trainer, monitor, reporter) if measuring else {}
-                finally:  # a run that resumes after an error has all rows
-                    reporter.row(make_row(trainer, clock, rate, measured))
+                write_row()
             elif reporter.line_is_due:
                 reporter.show(screen_row(trainer, clock))
             with clock.paused():
@@ -221,7 +227,13 @@ def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
     """Whether the monitor measures after this step: at the end of some epochs, and of the run."""
     if trainer.finished:
         return monitor.is_on
-    return trainer.epoch_ends and monitor.is_due(trainer.epochs_done)
+    return trainer.epoch_ends and monitor.is_due(trainer.steps_done // trainer.steps_per_epoch)
+
+
+def is_row_owed(trainer: Trainer, monitor: KnnMonitor) -> bool:
+    """Whether an error came before the row of the last step; the checkpoint has its sum."""
+    is_due = trainer.log_is_due or is_measuring_due(trainer, monitor)
+    return is_due and bool(trainer.metrics.count)
 
 
 def measure(

@@ -87,8 +87,10 @@ class StepClock:
         return speeds
 
 
-def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | SilentReporter:
-    """Open the reporter of this rank, from the step that the trainer has reached.
+def open_reporter(
+    trainer: Trainer, logger: logging.Logger, last_row: int
+) -> Reporter | SilentReporter:
+    """Open the reporter of this rank, after the row of step `last_row`.
 
     Raises:
         UsageError: If the run cannot begin at W&B.
@@ -99,17 +101,17 @@ def open_reporter(trainer: Trainer, logger: logging.Logger) -> Reporter | Silent
         trainer.run,
         logger,
         trainer.device,
-        resume_step=trainer.steps_done,
+        resume_step=last_row,
         total_steps=trainer.total_steps,
-        board=open_board(trainer, logger),
+        board=open_board(trainer, logger, last_row),
     )
 
 
-def open_board(trainer: Trainer, logger: logging.Logger) -> Board | None:
-    """Open what ``train.tracker`` names."""
+def open_board(trainer: Trainer, logger: logging.Logger, last_row: int) -> Board | None:
+    """Open what ``train.tracker`` names, after the row of step `last_row`."""
     tracker, run = trainer.cfg.train.tracker, trainer.run
     if tracker is Tracker.tensorboard:
-        return EventFile(run.tensorboard, purge_step=trainer.steps_done + 1)
+        return EventFile(run.tensorboard, purge_step=last_row + 1)
     if tracker is Tracker.wandb:
         found = WandbRun(run.wandb, config=config_to_dict(trainer.cfg))
         logger.info("tracker   %s", found.about)
@@ -118,7 +120,7 @@ def open_board(trainer: Trainer, logger: logging.Logger) -> Board | None:
 
 
 def make_row(
-    trainer: Trainer, clock: StepClock, learning_rate: float, measured: Mapping[str, float | None]
+    trainer: Trainer, clock: StepClock, measured: Mapping[str, float | None]
 ) -> dict[str, Any]:
     """Make a row of ``metrics.jsonl``: means since the last row; reads the device.
 
@@ -133,7 +135,7 @@ def make_row(
         **trainer.metrics.flush(),
         "skipped_steps": skipped,
         "loss_floor_ln_k1": trainer.chance_loss,
-        "learning_rate": learning_rate,
+        "learning_rate": trainer.learning_rate_of(trainer.steps_done - 1),
         **clock.read(trainer.cfg.global_batch_size),
         "device_memory_peak_bytes": memory,
         "device_memory_reserved_bytes": reserved_memory_bytes(device),

@@ -149,9 +149,13 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
+        return self.learning_rate_of(self.steps_done)
+
+    def learning_rate_of(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
         return learning_rate(
             self.cfg.optimizer,
-            self.steps_done,
+            step,
             peak=base_learning_rate(self.cfg.optimizer, self.cfg.global_batch_size),
             steps_per_epoch=self.steps_per_epoch,
             epochs=self.cfg.train.epochs,
@@ -161,11 +165,6 @@ class Trainer:
     def epoch_ends(self) -> bool:
         """Whether the last step was the last of its epoch."""
         return self.steps_done % self.steps_per_epoch == 0
-
-    @property
-    def epochs_done(self) -> int:
-        """Complete epochs that are done."""
-        return self.steps_done // self.steps_per_epoch
 
     @property
     def log_is_due(self) -> bool:

@@ -178,13 +178,14 @@ def row_of(mechanism: Mechanism) -> dict[str, object]:
     trainer = SimpleNamespace(
         device=torch.device("cpu"),
         steps_done=1,
+        learning_rate_of=lambda _: 0.1,
         steps_per_epoch=10,
         metrics=metrics,
         skipped_steps=0,
         chance_loss=step.model.chance_loss(8),
         cfg=SimpleNamespace(global_batch_size=8),
     )
-    return make_row(trainer, StepClock(DataWait(trainer.device)), 0.1, {})
+    return make_row(trainer, StepClock(DataWait(trainer.device)), {})
 
 
 @pytest.mark.parametrize("mechanism", Mechanism)

@@ -104,8 +104,8 @@ def test_the_package_is_loaded_only_if_it_is_chosen(tmp_path, monkeypatch):
 
     def opened(tracker):
         cfg = SimpleNamespace(train=LoopConfig(tracker=tracker))
-        trainer = SimpleNamespace(cfg=cfg, run=RunFolder(tmp_path), steps_done=0)
-        return report.open_board(trainer, None)
+        trainer = SimpleNamespace(cfg=cfg, run=RunFolder(tmp_path))
+        return report.open_board(trainer, None, 0)
 
     assert isinstance(opened(Tracker.tensorboard), EventFile)
     assert opened(Tracker.none) is None
