@@ -25,3 +25,4 @@ def test_it_is_the_formula_on_singular_values(shape, monkeypatch):
 def test_known_ranks():
     assert effective_rank(torch.eye(7) * 3) == pytest.approx(7, abs=1e-3)
     assert effective_rank(torch.ones(5, 4)) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(torch.zeros(5, 4)) == pytest.approx(1, abs=1e-3)  # collapsed, too
