@@ -43,11 +43,12 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "Fast-MoCo, clipped": (PATCHES,),
     "recomputed": (["model.activation_checkpointing=true"],),
     "halves": (["moco.pretext=cross_channel", "model.encoder=halves:alexnet", "policy=moco_v1"],),
+    "binary NCE": (["moco.objective=binary_nce", *NARROW],),
     "vit": (VIT,),
 }
 
 
-OTHER_LOSSES = {"plain loss": "plain", "chunked loss": "chunked"}
+OTHER_LOSSES = {"plain loss": "plain", "chunked loss": "chunked", "binary NCE": "plain"}
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "float32": "float32"}
 LOADERS = ["beton", "foreign", "resident", "torchvision"]
 COMPILED = {
