@@ -6,6 +6,7 @@ dataclasses, never a ``DictConfig``.
 
 import copy
 import json
+import os
 import re
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -164,7 +165,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_dataclass(schema: type[T], composed: DictConfig) -> T:
-    """Convert what Hydra composed to the schema's dataclass.
+    """Convert what Hydra composed to the schema's dataclass; ``~/`` in paths is the home folder.
 
     Raises:
         UsageError: If a value is out of range.
@@ -172,6 +173,9 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     kind: type = schema
     typed = _structured(kind)
     merged = OmegaConf.merge(typed, OmegaConf.masked_copy(composed, list(typed)))
+    for key in _path_options(kind):  # of yaml and Python; the command line has done so
+        if str(path := OmegaConf.select(merged, key)).startswith("~/"):
+            OmegaConf.update(merged, key, os.path.expanduser(path))
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException:
@@ -265,6 +269,12 @@ def _structured(schema: type) -> DictConfig:
     """A schema's defaults; making them takes longer than all that is done with them."""
     typed: DictConfig = OmegaConf.structured(schema)
     return typed
+
+
+@cache
+def _path_options(schema: type) -> list[str]:
+    """Options of a schema that are one path."""
+    return [key for key, kind, _ in describe(schema) if kind == "path"]
 
 
 @cache

@@ -30,6 +30,7 @@ def examine() -> Findings:
             "libjpeg-turbo": system_checks.libjpeg_turbo,
             "FFCV": _optional("ffcv", "ffcv", "ffcv"),
             "DALI": _optional("nvidia.dali", "dali", "nvidia-dali-cuda130"),
+            "other packages": system_checks.other_packages,
             "disk": system_checks.disk,
             "shared memory": system_checks.shared_memory,
             "open files": system_checks.file_limit,

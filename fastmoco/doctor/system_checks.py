@@ -6,7 +6,7 @@ import resource
 import shutil
 import sys
 import tempfile
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +23,12 @@ SHARED_BYTES = 1_000_000_000
 """Size of /dev/shm that NCCL does not exhaust; Docker gives 64 MB."""
 OPEN_FILES = 1024
 """Linux's usual limit: shards, sockets between ranks and a compiler's processes fit in."""
+
+OTHERS = (
+    *("timm", "pillow-heif", "wandb", "onnx", "onnxruntime", "onnxscript"),
+    *("faster-coco-eval", "torchmetrics"),
+)
+"""Packages of the extras that are only looked for."""
 
 
 def python() -> Finding:
@@ -64,6 +70,21 @@ def installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # its parent is missing
         return False
+
+
+def other_packages() -> Finding:
+    """Packages that only some options and commands need; they are not imported."""
+    here, lacking = [], []
+    for name in OTHERS:
+        try:
+            here.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            lacking.append(name)
+    text = ", ".join(here) or "none"
+    if not lacking:
+        return Finding(State.works, text)
+    missing = f"{text}; not installed, and not needed: {', '.join(lacking)}"
+    return Finding(State.without, missing, f"pip install {' '.join(lacking)}")
 
 
 def disk() -> Finding:

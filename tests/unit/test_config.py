@@ -134,6 +134,15 @@ def test_paths_of_any_spelling(path):
     assert cfg.seed == 3
 
 
+def test_the_home_folder_is_meant_in_every_path(monkeypatch):
+    """A shell and the command line expand it in words; files and Python do not."""
+    monkeypatch.setenv("HOME", "/a me")
+    cfg = config_from_dict(TrainConfig, {"data": {"train": "~/x"}, "weights": "~b", "name": "~/c"})
+    assert (str(cfg.data.train), str(cfg.weights), cfg.name) == ("/a me/x", "~b", "~/c")
+    cfg = load_config(TrainConfig, quote_values(TrainConfig, ["data.test=~/x y"]))
+    assert str(cfg.data.test) == "/a me/x y"
+
+
 def test_a_configuration_survives_json():
     cfg = load_config(TrainConfig, ["experiment=demo", "precision=bf16", "data.train=a b"])
     again = config_from_dict(TrainConfig, config_to_dict(cfg))

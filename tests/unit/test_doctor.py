@@ -6,6 +6,9 @@ import os
 import re
 import resource
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,6 +123,23 @@ def test_optional_packages_are_not_needed(monkeypatch, module, package):
     monkeypatch.setattr(system_checks, "find_spec", missing)
     found = examine._optional(module, "none", package)()
     assert (found.state, found.fix) == (WITHOUT, f"pip install {package}")
+
+
+def test_packages_of_the_other_extras_are_listed(monkeypatch):
+    def version(name):
+        if name.startswith("onnx"):
+            raise PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(system_checks, "version", version)
+    found = system_checks.other_packages()
+    assert found.text.startswith("timm 1.2, pillow-heif 1.2, wandb 1.2, faster")
+    assert found.text.endswith("; not installed, and not needed: onnx, onnxruntime, onnxscript")
+    assert (found.state, found.fix) == (WITHOUT, "pip install onnx onnxruntime onnxscript")
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    listed = [one for name in ("timm", "heic", "wandb", "onnx", "eval") for one in extras[name]]
+    assert [re.match(r"[\w-]+", one)[0] for one in listed] == [*system_checks.OTHERS]
 
 
 def test_an_ffcv_that_cannot_be_loaded(monkeypatch):
@@ -349,7 +369,7 @@ def test_on_a_machine_without_a_gpu_training_can_run(capsys):
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["can_train"]
-    assert len(found["parts"]) == 18
+    assert len(found["parts"]) == 19
     for part in ("driver", "GPU", *examine.GPU_PARTS):
         assert found["parts"][part] == {"state": "skipped", "text": "no NVIDIA GPU here", "fix": ""}
 
