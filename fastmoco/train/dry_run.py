@@ -29,8 +29,9 @@ from fastmoco.train.acceleration import WARM_UP_STEPS
 from fastmoco.train.checks import check_config
 from fastmoco.train.data_wait import DataWait
 from fastmoco.train.device_rules import with_augmentation
+from fastmoco.train.header import first_step_text, log_header
 from fastmoco.train.number_format import describe_precision, with_precision
-from fastmoco.train.report import StepClock, first_step_text, log_header
+from fastmoco.train.report import StepClock
 from fastmoco.train.settings import TrainConfig, run_path
 from fastmoco.train.step import STAGES
 from fastmoco.train.trainer import Trainer

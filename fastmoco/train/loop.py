@@ -11,7 +11,7 @@ from fastmoco.data.quarantine import many_left_out, write_quarantine
 from fastmoco.data.source_set import SourceSet
 from fastmoco.device import algorithms, synchronize
 from fastmoco.errors import UsageError
-from fastmoco.evaluate.baselines import Baselines, read_baselines, write_baselines
+from fastmoco.evaluate.baselines import read_baselines
 from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.build import free_idle
 from fastmoco.pipelines.contract import ViewLoader
@@ -26,19 +26,16 @@ from fastmoco.train.data_wait import DataWait, next_batch, stopped
 from fastmoco.train.device_rules import with_augmentation, with_schedule
 from fastmoco.train.divergence import check_numbers
 from fastmoco.train.first_views import write_first_views
-from fastmoco.train.fresh_keys import fresh_metrics
+from fastmoco.train.header import end_text, first_step_text, log_header
 from fastmoco.train.heartbeat import Activity, Phase, watched
-from fastmoco.train.number_format import with_precision
-from fastmoco.train.report import (
-    StepClock,
-    described,
-    end_text,
-    first_step_text,
-    log_header,
-    make_row,
-    open_reporter,
-    screen_row,
+from fastmoco.train.measuring import (
+    is_measuring_due,
+    is_row_owed,
+    measure,
+    measure_baselines,
 )
+from fastmoco.train.number_format import with_precision
+from fastmoco.train.report import StepClock, make_row, open_reporter, screen_row
 from fastmoco.train.review import Review
 from fastmoco.train.saving import Saver
 from fastmoco.train.settings import FREE_KEYS, TrainConfig, run_path
@@ -88,33 +85,41 @@ def train(cfg: TrainConfig) -> Path:
         if trainer.finished and not is_row_owed(trainer, monitor):
             logger.info("%s %s; nothing to do", run.path, end_text(trainer))
             tell_again(trainer, logger)
-            return run.path
-        if denied:
+        elif denied:
             raise UsageError(
                 f"{run.path} cannot be written ({denied.strerror}), and its run is at step "
                 f"{trainer.steps_done} of {trainer.total_steps}; make the folder writable, or set "
                 "another run_dir"
             )
-        if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
-            with dispensable(logger, run.quarantine):
-                write_quarantine(run.quarantine, dataset.left_out)
-        with closing(trainer.open_loader()) as loader:
-            if ranks.is_first and not run.views.exists():
-                # With the loader of training open, which shares a resident set.
-                with dispensable(logger, run.views), waiting("drawing the first views"):
-                    write_first_views(trainer)
-            log_header(logger, trainer, loader)
-            monitor.read_by(trainer.loader_name, cfg.pipeline.num_threads)
-            baselines = measure_baselines(trainer, monitor, logger)
-            free_idle()
-            review = Review(trainer, baselines, logger)
-            run_steps(trainer, loader, monitor, review, logger, stop)
-        review.at_end()
-        if ranks.is_first and isinstance(dataset, SourceSet) and dataset.left_out:
-            bad = len(dataset.left_out)
-            if note := many_left_out(bad, bad + len(dataset), run.quarantine):
-                logger.warning("data      %s", note)
+        else:
+            train_to_the_end(trainer, monitor, logger, stop)
     return run.path
+
+
+def train_to_the_end(
+    trainer: Trainer, monitor: KnnMonitor, logger: logging.Logger, stop: StopRequest
+) -> None:
+    """Open the data, say what is trained, do all steps, and judge what came out."""
+    run, dataset = trainer.run, trainer.dataset
+    left_out = dataset.left_out if isinstance(dataset, SourceSet) and trainer.ranks.is_first else []
+    if left_out:
+        with dispensable(logger, run.quarantine):
+            write_quarantine(run.quarantine, left_out)
+    with closing(trainer.open_loader()) as loader:
+        if trainer.ranks.is_first and not run.views.exists():
+            # With the loader of training open, which shares a resident set.
+            with dispensable(logger, run.views), waiting("drawing the first views"):
+                write_first_views(trainer)
+        log_header(logger, trainer, loader)
+        monitor.read_by(trainer.loader_name, trainer.cfg.pipeline.num_threads)
+        baselines = measure_baselines(trainer, monitor, logger)
+        free_idle()
+        review = Review(trainer, baselines, logger)
+        run_steps(trainer, loader, monitor, review, logger, stop)
+    review.at_end()
+    bad = len(left_out)
+    if left_out and (note := many_left_out(bad, bad + len(dataset), run.quarantine)):
+        logger.warning("data      %s", note)
 
 
 def tell_again(trainer: Trainer, logger: logging.Logger) -> None:
@@ -122,28 +127,6 @@ def tell_again(trainer: Trainer, logger: logging.Logger) -> None:
     if trainer.ranks.is_first:
         path = trainer.run.baselines
         Review(trainer, read_baselines(path) if path.exists() else None, logger).tell()
-
-
-def measure_baselines(
-    trainer: Trainer, monitor: KnnMonitor, logger: logging.Logger
-) -> Baselines | None:
-    """Measure and log what the encoder must exceed, before the first step of a run.
-
-    None without a monitor or labels, on other ranks, and for a run that an older version began.
-    """
-    path = trainer.run.baselines
-    older = bool(trainer.steps_done) and not path.exists()
-    if not (monitor.has_labels and trainer.ranks.is_first) or older:
-        return None
-    if path.exists():
-        found = read_baselines(path)
-    else:
-        with waiting("measuring raw pixels and the encoder at the start"):
-            found = monitor.baselines(trainer.frozen_encoder())
-        with dispensable(logger, path):
-            write_baselines(path, found)
-    logger.info("monitor   %s", found.to_text())
-    return found
 
 
 def run_steps(
@@ -162,90 +145,97 @@ def run_steps(
         DivergedError: If numbers are not finite, or weights grow without bound.
         OSError: If the last state cannot be saved.
     """
-    clock, ranks, first = StepClock(DataWait(trainer.device)), trainer.ranks, True
-    activity = Activity(trainer.steps_done)
-    is_owed = is_row_owed(trainer, monitor)
+    activity, is_owed = Activity(trainer.steps_done), is_row_owed(trainer, monitor)
+    ranks = trainer.ranks
     with ExitStack() as stack:
         last_row = trainer.steps_done - is_owed
         reporter = stack.enter_context(closing(open_reporter(trainer, logger, last_row)))
         saver = Saver(trainer, reporter, logger)
         stack.enter_context(watched(activity, ranks, trainer.run.stacks(ranks.rank)))
         stack.enter_context(saver.saving_first())
-
-        def save(*, is_last: bool = True) -> None:
-            activity.reach(trainer.steps_done, Phase.saving)
-            check_numbers(trainer, logger)
-            saver.save(is_last=is_last)
-
-        def write_row() -> None:
-            activity.reach(trainer.steps_done, Phase.measuring)
-            check_numbers(trainer, logger)
-            with clock.paused(), reporter.busy("measuring"):
-                is_due = is_measuring_due(trainer, monitor)
-                measured = measure(trainer, monitor, reporter) if is_due else {}
-            reporter.row(make_row(trainer, clock, measured))
-
+        parts = _Steps(trainer, monitor, logger, activity, reporter, saver)
         if is_owed:
-            write_row()
-            save()
+            parts.write_row()
+            parts.save()
+        is_first = True
         while not trainer.finished:
-            step = trainer.steps_done + 1
-            with waiting(first_step_text(trainer)) if first else nullcontext():
-                activity.reach(step, Phase.reading)
-                batch = next_batch(loader, trainer, stop, save, clock.wait)
-                activity.reach(step, Phase.computing)
-                with out_of_memory.explained(partial(explain_step, trainer)):
-                    trainer.take(batch, trainer.learning_rate)
-            if first or trainer.warms_up:  # compiling and capturing take no part in the speeds
-                synchronize(trainer.device)
-                clock.restart()
-            else:
-                clock.add()
-            first = stop.nothing_to_save = False
-            reporter.advance(step)
-            saver.report()
+            with waiting(first_step_text(trainer)) if is_first else nullcontext():
+                parts.take(loader, stop)
+            parts.count(is_first=is_first)
+            is_first = stop.nothing_to_save = False
             # All ranks stop and save at one step.
             request = largest(max(stop.take(), LATE * saver.is_late), ranks)
+            signal_number = max(0, request - SAVE)
             activity.step_done()
-            signal_number, is_late = max(0, request - SAVE), request == LATE
-            measuring = is_measuring_due(trainer, monitor)
-            if measuring or trainer.log_is_due:
-                write_row()
-            elif reporter.line_is_due:
-                reporter.show(screen_row(trainer, clock))
-            with clock.paused():
-                if request >= SAVE or saver.is_due(is_late=is_late, measured=measuring):
-                    save(is_last=trainer.finished or bool(signal_number))
-                    review.at_checkpoint()
-                elif trainer.epoch_ends:
+            measured = parts.log()
+            with parts.clock.paused():
+                is_due = saver.is_due(is_late=request == LATE, measured=measured)
+                saves = is_due or request >= SAVE
+                if saves:
+                    parts.save(is_last=trainer.finished or bool(signal_number))
+                if saves or trainer.epoch_ends:
                     review.at_checkpoint()
             if signal_number and not trainer.finished:
                 raise stopped(trainer, signal_number)
 
 
-def is_measuring_due(trainer: Trainer, monitor: KnnMonitor) -> bool:
-    """Whether the monitor measures after this step: at the end of some epochs, and of the run."""
-    if trainer.finished:
-        return monitor.is_on
-    return trainer.epoch_ends and monitor.is_due(trainer.steps_done // trainer.steps_per_epoch)
+class _Steps:
+    """The parts of a step of a run: take a batch, count it, log it, save the state."""
 
+    def __init__(
+        self,
+        trainer: Trainer,
+        monitor: KnnMonitor,
+        logger: logging.Logger,
+        activity: Activity,
+        reporter: Reporter | SilentReporter,
+        saver: Saver,
+    ) -> None:
+        self._trainer, self._monitor, self._logger = trainer, monitor, logger
+        self._activity, self._reporter, self._saver = activity, reporter, saver
+        self.clock = StepClock(DataWait(trainer.device))
 
-def is_row_owed(trainer: Trainer, monitor: KnnMonitor) -> bool:
-    """Whether an error came before the row of the last step; the checkpoint has its sum."""
-    is_due = trainer.log_is_due or is_measuring_due(trainer, monitor)
-    return is_due and bool(trainer.metrics.count)
+    def take(self, loader: ViewLoader, stop: StopRequest) -> None:
+        """Wait for a batch and learn from it."""
+        trainer = self._trainer
+        step = trainer.steps_done + 1
+        self._activity.reach(step, Phase.reading)
+        batch = next_batch(loader, trainer, stop, self.save, self.clock.wait)
+        self._activity.reach(step, Phase.computing)
+        with out_of_memory.explained(partial(explain_step, trainer)):
+            trainer.take(batch, trainer.learning_rate)
 
+    def count(self, *, is_first: bool) -> None:
+        """Count a step that is done, and say how an earlier save ended."""
+        if is_first or self._trainer.warms_up:  # compiling and capturing take no part in the speeds
+            synchronize(self._trainer.device)
+            self.clock.restart()
+        else:
+            self.clock.add()
+        self._reporter.advance(self._trainer.steps_done)
+        self._saver.report()
 
-def measure(
-    trainer: Trainer, monitor: KnnMonitor, reporter: Reporter | SilentReporter
-) -> dict[str, float | None]:
-    """Measure the encoder by the monitor, and the queue's keys, on the first rank."""
-    if not trainer.ranks.is_first:
-        return {}
-    found = monitor.measure(trainer.frozen_encoder())
-    trainer.knn_top1 = found.knn_top1
-    free_idle()
-    measured = {**found._asdict(), **fresh_metrics(trainer)}
-    epoch = trainer.steps_done / trainer.steps_per_epoch
-    reporter.say(f"{described(measured)} after epoch {epoch:.3g}")
-    return measured
+    def log(self) -> bool:
+        """Write or show a row if one is due; returns whether the monitor measured."""
+        measures = is_measuring_due(self._trainer, self._monitor)
+        if measures or self._trainer.log_is_due:
+            self.write_row()
+        elif self._reporter.line_is_due:
+            self._reporter.show(screen_row(self._trainer, self.clock))
+        return measures
+
+    def write_row(self) -> None:
+        """Measure, if the monitor is due, and write a row."""
+        trainer = self._trainer
+        self._activity.reach(trainer.steps_done, Phase.measuring)
+        check_numbers(trainer, self._logger)
+        with self.clock.paused(), self._reporter.busy("measuring"):
+            is_due = is_measuring_due(trainer, self._monitor)
+            measured = measure(trainer, self._monitor, self._reporter) if is_due else {}
+        self._reporter.row(make_row(trainer, self.clock, measured))
+
+    def save(self, *, is_last: bool = True) -> None:
+        """Check the numbers and save the state."""
+        self._activity.reach(self._trainer.steps_done, Phase.saving)
+        check_numbers(self._trainer, self._logger)
+        self._saver.save(is_last=is_last)

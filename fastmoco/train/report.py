@@ -1,4 +1,4 @@
-"""Header of a run, rows of its metrics, and the clock that times its steps."""
+"""Rows of a run's metrics, and the clock that times its steps."""
 
 import logging
 import time
@@ -6,29 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from fastmoco.configuration import config_to_dict
-from fastmoco.data.source_set import SourceSet
-from fastmoco.device import (
-    describe_device,
-    peak_memory_bytes,
-    reserved_memory_bytes,
-    unused_gpu,
-)
+from fastmoco.device import peak_memory_bytes, reserved_memory_bytes
 from fastmoco.evaluate.monitor import Measurement
-from fastmoco.optim.schedules import base_learning_rate
-from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.runs.event_file import EventFile
 from fastmoco.runs.reporter import Board, Reporter, SilentReporter
 from fastmoco.runs.wandb_run import WandbRun
-from fastmoco.train.beginning import began_with_weights, describe_origins
 from fastmoco.train.data_wait import DataWait
-from fastmoco.train.estimate import run_cost
 from fastmoco.train.fresh_keys import FRESH_METRICS
-from fastmoco.train.machine import machine_of
-from fastmoco.train.number_format import describe_precision
-from fastmoco.train.run_warnings import RunFacts, warnings_for
 from fastmoco.train.settings import Tracker
 from fastmoco.train.trainer import Trainer
 
@@ -155,119 +140,3 @@ def screen_row(trainer: Trainer, clock: StepClock) -> dict[str, Any]:
     """Make what the screen shows between two rows: means since the last row; reads the device."""
     means = trainer.metrics.means()
     return {"step": trainer.steps_done, **means, **clock.speeds(trainer.cfg.global_batch_size)}
-
-
-def log_header(logger: logging.Logger, trainer: Trainer, loader: ViewLoader) -> None:
-    """Log run, device, data, model, optimizer and length of the training."""
-    cfg, model, ranks = trainer.cfg, trainer.step.model, trainer.ranks
-    parameters = sum(parameter.numel() for parameter in model.query_encoder.parameters())
-    batch = cfg.global_batch_size
-    rate = f"learning rate {cfg.optimizer.learning_rate:g}"
-    if cfg.optimizer.scale_learning_rate:
-        rate += f" x {batch}/256 = {base_learning_rate(cfg.optimizer, batch):g}"
-    views = "views by Kornia" if trainer.step.by_kornia else ""
-    logger.info("run       %s, seed %d", trainer.run.path, cfg.seed)
-    logger.info(
-        "device    %s%s, %s, %s",
-        f"{ranks.world_size} x " if ranks.several else "",
-        describe_device(trainer.device),
-        describe_precision(cfg.precision, trainer.device),
-        ", ".join(filter(None, [trainer.compiled, trainer.step.eager_part, trainer.graph, views])),
-    )
-    logger.info(
-        "data      %s, %d images, decoded on the %s by the loader %s (%s)",
-        trainer.dataset.path,
-        len(trainer.dataset),
-        loader.decode_device,
-        trainer.loader_name,
-        trainer.loader_reason,
-    )
-    if isinstance(trainer.dataset, SourceSet):
-        for row in trainer.dataset.passed_over.rows.values():
-            logger.info("          passed over, %s: %s", row.reason, row.to_text())
-    logger.info(
-        "model     %s width %d, %s stem, %.2fM parameters; batch norm %s; %s, "
-        "chance loss %s = %.2f, computed %s",
-        cfg.model.encoder,
-        cfg.model.width,
-        cfg.model.stem.value,
-        parameters / 1e6,
-        trainer.batch_norm,
-        model.describe(batch),
-        model.chance_form,
-        trainer.chance_loss,
-        model.loss.value,
-    )
-    if trainer.origins:
-        logger.info("start     %s", describe_origins(trainer.origins))
-    logger.info(
-        "optimizer %s, %s, %s, batch %d%s%s",
-        cfg.optimizer.name,
-        rate,
-        cfg.optimizer.schedule,
-        batch,
-        f", {batch // ranks.world_size} a device" if ranks.several else "",
-        f" in {cfg.train.accumulate} micro-batches" if cfg.train.accumulate > 1 else "",
-    )
-    logger.info(
-        "training  %sto step %d, %d steps an epoch%s",
-        f"from step {trainer.steps_done} " if trainer.steps_done else "",
-        trainer.total_steps,
-        trainer.steps_per_epoch,
-        _estimated_time(trainer),
-    )
-    for line in cfg.advice:
-        logger.info("advice    %s", line)
-    for line in warnings_for(cfg, _facts(trainer)):
-        logger.warning("warning   %s", line)
-
-
-def end_text(trainer: Trainer) -> str:
-    """Where a run that has no steps to do is."""
-    step, scheduled = trainer.steps_done, trainer.cfg.train.epochs * trainer.steps_per_epoch
-    if step < scheduled:
-        return f"stopped at step {step} of {scheduled} (train.max_steps)"
-    return f"is finished (step {step})"
-
-
-def first_step_text(trainer: Trainer) -> str:
-    """What the first step does besides learning, for the user who waits for it."""
-    if not _compiles(trainer):
-        return "first step"
-    return "first step: compiling once, one to several minutes (train.compile=never starts at once)"
-
-
-def _compiles(trainer: Trainer) -> bool:
-    return trainer.step.compiled or trainer.graphed is not None
-
-
-def _estimated_time(trainer: Trainer) -> str:
-    """``, roughly TIME``: computed, without compiling and without other programs' load."""
-    machine = machine_of(trainer.device, trainer.ranks.world_size)
-    cost = run_cost(trainer.cfg, trainer.total_steps - trainer.steps_done, machine)
-    if cost is None:
-        return ""
-    days, hours = cost.seconds / 86_400, cost.seconds / 3_600
-    if days >= 2:
-        text = f"{days:.0f} days"
-    elif hours >= 2:
-        text = f"{hours:.0f} hours"
-    else:
-        text = f"{max(1, round(60 * hours))} min"
-    more = " and compiling" if _compiles(trainer) else ""
-    return (
-        f", computed: roughly {text}{more} if no other program runs (train.dry_run=true measures)"
-    )
-
-
-def _facts(trainer: Trainer) -> RunFacts:
-    modules = trainer.step.model.query_encoder.modules()
-    return RunFacts(
-        images=len(trainer.dataset),
-        steps=trainer.total_steps,
-        steps_per_epoch=trainer.steps_per_epoch,
-        has_batch_norm=any(isinstance(module, _BatchNorm) for module in modules),
-        machine=machine_of(trainer.device, trainer.ranks.world_size),
-        from_weights=began_with_weights(trainer.origins),
-        unused_gpu=unused_gpu() if trainer.cfg.device == "auto" else "",
-    )

@@ -24,7 +24,7 @@ from fastmoco.runs.checkpoint_files import CheckpointError
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
-from fastmoco.train.report import _facts
+from fastmoco.train.header import run_facts
 from fastmoco.train.run_warnings import warnings_for
 from fastmoco.train.settings import TrainConfig, run_path
 from fastmoco.train.trainer import Trainer
@@ -418,7 +418,7 @@ def test_a_run_from_a_run_is_warned_by_what_that_began_with(dataset, tmp_path, h
     save_checkpoint(first.run.checkpoints, first.checkpoint(), keep=1)
     on = trainer_of(dataset, tmp_path / "on", "train.epochs=2", f"train.from_run={first.run.path}")
     begin(on)
-    said = "\n".join(warnings_for(on.cfg, _facts(on)))
+    said = "\n".join(warnings_for(on.cfg, run_facts(on)))
     for words in ("of the random first key encoder", "too few to learn from nothing"):
         assert (words in said) is not has_weights
 
