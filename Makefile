@@ -30,7 +30,7 @@ help: ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 	echo "FFCV is built from source: it needs $(FFCV_PACKAGES), by apt where you may."
 
-demo: install ## pretrain and evaluate on the built-in images, 3 to 8 minutes on 2 cores of an AMD EPYC; writes runs/demo
+demo: install ## pretrain and evaluate on the built-in images, minutes on a CPU; writes runs/demo
 	@$(BIN)/fastmoco demo $(ARGS)
 
 test: install check ## all checks and the quick tests, JOBS files at the same time

@@ -31,7 +31,7 @@ def bench_startup(settings: Settings, report: Report, thumbnails: Source, scratc
             # In this order: each finds what the one before has left.
             for name in (COLD, CACHED, EAGER, again(EAGER)):
                 eager = name in (EAGER, again(EAGER))
-                options = ["train.compile=never"] if eager else []
+                options = [f"train.compile={'never' if eager else 'auto'}"]
                 found[name].append(_first_step(path, options, Path(caches)))
     for name, seconds in found.items():
         report.rows.append(
