@@ -4,13 +4,16 @@ That is so in a container without a home folder, whose packages belong to anothe
 neither Numba nor torch: the command line calls `prepare_caches` before either is loaded.
 """
 
+import fcntl
+import glob
 import os
+import re
 import stat
 import struct
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,8 +21,8 @@ from fastmoco.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LINKING_SECONDS = 5
-"""A library that another process writes now is younger."""
+TORCH_LIBRARY = re.compile(r"([a-z2-7]{2})/(c\1[a-z2-7]{20,})(?:\.main)?\.so")
+"""Names that torch gives to the libraries that it compiles; the second group is the key."""
 HOME_FOLDERS = {"TRITON_CACHE_DIR": "~/.triton", "MPLCONFIGDIR": "~/.config/matplotlib"}
 """Variables that name a cache folder, and the folder that Triton or matplotlib uses without it."""
 
@@ -66,17 +69,31 @@ def remove_half_written(folder: Path) -> None:
     """Remove from torch's cache the libraries that a killed process left half-written.
 
     Torch takes every file that exists for a whole one: an empty library would make each later run
-    eager, one that lacks its end would kill it.
+    eager, one that lacks its end would kill it. A library that another process links now is left
+    alone, and so are files of other names: the folder may be of more than torch.
     """
     if sys.platform != "linux":  # others have other formats
         return
-    for library in folder.rglob("*.so"):
-        try:
-            written = time.time() - library.stat().st_mtime
-            if written > LINKING_SECONDS and not _is_whole(library):
-                library.unlink()
-        except OSError:
-            continue  # another process has removed it
+    for name in glob.iglob("??/c*.so", root_dir=folder):
+        found, library = TORCH_LIBRARY.fullmatch(name), folder / name
+        with suppress(OSError):  # another process links it or has removed it
+            if found and not _is_whole(library):
+                with _held(folder / "locks" / f"{found[2]}.lock"):
+                    if not _is_whole(library):
+                        library.unlink()
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold the lock by which torch compiles a library.
+
+    Raises:
+        OSError: If another process holds it, or it cannot be made.
+    """
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def _is_whole(library: Path) -> bool:

@@ -4,13 +4,13 @@ import os
 import pwd
 import stat
 import sys
-import time
 from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 from numba.core import caching
+from torch.utils._filelock import FileLock
 
 from fastmoco import caches
 
@@ -130,17 +130,27 @@ def test_without_any_each_process_compiles():
 def test_half_a_library_is_removed_from_torchs_cache(tmp_path):
     """As a killed process leaves it; what another one links now, and all else, stays."""
     content = Path(np.random._common.__file__).read_bytes()
-    old = time.time() - 60
-    kept = {"aa/whole.so": content, "bb/source.cpp": b"", "bb/library.so.load_ok": b""}
-    lost = {"aa/empty.so": b"", "aa/cut.main.so": content[:4000], "aa/last.so": content[:-1]}
-    lost["aa/zeros.so"] = bytes(5000)
-    for name, data in {**kept, **lost}.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
-        os.utime(path, (old, old))
-    (tmp_path / "aa/linking.so").write_bytes(content[:4000])
+    kept = {name(0): content, "bb/source.cpp": b"", f"{name(1)}.load_ok": b""}
+    kept |= {"aa/of_another_program.so": b"GROUP ( libc.so.6 )", "caa/libcaa.so": b"/* script */"}
+    lost = {name(2, ".so"): b"", name(3): content[:4000], name(4): content[:-1]}
+    lost[name(5)] = bytes(5000)
+    linking = name(6)
+    for path, data in {**kept, **lost, linking: content[:4000]}.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+        os.utime(tmp_path / path, (0, 0))  # a linker may need long after it made the file
+    with FileLock(tmp_path / "locks" / f"{Path(linking).name.partition('.')[0]}.lock"):
+        caches.remove_half_written(tmp_path)
+    left = {
+        str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*") if path.suffix != ".lock"
+    }
+    assert left == {*kept, linking}
     caches.remove_half_written(tmp_path)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
-    assert left == {*kept, "aa/linking.so"}
+    assert not (tmp_path / linking).exists()
     caches.remove_half_written(tmp_path / "none yet")
+
+
+def name(number, end=".main.so"):
+    """A name that torch gives to a library."""
+    key = f"c{'abcdefgh'[number]}a{'x' * 49}"
+    return f"{key[1:3]}/{key}{end}"
