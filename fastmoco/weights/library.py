@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastmoco.errors import UsageError, nearest_name
+from fastmoco.errors import UsageError, first_line, nearest_name
 from fastmoco.files import file_sha256
 from fastmoco.moco.resnet_designs import RESNETS
 
@@ -90,13 +90,35 @@ def timm_weights(name: str, view_size: int) -> LibraryWeights:
     source = f"timm:{name}"
     published = _published(source, import_timm(f"weights={source}"), name)
     download, overlay = _timm_download(published), None
-    if published.hf_hub_id and download.path.exists():
+    by_hand = download.path.exists()
+    if published.hf_hub_id and by_hand:
         overlay = {"file": str(download.path), "custom_load": published.custom_load}
     with _one_line(source, download):
-        _check_hub_file(published)
+        if not by_hand:
+            _check_hub_file(published)
         network = create_network(name, view_size, pretrained=True, overlay=overlay)
-        _check_hub_file(published)
+        if by_hand:
+            _check_complete(
+                network, create_network(name, view_size, pretrained=True, overlay=overlay)
+            )
+        else:
+            _check_hub_file(published)
     return LibraryWeights(network.state_dict(), list(published.mean), list(published.std))
+
+
+def _check_complete(network: nn.Module, again: nn.Module) -> None:
+    """Check that a file holds a model: timm skips what a file lacks, and leaves it random.
+
+    Args:
+        network: The model, loaded from the file.
+        again: The same, loaded over other random weights.
+
+    Raises:
+        OSError: If they differ.
+    """
+    pairs = zip(network.state_dict().items(), again.state_dict().values(), strict=True)
+    if lacking := [name for (name, one), other in pairs if not torch.equal(one, other)]:
+        raise OSError(f"it does not hold {lacking[0]} of this model")
 
 
 def _hub_path(name: str) -> Path:
@@ -174,9 +196,13 @@ def _one_line(source: str, download: _Download) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        if download.path.exists():
+            raise OSError(
+                f"weights={source} cannot be read from {download.path} ({first_line(error)}); "
+                f"remove it, or replace it with {download.url}"
+            ) from error
         raise OSError(
-            f"weights={source} cannot be downloaded or read ({reason}); repeat the command with a "
-            f"connection, or bring the file by hand: download {download.url} and save it as "
-            f"{download.path}"
+            f"weights={source} cannot be downloaded or read ({first_line(error)}); repeat the "
+            f"command with a connection, or bring the file by hand: download {download.url} and "
+            f"save it as {download.path}"
         ) from error

@@ -225,9 +225,18 @@ def test_a_file_of_timm_that_is_brought_by_hand_is_read(hugging_face, server):
     Path(path).write_bytes(save(given))
     found = timm_weights(VIT, 160)
     assert torch.equal(found.tensors["pos_embed"], given["pos_embed"])
-    Path(path).write_bytes(save(given)[:-9])
-    with pytest.raises(OSError, match=r"weights=timm:test_vit cannot be downloaded or read"):
-        timm_weights(VIT, 160)
+    for fault in ("half a file", "another model's", "a folder"):
+        if fault == "half a file":
+            Path(path).write_bytes(save(given)[:-9])
+        elif fault == "another model's":
+            Path(path).write_bytes(save({"conv1.weight": torch.ones(2)}))
+        else:
+            Path(path).unlink()
+            Path(path).mkdir()
+        with pytest.raises(OSError, match="remove it, or replace it with http") as error:
+            timm_weights(VIT, 160)
+        assert f"weights=timm:test_vit cannot be read from {path} (" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
