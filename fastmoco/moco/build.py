@@ -2,6 +2,8 @@
 
 import torch
 
+from fastmoco.errors import UsageError, first_line
+from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.batchnorm import encoder_norm_layer
 from fastmoco.moco.cross_channel import CrossChannel
 from fastmoco.moco.encoder import Encoder
@@ -81,7 +83,23 @@ def check_encoder(
         UsageError: If the encoder's name is unknown, or a setting does not fit it.
     """
     with torch.device("cpu" if model.encoder.startswith("timm:") else "meta"):
-        build_query_encoder(model, moco, ranks, accumulate, view_size=view_size)
+        encoder = build_query_encoder(model, moco, ranks, accumulate, view_size=view_size)
+        if moco.mechanism is Mechanism.fast_moco:
+            _check_patches(encoder.backbone, model.encoder, view_size)
+
+
+@torch.no_grad()
+def _check_patches(backbone: Backbone, name: str, view_size: int) -> None:
+    """Try a backbone on a patch, half as wide and high as a view."""
+    side = view_size // 2
+    try:
+        backbone.eval()(torch.zeros(1, 3, side, side))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UsageError(
+            f"model.encoder={name} does not take patches of {side} pixels, half of "
+            f"pipeline.view_size={view_size}, which moco.mechanism=fast_moco cuts views into "
+            f"({first_line(error)}); set pipeline.view_size to twice a size that it takes"
+        ) from error
 
 
 def _mechanism(moco: MocoConfig) -> type[ContrastiveModel]:

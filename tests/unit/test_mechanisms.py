@@ -384,6 +384,21 @@ def test_fast_moco_needs_views_of_two_equal_halves(tmp_path):
         check_config(cfg)
 
 
+@pytest.mark.parametrize(("encoder", "size"), [("alexnet_bn", 96), ("timm:test_vit", 48)])
+def test_fast_moco_needs_patches_that_the_encoder_takes(tmp_path, encoder, size):
+    """Views of this size fit it; halves of them do not."""
+    if encoder.startswith("timm:"):
+        require("timm")
+    moco = dataclasses.replace(small_moco(Mechanism.fast_moco), batch_norm=BatchNorm.plain)
+    cfg = TrainConfig(data=DataConfig(train=tmp_path), moco=moco)
+    cfg.model.encoder, cfg.pipeline.view_size = encoder, size
+    words = rf"does not take patches of {size // 2} pixels, half of pipeline\.view_size={size}"
+    with pytest.raises(UsageError, match=words):
+        check_config(cfg)
+    cfg.pipeline.view_size *= 4
+    check_config(cfg)
+
+
 @pytest.mark.parametrize(
     ("name", "mechanism", "negatives", "rate"),
     [("simclr", "end_to_end", 8190, 4.8), ("moco_v3", "moco_v3", 4095, 4.8)],
