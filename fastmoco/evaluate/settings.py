@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastmoco.data.settings import DataConfig
+from fastmoco.errors import UsageError
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.settings import OptimizerConfig, Schedule
 from fastmoco.pipelines.policies import POLICIES, Policy
@@ -148,6 +149,15 @@ class ClassifierConfig(AccuracyConfig):
     baselines: bool = True
     """Measure the baselines as well: linear: raw pixels and the untrained encoder; finetune: a run
     from scratch."""
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for numbers out of range, and for what only pretraining does."""
+        AccuracyConfig.__post_init__(self)
+        if (limit := self.optimizer.clip_gradient_norm) is not None:
+            raise UsageError(
+                f"optimizer.clip_gradient_norm={limit:g} is an option of fastmoco train only: no "
+                "classifier's gradients are clipped; leave it out"
+            )
 
 
 class LinearViews(StrEnum):

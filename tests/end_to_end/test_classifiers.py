@@ -151,14 +151,25 @@ def test_finetune_goes_on_where_it_stopped(capsys, place, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return plain(self, *arguments)
 
+    def before_clipping(self):
+        found = identity(self)
+        del found["config"]["optimizer"]["clip_gradient_norm"]
+        return found
+
+    identity = tuning.Tuning._identity
     monkeypatch.setattr(tuning.Tuning, "step", failing)
+    monkeypatch.setattr(tuning.Tuning, "_identity", before_clipping)  # as an older version saved
     data = [f"data.train={place / 'train'}", f"data.test={place / 'test'}"]
     arguments = ["finetune", str(place / "run"), *data, *FAST, ALONE, f"out={tmp_path / 'cut'}"]
     assert cli.main(arguments) == 130
     assert load_checkpoint(tmp_path / "cut").step == 2
     monkeypatch.setattr(tuning.Tuning, "step", plain)
+    monkeypatch.setattr(tuning.Tuning, "_identity", identity)
     capsys.readouterr()
+    steps_before = len(calls)
+    monkeypatch.setattr(tuning.Tuning, "step", lambda *given: calls.append(1) or plain(*given))
     cut = command(capsys, place, "finetune", *FAST, ALONE, f"out={tmp_path / 'cut'}")
+    assert len(calls) == steps_before + 6  # epochs 3 and 4
     assert cut["top1"] == whole["top1"]
     ours, theirs = (load_file(tmp_path / one / "weights.safetensors") for one in ("cut", "whole"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmoco.configuration import config_to_dict
+from fastmoco.configuration import config_from_dict, config_to_dict
+from fastmoco.errors import UsageError
 from fastmoco.evaluate.frozen_encoder import FrozenEncoder
 from fastmoco.evaluate.labeled_task import LabeledTask
 from fastmoco.evaluate.settings import FinetuneConfig, Trainable
@@ -149,7 +150,7 @@ class Tuning:
             CheckpointError: If it is damaged.
         """
         saved = newest_checkpoint(self.folder / "checkpoints")
-        if saved is None or saved.facts["identity"] != self._identity():
+        if saved is None or _completed(saved.facts["identity"]) != self._identity():
             return
         for prefix, module in (("encoder", self.encoder), ("head", self.head)):
             restore_module(module, under_prefix(prefix, saved.tensors), saved)
@@ -163,11 +164,24 @@ class Tuning:
         config = config_to_dict(self.cfg)
         config["optimizer"]["learning_rate"] = self.encoder_rate
         return {
-            "config": {key: value for key, value in config.items() if key not in FREE_KEYS},
+            "config": _bound(config),
             "train": self.task.train.fingerprint,
             "test": self.task.test.fingerprint,
             "start": self._start,
         }
+
+
+def _bound(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in FREE_KEYS}
+
+
+def _completed(identity: dict[str, Any]) -> dict[str, Any]:
+    """A saved identity with the options that were added since, which had their defaults."""
+    try:
+        config = config_to_dict(config_from_dict(FinetuneConfig, identity["config"]))
+    except UsageError:  # of a version with other options
+        return identity
+    return {**identity, "config": _bound(config)}
 
 
 def trained_stages(backbone: nn.Module, trainable: Trainable) -> list[nn.Module]:
