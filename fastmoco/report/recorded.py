@@ -72,18 +72,19 @@ class RecordedRun:
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of all epochs, where train.max_steps may stop the run before; None without rows."""
-        if not self.rows:
+        """Steps of all epochs, where train.max_steps may stop the run before; None if unknown."""
+        try:
+            last, epochs = self.rows[-1], self.config["train"]["epochs"]
+            steps: float = last["step"] / last["epoch"] * epochs
+            return round(steps)
+        except (LookupError, TypeError, ArithmeticError, ValueError):  # none, or another program's
             return None
-        last = self.rows[-1]
-        steps: float = last["step"] / last["epoch"] * self.config["train"]["epochs"]
-        return round(steps)
 
     @property
     def is_finished(self) -> bool:
         """Whether all epochs are done, and not only the steps of train.max_steps."""
-        done = self.rows[-1]["step"] if self.rows else 0
-        return bool(self.verdict) and done >= (self.total_steps or 0)
+        total = self.total_steps
+        return bool(self.verdict) and (total is None or self.rows[-1]["step"] >= total)
 
     def data_path(self, split: str) -> Path | None:
         """Path of ``data.train`` or ``data.test`` as the run had it."""

@@ -224,6 +224,15 @@ def test_a_run_that_max_steps_stopped_is_not_finished(tmp_path):
     assert "  stopped   4 of 18 " in list_runs([run], RunsConfig()).to_text()
 
 
+@pytest.mark.parametrize("epoch", [0, None, "1", 1e-320])
+def test_a_row_of_another_program_does_not_keep_runs_from_being_listed(tmp_path, epoch):
+    """Some count epochs from 0."""
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": epoch, **ROW}) + "\n")
+    (listed,) = list_runs([run], RunsConfig()).runs
+    assert (listed.total_steps, listed.state) == (None, "finished")
+
+
 def test_a_run_in_training_and_a_damaged_one_keep_their_checkpoints(tmp_path):
     from fastmoco.files import locked
 
