@@ -124,10 +124,11 @@ class ConvertSummary:
         remarks["skipped"] = (self.num_quarantined, f"bad images, listed in {self.quarantine_path}")
         rows |= {row.reason: row.to_text() for row in self.passed_over}
         rows |= {name: f"{count:,} {what}" for name, (count, what) in remarks.items() if count}
-        if self.many_left_out:
-            rows["skipped"] = self.many_left_out
         if self.next:
             rows["next"] = self.next
+        if self.many_left_out:  # the last line is seen
+            rows.pop("skipped", None)
+            rows["skipped"] = self.many_left_out
         return description_text(rows)
 
     @property
