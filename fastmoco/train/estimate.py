@@ -33,9 +33,9 @@ BOTH_VIEWS = (Mechanism.end_to_end, Mechanism.moco_v3, Mechanism.fast_moco)
 FORWARDS = 4
 """A step in forward passes of a query: its own, its backward pass (2), and the key's."""
 FLOPS_PER_SECOND = {"cpu": 40e9, "cuda": 0.4e12}
-"""Reached by a core (float32, narrow ResNet-18: 37e9 to 58e9 on an AMD EPYC; compiled 1.00 x eager, 1.5 x at width 16,
-benchmarks/results/README.md) and by a multiprocessor (16 bits; computed from published rates:
-0.25e12 on a T4 to 1e12 on an H100)."""
+"""Reached by a core (float32, narrow ResNet-18: 37e9 to 58e9 on an AMD EPYC; compiled 1.00 x eager,
+1.5 x at width 16; benchmarks/results/README.md) and by a multiprocessor (16 bits; computed from
+published rates: 0.25e12 on a T4 to 1e12 on an H100)."""
 FLOAT32_ON_A_GPU = 0.4
 """Its speed as a fraction of 16 bits' (computed, not measured)."""
 
