@@ -42,7 +42,7 @@ FRESH_METRICS = ("loss_stale", "loss_fresh", "accuracy_top1_fresh", "key_drift")
 MOST_ROWS = 2_048
 """Rows of the queue that are compared."""
 QUERIES = 512
-"""Least number of queries; they are those of complete batches, so that keys can be shuffled."""
+"""Least number of queries, or an epoch's; of complete batches, so that keys can be shuffled."""
 
 
 def fresh_metrics(trainer: Trainer) -> dict[str, float]:
@@ -122,10 +122,11 @@ class _Comparison:
         plan = replace(trainer.plan(epoch=epoch, start_batch=batch), rank=0, world_size=1)
         steps = (
             np.stack([ids, draw_keys(one.seed, one.epoch, ids)], axis=1)
-            for one in plan.epochs(epoch + 1 + QUERIES)
+            for one in plan.epochs(epoch + 2)
             for ids in one.batches()
         )
-        return islice(steps, -(-QUERIES // trainer.cfg.global_batch_size))
+        count = -(-QUERIES // trainer.cfg.global_batch_size)
+        return islice(steps, min(count, trainer.steps_per_epoch))
 
     def _embedded(self, source: INT64, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Embeddings of views, ``(R, C)``, in parts of the size of training.

@@ -26,7 +26,7 @@ from fastmoco.train.verdict import judge, warning
 from fastmoco.visualize.pictures import draw_curves
 
 DRAW_SECONDS = 30.0
-"""Least time between two pictures of the curves."""
+"""Least time before the first picture of the curves, and between two."""
 DRAW_SHARE = 0.03
 """Most of a run's time that these pictures may take."""
 WITH_KEY_ENCODER = (Mechanism.moco, Mechanism.moco_v3, Mechanism.fast_moco)
@@ -43,7 +43,7 @@ class Review:
     ) -> None:
         """Review the run of `trainer`, whose kNN is compared with `baselines`."""
         self._trainer, self._baselines, self._logger = trainer, baselines, logger
-        self._next_picture, self._warned = 0.0, False
+        self._next_picture, self._warned = time.monotonic() + DRAW_SECONDS, False
 
     def at_checkpoint(self) -> None:
         """Draw the curves, unless they are new, and warn once if something is wrong.

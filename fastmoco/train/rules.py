@@ -78,8 +78,8 @@ follow (docs/log.md); published runs of 20,000 steps use 0.99, longer ones 0.999
 WARMUP_STEPS = 100
 """Steps of linear warm-up: an epoch of experiment=demo and of cifar10_cpu is 93 and 156."""
 FEWEST_STEPS = 1_000
-"""Shorter runs have hardly begun: experiment=demo begins to learn after 300 to 800 steps, where the
-loss against fresh keys leaves chance (docs/log.md)."""
+"""Shorter runs have hardly begun: experiment=demo with K = 256 learns after 300 to 900 steps, where
+the loss against fresh keys leaves chance (docs/log.md)."""
 MEASUREMENTS = 5
 """Measurements of kNN in a run with labels; on a CPU they take about 4% of its time."""
 NEIGHBORS = ((200, 50_000), (20, 0))

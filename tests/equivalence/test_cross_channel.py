@@ -197,6 +197,7 @@ def test_lab_is_kornias():
     torch.testing.assert_close(in_float32.double(), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.full
 def test_compiled_lab_is_the_same():
     require_compiler()
     images = torch.rand(2, 3, 8, 8)

@@ -136,6 +136,15 @@ def test_measuring_changes_and_draws_nothing(images, option):
     assert differing(measured.step, plain.step) == []
 
 
+def test_no_more_queries_than_an_epoch_has(images, monkeypatch):
+    trainer = build(images, *GROUPS)
+    train(trainer, 4)
+    monkeypatch.setattr(module, "QUERIES", trainer.steps_per_epoch * BATCH)
+    of_an_epoch = fresh_metrics(trainer)
+    monkeypatch.setattr(module, "QUERIES", 512)
+    assert fresh_metrics(trainer) == of_an_epoch
+
+
 def test_nothing_is_said_of_rows_whose_images_are_unknown(images):
     trainer = build(images)
     train(trainer, 3)  # 24 of 28 rows

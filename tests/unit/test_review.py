@@ -75,10 +75,20 @@ def lines():
 
 
 @pytest.fixture
-def review(trainer, lines):
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def review(trainer, lines, clock):
+    """As soon as it draws its first picture."""
     logger = logging.Logger("test", logging.INFO)
     logger.addHandler(logging.StreamHandler(lines))
-    return Review(trainer, None, logger)
+    review = Review(trainer, None, logger)
+    clock.now += module.DRAW_SECONDS
+    return review
 
 
 @pytest.fixture
@@ -86,9 +96,11 @@ def unpictured(monkeypatch):
     monkeypatch.setattr(module, "draw_curves", lambda *_: None)
 
 
-def test_curves_are_drawn_at_checkpoints_but_not_all_the_time(review, trainer, monkeypatch):
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+def test_curves_are_drawn_at_checkpoints_but_not_all_the_time(review, trainer, clock):
+    clock.now -= 1
+    review.at_checkpoint()
+    assert not trainer.run.curves.exists()  # most tests and looks at a first step end before
+    clock.now += 1
     review.at_checkpoint()
     assert trainer.run.curves.read_bytes().startswith(b"\x89PNG")
     trainer.run.curves.unlink()
@@ -131,19 +143,18 @@ def test_measurements_without_labels_are_drawn(monkeypatch):
     assert not figures[0].axes[3].get_title()
 
 
-def test_a_slow_picture_is_drawn_less_often(review, monkeypatch):
-    clock, drawn = SimpleNamespace(now=0.0), []
-    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+def test_a_slow_picture_is_drawn_less_often(review, clock, monkeypatch):
+    drawn = []
 
     def draw(*_):
         drawn.append(clock.now)
         clock.now += 60
 
     monkeypatch.setattr(module, "draw_curves", draw)
-    for now in (100, 200, 1000, 2159, 2161):  # 160 + 60 / 0.03
+    for now in (130, 200, 1000, 2189, 2191):  # 190 + 60 / 0.03
         clock.now = now
         review.at_checkpoint()
-    assert drawn == [100, 2161]
+    assert drawn == [130, 2191]
 
 
 def test_a_failing_picture_stops_nothing(review, lines, monkeypatch):

@@ -88,7 +88,7 @@ def test_the_small_scale_replaces_what_it_names(tmp_path):
     both, mlp = (run_config(run, DataConfig()) for run in plan_runs(small, tmp_path, [0], []))
     assert (both.moco.dim, mlp.moco.dim) == (2, 4)  # an axis wins over settings
     assert both.model.width == 16  # of the preset demo
-    assert (both.moco.queue_size, mlp.moco.queue_size) == (256, 7)
+    assert (both.moco.queue_size, mlp.moco.queue_size) == (64, 7)
     assert both.train.epochs == 2  # of both scales
     assert (small.measure, small.published.orderings) == (["knn"], ["0.90,mlp > 0.90,both"])
     assert len(plan_runs(whole.at(Scale.full), tmp_path, [0], [])) == 3
