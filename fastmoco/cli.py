@@ -19,7 +19,7 @@ from typing import NoReturn, TextIO
 from fastmoco.caches import prepare_caches
 from fastmoco.commands import COMMANDS
 from fastmoco.commands.arguments import expand_home
-from fastmoco.errors import Interrupted, UsageError, one_line
+from fastmoco.errors import Interrupted, UsageError, one_line, without_secrets
 from fastmoco.forced_end import force_the_end
 from fastmoco.out_of_memory import shortage
 from fastmoco.output import lasting_output
@@ -198,7 +198,7 @@ def _fail(code: int, message: str) -> int:
     if code == 1 and environment_ranks().several:
         message = f"rank {environment_ranks().rank}: {message}"
     if code == 1 or local_ranks().is_first:
-        print(f"fastmoco: {one_line(message)}", file=sys.stderr)  # noqa: T201
+        print(f"fastmoco: {one_line(without_secrets(message))}", file=sys.stderr)  # noqa: T201
     elif code == 2:
         # torchrun ends all processes as soon as one has: first let the one that says it.
         time.sleep(FIRST_RANK_SECONDS)

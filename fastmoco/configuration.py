@@ -25,6 +25,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fastmoco.addresses import as_path, keep_addresses
 from fastmoco.errors import UsageError, nearest_name
 from fastmoco.option_names import nearest_option, nearest_value
 from fastmoco.preset_files import Groups, full_key, take_preset_files
@@ -161,6 +162,8 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        value = as_path(value)
     return value.name if isinstance(value, Enum) else str(value)
 
 
@@ -183,6 +186,7 @@ def to_dataclass(schema: type[T], composed: DictConfig) -> T:
     except ValueError as error:  # from a dataclass's own check
         raise UsageError(str(error)) from error
     assert isinstance(config, schema)
+    keep_addresses(config, _path_options(kind))  # OmegaConf's paths lost a slash of each
     check_ranges(config)
     return config
 

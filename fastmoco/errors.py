@@ -40,6 +40,15 @@ def without_controls(text: str) -> str:
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+_SECRETS = re.compile(r"(?<=://)[^\s/@'\"]+@|(?<=://)([^\s?#'\"]+)[?#][^\s'\"]+")
+"""User and password of an address, and what follows its question mark, such as a signature."""
+
+
+def without_secrets(text: str) -> str:
+    """Remove user, password and query from every address in a text."""
+    return _SECRETS.sub(lambda found: f"{found[1]}?..." if found[1] else "", text)
+
+
 def one_line(text: str, *, keep_bytes: bool = False) -> str:
     """Escape what is not printable: file names may contain line breaks and control codes.
 

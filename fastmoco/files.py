@@ -100,19 +100,21 @@ def locked(path: Path, *, in_use: str | None = None) -> Iterator[None]:
         os.close(descriptor)
 
 
-def lock_descriptor(descriptor: int, path: Path, *, wait: bool) -> None:
-    """Lock an open file until it is closed.
+def lock_descriptor(descriptor: int, path: Path, *, wait: bool, shared: bool = False) -> None:
+    """Lock an open file or folder until it is closed.
 
     Args:
         descriptor: The open file.
         path: Its path, for the warning on a file system without locks.
         wait: Wait if another process holds the lock.
+        shared: Let others hold it too who want to share it.
 
     Raises:
         BlockingIOError: Without `wait`, if another process holds the lock.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise
     except OSError as error:

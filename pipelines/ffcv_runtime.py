@@ -198,7 +198,7 @@ def open_loader(dataset: BetonFile, plan: EpochPlan, max_count: int, num_threads
     numba_config: Any = numba.config
     compiler.Compiler.set_enabled(False)  # otherwise it compiles `decode` again for each loader
     loader = Loader(
-        str(dataset.path),
+        str(dataset.local_path),
         batch_size=max_count,
         num_workers=min(num_threads, numba_config.NUMBA_NUM_THREADS),
         os_cache=True,

@@ -28,6 +28,7 @@ from fastmoco.data.beton_format import (
 from fastmoco.data.beton_index import read_index
 from fastmoco.data.images import decode_jpeg, jpeg_shape
 from fastmoco.data.jpeg_markers import ImageError
+from fastmoco.files import lock_descriptor
 
 __all__ = ["BetonError", "BetonFile"]
 
@@ -100,6 +101,19 @@ class BetonFile:
     def close(self) -> None:
         """Close the file; later reads raise BetonError."""
         self._handle.close()
+
+    def hold(self) -> None:
+        """Share a lock on the file until it is closed, which keeps it in a cache.
+
+        Raises:
+            BlockingIOError: If another process is removing the file.
+        """
+        lock_descriptor(self._handle.descriptor, self._handle.path, wait=False, shared=True)
+
+    @property
+    def local_path(self) -> Path:
+        """The file on this disk; `path` is an address where it came from elsewhere."""
+        return self._handle.path
 
     def name(self, sample_id: int) -> str:
         """The image's relative name in its source, or ``sample 17`` if unknown."""

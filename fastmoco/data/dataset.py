@@ -10,8 +10,10 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmoco.addresses import Address, as_path
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_set import BetonSet
+from fastmoco.data.remote.opening import open_remote
 from fastmoco.data.source_set import SourceSet, survey_source
 from fastmoco.errors import UsageError
 
@@ -20,7 +22,7 @@ class Dataset(Protocol):
     """Open images with their labels; any number of threads may read at once."""
 
     path: Path
-    """What was opened: a file, a folder, or a pattern of shards."""
+    """What was opened: a file, a folder, a pattern of shards, or an address of these files."""
     labels: NDArray[np.int64]
     """Class of each image, ``(n,)`` int64; -1 where unlabeled."""
     widths: NDArray[np.int32]
@@ -85,15 +87,16 @@ def open_dataset(path: str | Path) -> Dataset:
 
     Args:
         path: ``train.beton``, a pattern of shards such as ``train-*.beton``, a folder, or a
-            ``.tar`` file or pattern.
+            ``.tar`` file or pattern. Or ``https://`` or ``s3://`` before a file or a pattern of
+            shards; these are first brought to a cache (`open_remote`).
 
     Raises:
         BetonError: If a dataset file is damaged, or shards do not belong together.
         ValueError: If shards are missing, or a folder has no JPEG that can be read unconverted.
         OSError: If nothing exists at the path, or it cannot be read.
     """
-    path = Path(path)
-    return _kind_of(path).open(path)
+    path = as_path(path)
+    return open_remote(path) if isinstance(path, Address) else _kind_of(path).open(path)
 
 
 class Survey(NamedTuple):
@@ -117,7 +120,7 @@ def survey(path: str | Path) -> Survey:
         ValueError: If shards are missing, or a folder has no JPEG that can be read unconverted.
         OSError: If nothing exists at the path, or it cannot be read.
     """
-    path = Path(path)
+    path = as_path(path)
     if issubclass(_kind_of(path), SourceSet):
         count, shapes, labels = survey_source(path)
         return Survey(count, int(np.median(shapes.min(axis=1))), _count_classes(labels))
@@ -132,7 +135,7 @@ def _count_classes(labels: NDArray[np.int64]) -> int:
 
 
 def open_files(path: str | Path) -> BetonFile | BetonSet:
-    """Open a .beton file, or the shards of a pattern, and nothing else.
+    """Open a .beton file, or the shards of a pattern, here or elsewhere, and nothing else.
 
     Raises:
         UsageError: If the path is a folder or tar shards.
@@ -140,7 +143,9 @@ def open_files(path: str | Path) -> BetonFile | BetonSet:
         ValueError: If shards are missing.
         OSError: If nothing exists at the path, or it cannot be read.
     """
-    path = Path(path)
+    path = as_path(path)
+    if isinstance(path, Address):
+        return open_remote(path)
     kind = _kind_of(path)
     if issubclass(kind, SourceSet):
         raise UsageError(f"{path} is not a dataset file; run fastmoco convert {path} train.beton")
@@ -148,6 +153,6 @@ def open_files(path: str | Path) -> BetonFile | BetonSet:
 
 
 def _kind_of(path: Path) -> type[SourceSet | BetonFile | BetonSet]:
-    if path.is_dir() or path.suffix == ".tar":
+    if path.is_dir() or (path.suffix == ".tar" and not isinstance(path, Address)):
         return SourceSet
     return BetonSet if "*" in path.name and not path.exists() else BetonFile

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fastmoco.addresses import Address
 from fastmoco.data.beton_format import is_page_size
 from fastmoco.data.facts import plain_values
 from fastmoco.data.shards import MAX_SHARDS
@@ -48,7 +49,8 @@ class DataConfig:
     """Dataset files."""
 
     train: Path | None = None
-    """Training set: a file of fastmoco convert, or a folder or tar shards of JPEGs."""
+    """Training set: a file of fastmoco convert, here or https:// or s3://, or a folder or tar
+    shards of JPEGs."""
     test: Path | None = None
     """Test set, in the same forms."""
 
@@ -149,6 +151,10 @@ def check_data(cfg: Any) -> None:
     data = getattr(cfg, "data", None)
     for name in ("train", "test"):
         path = getattr(data, name, None)
+        if isinstance(path, Address):
+            from fastmoco.data.remote.opening import check_address
+
+            check_address(path)
         if path is None or path.exists() or any(sign in str(path) for sign in "*:"):
             continue
         beside = path.parent.glob(f"*{path.suffix}") if path.parent.is_dir() else ()

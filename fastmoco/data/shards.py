@@ -40,20 +40,45 @@ def find_shards(pattern: Path) -> list[Path]:
         raise FileNotFoundError(
             f"{pattern}: no such files; make them with `fastmoco convert SRC DST.beton shards=N`"
         )
-    found = [_SHARD_NAME.fullmatch(path.name) for path in paths]
+    check_shards(pattern, [path.name for path in paths])
+    return paths
+
+
+def check_shards(pattern: Path, names: Sequence[str]) -> None:
+    """Check that files are all shards of one set.
+
+    Args:
+        pattern: What they match.
+        names: Their names, at least one.
+
+    Raises:
+        ValueError: If files are missing, are not shards, or belong to several sets.
+    """
+    found = [_SHARD_NAME.fullmatch(name) for name in names]
     sets = {(match[1], int(match[3])) for match in found if match}
     if None in found or len(sets) != 1:
         raise ValueError(
-            f"{pattern}: matches {', '.join(path.name for path in paths[:4])}, which are not the "
-            "shards of one set; narrow the pattern"
+            f"{pattern}: matches {', '.join(names[:4])}, which are not the shards of one set; "
+            "narrow the pattern"
         )
     ((stem, shards),) = sets
-    wanted = [shard_path(pattern.with_name(f"{stem}.beton"), i, shards) for i in range(shards)]
-    if missing := sorted(set(wanted) - set(paths)):
+    wanted = {shard_path(Path(f"{stem}.beton"), i, shards).name for i in range(shards)}
+    if missing := sorted(wanted - set(names)):
         raise ValueError(
-            f"{pattern}: {len(missing)} of {shards} shards are missing, such as {missing[0].name}"
+            f"{pattern}: {len(missing)} of {shards} shards are missing, such as {missing[0]}"
         )
-    return paths
+
+
+def counted_shards(pattern: Path) -> list[str]:
+    """Names of the shards of a pattern that says how many there are, else [].
+
+    ``train-*-of-00008.beton`` needs no listing: its numbers are 0 to 7.
+    """
+    found = re.fullmatch(r"(.+)-\*-of-(\d{5})\.beton", pattern.name)
+    if not found or "*" in found[1]:
+        return []
+    count = int(found[2])
+    return [shard_path(Path(f"{found[1]}.beton"), i, count).name for i in range(count)]
 
 
 def set_fingerprint(fingerprints: Sequence[str]) -> str:

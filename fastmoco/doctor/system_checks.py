@@ -26,7 +26,7 @@ OPEN_FILES = 1024
 
 OTHERS = (
     *("timm", "pillow-heif", "wandb", "onnx", "onnxruntime", "onnxscript"),
-    *("faster-coco-eval", "torchmetrics"),
+    *("faster-coco-eval", "torchmetrics", "aiohttp", "s3fs"),
 )
 """Packages of the extras that are only looked for."""
 

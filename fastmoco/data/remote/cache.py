@@ -1,0 +1,256 @@
+"""Folder of dataset files that came from elsewhere, with a limit on its size.
+
+It belongs to the machine, not to a run: all commands and processes share it. Each state of a set
+has a folder of its own, so a set that changes elsewhere replaces nothing here. Where a new set
+needs room, the set that was unused for the longest time is removed, but never one that is open.
+fsspec's own caches have no limit, no locks and no checksums.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from fastmoco.addresses import Address, as_path
+from fastmoco.caches import kept_folder
+from fastmoco.data.remote.storage import RemoteError, RemoteObject
+from fastmoco.errors import UsageError
+from fastmoco.files import atomic_write_text, lock_descriptor, locked, read_json_object
+
+FOLDER_VARIABLE = "FASTMOCO_DATA_CACHE"
+LIMIT_VARIABLE = "FASTMOCO_DATA_CACHE_GB"
+DEFAULT_LIMIT_GB = 200.0
+RECORD = "set.json"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSet:
+    """The files of one state of a set, and the folder that has or will have them."""
+
+    folder: Path
+    objects: tuple[RemoteObject, ...]
+
+    def path(self, known: RemoteObject) -> Path:
+        """Where a file is, once it was read to its end and checked."""
+        return self.folder / known.address.name
+
+    def partial(self, known: RemoteObject) -> Path:
+        """Where its beginning is."""
+        return self.folder / f"{known.address.name}.partial"
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where all files are, in order."""
+        return [self.path(known) for known in self.objects]
+
+    @property
+    def missing(self) -> list[RemoteObject]:
+        """Objects whose files are not there yet."""
+        return [known for known in self.objects if not self.path(known).exists()]
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of all files together, as far as servers say it."""
+        return sum(known.num_bytes or 0 for known in self.objects)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Within the block no other process writes files of this set."""
+        with locked(self.folder / LOCK):
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class DataCache:
+    """The folder of all sets."""
+
+    folder: Path
+    limit_bytes: int
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """The cache that environment variables name, or that of this user.
+
+        Raises:
+            UsageError: If a variable is wrong, or no folder can be written.
+        """
+        named = os.environ.get(FOLDER_VARIABLE)
+        home = Path(named).expanduser().absolute() if named else kept_folder()
+        if home is None:
+            raise UsageError(
+                f"no folder can be written for files from elsewhere; set {FOLDER_VARIABLE}=FOLDER"
+            )
+        given = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_LIMIT_GB))
+        try:
+            limit = float(given)
+        except ValueError:
+            limit = math.nan
+        if not 0 < limit < math.inf:
+            raise UsageError(f"{LIMIT_VARIABLE} must be a number of GB above 0, got {given}")
+        return cls(home if named else home / "data", int(limit * 1e9))
+
+    def set_of(self, objects: Sequence[RemoteObject]) -> CachedSet:
+        """The place of a set; nothing is made."""
+        first = objects[0].address
+        state = "\n".join(f"{known.address} {known.version}" for known in objects)
+        digest = hashlib.sha256(state.encode()).hexdigest()[:12]
+        host = re.sub(r"[^\w.-]", "-", first.parts[1])
+        return CachedSet(self.folder / f"{host}-{digest}", tuple(objects))
+
+    def former(self, addresses: Sequence[Address]) -> CachedSet | None:
+        """The complete set of these addresses that was used last, in whatever state."""
+        for known in sorted(self._sets(), key=_last_use, reverse=True):
+            if [one.address for one in known.objects] == [*addresses] and not known.missing:
+                return known
+        return None
+
+    def known_addresses(self, pattern: Address) -> list[Address]:
+        """Addresses of the complete set whose names match a pattern and that was used last."""
+        for known in sorted(self._sets(), key=_last_use, reverse=True):
+            found = [one.address for one in known.objects]
+            if not known.missing and all(
+                one.parent == pattern.parent and one.match(pattern.name) for one in found
+            ):
+                return found
+        return []
+
+    @contextmanager
+    def used(self, wanted: CachedSet) -> Iterator[None]:
+        """Make room for a set, and keep its folder within the block.
+
+        Files that are opened within the block stay as long as they are open, by a lock of their
+        own (`BetonFile.hold`).
+
+        Raises:
+            RemoteError: If the limit or the disk leaves too little room.
+            OSError: If the folder cannot be written.
+        """
+        if not wanted.missing and not os.access(self.folder, os.W_OK):  # somebody else's
+            yield
+            return
+        with ExitStack() as held:
+            with locked(self.folder / LOCK):
+                if wanted.missing:
+                    self._make_room(wanted)
+                wanted.folder.mkdir(exist_ok=True)
+                _write_record(wanted)
+                held.enter_context(_held(wanted.folder, shared=True))
+            yield
+
+    def _make_room(self, wanted: CachedSet) -> None:
+        sets = [one for one in self._sets() if one.folder != wanted.folder]
+        for damaged in (one for one in sets if not one.objects):
+            _remove_unused(damaged)
+        others = sorted((one for one in sets if one.objects), key=_last_use)
+        here = sum(wanted.partial(one).stat().st_size for one in _begun(wanted))
+        lacking = sum(one.num_bytes or 0 for one in wanted.missing) - here
+        too_many = wanted.num_bytes + sum(one.num_bytes for one in others) - self.limit_bytes
+        if wanted.num_bytes > self.limit_bytes:
+            raise RemoteError(
+                f"{wanted.objects[0].address.parent}: {_gigabytes(wanted.num_bytes)} are more than "
+                f"the limit of the cache {self.folder}, {_gigabytes(self.limit_bytes)}; set "
+                f"{LIMIT_VARIABLE}={math.ceil(wanted.num_bytes / 1e9)} or more"
+            )
+        for other in others:
+            if too_many <= 0 and lacking <= shutil.disk_usage(self.folder).free:
+                return
+            if _remove_unused(other):
+                too_many -= other.num_bytes
+        if lacking > (free := shutil.disk_usage(self.folder).free):
+            raise RemoteError(
+                f"{self.folder}: the disk has {_gigabytes(free)} free, and "
+                f"{wanted.objects[0].address.parent} needs {_gigabytes(lacking)}; free some space, "
+                f"or set {FOLDER_VARIABLE}=FOLDER on another disk"
+            )
+        if too_many > 0:
+            raise RemoteError(
+                f"{self.folder}: the cache is full, by sets that other processes use; wait for "
+                f"them, or set {LIMIT_VARIABLE} to "
+                f"{math.ceil((self.limit_bytes + too_many) / 1e9)} or more"
+            )
+
+    def _sets(self) -> Iterator[CachedSet]:
+        """All sets of which there is anything; one with a damaged record has no objects."""
+        for record in sorted(self.folder.glob(f"*/{RECORD}")):
+            with suppress(OSError):  # another process has removed it
+                yield _read_record(record)
+
+
+def _begun(wanted: CachedSet) -> list[RemoteObject]:
+    return [one for one in wanted.missing if wanted.partial(one).exists()]
+
+
+def _last_use(known: CachedSet) -> float:
+    try:
+        return (known.folder / RECORD).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _write_record(wanted: CachedSet) -> None:
+    """Write or touch the record: its time is that of the last use."""
+    record = wanted.folder / RECORD
+    if record.exists():
+        os.utime(record)
+        return
+    objects = [
+        {"address": str(one.address), "num_bytes": one.num_bytes, "version": one.version}
+        for one in wanted.objects
+    ]
+    atomic_write_text(record, json.dumps({"objects": objects}, indent=1) + "\n")
+
+
+def _read_record(record: Path) -> CachedSet:
+    """Read the record of a set.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    try:
+        found: Any = read_json_object(record, {"objects": list}, advice="remove it")["objects"]
+        objects = [
+            RemoteObject(Address(as_path(one["address"])), one["num_bytes"], one["version"])
+            for one in found
+        ]
+    except (ValueError, TypeError, KeyError):
+        objects = []
+    return CachedSet(record.parent, tuple(objects))
+
+
+@contextmanager
+def _held(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a file or folder that exists, without waiting.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        lock_descriptor(descriptor, path, wait=False, shared=shared)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unused(known: CachedSet) -> bool:
+    """Remove a set unless a process uses it; whether it was removed."""
+    with ExitStack() as held:
+        try:
+            for path in (known.folder, *(path for path in known.paths if path.exists())):
+                held.enter_context(_held(path))
+        except BlockingIOError:
+            return False
+        shutil.rmtree(known.folder)
+    return True
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"

@@ -1,0 +1,159 @@
+"""From an address to an open dataset: its files are asked for, brought to the cache and opened."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+from fastmoco.addresses import Address
+from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton_set import BetonSet
+from fastmoco.data.progress import show_progress
+from fastmoco.data.remote.cache import CachedSet, DataCache
+from fastmoco.data.remote.fetch import Advance, fetch, patiently
+from fastmoco.data.remote.storage import Storage, UnreachableError, check_packages
+from fastmoco.data.shards import check_shards, counted_shards
+from fastmoco.errors import UsageError
+from fastmoco.ranks import environment_ranks
+
+LOOKS = 3
+"""Attempts to ask for an object's state."""
+THREADS = 16
+"""Objects that are asked for at the same time."""
+
+
+def check_address(address: Address) -> None:
+    """Check what an address names, and that the packages to read it are installed.
+
+    Raises:
+        UsageError: If it is no dataset file or pattern of shards, or a package is missing.
+    """
+    if not address.name.endswith(".beton") or "*" in str(address.parent):
+        raise UsageError(
+            f"{address}: names no dataset file; from elsewhere only .beton files are read, one "
+            "such as train.beton, or shards such as train-*.beton"
+        )
+    check_packages(address.scheme)
+
+
+def open_remote(address: Address) -> BetonFile | BetonSet:
+    """Bring the files of a set to the cache, unless they are there, and open them.
+
+    The present state is asked for each time. Without an answer, files that are here are used, with
+    a warning. Processes that ask for the same set wait for the first of them.
+
+    Args:
+        address: A file, or a pattern of shards.
+
+    Raises:
+        UsageError: If it is no such address, a package is missing or a variable is wrong.
+        FileNotFoundError: If there is no such file.
+        RemoteError: If it cannot be read, changes meanwhile, or has no room here.
+        BetonError: If a file is damaged.
+        ValueError: If shards are missing.
+        OSError: If the disk fails.
+    """
+    check_address(address)
+    cache = DataCache.of_environment()
+    storage = Storage(address.scheme)
+    wanted = _wanted(storage, cache, address)
+    with cache.used(wanted):
+        _fill(storage, wanted, address)
+        return _opened(address, wanted)
+
+
+def _wanted(storage: Storage, cache: DataCache, address: Address) -> CachedSet:
+    """The set in its present state, or in that of the last use if the server does not answer."""
+    try:
+        addresses = _addresses(storage, address)
+        # The first alone: where the server is lost, only one waits for it.
+        objects = [patiently(lambda: storage.look(addresses[0]), LOOKS)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            look = storage.look
+            objects += pool.map(lambda one: patiently(lambda: look(one), LOOKS), addresses[1:])
+    except UnreachableError as error:
+        known = cache.known_addresses(address) if "*" in address.name else [address]
+        former = cache.former(known) if known else None
+        if former is None:
+            raise
+        warnings.warn(
+            f"{address}: no answer, so the files fetched {_age(former)} are used without asking "
+            f"whether they changed there ({error})",
+            stacklevel=3,
+        )
+        return former
+    wanted = cache.set_of(objects)
+    if wanted.missing and (former := cache.former(addresses)):
+        warnings.warn(
+            f"{address}: changed since it was fetched {_age(former)}; it is fetched again, and "
+            f"what it was stays in {former.folder} while there is room",
+            stacklevel=3,
+        )
+    return wanted
+
+
+def _addresses(storage: Storage, address: Address) -> list[Address]:
+    """The addresses of all files.
+
+    Raises:
+        UsageError: If a pattern needs a listing, and there is none.
+        ValueError: If shards are missing.
+    """
+    if "*" not in address.name:
+        return [address]
+    names = counted_shards(address)
+    if not names:
+        names = patiently(lambda: storage.matching(address), LOOKS)
+        if not names:
+            raise UsageError(
+                f"{address}: {address.parent} lists no such files; if they are there, say how many "
+                "they are, as in train-*-of-00008.beton, which needs no listing"
+            )
+        check_shards(address, names)
+    return [Address(address.with_name(name)) for name in names]
+
+
+def _fill(storage: Storage, wanted: CachedSet, address: Address) -> None:
+    if not wanted.missing:
+        return
+    with _shown(wanted, address) as advance, wanted.filling():
+        for known in wanted.missing:  # another process may have brought some meanwhile
+            fetch(storage, known, wanted, advance)
+
+
+@contextmanager
+def _shown(wanted: CachedSet, address: Address) -> Iterator[Advance]:
+    """Show on the first rank how much has come."""
+    total = sum(known.num_bytes or 0 for known in wanted.missing)
+    if not environment_ranks().is_first:
+        yield lambda _: None
+        return
+    with show_progress(total // 1_000_000, noun="MB", title=f"fetching {address}") as show:
+        done = 0
+
+        def advance(num_bytes: int) -> None:
+            nonlocal done
+            before, done = done, done + num_bytes
+            show(done // 1_000_000 - before // 1_000_000, num_bytes)
+
+        yield advance
+
+
+def _opened(address: Address, wanted: CachedSet) -> BetonFile | BetonSet:
+    """Open the files, which then stay in the cache until they are closed."""
+    with ExitStack() as opened:
+        files = []
+        for path in wanted.paths:
+            files.append(opened.enter_context(BetonFile.open(path)))
+            files[-1].hold()
+        dataset = BetonSet(address, files) if "*" in address.name else files[0]
+        dataset.path = address
+        opened.pop_all()
+    return dataset
+
+
+def _age(former: CachedSet) -> str:
+    """When a set was fetched."""
+    when = max(path.stat().st_mtime for path in former.paths)
+    return time.strftime("on %Y-%m-%d at %H:%M", time.localtime(when))

@@ -1,0 +1,160 @@
+"""Training on a dataset elsewhere, and S3 by the real package against moto's server.
+
+S3 needs `pip install s3fs 'moto[s3,server]'`, which the other tests do not.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmoco.cli import main
+from fastmoco.data.convert import ConvertConfig, convert
+from fastmoco.data.dataset import open_dataset
+from fastmoco.data.remote import fetch
+from fastmoco.data.remote.cache import FOLDER_VARIABLE
+from fastmoco.data.remote.storage import DeniedError, UnreachableError
+from fastmoco.errors import UsageError
+from fastmoco.ranks import Ranks
+from tests.object_server import served_files, serving
+from tests.optional import require
+from tests.ranks import run_ranks
+from tests.runs import OPTIONS, write_colors
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with three shards and a test file; an empty cache."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "RETRY_SECONDS", 0.0)
+    images = write_colors(tmp_path / "images", seed=0, per_class=8)
+    options = {"page_bytes": 1 << 21, "workers": 1}
+    convert(str(images), tmp_path / "train.beton", ConvertConfig(shards=3, **options))
+    convert(str(images), tmp_path / "test.beton", ConvertConfig(**options))
+    return tmp_path
+
+
+def options_of(run: Path) -> list[str]:
+    fixed = ["train.compile=never", "device=cpu", "train.tracker=none", "train.log_every_steps=1"]
+    return ["train", *OPTIONS, *fixed, f"run_dir={run}"]
+
+
+def rows_of(run: Path) -> list[str]:
+    """Loss of each row."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [line.split('"loss": ')[1].split(",")[0] for line in lines]
+
+
+def test_a_run_on_shards_elsewhere_is_the_run_on_files_here(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require("aiohttp")
+    here, there = files / "here", files / "there"
+    shards = sorted(files.glob("train-*.beton"))
+    assert main([*options_of(here), f"data.train={files}/train-*.beton", "train.max_steps=4"]) == 0
+    with serving(served_files(*shards, files / "test.beton"), drops=3) as served:
+        pattern = f"{served.address}train-*-of-00003.beton"
+        words = [*options_of(there), f"data.train={pattern}"]
+        words += [f"data.test={served.address}test.beton", "monitor.allow_overlap=true"]
+        assert main([*words, "train.max_steps=2"]) == 0, capsys.readouterr().err
+        assert f"train: {pattern}\n" in (there / "config.yaml").read_text()
+        assert f"{pattern}, 24 images" in (there / "train.log").read_text()
+        assert main(["knn", str(there), *words[-3:-1], "k=3", "allow_overlap=true"]) == 0
+    capsys.readouterr()
+    assert main([*words, "train.max_steps=4"]) == 0  # the server is gone
+    assert "no answer, so the files fetched on" in capsys.readouterr().err
+    assert rows_of(there) == rows_of(here)
+
+
+def _count(_: Ranks, address: str) -> int:
+    with open_dataset(address) as found:
+        return len(found)
+
+
+def test_ranks_share_the_cache(files: Path) -> None:
+    require("aiohttp")
+    shards = served_files(*sorted(files.glob("train-*.beton")))
+    with serving(shards) as served:
+        assert run_ranks(_count, f"{served.address}train-*-of-00003.beton") == [24, 24]
+        for name in shards:
+            assert sum(where.startswith("bytes=0-") for where in served.gets(name)) == 1
+
+
+@pytest.fixture
+def bucket(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of a server whose bucket `sets` holds the files under `a/`."""
+    require("s3fs")
+    require("moto")
+    from botocore.session import get_session
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(files / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(files / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anna")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = get_session().create_client("s3")
+    client.create_bucket(Bucket="sets")
+    for path in sorted(files.glob("*.beton")):
+        client.put_object(Bucket="sets", Key=f"a/{path.name}", Body=path.read_bytes())
+    client.stopped = server.stop
+    yield client
+    server.stop()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the packages themselves
+@pytest.mark.parametrize("pattern", ["train-*.beton", "train-*-of-00003.beton"])
+def test_shards_of_a_bucket(bucket: Any, files: Path, pattern: str) -> None:  # noqa: ARG001
+    with open_dataset(f"s3://sets/a/{pattern}") as found, open_dataset(files / pattern) as wanted:
+        assert str(found.path) == f"s3://sets/a/{pattern}"
+        assert found.fingerprint == wanted.fingerprint
+        assert all(
+            bytes(found.blob(number)) == bytes(wanted.blob(number)) for number in range(len(wanted))
+        )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_is_wrong_with_a_bucket_is_one_line(bucket: Any, files: Path) -> None:
+    for address in ("s3://sets/a/none.beton", "s3://nobody/test.beton"):
+        with pytest.raises(FileNotFoundError, match=r"\.beton: no such file there; correct the"):
+            open_dataset(address)
+    with pytest.raises(UsageError, match="s3://sets/b lists no such files"):
+        open_dataset("s3://sets/b/train-*.beton")
+    open_dataset("s3://sets/a/test.beton").close()
+    other = files / "train-00000-of-00003.beton"
+    bucket.put_object(Bucket="sets", Key="a/test.beton", Body=other.read_bytes())
+    with pytest.warns(UserWarning, match="s3://sets/a/test.beton: changed since it was fetched on"):
+        open_dataset("s3://sets/a/test.beton").close()
+    bucket.stopped()
+    with pytest.warns(UserWarning, match="no answer, so the files fetched on"):
+        open_dataset("s3://sets/a/test.beton").close()
+    shutil.rmtree(files / "cache")
+    with pytest.raises(UnreachableError, match=r"test\.beton: cannot be read \(.*; check the conn"):
+        open_dataset("s3://sets/a/test.beton")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_missing_and_wrong_credentials_are_one_line(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from urllib.request import Request, urlopen
+
+    reset = Request(f"{bucket.meta.endpoint_url}/moto-api/reset-auth", data=b"0", method="POST")
+    urlopen(reset).close()
+    with pytest.raises(DeniedError, match="those that were found do not fit: set AWS_ACCESS_KEY"):
+        open_dataset("s3://sets/a/test.beton")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(DeniedError, match="none were found: set AWS_ACCESS_KEY_ID and AWS_SECRET"):
+        open_dataset("s3://sets/a/test.beton")

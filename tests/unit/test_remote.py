@@ -1,0 +1,405 @@
+"""Dataset files elsewhere: what is fetched, kept and said, whatever server and disk do."""
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastmoco.cli import main
+from fastmoco.configuration import config_from_dict, config_to_dict, load_config
+from fastmoco.data.beton import BetonError
+from fastmoco.data.convert import ConvertConfig, convert
+from fastmoco.data.dataset import Dataset, open_dataset, open_files, survey
+from fastmoco.data.remote import fetch, storage
+from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
+from fastmoco.data.remote.storage import DeniedError, RemoteError, UnreachableError
+from fastmoco.errors import UsageError
+from fastmoco.train.settings import TrainConfig
+from tests.object_server import SECRET, Served, served_files, serving
+from tests.optional import require
+from tests.pictures import write_class_folders
+
+require("aiohttp")
+
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one.beton, other.beton and three shards, each of about 4 MB."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for name, per_class in (("one", 4), ("other", 5)):
+        write_class_folders(folder / name, classes=2, per_class=per_class)
+        options = ConvertConfig(page_bytes=1 << 21, workers=1)
+        convert(str(folder / name), folder / f"{name}.beton", options)
+    options = ConvertConfig(page_bytes=1 << 21, workers=1, shards=3)
+    convert(str(folder / "one"), folder / "train.beton", options)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; failures are noticed and tried again at once, by small parts."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(fetch, "PART_BYTES", 1 << 18)
+    monkeypatch.setattr(fetch, "PART_BYTES_RANGE", (1 << 16, 1 << 18))
+    monkeypatch.setattr(storage, "TIMEOUT_SECONDS", 5.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def one(files: Path, cache: Path) -> Iterator[Served]:  # noqa: ARG001
+    with serving(served_files(files / "one.beton")) as served:
+        yield served
+
+
+@pytest.fixture
+def shards(files: Path, cache: Path) -> Iterator[Served]:  # noqa: ARG001
+    with serving(served_files(*sorted(files.glob("train-*.beton")))) as served:
+        yield served
+
+
+def assert_same(found: Dataset, path: Path) -> None:
+    with open_dataset(path) as wanted:
+        assert found.fingerprint == wanted.fingerprint
+        assert found.labels.tolist() == wanted.labels.tolist()
+        for number in range(len(wanted)):
+            assert np.array_equal(found.decode(number), wanted.decode(number))
+
+
+def kept(cache: Path, pattern: str = "*.beton") -> list[Path]:
+    return sorted(cache.glob(f"*/{pattern}"))
+
+
+def test_a_file_is_fetched_once_and_is_the_file(one: Served, files: Path, cache: Path) -> None:
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+        assert str(found.path) == f"{one.address}one.beton"
+    assert [path.read_bytes() for path in kept(cache)] == [one.objects["one.beton"]]
+    asked = len(one.gets())
+    with open_files(Path(f"{one.address}one.beton")) as found:  # one of its slashes is lost
+        assert_same(found, files / "one.beton")
+    assert survey(f"{one.address}one.beton").images == 8
+    assert len(one.gets()) == asked
+    assert not kept(cache, "*.partial")
+
+
+def test_shards_by_a_listing_and_without(shards: Served, files: Path) -> None:
+    with pytest.raises(UsageError, match=r"lists no such files.*train-\*-of-00008\.beton"):
+        open_dataset(f"{shards.address}train-*.beton")
+    with open_dataset(f"{shards.address}train-*-of-00003.beton") as found:
+        assert_same(found, files / "train-*.beton")
+    shards.has_listing = True
+    with open_dataset(f"{shards.address}train-*.beton") as found:
+        assert_same(found, files / "train-*.beton")
+        assert str(found.path) == f"{shards.address}train-*.beton"
+    assert len({where for where in shards.gets() if where.startswith("bytes=0-")}) == 1
+    del shards.objects["train-00001-of-00003.beton"]
+    with pytest.raises(ValueError, match="1 of 3 shards are missing, such as train-00001"):
+        open_dataset(f"{shards.address}train-*.beton")
+    with pytest.raises(FileNotFoundError, match=r"train-00001-of-00003\.beton: no such file there"):
+        open_dataset(f"{shards.address}train-*-of-00003.beton")
+
+
+@pytest.mark.parametrize("lacks", ["has_ranges", "has_etags", "has_lengths"])
+def test_plain_servers(one: Served, files: Path, lacks: str) -> None:
+    setattr(one, lacks, False)
+    one.drops = 2
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(one: Served, files: Path) -> None:
+    one.drops = 9
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+    starts = [int(where[6:].split("-")[0]) for where in one.gets()]
+    begun = [at for at in starts[1:] if at < 1 << 18]  # after the question whether parts are sent
+    assert len(begun) < 20  # far fewer than if each failure began anew
+
+
+def test_a_silent_server_is_asked_again(
+    one: Served, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "TIMEOUT_SECONDS", 0.3)
+    one.stalls = 3
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+def test_what_was_fetched_is_kept_when_the_connection_is_lost(
+    one: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = storage.Storage.ranges, []
+
+    def lost(self: Any, *args: Any) -> list[bytes]:
+        calls.append(args)
+        if len(calls) > 2:
+            one.status = 503
+        return real(self, *args)
+
+    monkeypatch.setattr(storage.Storage, "ranges", lost)
+    with pytest.raises(UnreachableError, match=r"one\.beton: cannot be read \(HTTP 503\); .* same"):
+        open_dataset(f"{one.address}one.beton")
+    (partial,) = kept(cache, "*.partial")
+    here = partial.stat().st_size
+    assert 0 < here < len(one.objects["one.beton"])
+    assert one.objects["one.beton"].startswith(partial.read_bytes())
+    monkeypatch.setattr(storage.Storage, "ranges", real)
+    one.status, before = 200, len(one.gets())
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+    starts = [int(where[6:].split("-")[0]) for where in one.gets()[before:]]
+    assert min(starts) == here
+
+
+def test_an_answer_cut_short_ends_with_a_line(one: Served, cache: Path) -> None:
+    one.shortened = 1
+    for has_ranges, reason in (
+        (True, r"got [\d,]+ bytes for"),
+        (False, r"it ended after [\d,]+ of"),
+    ):
+        one.has_ranges = has_ranges
+        with pytest.raises(UnreachableError, match=rf"cannot be read \({reason}"):
+            open_dataset(f"{one.address}one.beton")
+    assert not kept(cache)
+
+
+def test_a_change_between_runs_keeps_both(one: Served, files: Path, cache: Path) -> None:
+    open_dataset(f"{one.address}one.beton").close()
+    one.objects["one.beton"] = (files / "other.beton").read_bytes()
+    with pytest.warns(UserWarning, match="changed since it was fetched on .* stays in") as said:
+        found = open_dataset(f"{one.address}one.beton")
+    with found:
+        assert_same(found, files / "other.beton")
+    assert len(kept(cache)) == 2
+    former = Path(str(said[0].message).split("stays in ")[1].split(" while")[0])
+    with open_dataset(former / "one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+def test_a_change_while_it_is_read_ends_with_a_line(one: Served, files: Path, cache: Path) -> None:
+    one.replaces["one.beton"] = (files / "other.beton").read_bytes()
+    with pytest.raises(RemoteError, match="changed while it was read; give the same command"):
+        open_dataset(f"{one.address}one.beton")
+    assert not kept(cache)
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "other.beton")
+
+
+def test_without_an_answer_what_is_here_is_used(shards: Served, files: Path) -> None:
+    shards.status = 500
+    with pytest.raises(UnreachableError, match=r"cannot be read \(HTTP 500\)"):
+        open_dataset(f"{shards.address}train-*-of-00003.beton")
+    shards.status, shards.has_listing = 200, True
+    open_dataset(f"{shards.address}train-*.beton").close()
+    shards.status = 500
+    for name in ("train-*.beton", "train-*-of-00003.beton"):
+        with pytest.warns(UserWarning, match="no answer, so the files fetched on .* are used"):
+            found = open_dataset(f"{shards.address}{name}")
+        with found:
+            assert_same(found, files / "train-*.beton")
+
+
+def test_passwords_come_from_netrc(
+    one: Served, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.has_password = True
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(DeniedError, match=r"access denied; .* ~/\.netrc"):
+        open_dataset(f"{one.address}one.beton")
+    (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login anna password {SECRET}\n")
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://anna:{SECRET}@host/one.beton",
+        f"s3://{SECRET}@bucket/one.beton",
+        f"https://host/one.beton?signature={SECRET}",
+        f"https://host/one.beton#{SECRET}",
+    ],
+)
+def test_secrets_in_an_address_are_refused_and_never_printed(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = [
+        ["info", address],
+        ["train", f"data.train={address}"],
+        ["train", f"data.trian={address}"],
+        ["train", f"data.train='{address}"],
+        ["train", address],
+        ["knn", "no-run", f"data.train={address}"],
+    ]
+    for words in commands:
+        assert main(words) == 2, words
+        said = capsys.readouterr()
+        assert SECRET not in said.out + said.err, words
+    with pytest.raises(UsageError, match=r"one\.beton: was given with a user, password or"):
+        load_config(TrainConfig, [f'data.train="{address}"'])
+
+
+def test_a_configuration_keeps_both_slashes() -> None:
+    address = "https://host/a/train-*.beton"
+    cfg = load_config(TrainConfig, [f'data.train="{address}"'])
+    assert str(cfg.data.train) == f"{cfg.data.train}" == address
+    saved = config_to_dict(cfg)
+    assert saved["data"]["train"] == address
+    again = config_from_dict(TrainConfig, saved)
+    assert str(again.data.train) == address
+    assert again.data.train == cfg.data.train
+
+
+@pytest.mark.parametrize(("scheme", "package"), [("https", "aiohttp"), ("s3", "s3fs")])
+def test_a_missing_package_is_named(
+    scheme: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        storage, "find_spec", lambda name: None if name == package else find_spec(name)
+    )
+    for words in (["info", f"{scheme}://b/x.beton"], ["train", f"data.train={scheme}://b/x.beton"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said == f"fastmoco: {scheme}:// needs {package}; install it: pip install {package}\n"
+
+
+@pytest.mark.parametrize("name", ["train.tar", "photos", "*/train.beton"])
+def test_only_dataset_files_are_read_from_elsewhere(name: str) -> None:
+    with pytest.raises(UsageError, match=r"names no dataset file; from elsewhere only \.beton"):
+        open_dataset(f"https://host/{name}")
+
+
+def test_damage_is_found_before_a_file_appears(one: Served, cache: Path) -> None:
+    sound = one.objects["one.beton"]
+    place = sound.index(b"\xff\xd8", 1 << 21) + 200  # in the first image
+    one.objects["one.beton"] = sound[:place] + b"\0\0\0\0" + sound[place + 4 :]
+    with pytest.raises(BetonError, match=r"sample 0.*checksum.*; it is damaged there") as caught:
+        open_dataset(f"{one.address}one.beton")
+    assert str(caught.value).startswith(f"{one.address}one.beton: ")
+    assert not kept(cache)
+    assert not kept(cache, "*.partial")
+    one.objects["one.beton"] = b"<html>Please log in</html>" * 200
+    with pytest.raises(BetonError, match=r"is not a \.beton file"):
+        open_dataset(f"{one.address}one.beton")
+
+
+def test_zeros_that_a_power_cut_left_are_fetched_again(
+    one: Served, files: Path, cache: Path
+) -> None:
+    open_dataset(f"{one.address}one.beton").close()
+    (path,) = kept(cache)
+    path.with_name(f"{path.name}.partial").write_bytes(bytes(3 << 20))
+    path.unlink()
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+def test_processes_at_once_fetch_once(one: Served, files: Path) -> None:
+    address = f"{one.address}one.beton"
+    with ThreadPoolExecutor(4) as pool:  # file locks know no threads, only open files
+        for found in pool.map(lambda _: open_dataset(address), range(4)):
+            with found:
+                assert_same(found, files / "one.beton")
+    spans = [where for where in one.gets() if where.startswith("bytes=0-")]
+    assert len(spans) == 1
+
+
+def test_the_limit_removes_what_was_unused_longest(
+    shards: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards.objects |= served_files(files / "one.beton", files / "other.beton")
+    sizes = {name: len(found) for name, found in shards.objects.items()}
+    one, other = (f"{shards.address}{name}.beton" for name in ("one", "other"))
+    room = sizes["one.beton"] + sizes["other.beton"]
+    monkeypatch.setenv(LIMIT_VARIABLE, str((room + MB) / 1e9))
+    with pytest.raises(RemoteError, match=r"are more than the limit .* set FASTMOCO_DATA_CACHE_GB"):
+        open_dataset(f"{shards.address}train-*-of-00003.beton")
+    for address in (one, other, one):  # one is used last
+        open_dataset(address).close()
+        for record in cache.glob("*/set.json"):
+            os.utime(record, ns=(record.stat().st_mtime_ns - 10**9,) * 2)
+    monkeypatch.setenv(LIMIT_VARIABLE, str(sizes["train-00000-of-00003.beton"] * 2.5 / 1e9))
+    open_dataset(f"{shards.address}train-00000-of-00003.beton").close()
+    assert {path.name for path in kept(cache)} == {"one.beton", "train-00000-of-00003.beton"}
+
+
+def test_an_open_set_is_never_removed(
+    one: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.objects |= served_files(files / "other.beton")
+    monkeypatch.setenv(LIMIT_VARIABLE, str(6e-3))
+    with open_dataset(f"{one.address}one.beton") as found:
+        with pytest.raises(RemoteError, match=r"the cache is full, by sets that other processes"):
+            open_dataset(f"{one.address}other.beton")
+        assert_same(found, files / "one.beton")
+    open_dataset(f"{one.address}other.beton").close()
+    assert [path.name for path in kept(cache)] == ["other.beton"]
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "inf", "nan", "much"])
+def test_a_wrong_limit_is_refused(one: Served, given: str, monkeypatch: Any) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, given)
+    with pytest.raises(UsageError, match=f"must be a number of GB above 0, got {given}"):
+        open_dataset(f"{one.address}one.beton")
+
+
+def test_a_full_disk_is_said_before_and_while_it_is_written(
+    one: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(files)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=MB))
+        with pytest.raises(RemoteError, match=r"the disk has 1\.0 MB free, and .* needs 4\.\d MB;"):
+            open_dataset(f"{one.address}one.beton")
+    real, left = os.write, [MB]
+
+    def filling(descriptor: int, part: Any) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = real(descriptor, part[: left[0]])
+        left[0] -= written
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch.os, "write", filling)
+        with pytest.raises(RemoteError, match="no space left on device; free some space, or set"):
+            open_dataset(f"{one.address}one.beton")
+    (partial,) = kept(cache, "*.partial")
+    assert partial.stat().st_size == MB
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+def test_ctrl_c_keeps_what_was_fetched(
+    one: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        real, calls = os.write, []
+
+        def interrupted(descriptor: int, part: Any) -> int:
+            calls.append(part)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return real(descriptor, part)
+
+        patch.setattr(fetch.os, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            open_dataset(f"{one.address}one.beton")
+    assert kept(cache, "*.partial")[0].stat().st_size == 2 << 18
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+    assert threading.active_count() < 50
