@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastmoco.addresses import as_path
 from fastmoco.configuration import config_to_dict
 from fastmoco.data.conversion import quarantine_path
 from fastmoco.errors import UsageError, one_line
@@ -89,7 +90,7 @@ class RecordedRun:
     def data_path(self, split: str) -> Path | None:
         """Path of ``data.train`` or ``data.test`` as the run had it."""
         found = (self.config.get("data") or {}).get(split)
-        return Path(found) if found else None
+        return as_path(found) if found else None
 
     def changed_settings(self) -> list[tuple[str, Any, Any]]:
         """Name, value and default of each setting that is not the default."""

@@ -150,7 +150,9 @@ def test_missing_and_wrong_credentials_are_one_line(
 ) -> None:
     from urllib.request import Request, urlopen
 
+    # From now the server checks credentials.
     reset = Request(f"{bucket.meta.endpoint_url}/moto-api/reset-auth", data=b"0", method="POST")
+    reset.add_header("Content-Type", "text/plain")
     urlopen(reset).close()
     with pytest.raises(DeniedError, match="those that were found do not fit: set AWS_ACCESS_KEY"):
         open_dataset("s3://sets/a/test.beton")

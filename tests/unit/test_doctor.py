@@ -138,7 +138,8 @@ def test_packages_of_the_other_extras_are_listed(monkeypatch):
     assert (found.state, found.fix) == (WITHOUT, "pip install onnx onnxruntime onnxscript")
     with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
         extras = tomllib.load(file)["project"]["optional-dependencies"]
-    listed = [one for name in ("timm", "heic", "wandb", "onnx", "eval") for one in extras[name]]
+    names = ("timm", "heic", "wandb", "onnx", "eval", "remote")
+    listed = [one for name in names for one in extras[name]]
     assert [re.match(r"[\w-]+", one)[0] for one in listed] == [*system_checks.OTHERS]
 
 

@@ -202,6 +202,7 @@ def test_without_an_answer_what_is_here_is_used(shards: Served, files: Path) -> 
         open_dataset(f"{shards.address}train-*-of-00003.beton")
     shards.status, shards.has_listing = 200, True
     open_dataset(f"{shards.address}train-*.beton").close()
+    open_dataset(f"{shards.address}train-00001-of-00003.beton").close()  # a part of them
     shards.status = 500
     for name in ("train-*.beton", "train-*-of-00003.beton"):
         with pytest.warns(UserWarning, match="no answer, so the files fetched on .* are used"):
@@ -304,6 +305,19 @@ def test_zeros_that_a_power_cut_left_are_fetched_again(
     (path,) = kept(cache)
     path.with_name(f"{path.name}.partial").write_bytes(bytes(3 << 20))
     path.unlink()
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+def test_a_file_that_the_disk_damaged_is_fetched_again(
+    one: Served, files: Path, cache: Path
+) -> None:
+    open_dataset(f"{one.address}one.beton").close()
+    (path,) = kept(cache)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 1)
+    with pytest.raises(RemoteError, match="is damaged now, so it is removed from the cache; give"):
+        open_dataset(f"{one.address}one.beton")
     with open_dataset(f"{one.address}one.beton") as found:
         assert_same(found, files / "one.beton")
 

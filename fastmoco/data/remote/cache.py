@@ -21,6 +21,7 @@ from typing import Any, Self
 from fastmoco.addresses import Address, as_path
 from fastmoco.caches import kept_folder
 from fastmoco.data.remote.storage import RemoteError, RemoteObject
+from fastmoco.data.shards import check_shards
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, lock_descriptor, locked, read_json_object
 
@@ -105,22 +106,12 @@ class DataCache:
         host = re.sub(r"[^\w.-]", "-", first.parts[1])
         return CachedSet(self.folder / f"{host}-{digest}", tuple(objects))
 
-    def former(self, addresses: Sequence[Address]) -> CachedSet | None:
-        """The complete set of these addresses that was used last, in whatever state."""
+    def former(self, address: Address) -> CachedSet | None:
+        """The complete set of a file or pattern that was used last, in whatever state."""
         for known in sorted(self._sets(), key=_last_use, reverse=True):
-            if [one.address for one in known.objects] == [*addresses] and not known.missing:
+            if not known.missing and _is_set_of(address, [one.address for one in known.objects]):
                 return known
         return None
-
-    def known_addresses(self, pattern: Address) -> list[Address]:
-        """Addresses of the complete set whose names match a pattern and that was used last."""
-        for known in sorted(self._sets(), key=_last_use, reverse=True):
-            found = [one.address for one in known.objects]
-            if not known.missing and all(
-                one.parent == pattern.parent and one.match(pattern.name) for one in found
-            ):
-                return found
-        return []
 
     @contextmanager
     def used(self, wanted: CachedSet) -> Iterator[None]:
@@ -182,6 +173,17 @@ class DataCache:
         for record in sorted(self.folder.glob(f"*/{RECORD}")):
             with suppress(OSError):  # another process has removed it
                 yield _read_record(record)
+
+
+def _is_set_of(address: Address, found: Sequence[Address]) -> bool:
+    """Whether addresses are those of a file, or of all shards that a pattern matches."""
+    if "*" not in address.name:
+        return [*found] == [address]
+    try:
+        check_shards(address, [one.name for one in found])
+    except ValueError:
+        return False
+    return all(one.parent == address.parent and one.match(address.name) for one in found)
 
 
 def _begun(wanted: CachedSet) -> list[RemoteObject]:

@@ -7,18 +7,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 from fastmoco.addresses import Address
-from fastmoco.data.beton import BetonFile
+from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_set import BetonSet
 from fastmoco.data.progress import show_progress
 from fastmoco.data.remote.cache import CachedSet, DataCache
 from fastmoco.data.remote.fetch import Advance, fetch, patiently
-from fastmoco.data.remote.storage import Storage, UnreachableError, check_packages
+from fastmoco.data.remote.storage import (
+    RemoteError,
+    RemoteObject,
+    Storage,
+    UnreachableError,
+    check_packages,
+)
 from fastmoco.data.shards import check_shards, counted_shards
 from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
+from fastmoco.waiting import waiting
 
 LOOKS = 3
-"""Attempts to ask for an object's state."""
+"""Attempts to ask for the state of what is not in the cache."""
 THREADS = 16
 """Objects that are asked for at the same time."""
 
@@ -65,16 +72,12 @@ def open_remote(address: Address) -> BetonFile | BetonSet:
 
 def _wanted(storage: Storage, cache: DataCache, address: Address) -> CachedSet:
     """The set in its present state, or in that of the last use if the server does not answer."""
+    former = cache.former(address)
+    attempts = 1 if former else LOOKS
     try:
-        addresses = _addresses(storage, address)
-        # The first alone: where the server is lost, only one waits for it.
-        objects = [patiently(lambda: storage.look(addresses[0]), LOOKS)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            look = storage.look
-            objects += pool.map(lambda one: patiently(lambda: look(one), LOOKS), addresses[1:])
+        with waiting(f"asking for {address}"):
+            wanted = cache.set_of(_present(storage, address, attempts))
     except UnreachableError as error:
-        known = cache.known_addresses(address) if "*" in address.name else [address]
-        former = cache.former(known) if known else None
         if former is None:
             raise
         warnings.warn(
@@ -83,8 +86,7 @@ def _wanted(storage: Storage, cache: DataCache, address: Address) -> CachedSet:
             stacklevel=3,
         )
         return former
-    wanted = cache.set_of(objects)
-    if wanted.missing and (former := cache.former(addresses)):
+    if former and wanted.missing and former.folder != wanted.folder:
         warnings.warn(
             f"{address}: changed since it was fetched {_age(former)}; it is fetched again, and "
             f"what it was stays in {former.folder} while there is room",
@@ -93,7 +95,19 @@ def _wanted(storage: Storage, cache: DataCache, address: Address) -> CachedSet:
     return wanted
 
 
-def _addresses(storage: Storage, address: Address) -> list[Address]:
+def _present(storage: Storage, address: Address, attempts: int) -> list[RemoteObject]:
+    """The present state of each file."""
+
+    def look(one: Address) -> RemoteObject:
+        return patiently(lambda: storage.look(one), attempts)
+
+    first, *others = _addresses(storage, address, attempts)
+    found = look(first)  # alone: where the server is lost, only one waits for it
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [found, *pool.map(look, others)]
+
+
+def _addresses(storage: Storage, address: Address, attempts: int) -> list[Address]:
     """The addresses of all files.
 
     Raises:
@@ -104,7 +118,7 @@ def _addresses(storage: Storage, address: Address) -> list[Address]:
         return [address]
     names = counted_shards(address)
     if not names:
-        names = patiently(lambda: storage.matching(address), LOOKS)
+        names = patiently(lambda: storage.matching(address), attempts)
         if not names:
             raise UsageError(
                 f"{address}: {address.parent} lists no such files; if they are there, say how many "
@@ -145,7 +159,14 @@ def _opened(address: Address, wanted: CachedSet) -> BetonFile | BetonSet:
     with ExitStack() as opened:
         files = []
         for path in wanted.paths:
-            files.append(opened.enter_context(BetonFile.open(path)))
+            try:
+                files.append(opened.enter_context(BetonFile.open(path)))
+            except BetonError as error:
+                path.unlink()
+                raise RemoteError(
+                    f"{path}: was sound when it was fetched and is damaged now, so it is removed "
+                    "from the cache; give the same command again, which fetches it"
+                ) from error
             files[-1].hold()
         dataset = BetonSet(address, files) if "*" in address.name else files[0]
         dataset.path = address
