@@ -16,7 +16,7 @@ PLACES = {
     "RUN": "a run folder of fastmoco train, a checkpoint, or an imported or exported encoder",
     "SRC": "a folder of images, a manifest, tar shards, arrays or torchvision:NAME",
     "DST.beton": "the dataset file to write",
-    "FILE.beton": "a dataset file of fastmoco convert",
+    "FILE.beton": "a dataset file of fastmoco convert, or its https:// or s3:// address",
     "FILE": "a file of weights, .pth or .safetensors",
     "REQUEST": "a folder of fastmoco request",
     "NAME": "the name of a sweep, such as temperature, or FILE.yaml with your own",

@@ -93,6 +93,14 @@ def test_a_file_is_fetched_once_and_is_the_file(one: Served, files: Path, cache:
     assert not kept(cache, "*.partial")
 
 
+def test_commands_take_an_address(one: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, answer in (("info", "8"), ("verify", "of 8 images")):
+        assert main([command, f"{one.address}one.beton"]) == 0
+        said = capsys.readouterr().out
+        assert f"{one.address}one.beton" in said
+        assert answer in said
+
+
 def test_shards_by_a_listing_and_without(shards: Served, files: Path) -> None:
     with pytest.raises(UsageError, match=r"lists no such files.*train-\*-of-00008\.beton"):
         open_dataset(f"{shards.address}train-*.beton")

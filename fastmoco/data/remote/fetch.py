@@ -199,10 +199,8 @@ class _Download:
         for part in self._storage.stream(self._known.address):
             self._append(part)
         if self._known.num_bytes not in (None, self.done):
-            raise UnreachableError(
-                f"{self._known.address}: cannot be read (it ended after {self.done:,} of "
-                f"{self._known.num_bytes:,} bytes); give the same command again"
-            )
+            reason = f"it ended after {self.done:,} of {self._known.num_bytes:,} bytes"
+            raise UnreachableError.of(self._known.address, reason)
 
     def _restart(self) -> None:
         os.ftruncate(self._descriptor, 0)

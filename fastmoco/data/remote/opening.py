@@ -82,7 +82,7 @@ def _wanted(storage: Storage, cache: DataCache, address: Address) -> CachedSet:
             raise
         warnings.warn(
             f"{address}: no answer, so the files fetched {_age(former)} are used without asking "
-            f"whether they changed there ({error})",
+            f"whether they changed there ({error.reason})",
             stacklevel=3,
         )
         return former

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Self
 from urllib.parse import unquote
 
 from fastmoco.addresses import Address
@@ -31,6 +31,18 @@ class RemoteError(OSError):
 
 class UnreachableError(RemoteError):
     """A server does not answer, or not completely; a later attempt may succeed."""
+
+    reason: str
+
+    @classmethod
+    def of(cls, address: Any, reason: str) -> Self:
+        """The error for an address."""
+        error = cls(
+            f"{address}: cannot be read ({reason}); check the connection and give the same command "
+            "again, which goes on where it stopped"
+        )
+        error.reason = reason
+        return error
 
 
 class DeniedError(RemoteError):
@@ -207,10 +219,7 @@ class Storage:
             return DeniedError(f"{address}: access denied; {self._credentials_advice()}")
         if type(cause).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             return DeniedError(f"{address}: credentials missing; {self._credentials_advice()}")
-        return UnreachableError(
-            f"{address}: cannot be read ({_reason(cause, status)}); check the connection and give "
-            "the same command again, which goes on where it stopped"
-        )
+        return UnreachableError.of(address, _reason(cause, status))
 
     def _credentials_advice(self) -> str:
         if self.scheme != "s3":
