@@ -24,6 +24,7 @@ class Served:
     """What comes before a name, with its last slash."""
     has_ranges: bool = True
     has_etags: bool = True
+    """False: it says when an object changed instead."""
     has_lengths: bool = True
     has_listing: bool = False
     has_password: bool = False
@@ -33,6 +34,9 @@ class Served:
     """Answers that still are to break off in the middle of their bytes."""
     stalls: int = 0
     """Answers that still are to stop in the middle of their bytes, until the test ends."""
+    sound_gets: int = 0
+    """GET requests that are answered before the first of these stops."""
+    stalled: threading.Event = field(default_factory=threading.Event)
     shortened: int = 0
     """Bytes that each answer lacks at its end, although it looks complete."""
     replaces: dict[str, bytes] = field(default_factory=dict)
@@ -139,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_header("Connection", "close")
             self.close_connection = True
-        if served.has_etags and etag:
-            self.send_header("ETag", etag)
+        if etag:
+            self.send_header("ETag" if served.has_etags else "Last-Modified", etag)
         if place:
             self.send_header("Content-Range", place)
         self.end_headers()
@@ -149,9 +153,10 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) > 1 and served.took("drops"):
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
-        elif len(body) > 1 and served.took("stalls"):
+        elif len(body) > 1 and len(served.gets()) > served.sound_gets and served.took("stalls"):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
+            served.stalled.set()
             served.ended.wait(60)
             self.close_connection = True
         else:

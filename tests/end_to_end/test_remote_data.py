@@ -4,6 +4,8 @@ S3 needs `pip install s3fs 'moto[s3,server]'`, which the other tests do not.
 """
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from fastmoco.data.remote.cache import FOLDER_VARIABLE
 from fastmoco.data.remote.storage import DeniedError, UnreachableError
 from fastmoco.errors import UsageError
 from fastmoco.ranks import Ranks
+from tests.limits import HANG_SECONDS
 from tests.object_server import served_files, serving
 from tests.optional import require
 from tests.ranks import run_ranks
@@ -67,6 +70,28 @@ def test_a_run_on_shards_elsewhere_is_the_run_on_files_here(
     with pytest.warns(UserWarning, match="no answer, so the files fetched on"):  # it is gone
         assert main([*words, "train.max_steps=4"]) == 0, capsys.readouterr().err
     assert rows_of(there) == rows_of(here)
+
+
+def test_a_killed_process_leaves_what_the_next_one_continues(files: Path) -> None:
+    require("aiohttp")
+    program = (
+        "import sys\nfrom fastmoco.data.dataset import open_dataset\nopen_dataset(sys.argv[1])"
+    )
+    objects = served_files(files / "test.beton")
+    with serving(objects, stalls=9, sound_gets=5) as served:
+        address = f"{served.address}test.beton"
+        child = subprocess.Popen([sys.executable, "-c", program, address])
+        assert served.stalled.wait(HANG_SECONDS)
+        child.kill()
+        child.wait()
+        served.stalls = 0
+        (partial,) = files.glob("cache/*/*.partial")
+        here, before = partial.stat().st_size, len(served.gets())
+        assert 0 < here < len(objects["test.beton"])
+        open_dataset(address).close()
+        starts = [int(where[6:].split("-")[0]) for where in served.gets()[before:]]
+        assert min(starts) == here
+    assert [path.read_bytes() for path in files.glob("cache/*/*.beton")] == [*objects.values()]
 
 
 def _count(_: Ranks, address: str) -> int:

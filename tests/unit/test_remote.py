@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmoco.addresses import as_path
 from fastmoco.cli import main
 from fastmoco.configuration import config_from_dict, config_to_dict, load_config
 from fastmoco.data.beton import BetonError
@@ -195,6 +197,22 @@ def test_a_change_between_runs_keeps_both(one: Served, files: Path, cache: Path)
         assert_same(found, files / "one.beton")
 
 
+@pytest.mark.parametrize("has_etags", [True, False])
+def test_a_change_of_equal_length_is_noticed(
+    one: Served, files: Path, cache: Path, has_etags: bool
+) -> None:
+    one.has_etags = has_etags
+    open_dataset(f"{one.address}one.beton").close()
+    one.objects["one.beton"] = bytes(len(one.objects["one.beton"]))
+    with (
+        pytest.warns(UserWarning, match="changed since"),
+        pytest.raises(BetonError, match="is not"),
+    ):
+        open_dataset(f"{one.address}one.beton")
+    (path,) = kept(cache)
+    assert path.read_bytes() == (files / "one.beton").read_bytes()
+
+
 def test_a_change_while_it_is_read_ends_with_a_line(one: Served, files: Path, cache: Path) -> None:
     one.replaces["one.beton"] = (files / "other.beton").read_bytes()
     with pytest.raises(RemoteError, match="changed while it was read; give the same command"):
@@ -257,6 +275,19 @@ def test_secrets_in_an_address_are_refused_and_never_printed(
         assert SECRET not in said.out + said.err, words
     with pytest.raises(UsageError, match=r"one\.beton: was given with a user, password or"):
         load_config(TrainConfig, [f'data.train="{address}"'])
+
+
+def test_an_address_is_a_path_with_two_slashes() -> None:
+    for text in ("https://host/a/train-*.beton", "s3://bucket/x.beton", "http://host:80/s/x.beton"):
+        for given in (text, Path(text), as_path(text)):
+            address = as_path(given)
+            assert str(address) == f"{address}" == os.fspath(address) == text
+            assert str(address.parent / address.name) == str(address.with_name("y")).replace(
+                "/y", f"/{address.name}"
+            )
+            assert pickle.loads(pickle.dumps(address)) == address == as_path(text)
+            assert not address.exists()
+    assert type(as_path("a/b")) is type(Path("a/b"))
 
 
 def test_a_configuration_keeps_both_slashes() -> None:

@@ -41,7 +41,7 @@ Advance = Callable[[int], None]
 
 
 def fetch(storage: Storage, known: RemoteObject, place: CachedSet, advance: Advance) -> None:
-    """Bring an object to its place in the cache, unless it is there; it appears in one step.
+    """Bring an object to its place in the cache, where it appears in one step.
 
     Every image is checked by its checksum first. What was fetched is kept if this fails, and the
     next call continues it.
