@@ -103,7 +103,7 @@ def _complete(storage: Storage, known: RemoteObject, partial: Path, advance: Adv
             pass
         with _written(partial):
             os.fsync(file.fileno())
-    _refuse_change(storage, known)
+    patiently(lambda: _refuse_change(storage, known))
 
 
 @contextmanager
