@@ -237,6 +237,15 @@ def test_without_an_answer_what_is_here_is_used(shards: Served, files: Path) -> 
             assert_same(found, files / "train-*.beton")
 
 
+def test_a_server_that_is_not_there_is_one_line(cache: Path) -> None:  # noqa: ARG001
+    with serving({}) as served:
+        pass
+    with pytest.raises(
+        UnreachableError, match=r"one\.beton: cannot be read \(connection refused\)"
+    ):
+        open_dataset(f"{served.address}one.beton")
+
+
 def test_passwords_come_from_netrc(
     one: Served, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

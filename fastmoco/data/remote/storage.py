@@ -5,6 +5,7 @@ object stores hold signatures.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -261,4 +262,7 @@ def _reason(error: BaseException, status: int | None) -> str:
         return f"HTTP {status}"
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return f"no answer for {TIMEOUT_SECONDS:g} s"
+    if isinstance(inner := getattr(error, "os_error", None), OSError):  # of aiohttp
+        known = inner.errno is not None and inner.errno > 0
+        return (os.strerror(inner.errno) if known else str(inner.strerror or inner)).lower()
     return without_secrets(first_line(error))
