@@ -263,6 +263,6 @@ def _reason(error: BaseException, status: int | None) -> str:
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return f"no answer for {TIMEOUT_SECONDS:g} s"
     if isinstance(inner := getattr(error, "os_error", None), OSError):  # of aiohttp
-        known = inner.errno is not None and inner.errno > 0
-        return (os.strerror(inner.errno) if known else str(inner.strerror or inner)).lower()
+        number = inner.errno or 0  # below 0 for names that are not found
+        return (os.strerror(number) if number > 0 else str(inner.strerror or inner)).lower()
     return without_secrets(first_line(error))
