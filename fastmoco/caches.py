@@ -6,6 +6,7 @@ neither Numba nor torch: the command line calls `prepare_caches` before either i
 
 import fcntl
 import glob
+import hashlib
 import os
 import re
 import stat
@@ -122,12 +123,15 @@ def cached_njit(*, fastmath: bool = False) -> Callable[[F], F]:
 
     Numba tries ``NUMBA_CACHE_DIR``, ``__pycache__`` beside the module and the user's cache folder.
     If it can write to none of them, the code is kept in `private_folder`, or else compiled again in
-    each process.
+    each process. Numba compiles again when the function's file has changed, but not when that of a
+    function that it calls has, whose code it contains; so the name says which code that is. Called
+    functions must be defined above.
     """
 
     def decorate(function: F) -> F:
         import numba
 
+        function.__qualname__ += f"_{_called_code(function)}"
         try:
             return _njit(function, fastmath=fastmath, cache=True)
         except RuntimeError:  # Numba found no folder
@@ -139,6 +143,20 @@ def cached_njit(*, fastmath: bool = False) -> Callable[[F], F]:
             return _njit(function, fastmath=fastmath)
 
     return decorate
+
+
+def _called_code(function: Callable[..., Any]) -> str:
+    """Digest of the compiled functions and the whole numbers that a function uses."""
+    digest = hashlib.sha256()
+    for name in function.__code__.co_names:
+        used = function.__globals__.get(name)
+        if called := getattr(used, "py_func", None):
+            file = Path(called.__code__.co_filename)
+            content = file.read_bytes() if file.exists() else called.__code__.co_code
+            used = called.__qualname__, hashlib.sha256(content).hexdigest()
+        if isinstance(used, int | tuple):
+            digest.update(f"{name} {used}".encode())
+    return digest.hexdigest()[:8]
 
 
 def _njit(function: F, **options: bool) -> F:

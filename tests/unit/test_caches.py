@@ -1,5 +1,6 @@
 """Compiled code has a folder in every container, and nobody else can write to it."""
 
+import importlib
 import os
 import pwd
 import stat
@@ -127,6 +128,25 @@ def test_without_any_each_process_compiles():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libraries are ELF files on Linux alone")
+def test_machine_code_is_not_kept_for_other_code_of_a_called_function(tmp_path, monkeypatch):
+    """Numba looks at the file of a function only, whose machine code contains what it calls."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    head = "from fastmoco.caches import cached_njit\n"
+    loop = "@cached_njit()\ndef {}(value):\n    return {}\n"
+    inner = "from inner_of_test import inner\n" + loop.format("middle", "inner(value)")
+    (tmp_path / "outer_of_test.py").write_text(head + inner + loop.format("outer", "middle(value)"))
+    names = []
+    for result in ("value + 1", "value + 2", "value + 1"):
+        (tmp_path / "inner_of_test.py").write_text(head + loop.format("inner", result))
+        for module in ("inner_of_test", "outer_of_test"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+            importlib.invalidate_caches()
+            found = importlib.import_module(module)
+        names.append(found.outer.py_func.__qualname__)
+    assert names[0] == names[2] != names[1]
+
+
 def test_half_a_library_is_removed_from_torchs_cache(tmp_path):
     """As a killed process leaves it; what another one links now, and all else, stays."""
     content = Path(np.random._common.__file__).read_bytes()
