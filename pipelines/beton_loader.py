@@ -27,6 +27,7 @@ from fastmoco.pipelines.crops import BatchRequest, batch_requests
 from fastmoco.pipelines.prefetch import Prefetcher, Slot
 from fastmoco.pipelines.reads import Reads
 from fastmoco.pipelines.resize import crop_and_resize_views
+from fastmoco.pipelines.small_rows import SmallRows
 
 # The kernel of `torch.nn.functional.interpolate`, which has no argument `out`.
 _resize: Any = torch._C._nn._upsample_bilinear2d_aa
@@ -122,7 +123,8 @@ def build(
     dataset: Dataset, plan: EpochPlan, spec: LoaderSpec, stop_epoch: int, device: torch.device
 ) -> BetonLoader:
     """Build the loader; the arguments are those of `build_loader`."""
-    return build_threads(dataset.decode, dataset, plan, spec, stop_epoch, device)
+    small_rows = SmallRows.of(dataset) if spec.view_size <= NUMBA_SIZE else None
+    return build_threads(dataset.decode, dataset, plan, spec, stop_epoch, device, small_rows)
 
 
 def build_threads(
@@ -132,10 +134,11 @@ def build_threads(
     spec: LoaderSpec,
     stop_epoch: int,
     device: torch.device,
+    small_rows: SmallRows | None = None,
 ) -> BetonLoader:
-    """Build the loader of a dataset whose pixels come from ``decode``."""
+    """Build the loader of a dataset whose pixels come from ``decode``, or from ``small_rows``."""
     requests = batch_requests(dataset, plan, spec, stop_epoch)
-    return build_for_requests(decode, dataset, requests, plan.max_count, spec, device)
+    return build_for_requests(decode, dataset, requests, plan.max_count, spec, device, small_rows)
 
 
 def build_for_requests(
@@ -145,6 +148,7 @@ def build_for_requests(
     max_count: int,
     spec: LoaderSpec,
     device: torch.device,
+    small_rows: SmallRows | None = None,
 ) -> BetonLoader:
     """Build the loader of given batches of at most ``max_count`` images."""
     on_cuda = device.type == "cuda"
@@ -154,5 +158,5 @@ def build_for_requests(
     ]
     uploader = CudaUploader(slots[0].host, device) if on_cuda else None
     fill_row = partial(_fill_row, dataset, decode)
-    prefetcher = Prefetcher(fill_row, requests, slots, Reads(dataset))
+    prefetcher = Prefetcher(fill_row, requests, slots, Reads(dataset), small_rows)
     return BetonLoader(prefetcher, spec.threads, uploader)

@@ -8,8 +8,11 @@ Left out: a read on the waiting thread itself, as the reference loader does it.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
 
 from fastmoco.data.dataset import Dataset
 
@@ -39,13 +42,19 @@ class Reads:
         """
         self._dataset, self._limit_seconds = dataset, limit_seconds
         self._advice = advice or "see whether its disk answers; the same command resumes a run"
-        self._current: dict[int, tuple[int]] = {}  # by thread; each read has a tuple of its own
+        # By thread: the images, and which of them; each list of images has a place of its own.
+        self._current: dict[int, tuple[Sequence[int], npt.NDArray[np.int64]]] = {}
 
-    def begin(self, sample_id: int) -> None:
-        """Note that this thread reads an image, and no other one."""
-        thread = threading.get_ident()
+    def begin(self, sample_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Note that this thread reads images one after the other, and no other ones.
+
+        Returns:
+            Position of the image that is read, ``(1,)``, 0; for the caller to change.
+        """
+        thread, place = threading.get_ident(), np.zeros(1, np.int64)
         self._current.pop(thread, None)  # so that it comes last
-        self._current[thread] = (sample_id,)
+        self._current[thread] = sample_ids, place
+        return place
 
     def end(self) -> None:
         """Note that this thread reads no image."""
@@ -54,7 +63,7 @@ class Reads:
     @contextmanager
     def of(self, sample_id: int) -> Iterator[None]:
         """Note that this thread reads an image within the block."""
-        self.begin(sample_id)
+        self.begin([sample_id])
         try:
             yield
         finally:
@@ -66,19 +75,21 @@ class Reads:
         Raises:
             HungReadError: If one image, or what comes between two, takes longer than the limit.
         """
-        tick, seen, ticks = min(TICK_SECONDS, self._limit_seconds), None, 0
+        tick, ticks = min(TICK_SECONDS, self._limit_seconds), 0
+        seen, position = None, 0
         while not changed.wait_for(can_answer, tick):
             oldest = next(iter(self._current.copy().values()), None)
-            ticks = ticks + 1 if oldest is seen else 0
-            seen = oldest
+            now = 0 if oldest is None else int(oldest[1][0])
+            ticks = ticks + 1 if oldest is seen and now == position else 0
+            seen, position = oldest, now
             if ticks * tick >= self._limit_seconds:
-                raise HungReadError(self._describe(oldest))
+                raise HungReadError(self._describe(oldest and oldest[0][now]))
 
-    def _describe(self, read: tuple[int] | None) -> str:
+    def _describe(self, sample_id: int | None) -> str:
         took = f"{self._limit_seconds:g} s"
-        if read is None:
+        if sample_id is None:
             return f"no batch came within {took}, while no image was read; {self._advice}"
-        return f"reading {self._name(*read)} has taken more than {took}; {self._advice}"
+        return f"reading {self._name(sample_id)} has taken more than {took}; {self._advice}"
 
     def _name(self, sample_id: int) -> str:
         names: list[str] = []

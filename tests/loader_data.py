@@ -4,10 +4,12 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fastmoco.data.beton import BetonFile
 from fastmoco.data.convert import ConvertConfig, Encoding, convert
+from fastmoco.pipelines import small_rows
 from fastmoco.pipelines.contract import LoaderSpec
 from fastmoco.pipelines.policies import Policy
 
@@ -46,3 +48,8 @@ def evaluation(**values: int) -> LoaderSpec:
 def loader_threads() -> list[threading.Thread]:
     """Threads of loaders that are alive now."""
     return [t for t in threading.enumerate() if t.name.startswith("fastmoco-loader")]
+
+
+def use_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the beton loader call `Dataset.decode` for small images, too."""
+    monkeypatch.setattr(small_rows, "stored_rows", lambda _: None)

@@ -78,7 +78,7 @@ def write_folder(
     return {"seconds": seconds, "num_bytes": Path(destination).stat().st_size}
 
 
-def read_crops(path: str, view_size: int) -> Iterator[float]:
+def read_crops(path: str, view_size: int, threads: int = 0) -> Iterator[float]:
     """Random crops, each from a decode of its own; two of them count as one image: a stream.
 
     Samples come again within an epoch, so that it has `EPOCH_IMAGES`.
@@ -86,13 +86,14 @@ def read_crops(path: str, view_size: int) -> Iterator[float]:
     Args:
         path: A file, also one of ours.
         view_size: Side of the crops in pixels.
+        threads: Of the loader; 0: one for each CPU.
     """
     decoder = RandomResizedCropRGBImageDecoder((view_size, view_size), scale=(0.2, 1.0))
     samples = np.arange(EPOCH_IMAGES, dtype=np.uint64) % Reader(path).num_samples
     loader = Loader(
         path,
         batch_size=64,
-        num_workers=len(os.sched_getaffinity(0)),
+        num_workers=threads or len(os.sched_getaffinity(0)),
         order=OrderOption.RANDOM,
         os_cache=True,
         indices=samples,

@@ -42,6 +42,8 @@ class BetonFile:
         num_bytes: Length of the file in bytes.
         page_bytes: Length of a page in bytes.
         has_checksums: False for files that FFCV wrote.
+        checksums: `bind_checksum` of each image, ``(n,)`` uint32; None for files that FFCV wrote.
+        pointers: Offset of each image in the file, ``(n,)`` int64, bytes.
         fingerprint: Hex SHA-256 of the index; with checksums, equal ones mean equal samples.
         facts: Channel statistics and counts from `convert`; ``{}`` for files that FFCV wrote.
     """
@@ -58,6 +60,8 @@ class BetonFile:
         self.heights = index.heights
         self.modes = index.modes
         self.sizes = index.sizes
+        self.checksums = index.checksums
+        self.pointers = index.pointers
         self.has_checksums = index.checksums is not None
         self.fingerprint = index.fingerprint
         self.classes = index.classes
@@ -88,6 +92,11 @@ class BetonFile:
             handle.close()
             raise
         return beton
+
+    @property
+    def descriptor(self) -> int:
+        """Number of the open file; -1 once it is closed."""
+        return self._handle.descriptor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -136,19 +145,18 @@ class BetonFile:
             IndexError: If there is no such sample.
         """
         sample_id = self._existing(sample_id)
-        blob = self._handle.read(self._pointer(sample_id), int(self.sizes[sample_id]))
-        checksums = self._index.checksums
-        if checksums is not None:
-            if checksums[sample_id] != bind_checksum(sample_id, zlib.crc32(blob)):
+        blob = self._handle.read(int(self.pointers[sample_id]), int(self.sizes[sample_id]))
+        if self.checksums is not None:
+            if self.checksums[sample_id] != bind_checksum(sample_id, zlib.crc32(blob)):
                 raise self._problem("the checksum of its image disagrees", sample_id)
         return memoryview(blob)
 
     def checksum(self, sample_id: int) -> int:
         """`blob_checksum` of one image's stored bytes, which are read only without checksums."""
-        sample_id, checksums = self._existing(sample_id), self._index.checksums
-        if checksums is None:
+        sample_id = self._existing(sample_id)
+        if self.checksums is None:
             return blob_checksum(self.blob(sample_id))
-        return unbind_checksum(sample_id, int(checksums[sample_id]))
+        return unbind_checksum(sample_id, int(self.checksums[sample_id]))
 
     def decode(self, sample_id: int) -> NDArray[np.uint8]:
         """The pixels of one image, ``(H, W, 3)`` uint8 RGB, contiguous.
@@ -175,9 +183,9 @@ class BetonFile:
 
         Both writers leave zeros there; `verify` checks that.
         """
-        order = np.argsort(self._index.pointers, kind="stable")
-        starts = np.append(self._index.pointers[order], self._index.pages_end)
-        ends = np.append(self._index.metadata_end, (self._index.pointers + self.sizes)[order])
+        order = np.argsort(self.pointers, kind="stable")
+        starts = np.append(self.pointers[order], self._index.pages_end)
+        ends = np.append(self._index.metadata_end, (self.pointers + self.sizes)[order])
         for start, end in zip(ends.tolist(), starts.tolist(), strict=True):
             for offset in range(start, end, self.page_bytes):
                 yield offset, self._handle.read(offset, min(self.page_bytes, end - offset))
@@ -188,10 +196,7 @@ class BetonFile:
             raise IndexError(f"{self.path}: no sample {sample_id}; ids are 0 to {len(self) - 1}")
         return int(sample_id)
 
-    def _pointer(self, sample_id: int) -> int:
-        return int(self._index.pointers[sample_id])
-
     def _problem(self, what: str, sample_id: int) -> BetonError:
         name = f" ({self.name(sample_id)})" if self.has_checksums else ""
         sample = f"sample {sample_id}{name}"
-        return self._handle.problem(what, self._pointer(sample_id), sample)
+        return self._handle.problem(what, int(self.pointers[sample_id]), sample)

@@ -1,6 +1,5 @@
 """Errors, interruptions and early ends: raised, ended, freed, and never a hang."""
 
-import contextlib
 import functools
 import gc
 import os
@@ -21,7 +20,7 @@ from fastmoco.pipelines import background, prefetch, reads
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, ViewLoader
 from tests.limits import HANG_SECONDS
-from tests.loader_data import loader_threads, training, write_beton
+from tests.loader_data import loader_threads, training, use_decode, write_beton
 
 NUM_SAMPLES, BATCH = 24, 4
 PLAN = EpochPlan(seed=0, epoch=0, num_samples=NUM_SAMPLES, global_batch_size=BATCH)
@@ -67,6 +66,7 @@ def break_decode(
             raise faults[sample_id]
         return intact(sample_id)
 
+    use_decode(monkeypatch)
     monkeypatch.setattr(dataset, "decode", decode)
 
 
@@ -86,6 +86,7 @@ class Gate:
 @pytest.fixture
 def gate(dataset: BetonFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate(dataset)
+    use_decode(monkeypatch)
     monkeypatch.setattr(dataset, "decode", gate)
     yield gate
     gate.opened.set()
@@ -130,6 +131,7 @@ def test_even_an_exit_in_a_worker_reaches_the_consumer(
 def test_error_in_drawing_a_batch_is_raised(
     dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    use_decode(monkeypatch)
     monkeypatch.setattr(dataset, "heights", dataset.heights[:3])
     with pytest.raises(IndexError):
         list(open_loader(dataset))
@@ -147,6 +149,7 @@ def test_error_of_the_disk_is_raised_by_all(
             raise fault
         return intact(sample_id)
 
+    use_decode(monkeypatch)
     monkeypatch.setattr(dataset, "blob", blob)
     with pytest.raises(type(fault), match=str(fault)):
         list(open_loader(dataset, name=name))
@@ -264,17 +267,25 @@ def test_a_hung_read_is_named_after_the_limit(
 
 def test_many_slow_reads_are_no_hung_one(dataset: BetonFile) -> None:
     noted, changed, ticks = reads.Reads(dataset, limit_seconds=0.02), threading.Condition(), []
+    place = noted.begin(range(11))
 
     def another_image() -> bool:
-        with contextlib.suppress(KeyError):
-            del noted._current[0]
-        noted._current[0] = (len(ticks),)
+        place[0] += 1 if len(ticks) < 10 else 0
+        if len(ticks) >= 10:
+            noted.begin([0])
         ticks.append(1)
         return len(ticks) == 20
 
     with changed:
         noted.wait(changed, another_image)  # looks 20 times, at another image each time
     assert len(ticks) == 20
+
+
+def test_of_several_images_the_hung_one_is_named(dataset: BetonFile) -> None:
+    noted, changed = reads.Reads(dataset, limit_seconds=0.02), threading.Condition()
+    noted.begin([3, 4, 5])[0] = 2
+    with changed, pytest.raises(reads.HungReadError, match=r"reading sample 5 of .* 0.02 s"):
+        noted.wait(changed, lambda: False)
 
 
 def test_close_from_another_thread_ends_a_waiting_next(

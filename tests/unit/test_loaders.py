@@ -18,7 +18,7 @@ from fastmoco.pipelines.choose import is_installed
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
 from fastmoco.pipelines.crops import central_boxes
 from tests.limits import HANG_SECONDS
-from tests.loader_data import evaluation, training, write_beton
+from tests.loader_data import evaluation, training, use_decode, write_beton
 
 CPU = torch.device("cpu")
 NUM_SAMPLES, BATCH = 22, 4
@@ -148,6 +148,7 @@ def test_nothing_to_load_ends_at_once(dataset: BetonFile) -> None:
 
 def test_each_image_is_decoded_once(dataset: BetonFile, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = CountedDecode(dataset)
+    use_decode(monkeypatch)
     monkeypatch.setattr(dataset, "decode", counted)
     sample_ids = [i for b in open_loader(dataset, training()) for i in b.sample_id.tolist()]
     assert sorted(counted.sample_ids) == sorted(sample_ids)
@@ -157,6 +158,7 @@ def test_batch_stays_valid_while_the_next_ones_are_made(
     dataset: BetonFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = CountedDecode(dataset)
+    use_decode(monkeypatch)
     monkeypatch.setattr(dataset, "decode", counted)
     loader = open_loader(dataset, training(num_threads=2, prefetch_batches=2), stop_epoch=3)
     for k in range(1, 6):
