@@ -20,8 +20,8 @@ from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
 from fastmoco.pipelines.policies import POLICIES, Policy
 from fastmoco.ranks import environment_ranks
 from fastmoco.train import pretrain as training
+from fastmoco.train.normalization import channel_statistics
 from fastmoco.train.settings import TrainConfig
-from fastmoco.train.trainer import channel_statistics
 
 
 class TwoViews(NamedTuple):

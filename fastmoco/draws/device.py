@@ -108,6 +108,8 @@ def _counter(count: int, device: torch.device) -> Tensor:
 def permutation(draw_key: Tensor) -> Tensor:
     """Order in which the key encoder sees its batch under shuffled batch norm.
 
+    Several ranks know the order of their global batch on the host (`host.shuffled_order`).
+
     Returns:
         ``(N,)`` int64, on the device.
     """

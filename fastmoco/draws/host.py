@@ -18,6 +18,7 @@ _U_GOLDEN, _U_MIX_1, _U_MIX_2 = np.uint64(GOLDEN), np.uint64(MIX_1), np.uint64(M
 _U27, _U30, _U31, _U40 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(40)
 _CROP_AREA, _CROP_RATIO = int(Draw.CROP_AREA), int(Draw.CROP_RATIO)
 _CROP_TOP, _CROP_LEFT, _ORDER = int(Draw.CROP_TOP), int(Draw.CROP_LEFT), int(Draw.ORDER)
+_KEY_SHUFFLE = np.uint64((int(Draw.SHUFFLE) << 32) | (1 << 16))  # of the key's view
 
 
 @cached_njit()
@@ -51,6 +52,12 @@ def _hash_order(seed: int, epoch: int, out: npt.NDArray[np.uint64]) -> None:
     for sample_id in range(out.size):
         key = _draw_key(seed, epoch, sample_id)
         out[sample_id] = _absorb(key, np.uint64(_ORDER << 32))
+
+
+@cached_njit()
+def _hash_shuffle(draw_keys: INT64, out: npt.NDArray[np.uint64]) -> None:
+    for i in range(draw_keys.size):
+        out[i] = _absorb(np.uint64(draw_keys[i]), _KEY_SHUFFLE) >> _U40
 
 
 @cached_njit()
@@ -112,6 +119,20 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> INT64:
     hashes = np.empty(num_samples, np.uint64)
     _hash_order(seed, epoch, hashes)
     return np.argsort(hashes, kind="stable").astype(np.int64, copy=False)
+
+
+def shuffled_order(keys: INT64) -> INT64:
+    """Order in which the key encoders of all ranks see a global batch; `device.permutation`'s twin.
+
+    Args:
+        keys: ``(B,)`` int64, from `draw_keys`.
+
+    Returns:
+        ``(B,)`` int64.
+    """
+    draws = np.empty(keys.size, np.uint64)
+    _hash_shuffle(np.ascontiguousarray(keys, np.int64), draws)
+    return np.argsort(draws, kind="stable").astype(np.int64, copy=False)
 
 
 def random_resized_crop_boxes(

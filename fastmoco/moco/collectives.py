@@ -1,8 +1,8 @@
-"""Collectives within a step: gathering of rows, averages of tensors.
+"""Collectives within a step: gathering and exchange of rows, averages of tensors.
 
-Gathering is a custom operator, opaque to `torch.compile` like the loss: the compiled step keeps one
-graph, and every rank runs the same graph, hence the same collectives in the same order. With one
-rank every function here is the identity.
+Gathering and exchange are custom operators, opaque to `torch.compile` like the loss: the compiled
+step keeps one graph, and every rank runs the same graph, hence the same collectives in the same
+order. With one rank every other function here is the identity.
 """
 
 from collections.abc import Iterator, Sequence
@@ -102,6 +102,32 @@ def _gather(rows: Tensor, rank: int, world_size: int) -> Tensor:  # noqa: ARG001
 @_gather.register_fake
 def _(rows: Tensor, _rank: int, world_size: int) -> Tensor:
     return rows.new_empty((world_size * len(rows), *rows.shape[1:]))
+
+
+@torch.library.custom_op("fastmoco::exchange_rows", mutates_args=())
+def exchange_rows(rows: Tensor, counts: Tensor, back: bool) -> Tensor:
+    """Send each row to one rank, and receive as many; without gradient.
+
+    Args:
+        rows: ``(N, ...)``, those for rank 0 first; any dtype.
+        counts: ``(2, world_size)`` int64 in the host's memory: rows that this rank sends to each
+            rank and receives from each. A tensor, since a compiled step would be compiled again for
+            other numbers.
+        back: Whether rows go the other way: the second line of `counts` is sent.
+
+    Returns:
+        ``(N, ...)``, contiguous; those from rank 0 first.
+    """
+    sent, received = counts.flip(0).tolist() if back else counts.tolist()
+    found = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    with naming_a_lost_rank():
+        dist.all_to_all_single(found, rows.contiguous(), received, sent)
+    return found
+
+
+@exchange_rows.register_fake
+def _(rows: Tensor, _counts: Tensor, _back: bool) -> Tensor:
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("fastmoco::sum_over_ranks", mutates_args=())

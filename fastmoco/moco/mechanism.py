@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.encoder import Encoder, build_head
+from fastmoco.moco.key_exchange import KeyExchange
 from fastmoco.moco.settings import Loss, MocoConfig, ModelConfig
 from fastmoco.ranks import ALONE, Ranks
 
@@ -34,13 +35,15 @@ class Views(NamedTuple):
     key: Tensor
     """Second views, in the same format; `query` itself where `num_views` is 1. They are of the same
     images, except where keys are shuffled over several ranks and the loss is not symmetric: then of
-    the images that `permutation` assigns to this rank."""
+    the images that `exchange` assigns to this rank."""
     permutation: Tensor
-    """``(world_size * N,)`` int64: the order in which shuffled keys are encoded."""
+    """``(N,)`` int64: the order in which one rank encodes shuffled keys."""
     sample_id: Tensor
     """Ids of this rank's images, ``(N,)`` int64."""
     draw_key: Tensor
     """Random stream of each of this rank's images, ``(N,)`` int64."""
+    exchange: KeyExchange | None = None
+    """Where keys are shuffled over several ranks: which of them encodes what."""
 
     def swapped(self) -> "Views":
         """Exchange queries and keys."""
@@ -154,6 +157,11 @@ class ContrastiveModel(nn.Module, ABC):
         for encoder in self.children():
             if isinstance(encoder, Encoder):
                 encoder.load_state_dict(state)
+
+    @property
+    def exchanges_keys(self) -> bool:
+        """Whether keys are encoded by other ranks than their queries."""
+        return self.ranks.several and self.shuffle_keys
 
     @abstractmethod
     def forward(self, views: Views) -> StepOutput:

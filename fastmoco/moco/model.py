@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.binary_nce import BinaryNce, chance_binary_nce
-from fastmoco.moco.collectives import gather_rows, own_rows
+from fastmoco.moco.collectives import gather_rows
 from fastmoco.moco.encoder import unit_norm
 from fastmoco.moco.loss import info_nce, mean_similarity
 from fastmoco.moco.loss_choice import resolve_loss
@@ -83,8 +83,7 @@ class MoCo(ContrastiveModel):
 
     def _contrast_views(self, views: Views) -> StepOutput:
         with torch.no_grad():
-            key_view = self.shuffled(views.key, views.permutation)  # (N, 3, H, W)
-            key = self.unshuffled(self.embed_keys(key_view), views.permutation)  # (N, C)
+            key = self.unshuffled(self.embed_keys(self.shuffled(views)), views)  # (N, C)
         return self.contrast(views.query, key)  # (N, C)
 
     def contrast(self, query_view: Tensor, key: Tensor) -> StepOutput:
@@ -115,30 +114,24 @@ class MoCo(ContrastiveModel):
         """Views ``(N, 3, H, W)`` to unit-norm keys ``(N, C)``; called without gradient."""
         return unit_norm(self.key_encoder(key_view))  # (N, C)
 
-    def shuffled(self, key_view: Tensor, permutation: Tensor) -> Tensor:
-        """Put key views into the order in which this rank encodes them, where keys are shuffled.
-
-        Args:
-            key_view: See `Views.key`.
-            permutation: See `Views.permutation`.
-        """
+    def shuffled(self, views: Views) -> Tensor:
+        """Key views in the order in which this rank encodes them, ``(N, 3, H, W)``."""
         if not self.shuffle_keys:
-            return key_view
-        if not self.ranks.several:
-            return key_view[permutation]  # (N, 3, H, W)
-        if self.symmetric:
-            key_view = gather_rows(key_view, self.ranks)[permutation]  # (B, 3, H, W)
-            key_view = own_rows(key_view, self.ranks)  # (N, 3, H, W)
-            return key_view.contiguous(memory_format=torch.channels_last)
-        return key_view  # the step has exchanged the crops
+            return views.key
+        if views.exchange is None:
+            return views.key[views.permutation]
+        if not self.symmetric:
+            return views.key  # the step has exchanged the crops
+        # Each view is a query here and a key elsewhere.
+        return views.exchange.scattered(views.key.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    def unshuffled(self, key: Tensor, permutation: Tensor) -> Tensor:
+    def unshuffled(self, key: Tensor, views: Views) -> Tensor:
         """Put keys ``(N, C)`` of `shuffled` views back into the order of this rank's images."""
         if not self.shuffle_keys:
             return key
-        key = gather_rows(key, self.ranks)  # (B, C)
-        key = torch.empty_like(key).index_copy_(0, permutation, key)  # (B, C)
-        return own_rows(key, self.ranks)  # (N, C)
+        if views.exchange is None:
+            return torch.empty_like(key).index_copy_(0, views.permutation, key)
+        return views.exchange.returned(key)
 
     def running_statistics(self) -> tuple[list[Tensor], list[Tensor]]:
         """Running means and variances of the query and of the key encoder: the buffers."""

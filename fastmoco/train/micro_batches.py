@@ -71,7 +71,7 @@ class MicroBatches:
                 "; set train.accumulate to a divisor of it"
             )
         directions = [views, views.swapped()] if self.model.symmetric else [views]
-        keys = [self._keys(direction.key, direction.permutation) for direction in directions]
+        keys = [self._keys(direction) for direction in directions]
         outputs = []
         for direction, key in zip(directions, keys, strict=True):
             contrasts = list(self._contrasts(direction.query, key, backward))
@@ -94,12 +94,12 @@ class MicroBatches:
             yield output
 
     @torch.no_grad()
-    def _keys(self, views: Tensor, permutation: Tensor) -> Tensor:
+    def _keys(self, views: Views) -> Tensor:
         with record_function(self.stage):
-            views = self.model.shuffled(views, permutation)
-            chunks = _with_one_update(self.model.key_encoder, views.chunk(self.count))
+            parts = self.model.shuffled(views).chunk(self.count)
+            chunks = _with_one_update(self.model.key_encoder, parts)
             keys = torch.cat([self._embed(view) for view in chunks])
-            return self.model.unshuffled(keys, permutation)
+            return self.model.unshuffled(keys, views)
 
     def _plain_embed(self, view: Tensor) -> Tensor:
         with self.autocast():

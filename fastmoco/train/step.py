@@ -14,7 +14,8 @@ from torch.profiler import record_function
 from fastmoco.draws.device import permutation
 from fastmoco.errors import UsageError
 from fastmoco.moco.batchnorm import BatchCounters
-from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
+from fastmoco.moco.collectives import average_over_ranks
+from fastmoco.moco.key_exchange import KeyExchange
 from fastmoco.moco.mechanism import ContrastiveModel, StepOutput, Views
 from fastmoco.moco.model import MoCo
 from fastmoco.moco.settings import Precision
@@ -112,21 +113,24 @@ class TrainStep:
             forward = self.make_views
         self._forward: Callable[..., Any] = prepare(forward)
 
-    def __call__(self, batch: Batch, learning_rate: float) -> Tensor:
+    def __call__(
+        self, batch: Batch, learning_rate: float, exchange: KeyExchange | None = None
+    ) -> Tensor:
         """Do one step.
 
         Args:
             batch: Two crops of each image; a compiled step needs the same N in each call.
             learning_rate: Learning rate of this step.
+            exchange: Of this step, where `ContrastiveModel.exchanges_keys`.
 
         Returns:
             `metrics.step_metrics` of the batch, on the device; over ranks, their mean.
         """
         set_learning_rate(self.optimizer, learning_rate)
-        return self.learn(batch)
+        return self.learn(batch, exchange)
 
-    def learn(self, batch: Batch) -> Tensor:
-        """Do one step at the optimizer's learning rate; see `__call__` for batch and result.
+    def learn(self, batch: Batch, exchange: KeyExchange | None = None) -> Tensor:
+        """Do one step at the optimizer's learning rate; see `__call__` for the rest.
 
         It is a pure function of tensors and can be captured as a CUDA graph: the host values that
         it reads are the same in every step.
@@ -135,10 +139,10 @@ class TrainStep:
         self.guard.remember()
         with self.counters.held():
             try:
-                output, metrics = self._differentiate(batch)
+                output, metrics = self._differentiate(batch, exchange)
             except Exception as error:
                 self._give_up_compiling(error)
-                output, metrics = self._differentiate(batch)
+                output, metrics = self._differentiate(batch, exchange)
         self._compiler.settled = True
         self._average(metrics)
         with record_function(STAGES[2]):
@@ -148,11 +152,14 @@ class TrainStep:
             self.model.after_step(output, learned)
         return metrics
 
-    def _differentiate(self, batch: Batch) -> tuple[StepOutput, Tensor]:
+    def _differentiate(
+        self, batch: Batch, exchange: KeyExchange | None
+    ) -> tuple[StepOutput, Tensor]:
         """Add the loss's gradient to the parameters, of the batch or of each micro-batch."""
         with record_function(STAGES[0]):
             source = () if batch.images is None else (batch.images, batch.boxes)
-            result = self._forward(batch.crops, batch.sample_id, batch.draw_key, *source)
+            keys = {} if exchange is None else {"exchange": exchange}
+            result = self._forward(batch.crops, batch.sample_id, batch.draw_key, *source, **keys)
         if self._micro_batches is None:
             output, metrics = result
             self._backward(output.loss)
@@ -186,7 +193,7 @@ class TrainStep:
             self.scaler.scaled(loss).backward()  # type: ignore[no-untyped-call]
 
     def _average(self, metrics: Tensor) -> None:
-        """Average gradients, running statistics and metrics over ranks, in place.
+        """Average gradients, running statistics, and metrics over ranks, in place.
 
         One collective follows the complete backward pass. DistributedDataParallel is not used: its
         buckets would cut the compiled step into graphs. It would hide the transfer behind the
@@ -201,10 +208,15 @@ class TrainStep:
             average_over_ranks([*gradients, *query, *key, metrics], self.model.ranks)
 
     def _plain_forward(
-        self, crops: Tensor, sample_id: Tensor, draw_key: Tensor, *source: Tensor
+        self,
+        crops: Tensor,
+        sample_id: Tensor,
+        draw_key: Tensor,
+        *source: Tensor,
+        **exchange: KeyExchange,
     ) -> tuple[StepOutput, Tensor]:
         """Views, encoders, loss, metrics; for the arguments see `make_views`."""
-        views = self.make_views(crops, sample_id, draw_key, *source)
+        views = self.make_views(crops, sample_id, draw_key, *source, **exchange)
         with self._autocast():
             weights = {}
             if self.casts_once:
@@ -215,20 +227,34 @@ class TrainStep:
 
     @torch.no_grad()
     def make_views(
-        self, crops: Tensor, sample_id: Tensor, draw_key: Tensor, *source: Tensor
+        self,
+        crops: Tensor,
+        sample_id: Tensor,
+        draw_key: Tensor,
+        *source: Tensor,
+        exchange: KeyExchange | None = None,
     ) -> Views:
-        """Augment a batch into the model's input.
+        """Augment a batch into the model's input; over several ranks, exchange the key crops.
+
+        A symmetric loss needs each view as query here and as key on another rank: then the model
+        exchanges views.
 
         Args:
             crops: Two crops of each image, ``(N, 2, H, W, 3)`` uint8.
             sample_id: ``(N,)`` int64.
             draw_key: ``(N,)`` int64.
             source: `Batch.images` and `Batch.boxes`, where crops are still to be cut.
+            exchange: See `__call__`.
         """
+        assert (exchange is not None) == self.model.exchanges_keys
         if source:
             images, boxes = source
             crops = crop_and_resize(images[sample_id], boxes, crops.shape[2])
-        crops, view_keys, order = self._exchange_keys(crops, draw_key)
+        view_keys = draw_key
+        if exchange is not None and not self.model.symmetric:
+            key_crops = exchange.scattered(crops[:, 1])  # (N, H, W, 3) uint8
+            crops = torch.stack([crops[:, 0], key_crops], dim=1)
+            view_keys = torch.stack([draw_key, exchange.draw_key], dim=1)  # (N, 2)
         augment = _augment_eagerly if self.policy.pool else augment_views
         crops = crops[:, : self.model.num_views]  # (N, views, H, W, 3)
         views = augment(
@@ -240,35 +266,8 @@ class TrainStep:
             self.view_dtype,
             by_kornia=self.by_kornia,
         )
-        return Views(views[0], views[-1], order, sample_id, draw_key)
-
-    def _exchange_keys(self, crops: Tensor, draw_key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw the order in which keys are encoded; over several ranks, exchange the key crops.
-
-        Every rank gathers all key crops and keeps its own. An all-to-all would move a
-        ``world_size``-th of the bytes, but the host would have to wait for the order to know who
-        sends how much; uint8 is gathered, a quarter of the official code's bytes. A symmetric loss
-        needs each view as query here and as key on another rank: then the model gathers views.
-
-        Args:
-            crops: Two crops of each image, ``(N, 2, H, W, 3)`` uint8.
-            draw_key: ``(N,)`` int64.
-
-        Returns:
-            Crops, draw keys (``(N, 2)`` if the second view is of other images), and the order of
-            the global batch.
-        """
-        ranks = self.model.ranks
-        if not (ranks.several and self.model.shuffle_keys):
-            return crops, draw_key, permutation(draw_key)
-        all_draw_keys = gather_rows(draw_key, ranks)
-        order = permutation(all_draw_keys)
-        if self.model.symmetric:
-            return crops, draw_key, order
-        own = own_rows(order, ranks)  # (N,)
-        key_crops = gather_rows(crops[:, 1], ranks)[own]  # (N, H, W, 3)
-        crops = torch.stack([crops[:, 0], key_crops], dim=1)
-        return crops, torch.stack([draw_key, all_draw_keys[own]], dim=1), order
+        order = permutation(draw_key)
+        return Views(views[0], views[-1], order, sample_id, draw_key, exchange)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.mean.device, self.autocast_dtype)

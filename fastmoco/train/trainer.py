@@ -10,7 +10,6 @@ from torch import Tensor
 from fastmoco.configuration import config_to_dict
 from fastmoco.data.dataset import Dataset
 from fastmoco.evaluate.frozen_encoder import FrozenEncoder
-from fastmoco.moco.backbone import Backbone
 from fastmoco.moco.batchnorm import resolve_batch_norm
 from fastmoco.moco.build import build_model
 from fastmoco.optim.optimizers import build_optimizer
@@ -18,7 +17,6 @@ from fastmoco.optim.schedules import base_learning_rate, learning_rate
 from fastmoco.pipelines.augment import uses_kornia
 from fastmoco.pipelines.build import AUTO, build_loader, resolve_loader
 from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
-from fastmoco.pipelines.settings import IMAGENET_MEAN, IMAGENET_STD, PipelineConfig
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
@@ -34,7 +32,9 @@ from fastmoco.runs.distributed import loader_threads, of_all
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.acceleration import CudaRecording, GraphedStep, resolve_cuda_graph
 from fastmoco.train.compilation import resolve_compile
+from fastmoco.train.key_orders import KeyOrders
 from fastmoco.train.metrics import MetricsSum
+from fastmoco.train.normalization import normalization
 from fastmoco.train.settings import Compile, CudaGraph, TrainConfig
 from fastmoco.train.step import TrainStep
 from fastmoco.weights.start import StartWeights
@@ -90,6 +90,7 @@ class Trainer:
         graphed, self.graph = resolve_cuda_graph(cfg, device, ranks)
         compiling, self.compiled = resolve_compile(cfg.train.compile, device, ranks)
         self.step = self._build_step(compiling)
+        self._key_orders = KeyOrders(self.plan(epoch=0), ranks, device)
         self.metrics = MetricsSum(device)
         self.knn_top1: float | None = None
         self.skipped_steps, self.start_norm = 0, self.weights_norm()
@@ -111,7 +112,7 @@ class Trainer:
             num_samples=len(self.dataset),
             view_size=cfg.pipeline.view_size,
         )
-        self.channel_mean, self.channel_std = _normalization(
+        self.channel_mean, self.channel_std = normalization(
             self.dataset, model.query_encoder.backbone, cfg.pipeline
         )
         model = model.to(device).to(memory_format=torch.channels_last)
@@ -221,8 +222,13 @@ class Trainer:
     def take(self, batch: Batch, learning_rate: float) -> Tensor:
         """Do one step; return its metrics on the device, which the next step may overwrite."""
         schedule_steps, self.in_step = self.cfg.train.epochs * self.steps_per_epoch, True
-        self.step.model.set_progress(self.steps_done / schedule_steps)
-        metrics = (self.graphed or self.step)(batch, learning_rate)
+        model = self.step.model
+        model.set_progress(self.steps_done / schedule_steps)
+        keys = self._key_orders.of_step(self.steps_done) if model.exchanges_keys else None
+        if self.graphed:  # one rank alone, which exchanges nothing
+            metrics = self.graphed(batch, learning_rate)
+        else:
+            metrics = self.step(batch, learning_rate, keys)
         self.metrics.add(metrics)
         self.steps_done, self.knn_top1, self.in_step = self.steps_done + 1, None, False
         return metrics
@@ -329,21 +335,3 @@ class Trainer:
         encoder = copy.deepcopy(self.step.model.query_encoder)
         statistics = {"mean": self.channel_mean, "std": self.channel_std}
         return FrozenEncoder(encoder, self.cfg.pipeline, **statistics).to(self.device)
-
-
-def _normalization(
-    dataset: Dataset, backbone: Backbone, pipeline: PipelineConfig
-) -> tuple[list[float], list[float]]:
-    """Choose the channel means and standard deviations that normalize views, in 0..1."""
-    if backbone.takes_plain_rgb:
-        return [0.0] * 3, [1.0] * 3
-    if pipeline.channel_mean:
-        return pipeline.channel_mean, pipeline.channel_std
-    return channel_statistics(dataset)
-
-
-def channel_statistics(dataset: Dataset) -> tuple[list[float], list[float]]:
-    """Channel means and standard deviations of a dataset in 0..1; ImageNet's if not measured."""
-    std = dataset.facts.get("channel_std", IMAGENET_STD)
-    # A constant channel would divide by zero.
-    return list(dataset.facts.get("channel_mean", IMAGENET_MEAN)), [max(s, 1e-3) for s in std]

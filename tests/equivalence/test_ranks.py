@@ -7,12 +7,18 @@ gradient by a finite step.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from fastmoco.draws.device import permutation
+from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
+from fastmoco.moco.key_exchange import key_exchange
 from fastmoco.moco.settings import BatchNorm, MocoConfig, ModelConfig, Objective, Precision, Stem
 from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.settings import OptimizerConfig
@@ -61,6 +67,40 @@ def make_model(
     return model.to(dtype=dtype, memory_format=torch.channels_last)
 
 
+class GatheredKeys(NamedTuple):
+    """Plain twin of `KeyExchange`: every rank gathers all rows, and keeps its own."""
+
+    draw_key: Tensor
+    order: Tensor  # of the global batch, (B,)
+    rank: Tensor  # (2,): rank, world_size
+
+    def scattered(self, rows):
+        ranks = Ranks(*self.rank.tolist())
+        return own_rows(gather_rows(rows.contiguous(), ranks)[self.order], ranks)
+
+    def returned(self, rows):
+        ranks = Ranks(*self.rank.tolist())
+        gathered = gather_rows(rows, ranks)
+        return own_rows(torch.empty_like(gathered).index_copy_(0, self.order, gathered), ranks)
+
+
+def gathered_keys(all_draw_keys, ranks):
+    keys = torch.from_numpy(all_draw_keys)
+    order = permutation(keys)  # by the device's draws
+    who = torch.tensor([ranks.rank, ranks.world_size])
+    return GatheredKeys(keys[own_rows(order, ranks)], order, who)
+
+
+def exchange_of(model, batch, *, twin=False):
+    """The exchange of a global batch, if there is one."""
+    if not model.exchanges_keys:
+        return None
+    all_draw_keys = batch.draw_key.numpy()
+    if twin:
+        return gathered_keys(all_draw_keys, model.ranks)
+    return key_exchange(all_draw_keys, model.ranks, torch.device("cpu"))
+
+
 def own_batch(batch, ranks):
     fields = {
         item.name: own_rows(getattr(batch, item.name), ranks)
@@ -78,8 +118,12 @@ def train_model(
     precision=Precision.float32,
     accumulate=1,
     overflowing=(),
+    twin=False,
 ):
-    """Metrics and state after `STEPS`; in those of `overflowing`, rank 1 alone overflows."""
+    """Metrics and state after `STEPS`; in those of `overflowing`, rank 1 alone overflows.
+
+    Keys are exchanged by `GatheredKeys` where `twin` is set.
+    """
     step = TrainStep(
         model,
         build_optimizer(model.query_encoder.parameters(), SETTINGS),
@@ -94,7 +138,8 @@ def train_model(
     for number, batch in enumerate(algorithm.batches()[:STEPS]):
         overflows = number in overflowing and model.ranks.rank == 1
         step.scaler.scale.fill_(3e38 if overflows else 1024.0)
-        metrics.append(step(own_batch(batch, model.ranks), algorithm.LEARNING_RATE))
+        exchange = exchange_of(model, batch, twin=twin)
+        metrics.append(step(own_batch(batch, model.ranks), algorithm.LEARNING_RATE, exchange))
         skipped.append(step.guard.found_inf.clone())
     found = {"metrics": torch.stack(metrics), "skipped": torch.stack(skipped)}
     return {**found, **model.state_dict()}
@@ -106,10 +151,15 @@ RUNS = {
     "synchronized, float32": (("synchronized", 1, torch.float32, True), {}),
     "plain": (("plain",), {}),
     "a group each": (("auto", 1), {}),
+    "a group each, gathered": (("auto", 1), {"twin": True}),
     "two groups each": (("auto", 4), {}),
     "pool": (("shuffled",), {"policy": "imagenette_pool"}),
     "eman": (("eman",), {}),
     "symmetric": (("shuffled", 1, torch.float64, False, True), {"policy": "moco_v3"}),
+    "symmetric, gathered": (
+        ("shuffled", 1, torch.float64, False, True),
+        {"policy": "moco_v3", "twin": True},
+    ),
     "fp16": (("auto", 1, torch.float32), {"precision": Precision.fp16, "overflowing": (0, 3)}),
     "binary NCE": (("auto", 1, torch.float64, False, False, 1, "binary_nce"), {}),
     "in parts": (
@@ -194,6 +244,12 @@ def test_two_shuffling_ranks_are_algorithm_1(two_ranks, run, groups, monkeypatch
             torch.testing.assert_close(two[f"{part}.{name}"], expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("run", ["a group each", "symmetric"])
+def test_keys_sent_once_are_the_same_bits_as_gathered_keys(two_ranks, run):
+    gathered = two_ranks[f"{run}, gathered"]
+    assert [n for n, t in two_ranks[run].items() if not torch.equal(t, gathered[n])] == []
+
+
 def test_two_shuffling_ranks_with_a_pool_are_one_rank(two_ranks):
     one = train_model(make_model(ALONE, "shuffled", splits=2), policy="imagenette_pool")
     assert_same(two_ranks["pool"], one, 1e-9)
@@ -240,6 +296,33 @@ def test_two_compiled_ranks_are_two_eager_ones(two_ranks):
     for name, compiled in train_two(COMPILED).items():
         losses, expected = (state["metrics"][:6, 0] for state in (compiled, two_ranks[name]))
         torch.testing.assert_close(losses, expected, rtol=0, atol=1e-5, msg=name)
+
+
+def exchange(ranks: Ranks):
+    """Rows by the exchange and by its twin, forth and back, for several steps."""
+    found = []
+    for step in range(8):
+        keys = draw_keys(0, 0, np.arange(12, dtype=np.int64) + 12 * step)
+        rows = torch.arange(12 * 5, dtype=torch.uint8).view(12, 5)
+        ways = [key_exchange(keys, ranks, torch.device("cpu")), gathered_keys(keys, ranks)]
+        there = [way.scattered(own_rows(rows, ranks)) for way in ways]
+        back = [way.returned(there[0]) for way in ways]
+        found.append([there, back, [way.draw_key for way in ways], own_rows(rows, ranks)])
+    return found
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_each_row_is_sent_to_the_rank_that_encodes_it(world_size):
+    for on_rank in run_ranks(exchange, world_size=world_size):
+        moved = 0
+        for there, back, keys, own in on_rank:
+            assert torch.equal(*there)
+            assert torch.equal(*keys)
+            assert torch.equal(back[0], own)
+            assert torch.equal(back[1], own)
+            moved += int((there[0] != own).any(dim=1).sum())
+        assert moved > 8 * len(own) // 2  # most rows change their place: equality says something
 
 
 def gather_and_average(ranks: Ranks):

@@ -139,9 +139,9 @@ def _spoil_gradient(step: TrainStep, value: float) -> None:
 def _spoil_view(step: TrainStep, value: float) -> None:
     plain = step.make_views
 
-    def make_views(*given: Tensor) -> Views:
+    def make_views(*given: Tensor, **exchange: Any) -> Views:
         step.make_views = plain  # type: ignore[method-assign]
-        views = plain(*given)
+        views = plain(*given, **exchange)
         views.query[0, 0, 0, 0] = value
         return views
 

@@ -9,7 +9,13 @@ from numpy.testing import assert_array_equal
 from torchvision.transforms import RandomResizedCrop
 
 from fastmoco.draws.device import permutation, uniform
-from fastmoco.draws.host import CROP_ATTEMPTS, draw_keys, epoch_order, random_resized_crop_boxes
+from fastmoco.draws.host import (
+    CROP_ATTEMPTS,
+    draw_keys,
+    epoch_order,
+    random_resized_crop_boxes,
+    shuffled_order,
+)
 from fastmoco.draws.streams import Draw
 from fastmoco.pipelines.contract import EpochPlan
 from tests.compiling import require_compiler
@@ -116,6 +122,13 @@ def test_batch_permutation_is_one_and_depends_on_the_keys():
     keys = torch.from_numpy(draw_keys(0, 0, np.arange(64, dtype=np.int64)))
     assert torch.equal(permutation(keys).sort().values, torch.arange(64))
     assert not torch.equal(permutation(keys), permutation(keys + 1))
+
+
+def test_hosts_know_the_permutation_of_the_device():
+    """Also of keys with equal draws: both sorts are stable."""
+    keys = draw_keys(3, 1, np.arange(500, dtype=np.int64))
+    keys = np.concatenate([keys, keys])
+    assert_array_equal(shuffled_order(keys), permutation(torch.from_numpy(keys)))
 
 
 # ---------------------------------------------------------------- crop boxes
