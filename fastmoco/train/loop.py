@@ -16,10 +16,11 @@ from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.build import free_idle
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.ranks import environment_ranks
-from fastmoco.runs.distributed import largest, process_group
+from fastmoco.runs.distributed import process_group
 from fastmoco.runs.reporter import Reporter, SilentReporter, dispensable, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import LATE, SAVE, StopRequest, stop_signals
+from fastmoco.train.agreement import Agreement
 from fastmoco.train.beginning import begin
 from fastmoco.train.checks import check_config
 from fastmoco.train.data_wait import DataWait, next_batch, stopped
@@ -157,14 +158,19 @@ def run_steps(
         if is_owed:
             parts.write_row()
             parts.save()
+        agreement = trainer.step.agreement = Agreement(
+            # The clocks of the ranks differ, so the first one's decides what is late.
+            lambda: max(stop.take(), LATE * (ranks.is_first and saver.is_late)),
+            ranks,
+            trainer.device,
+        )
         is_first = True
         while not trainer.finished:
             with waiting(first_step_text(trainer)) if is_first else nullcontext():
                 parts.take(loader, stop)
             parts.count(is_first=is_first)
             is_first = stop.nothing_to_save = False
-            # All ranks stop and save at one step.
-            request = largest(max(stop.take(), LATE * saver.is_late), ranks)
+            request = agreement.answer()  # all ranks stop and save at one step
             signal_number = max(0, request - SAVE)
             activity.step_done()
             measured = parts.log()

@@ -40,7 +40,7 @@ class Saver:
         """Whether a checkpoint follows the last step; the same on all ranks.
 
         Args:
-            is_late: `is_late` of any rank.
+            is_late: `is_late` of the first rank.
             measured: Whether the monitor measured the encoder: ``RUN@best`` needs its checkpoint.
         """
         if every := self._trainer.cfg.checkpoint.every_steps:

@@ -28,6 +28,7 @@ from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.contract import Batch
 from fastmoco.pipelines.device_crops import crop_and_resize
 from fastmoco.pipelines.policies import Policy
+from fastmoco.train.agreement import Agreement
 from fastmoco.train.compilation import Compiler
 from fastmoco.train.metrics import step_metrics
 from fastmoco.train.micro_batches import MicroBatches
@@ -86,6 +87,7 @@ class TrainStep:
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         self.casts_once = compiled and precision is not Precision.float32
         self.view_dtype = next(model.query_encoder.parameters()).dtype
+        self.agreement: Agreement | None = None  # with the other ranks of a run
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
         self.guard = StepGuard(self.scaler, model.moved_by_forward())
         self.counters = BatchCounters(model)
@@ -193,7 +195,7 @@ class TrainStep:
             self.scaler.scaled(loss).backward()  # type: ignore[no-untyped-call]
 
     def _average(self, metrics: Tensor) -> None:
-        """Average gradients, running statistics, and metrics over ranks, in place.
+        """Average gradients, running statistics, metrics and requests over ranks, in place.
 
         One collective follows the complete backward pass. DistributedDataParallel is not used: its
         buckets would cut the compiled step into graphs. It would hide the transfer behind the
@@ -205,7 +207,8 @@ class TrainStep:
         if self.model.ranks.several:
             gradients = [p.grad for p in self.model.learnable() if p.grad is not None]
             query, key = self.model.running_statistics()
-            average_over_ranks([*gradients, *query, *key, metrics], self.model.ranks)
+            requests = [] if self.agreement is None else self.agreement.carried()
+            average_over_ranks([*gradients, *query, *key, metrics, *requests], self.model.ranks)
 
     def _plain_forward(
         self,
