@@ -5,11 +5,12 @@ They are computed once: `dataset_features` keeps them in the run folder (`featur
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,11 +20,13 @@ from fastmoco.draws.streams import INT64
 from fastmoco.evaluate.feature_cache import CachedRows, cached_rows, folder_of_run
 from fastmoco.evaluate.frozen_encoder import PIXELS, FrozenEncoder
 from fastmoco.evaluate.settings import FeaturesConfig
+from fastmoco.moco.collectives import gather_on_first
 from fastmoco.moco.settings import Precision
 from fastmoco.optim.precision import autocast, dtype_of, resolve_precision
 from fastmoco.out_of_memory import explained
 from fastmoco.pipelines.build import AUTO, build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
+from fastmoco.ranks import Ranks
 
 MAX_PIXEL_SIDE, SMALL_PIXEL_SIDE = 64, 32
 """Baselines of crops above 64 pixels use 32: 224 x 224 crops have 150,528 numbers an image."""
@@ -125,6 +128,31 @@ def extract_features(
     if request.sample_ids is not None:
         labels = labels[torch.from_numpy(request.sample_ids)]
     return _gathered(feature_batches(encoder, dataset, request), labels)
+
+
+def shared_features(
+    encoder: FrozenEncoder, dataset: Dataset, request: FeatureRequest, ranks: Ranks
+) -> FeatureSet | None:
+    """`extract_features` by all ranks, each a contiguous part of the images.
+
+    Returns:
+        All features on the first rank, None on the others.
+    """
+    ids = np.arange(len(dataset)) if request.sample_ids is None else request.sample_ids
+    if len(ids) < ranks.world_size:  # too few for each to have one
+        return extract_features(encoder, dataset, request) if ranks.is_first else None
+    if not ranks.several:
+        return extract_features(encoder, dataset, request)
+    parts = np.array_split(ids, ranks.world_size)  # the first ones may have one more
+    own = extract_features(encoder, dataset, replace(request, sample_ids=parts[ranks.rank]))
+    padded = own.vectors.new_zeros(len(parts[0]), own.vectors.shape[1])
+    padded[: len(own.vectors)] = own.vectors
+    gathered = gather_on_first(padded, ranks)
+    if gathered is None:
+        return None
+    rows = [vectors[: len(part)] for vectors, part in zip(gathered, parts, strict=True)]
+    labels = torch.from_numpy(dataset.labels[ids]).to(padded.device)
+    return FeatureSet(torch.cat(rows), labels)
 
 
 def _gathered(batches: Iterator[Tensor], labels: Tensor) -> FeatureSet:

@@ -13,7 +13,7 @@ from fastmoco.data.settings import DataConfig
 from fastmoco.draws.streams import INT64
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.baselines import Baselines
-from fastmoco.evaluate.features import FeatureRequest, FeatureSet, extract_features
+from fastmoco.evaluate.features import FeatureRequest, FeatureSet, shared_features
 from fastmoco.evaluate.frozen_encoder import PIXELS, FrozenEncoder
 from fastmoco.evaluate.knn import knn_accuracy
 from fastmoco.evaluate.labels import check_labels, stratified_part
@@ -22,6 +22,7 @@ from fastmoco.evaluate.rankme import effective_rank
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.pipelines.build import AUTO
 from fastmoco.pipelines.resident_loader import ResidentSet, resident_set
+from fastmoco.ranks import ALONE, Ranks
 
 FALLBACK = "beton"
 """Loader of a data.test that the run's loader cannot read; it reads all sets."""
@@ -101,20 +102,30 @@ class KnnMonitor:
         """Read by the run's loader, a name that `build_loader` takes; 0 threads: one per core."""
         self._loader, self._num_threads = loader, num_threads or len(os.sched_getaffinity(0))
 
-    def measure(self, encoder: FrozenEncoder) -> Measurement:
-        """Measure an encoder on its device by ``monitor.*``."""
-        sets = self._features(encoder, self._monitor.features.value)
+    def measure(self, encoder: FrozenEncoder, ranks: Ranks = ALONE) -> Measurement | None:
+        """Measure an encoder on its device by ``monitor.*``.
+
+        All ranks compute features, each of a part of the images; the first one measures, and the
+        others get None.
+        """
+        sets = self._features(encoder, self._monitor.features.value, ranks)
+        if not ranks.is_first:
+            return None
         rankme = effective_rank(sets[0].vectors)
         return Measurement(self._top1(sets) if self.has_labels else None, rankme)
 
-    def _features(self, encoder: FrozenEncoder, features: str) -> list[FeatureSet]:
+    def _features(
+        self, encoder: FrozenEncoder, features: str, ranks: Ranks = ALONE
+    ) -> list[FeatureSet]:
+        """Features of each set on the first rank, nothing on the others."""
         request = FeatureRequest(
             features=features,
             batch_size=self._batch_size,
             sample_ids=self._part,
             num_threads=self._num_threads,
         )
-        return [self._extract(encoder, number, request) for number in range(len(self._sets))]
+        found = (self._extract(encoder, n, request, ranks) for n in range(len(self._sets)))
+        return [features for features in found if features is not None]
 
     def _top1(self, sets: list[FeatureSet]) -> float:
         k, temperature = self._monitor.k, self._monitor.temperature
@@ -122,17 +133,19 @@ class KnnMonitor:
             sets[0], sets[-1], k=k, temperature=temperature, leave_one_out=self._alone
         )[0]
 
-    def _extract(self, encoder: FrozenEncoder, number: int, request: FeatureRequest) -> FeatureSet:
+    def _extract(
+        self, encoder: FrozenEncoder, number: int, request: FeatureRequest, ranks: Ranks
+    ) -> FeatureSet | None:
         """Compute the features of a set by the run's loader, or by `FALLBACK`."""
         dataset, loader, device = self._sets[number], self._loader, encoder.mean.device
         try:
             if loader == "resident" and number not in self._kept:
                 self._kept[number] = resident_set(dataset, self._num_threads, device)
-            return extract_features(encoder, dataset, replace(request, loader=loader))
+            return shared_features(encoder, dataset, replace(request, loader=loader), ranks)
         except UsageError:
             if loader == FALLBACK:
                 raise
-            return extract_features(encoder, dataset, replace(request, loader=FALLBACK))
+            return shared_features(encoder, dataset, replace(request, loader=FALLBACK), ranks)
 
     def baselines(self, encoder: FrozenEncoder) -> Baselines:
         """Measure raw pixels and an encoder before its first step.

@@ -46,6 +46,26 @@ def own_indices(rows: Tensor, ranks: Ranks) -> Tensor:
 
 
 @torch.no_grad()
+def gather_on_first(rows: Tensor, ranks: Ranks) -> Tensor | None:
+    """Gather the rows of all ranks on the first one, in the order of ranks.
+
+    Args:
+        rows: ``(N, ...)``, of the same shape on all ranks; any dtype.
+        ranks: Ranks that take part.
+
+    Returns:
+        ``(world_size, N, ...)`` on the first rank, None on the others.
+    """
+    if not ranks.several:
+        return rows[None]
+    gathered = rows.new_empty((ranks.world_size, *rows.shape)) if ranks.is_first else None
+    parts = None if gathered is None else list(gathered.unbind())
+    with naming_a_lost_rank():
+        dist.gather(rows.contiguous(), parts, dst=0)
+    return gathered
+
+
+@torch.no_grad()
 def average_over_ranks(tensors: Sequence[Tensor], ranks: Ranks) -> None:
     """Replace each tensor, in place, by its mean over ranks; by one collective for all.
 

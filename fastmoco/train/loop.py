@@ -16,7 +16,7 @@ from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.pipelines.build import free_idle
 from fastmoco.pipelines.contract import ViewLoader
 from fastmoco.ranks import environment_ranks
-from fastmoco.runs.distributed import process_group
+from fastmoco.runs.distributed import loader_threads, process_group
 from fastmoco.runs.reporter import Reporter, SilentReporter, dispensable, run_logger
 from fastmoco.runs.run_folder import RunFolder, RunIdentity, claim_run_folder
 from fastmoco.runs.stop_signals import LATE, SAVE, StopRequest, stop_signals
@@ -112,7 +112,7 @@ def train_to_the_end(
             with dispensable(logger, run.views), waiting("drawing the first views"):
                 write_first_views(trainer)
         log_header(logger, trainer, loader)
-        monitor.read_by(trainer.loader_name, trainer.cfg.pipeline.num_threads)
+        monitor.read_by(trainer.loader_name, loader_threads(trainer.cfg.pipeline.num_threads))
         baselines = measure_baselines(trainer, monitor, logger)
         free_idle()
         review = Review(trainer, baselines, logger)

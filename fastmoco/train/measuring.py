@@ -50,10 +50,11 @@ def is_row_owed(trainer: Trainer, monitor: KnnMonitor) -> bool:
 def measure(
     trainer: Trainer, monitor: KnnMonitor, reporter: Reporter | SilentReporter
 ) -> dict[str, float | None]:
-    """Measure the encoder by the monitor, and the queue's keys, on the first rank."""
-    if not trainer.ranks.is_first:
+    """Measure the encoder by the monitor, with all ranks; the first one the queue's keys too."""
+    found = monitor.measure(trainer.frozen_encoder(), trainer.ranks)
+    if found is None:
+        free_idle()
         return {}
-    found = monitor.measure(trainer.frozen_encoder())
     trainer.knn_top1 = found.knn_top1
     free_idle()
     measured = {**found._asdict(), **fresh_metrics(trainer)}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import fastmoco
 from fastmoco import cli
@@ -26,6 +27,8 @@ from tests.optional import require
 from tests.ranks import free_port
 
 # Ends on one rank, in one step, by a signal, or by an error where it is 0: PLACE COUNT RANK SIGNAL.
+ROUNDING = 1e-3
+"""Of a loss in nats: sums over two ranks round otherwise, and steps amplify it."""
 ROOT = str(Path(fastmoco.__file__).parents[1])
 ONE_RANK = KILLER.replace(
     "place, count = sys.argv[1], int(sys.argv[2])",
@@ -100,6 +103,64 @@ def test_one_process_writes(whole_run):
         assert len(re.findall(r"batch norm shuffled, 2 groups", lines)) == 1
     assert len(list((whole_run / "tensorboard").iterdir())) == 1
     assert load_checkpoint(whole_run).tensors["model.queue.pointer"].item() == 20 * 8 % 36
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("batch_norm", ["shuffled", "synchronized"])
+def test_resuming_on_another_number_of_devices_keeps_the_global_batches(
+    options, whole_run, tmp_path, first, then, batch_norm
+):
+    """Also the order of keys: the queue holds the same images' keys in the same places."""
+    more, expected = [], whole_run
+    if batch_norm == "synchronized":
+        more, expected = ["moco.batch_norm=synchronized", "moco.batch_norm_splits=1"], tmp_path
+        code, output = finish(start(*command_line(options(expected, *more)), processes=1))
+        assert code == 0, output
+    run = tmp_path / "run"
+    stopped = options(run, *more, "train.max_steps=10")
+    for arguments, processes in ((stopped, first), (options(run, *more), then)):
+        code, output = finish(start(*command_line(arguments), processes=processes))
+        assert code == 0, output
+    ours, theirs = (load_checkpoint(folder).tensors for folder in (run, expected))
+    for name in ("model.queue.source", "model.queue.pointer"):
+        assert torch.equal(ours[name], theirs[name])
+    losses = [
+        {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
+        for folder in (run, expected)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=ROUNDING)
+
+
+@pytest.mark.full
+def test_a_batch_norm_of_other_groups_is_not_resumed(options, tmp_path):
+    arguments = options(tmp_path / "run", "moco.batch_norm_splits=1", "train.max_steps=2")
+    code, output = finish(start(*command_line(arguments)))
+    assert code == 0, output
+    code, output = finish(start(*command_line(arguments), processes=1))
+    assert code != 0
+    assert "on 1 devices it would be plain, 1 group; use as many devices as before" in output
+
+
+@pytest.mark.full
+def test_a_launcher_that_sets_rank_and_world_size_is_enough(options, whole_run, tmp_path):
+    """As `srun` does with a line of bash; each process sees its own device as the first one."""
+    run, port = tmp_path / "run", str(free_port())
+    own = {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            command_line(options(run)),
+            env={**os.environ, **own, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for code, output in [finish(process) for process in processes]:
+        assert code == 0, output
+    assert_same_run(run, whole_run)
 
 
 def assert_lost(rank, output):

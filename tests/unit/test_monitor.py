@@ -9,6 +9,7 @@ import torch
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.settings import DataConfig
 from fastmoco.errors import UsageError
+from fastmoco.evaluate import features
 from fastmoco.evaluate import monitor as module
 from fastmoco.evaluate.baselines import read_baselines, write_baselines
 from fastmoco.evaluate.frozen_encoder import PIXELS, load_encoder
@@ -17,7 +18,9 @@ from fastmoco.evaluate.monitor import KnnMonitor
 from fastmoco.evaluate.rankme import effective_rank
 from fastmoco.evaluate.settings import MonitorConfig
 from fastmoco.pipelines import resident_loader
+from fastmoco.ranks import Ranks
 from tests.pictures import write_class_folders
+from tests.ranks import run_ranks
 from tests.runs import write_colors, write_run
 
 MONITOR = MonitorConfig(every_epochs=2, k=3)
@@ -53,13 +56,13 @@ def test_a_single_image_of_a_class_is_always_wrong(tmp_path, encoder):
 
 def test_the_images_are_bounded_and_the_same_each_time(images, encoder, monkeypatch):
     monkeypatch.setattr(module, "MOST_IMAGES", 9)
-    parts, plain = [], module.extract_features
+    parts, plain = [], module.shared_features
 
-    def recorded(encoder, dataset, request):
+    def recorded(encoder, dataset, request, ranks):
         parts.append(request.sample_ids.tolist())
-        return plain(encoder, dataset, request)
+        return plain(encoder, dataset, request, ranks)
 
-    monkeypatch.setattr(module, "extract_features", recorded)
+    monkeypatch.setattr(module, "shared_features", recorded)
     for _ in range(2):
         with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
             found = monitor.baselines(encoder)
@@ -109,13 +112,13 @@ def test_it_reads_by_the_loader_of_the_run(images, tmp_path, encoder, monkeypatc
 
 
 def test_a_test_set_that_the_loader_cannot_read_is_read_by_beton(images, encoder, monkeypatch):
-    names, extract = [], module.extract_features
+    names, extract = [], module.shared_features
 
-    def recorded(encoder, dataset, request):
+    def recorded(encoder, dataset, request, ranks):
         names.append(request.loader)
-        return extract(encoder, dataset, request)
+        return extract(encoder, dataset, request, ranks)
 
-    monkeypatch.setattr(module, "extract_features", recorded)
+    monkeypatch.setattr(module, "shared_features", recorded)
     with KnnMonitor(MONITOR, DataConfig(train=images), 8) as monitor:
         chosen = monitor.measure(encoder)
         monitor.read_by("resident", 1)
@@ -150,3 +153,44 @@ def test_measuring_changes_no_generator(images, encoder):
         before = torch.get_rng_state()
         monitor.measure(encoder)
         assert torch.equal(before, torch.get_rng_state())
+
+
+def measured_by_all(ranks, images, run):
+    encoder = load_encoder(run)
+    shapes, plain = [], module.shared_features
+
+    def noting(encoder, dataset, request, ranks):
+        found = plain(encoder, dataset, request, ranks)
+        shapes.append(None if found is None else (found.vectors, found.labels))
+        return found
+
+    module.shared_features = noting
+    with KnnMonitor(MONITOR, DataConfig(train=images), 4) as monitor:
+        found = monitor.measure(encoder, ranks)
+    return None if found is None else tuple(found), shapes[0]
+
+
+@pytest.mark.full
+def test_ranks_that_share_the_images_measure_what_one_does(images, tmp_path):
+    """18 images on four ranks: 5, 5, 4 and 4. Other batches may round otherwise."""
+    run = write_run(tmp_path)
+    (first, shared), *others = run_ranks(measured_by_all, images, run, world_size=4)
+    assert others == [(None, None)] * 3
+    with KnnMonitor(MONITOR, DataConfig(train=images), 4) as monitor:
+        alone = monitor.measure(load_encoder(run))
+        whole = monitor._features(load_encoder(run), MONITOR.features.value)[0]
+    torch.testing.assert_close(shared[0], whole.vectors, rtol=1e-5, atol=1e-5)
+    assert torch.equal(shared[1], whole.labels)
+    assert first == pytest.approx(tuple(alone), rel=1e-4)
+
+
+def test_fewer_images_than_ranks_are_measured_by_the_first(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "gather_on_first", None)  # no rank waits for another
+    encoder = load_encoder(write_run(tmp_path))
+    with open_dataset(str(images)) as dataset:
+        request = features.FeatureRequest(features="backbone", batch_size=4)
+        found = [
+            features.shared_features(encoder, dataset, request, Ranks(rank, 19)) for rank in (0, 1)
+        ]
+    assert found[1] is None
+    assert len(found[0].vectors) == 18
