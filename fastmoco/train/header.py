@@ -69,7 +69,7 @@ def _optimizer_text(trainer: Trainer) -> str:
         rate += f" x {batch}/256 = {base_learning_rate(cfg.optimizer, batch):g}"
     text = f"{cfg.optimizer.name}, {rate}, {cfg.optimizer.schedule}, batch {batch}"
     if ranks.several:
-        text += f", {batch // ranks.world_size} a device"
+        text += f", {batch // ranks.world_size} a device, gradients {cfg.train.gradients}"
     if cfg.train.accumulate > 1:
         text += f" in {cfg.train.accumulate} micro-batches"
     return text

@@ -62,6 +62,17 @@ class CudaGraph(StrEnum):
     never = "never"
 
 
+class Gradients(StrEnum):
+    """How several devices average their gradients."""
+
+    flat = "flat"
+    """In one message after the backward pass."""
+    ddp = "ddp"
+    """In several messages during it, by DistributedDataParallel: for slow networks."""
+    ddp_bf16 = "ddp_bf16"
+    """Like ddp, rounded to bfloat16: half the bytes."""
+
+
 class OnNonfinite(StrEnum):
     """What follows a step with a loss, gradient or running statistic that is not finite."""
 
@@ -114,6 +125,8 @@ class LoopConfig:
     """Use torch.compile; auto: where it works."""
     cuda_graph: CudaGraph = CudaGraph.auto
     """Run the step as one CUDA graph; auto: on one GPU."""
+    gradients: Gradients = Gradients.flat
+    """How several devices average their gradients; ddp is for slow networks."""
     reproducible: bool = False
     """The same bits each time on a GPU; slower."""
     accumulate: int = 1

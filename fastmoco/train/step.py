@@ -32,6 +32,8 @@ from fastmoco.train.agreement import Agreement
 from fastmoco.train.compilation import Compiler
 from fastmoco.train.metrics import step_metrics
 from fastmoco.train.micro_batches import MicroBatches
+from fastmoco.train.overlap import OverlappedGradients
+from fastmoco.train.settings import Gradients
 
 # A pool chooses images by host reads, which would cut the compiled graph into many pieces.
 _augment_eagerly = torch.compiler.disable(augment_views)  # type: ignore[no-untyped-call]
@@ -61,6 +63,7 @@ class TrainStep:
         compile_required: bool = False,
         accumulate: int = 1,
         by_kornia: bool | None = None,
+        gradients: Gradients = Gradients.flat,
     ) -> None:
         """Set model, optimizer and augmentation.
 
@@ -77,6 +80,7 @@ class TrainStep:
                 and do this step and all others eagerly.
             accumulate: Micro-batches that the batch is cut into (`MicroBatches`).
             by_kornia: Whether Kornia's functions make the views; None: by the device.
+            gradients: How several ranks average their gradients.
         """
         self.model = model
         self.optimizer = optimizer
@@ -85,7 +89,9 @@ class TrainStep:
         # A dtype, not the enum: torch.compile does not guard on enums, and a second step in this
         # process (in a sweep) would get the first one's graph.
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
-        self.casts_once = compiled and precision is not Precision.float32
+        overlaps = model.ranks.several and gradients is not Gradients.flat
+        self._overlapped = OverlappedGradients(model, gradients) if overlaps else None
+        self.casts_once = compiled and precision is not Precision.float32 and not overlaps
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.agreement: Agreement | None = None  # with the other ranks of a run
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)
@@ -114,6 +120,8 @@ class TrainStep:
             )
             forward = self.make_views
         self._forward: Callable[..., Any] = prepare(forward)
+        if self._overlapped:
+            self._forward = self._overlapped.around(self._forward)
 
     def __call__(
         self, batch: Batch, learning_rate: float, exchange: KeyExchange | None = None
@@ -197,15 +205,15 @@ class TrainStep:
     def _average(self, metrics: Tensor) -> None:
         """Average gradients, running statistics, metrics and requests over ranks, in place.
 
-        One collective follows the complete backward pass. DistributedDataParallel is not used: its
-        buckets would cut the compiled step into graphs. It would hide the transfer behind the
-        backward pass: 100 MB for ResNet-50, about 1 ms of some 40 on NVLink (computed, not
-        measured). A slow network between machines would need the buckets. Running statistics are
-        averaged too (0.2% of the bytes), so that ranks stay equal and one checkpoint is enough:
-        they are those of one device with as many groups.
+        One collective follows the complete backward pass: 100 MB for ResNet-50, about 1 ms of some
+        40 on NVLink (computed, not measured). `OverlappedGradients` averages gradients before that,
+        where the network is slow. Running statistics are averaged too (0.2% of the bytes), so that
+        ranks stay equal and one checkpoint is enough: they are those of one device with as many
+        groups.
         """
         if self.model.ranks.several:
-            gradients = [p.grad for p in self.model.learnable() if p.grad is not None]
+            learnable = [] if self._overlapped else self.model.learnable()
+            gradients = [p.grad for p in learnable if p.grad is not None]
             query, key = self.model.running_statistics()
             requests = [] if self.agreement is None else self.agreement.carried()
             average_over_ranks([*gradients, *query, *key, metrics, *requests], self.model.ranks)

@@ -128,6 +128,7 @@ class Trainer:
             compile_required=cfg.train.compile is Compile.always,
             accumulate=cfg.train.accumulate,
             by_kornia=uses_kornia(cfg.pipeline.augmentation, device),
+            gradients=cfg.train.gradients,
         )
 
     @property

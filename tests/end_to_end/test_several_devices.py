@@ -28,7 +28,7 @@ from tests.ranks import free_port
 
 # Ends on one rank, in one step, by a signal, or by an error where it is 0: PLACE COUNT RANK SIGNAL.
 ROUNDING = 1e-3
-"""Of a loss in nats: sums over two ranks round otherwise, and steps amplify it."""
+"""Of a loss in nats, over 10 steps: sums over two ranks round otherwise, 7e-6 were seen."""
 ROOT = str(Path(fastmoco.__file__).parents[1])
 ONE_RANK = KILLER.replace(
     "place, count = sys.argv[1], int(sys.argv[2])",
@@ -105,31 +105,37 @@ def test_one_process_writes(whole_run):
     assert load_checkpoint(whole_run).tensors["model.queue.pointer"].item() == 20 * 8 % 36
 
 
+SYNCHRONIZED = ("moco.batch_norm=synchronized", "moco.batch_norm_splits=1")
+
+
 @pytest.mark.full
-@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
-@pytest.mark.parametrize("batch_norm", ["shuffled", "synchronized"])
+@pytest.mark.parametrize(
+    ("first", "then", "more"),
+    [(1, 2, ()), (2, 1, ()), (2, 1, SYNCHRONIZED)],
+    ids=["1 to 2", "2 to 1", "2 to 1, synchronized"],
+)
 def test_resuming_on_another_number_of_devices_keeps_the_global_batches(
-    options, whole_run, tmp_path, first, then, batch_norm
+    options, tmp_path, first, then, more
 ):
     """Also the order of keys: the queue holds the same images' keys in the same places."""
-    more, expected = [], whole_run
-    if batch_norm == "synchronized":
-        more, expected = ["moco.batch_norm=synchronized", "moco.batch_norm_splits=1"], tmp_path
-        code, output = finish(start(*command_line(options(expected, *more)), processes=1))
+
+    def run(name, processes, *settings):
+        given = options(tmp_path / name, "precision=float32", "monitor.every_epochs=0", *more)
+        code, output = finish(start(*command_line([*given, *settings]), processes=processes))
         assert code == 0, output
-    run = tmp_path / "run"
-    stopped = options(run, *more, "train.max_steps=10")
-    for arguments, processes in ((stopped, first), (options(run, *more), then)):
-        code, output = finish(start(*command_line(arguments), processes=processes))
-        assert code == 0, output
-    ours, theirs = (load_checkpoint(folder).tensors for folder in (run, expected))
+
+    run("whole", first)
+    run("moved", first, "train.max_steps=10")
+    run("moved", then)
+    moved, whole = (load_checkpoint(tmp_path / name).tensors for name in ("moved", "whole"))
     for name in ("model.queue.source", "model.queue.pointer"):
-        assert torch.equal(ours[name], theirs[name])
+        assert torch.equal(moved[name], whole[name])
     losses = [
-        {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
-        for folder in (run, expected)
+        {row["step"]: row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")}
+        for name in ("moved", "whole")
     ]
     assert losses[0] == pytest.approx(losses[1], abs=ROUNDING)
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.full

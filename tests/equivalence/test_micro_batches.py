@@ -11,7 +11,7 @@ from fastmoco.moco.settings import BatchNorm, Mechanism, MocoConfig, Precision, 
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.ranks import Ranks
 from fastmoco.train.checks import check_config
-from fastmoco.train.settings import LoopConfig, TrainConfig
+from fastmoco.train.settings import Gradients, LoopConfig, TrainConfig
 from tests.equivalence.test_moco_brute_force import smooth
 from tests.steps import TINY_RUN, make_batch, make_step, make_trainer, tensors_of
 
@@ -160,6 +160,14 @@ def test_what_cannot_be_cut_is_refused(tmp_path, batch, devices, accumulate, spl
     )
     with pytest.raises(UsageError, match=words):
         check_config(cfg, Ranks(0, devices))
+
+
+def test_micro_batches_have_their_gradients_averaged_once(tmp_path):
+    train = LoopConfig(accumulate=2, gradients=Gradients.ddp)
+    cfg = TrainConfig(data=DataConfig(train=tmp_path), train=train)
+    words = r"train\.accumulate=2 needs train\.gradients=flat, got ddp; set one"
+    with pytest.raises(UsageError, match=words):
+        check_config(cfg)
 
 
 def test_no_micro_batches_are_refused():
