@@ -7,7 +7,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # Tests start hundreds of processes: each would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
-.PHONY: help install ffcv demo test full faults curves gpu check docs release clean
+.PHONY: help install ffcv demo test full faults curves gpu network check docs release clean
 
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 CHOSEN := $(filter command environment,$(origin PYTHON))
@@ -54,6 +54,9 @@ GPU_PYTHON = $(if $(CHOSEN),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
 gpu: ## prove and measure on a GPU in 9 minutes, installing nothing (DATA= OUT= BUDGET= ARGS=full)
 	@$(GPU_PYTHON) -m benchmarks.gpu $(if $(DATA),--data='$(DATA)') $(if $(OUT),--out='$(OUT)') \
 		$(if $(BUDGET),--budget=$(BUDGET)) $(ARGS)
+
+network: install ## what devices send each other, over links of a known rate: minutes, as root; else it says why not
+	@$(BIN)/python -m benchmarks.network $(ARGS)
 
 check: install ## lint, formatting, imports, types
 	@$(BIN)/ruff check
