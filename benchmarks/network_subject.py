@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.namespaces import LINK
 from fastmoco.draws.host import draw_keys
 from fastmoco.moco.collectives import average_over_ranks, gather_rows, own_rows
 from fastmoco.moco.key_exchange import key_exchange
 from fastmoco.ranks import Ranks
+from fastmoco.train.overlap import OverlappedGradients
+from fastmoco.train.settings import Gradients
 
 SENT = Path(f"/sys/class/net/{LINK}/statistics/tx_bytes")
 CPU = torch.device("cpu")
@@ -60,10 +60,10 @@ class Layers(nn.Module):
         return x
 
 
-def backward(module: nn.Module) -> None:
+def backward(model: Layers, forward: Callable[[Tensor], Tensor]) -> None:
     """One forward and backward pass."""
-    module.zero_grad(set_to_none=True)
-    module(torch.ones((), requires_grad=True)).backward()
+    model.zero_grad(set_to_none=True)
+    forward(torch.ones((), requires_grad=True)).backward()  # type: ignore[no-untyped-call]
 
 
 def gradient_ways(
@@ -71,11 +71,9 @@ def gradient_ways(
 ) -> dict[str, Callable[[], object]]:
     """Ways of averaging gradients, by name; each call is a backward pass and its averages."""
     plain = Layers(layers)
-    wrapped = {name: _wrapped(layers) for name in ("ddp", "ddp, bf16")}
-    wrapped["ddp, bf16"].register_comm_hook(None, bf16_compress_hook)
 
     def flat(dtype: torch.dtype) -> None:
-        backward(plain)
+        backward(plain, plain)
         gradients = [weight.grad for weight in plain.parameters() if weight.grad is not None]
         if dtype is torch.float32:
             average_over_ranks(gradients, ranks)
@@ -85,15 +83,18 @@ def gradient_ways(
         torch._foreach_copy_(gradients, short)
 
     return {
-        "backward pass alone": lambda: backward(plain),
+        "backward pass alone": lambda: backward(plain, plain),
         "flat": lambda: flat(torch.float32),
         "flat, bf16": lambda: flat(torch.bfloat16),
-        **{name: lambda one=one: backward(one) for name, one in wrapped.items()},  # type: ignore[misc]
+        "ddp": _overlapped(layers, Gradients.ddp),
+        "ddp, bf16": _overlapped(layers, Gradients.ddp_bf16),
     }
 
 
-def _wrapped(layers: Sequence[tuple[int, float]]) -> DistributedDataParallel:
-    return DistributedDataParallel(Layers(layers), gradient_as_bucket_view=True)
+def _overlapped(layers: Sequence[tuple[int, float]], gradients: Gradients) -> Callable[[], object]:
+    model = Layers(layers)
+    forward = OverlappedGradients(list(model.parameters()), gradients).around(model)
+    return lambda: backward(model, forward)
 
 
 def crop_ways(images: int, size: int, ranks: Ranks) -> dict[str, Callable[[], object]]:

@@ -6,14 +6,13 @@ step is cut into a graph for each bucket, and casts its weights layer by layer (
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from fastmoco.moco.mechanism import ContrastiveModel
 from fastmoco.train.settings import Gradients
 
 BUCKET_MEGABYTES: int | None = None
@@ -26,9 +25,9 @@ class _Forward(nn.Module):
     It holds what is averaged and nothing else, such as the buffers of batch norm.
     """
 
-    def __init__(self, model: ContrastiveModel) -> None:
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(model.learnable())
+        self.weights = nn.ParameterList(weights)
         self.function: Callable[..., Any] | None = None
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
@@ -37,16 +36,16 @@ class _Forward(nn.Module):
 
 
 class OverlappedGradients:
-    """Averages a model's gradients over all ranks while a backward pass makes them."""
+    """Averages gradients over all ranks while a backward pass makes them."""
 
-    def __init__(self, model: ContrastiveModel, gradients: Gradients) -> None:
-        """Set hooks at the model's weights, for as long as this lives; on all ranks.
+    def __init__(self, weights: Sequence[nn.Parameter], gradients: Gradients) -> None:
+        """Set hooks at the weights, for as long as this lives; on all ranks.
 
         Args:
-            model: Model on its device, equal on all ranks.
+            weights: What is trained, on its device, equal on all ranks.
             gradients: Not ``flat``.
         """
-        self._forward = _Forward(model)
+        self._forward = _Forward(weights)
         # Otherwise the messages of a process's first step differ from those that follow, and so do
         # the rounded sums of three ranks: a resumed run would not end with the same bits.
         warnings.filterwarnings("ignore", ".*find_unused_parameters=True was specified")

@@ -90,7 +90,7 @@ class TrainStep:
         # process (in a sweep) would get the first one's graph.
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         overlaps = model.ranks.several and gradients is not Gradients.flat
-        self._overlapped = OverlappedGradients(model, gradients) if overlaps else None
+        self._overlapped = OverlappedGradients(model.learnable(), gradients) if overlaps else None
         self.casts_once = compiled and precision is not Precision.float32 and not overlaps
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.agreement: Agreement | None = None  # with the other ranks of a run
