@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.backends.registry import lookup_backend
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import RestartAnalysis, TorchDynamoException
 from torch._functorch import config as autograd_config
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -128,6 +128,8 @@ class Compiler:
         try:
             with autograd_config.patch(force_non_lazy_backward_lowering=True):
                 compiled = lookup_backend("inductor")(graph, inputs)
+        except RestartAnalysis:  # torch traces the function again, on all ranks alike
+            raise
         except Exception as error:
             failure = reason_of(error)
         self._failure = _first(self._exchanged(failure))

@@ -5,7 +5,6 @@ step is cut into a graph for each bucket, and casts its weights layer by layer (
 `weight_casts`, one call for all, would come at the end). The twin is `TrainStep`'s flat average.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,8 +46,8 @@ class OverlappedGradients:
         """
         self._forward = _Forward(weights)
         # Otherwise the messages of a process's first step differ from those that follow, and so do
-        # the rounded sums of three ranks: a resumed run would not end with the same bits.
-        warnings.filterwarnings("ignore", ".*find_unused_parameters=True was specified")
+        # the rounded sums of three ranks: a resumed run would not end with the same bits. Torch
+        # says once that it found no unused parameters.
         self._wrapped = DistributedDataParallel(
             self._forward,
             gradient_as_bucket_view=True,

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._dynamo.exc import RestartAnalysis
 from torch.distributed import HashStore, PrefixStore
 
 from fastmoco import kept_checks
@@ -189,6 +190,21 @@ def test_a_rank_learns_that_dynamo_failed_on_another_one(monkeypatch):
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(one_rank, range(2))) == ["on rank 1: no such bytecode"] * 2
+
+
+def test_a_trace_that_torch_begins_again_is_no_failure(monkeypatch):
+    """All ranks begin again alike, so nothing is exchanged: there is no store here."""
+
+    def lookup(_):
+        def compile(*_):
+            raise RestartAnalysis(restart_reason="a float became a constant")
+
+        return compile
+
+    monkeypatch.setattr(compilation, "lookup_backend", lookup)
+    compiler = compilation.Compiler(Ranks(0, 2))
+    with pytest.raises(RestartAnalysis):
+        compiler._backend("first", [])
 
 
 def test_the_probe_is_agreed_on_by_all_ranks(monkeypatch):
