@@ -13,7 +13,7 @@ from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.distributed import resolve_rank_device
 from fastmoco.runs.wandb_run import check_wandb
 from fastmoco.train.acceleration import resolve_cuda_graph
-from fastmoco.train.settings import Gradients, Tracker, TrainConfig, check_given
+from fastmoco.train.settings import Compile, Gradients, Tracker, TrainConfig, check_given
 
 
 def check_config(cfg: TrainConfig, ranks: Ranks = ALONE) -> torch.device:
@@ -76,6 +76,11 @@ def _check_groups(cfg: TrainConfig, ranks: Ranks) -> None:
         raise UsageError(
             f"train.accumulate={accumulate} is for moco.mechanism=moco, whose negatives are in a "
             f"queue, not for {cfg.moco.mechanism}; set train.accumulate=1"
+        )
+    if cfg.train.compile is Compile.always and cfg.train.gradients is not Gradients.flat:
+        raise UsageError(
+            f"train.compile=always needs train.gradients=flat, got {cfg.train.gradients}; "
+            "set train.compile=auto"
         )
     if accumulate > 1 and cfg.train.gradients is not Gradients.flat:
         raise UsageError(

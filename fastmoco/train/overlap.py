@@ -1,8 +1,8 @@
 """Gradients averaged by PyTorch's DistributedDataParallel, in buckets, during the backward pass.
 
-Trade-off: the network works while the device computes, so a slow one costs less; but a compiled
-step is cut into a graph for each bucket, and casts its weights layer by layer (the gradients of
-`weight_casts`, one call for all, would come at the end). The twin is `TrainStep`'s flat average.
+Trade-off: the network works while the device computes, so a slow one costs less; but the step is
+eager. A compiled backward pass gives all gradients at its end, unless it is cut into a graph for
+each bucket, which was not tried here. The twin is `TrainStep`'s flat average.
 """
 
 from collections.abc import Callable, Sequence

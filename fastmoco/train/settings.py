@@ -68,7 +68,7 @@ class Gradients(StrEnum):
     flat = "flat"
     """In one message after the backward pass."""
     ddp = "ddp"
-    """In several messages during it, by DistributedDataParallel: for slow networks."""
+    """In several messages during it, by DistributedDataParallel: for slow networks; eager."""
     ddp_bf16 = "ddp_bf16"
     """Like ddp, rounded to bfloat16: half the bytes."""
 

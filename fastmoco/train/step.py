@@ -91,7 +91,7 @@ class TrainStep:
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         overlaps = model.ranks.several and gradients is not Gradients.flat
         self._overlapped = OverlappedGradients(model.learnable(), gradients) if overlaps else None
-        self.casts_once = compiled and precision is not Precision.float32 and not overlaps
+        self.casts_once = compiled and precision is not Precision.float32
         self.view_dtype = next(model.query_encoder.parameters()).dtype
         self.agreement: Agreement | None = None  # with the other ranks of a run
         self.scaler = LossScaler(mean.device, enabled=precision is Precision.fp16)

@@ -35,7 +35,7 @@ from fastmoco.train.compilation import resolve_compile
 from fastmoco.train.key_orders import KeyOrders
 from fastmoco.train.metrics import MetricsSum
 from fastmoco.train.normalization import normalization
-from fastmoco.train.settings import Compile, CudaGraph, TrainConfig
+from fastmoco.train.settings import Compile, CudaGraph, Gradients, TrainConfig
 from fastmoco.train.step import TrainStep
 from fastmoco.weights.start import StartWeights
 
@@ -88,7 +88,9 @@ class Trainer:
         self.origins: list[dict[str, Any]] = []
         self.steps_per_epoch = self.plan(epoch=0).num_batches
         graphed, self.graph = resolve_cuda_graph(cfg, device, ranks)
-        compiling, self.compiled = resolve_compile(cfg.train.compile, device, ranks)
+        compiling, self.compiled = False, f"eager (train.gradients={cfg.train.gradients})"
+        if not ranks.several or cfg.train.gradients is Gradients.flat:
+            compiling, self.compiled = resolve_compile(cfg.train.compile, device, ranks)
         self.step = self._build_step(compiling)
         self._key_orders = KeyOrders(self.plan(epoch=0), ranks, device)
         self.metrics = MetricsSum(device)

@@ -11,7 +11,7 @@ from fastmoco.moco.settings import BatchNorm, Mechanism, MocoConfig, Precision, 
 from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.ranks import Ranks
 from fastmoco.train.checks import check_config
-from fastmoco.train.settings import Gradients, LoopConfig, TrainConfig
+from fastmoco.train.settings import Compile, Gradients, LoopConfig, TrainConfig
 from tests.equivalence.test_moco_brute_force import smooth
 from tests.steps import TINY_RUN, make_batch, make_step, make_trainer, tensors_of
 
@@ -167,6 +167,13 @@ def test_micro_batches_have_their_gradients_averaged_once(tmp_path):
     cfg = TrainConfig(data=DataConfig(train=tmp_path), train=train)
     words = r"train\.accumulate=2 needs train\.gradients=flat, got ddp; set one"
     with pytest.raises(UsageError, match=words):
+        check_config(cfg)
+
+
+def test_overlapped_gradients_need_an_eager_step(tmp_path):
+    train = LoopConfig(compile=Compile.always, gradients=Gradients.ddp_bf16)
+    cfg = TrainConfig(data=DataConfig(train=tmp_path), train=train)
+    with pytest.raises(UsageError, match=r"train\.compile=always needs train\.gradients=flat, got"):
         check_config(cfg)
 
 

@@ -128,8 +128,7 @@ def train_model(
 
     Keys are exchanged by `GatheredKeys` where `twin` is set.
     """
-    # Several messages; a compiled step takes torch's sizes only, which are one message here.
-    overlap.BUCKET_MEGABYTES = None if compiled else 0.1
+    overlap.BUCKET_MEGABYTES = 0.1  # several messages
     step = TrainStep(
         model,
         build_optimizer(model.query_encoder.parameters(), SETTINGS),
@@ -183,9 +182,9 @@ RUNS = {
     ),
 }
 COMPILED = {
-    name: (model, {"compiled": True, **options})
-    for name, (model, options) in RUNS.items()
-    if name in ("synchronized", "a group each", "a group each, ddp")
+    name: (model, {"compiled": True})
+    for name, (model, _) in RUNS.items()
+    if name in ("synchronized", "a group each")
 }
 
 
