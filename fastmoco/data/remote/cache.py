@@ -30,6 +30,8 @@ LIMIT_VARIABLE = "FASTMOCO_DATA_CACHE_GB"
 DEFAULT_LIMIT_GB = 200.0
 RECORD = "set.json"
 LOCK = ".lock"
+DIGITS = 12
+"""Hex digits at the end of the name of a set's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class DataCache:
         """The place of a set; nothing is made."""
         first = objects[0].address
         state = "\n".join(f"{known.address} {known.version}" for known in objects)
-        digest = hashlib.sha256(state.encode()).hexdigest()[:12]
+        digest = hashlib.sha256(state.encode()).hexdigest()[:DIGITS]
         host = re.sub(r"[^\w.-]", "-", first.parts[1])
         return CachedSet(self.folder / f"{host}-{digest}", tuple(objects))
 
@@ -169,8 +171,11 @@ class DataCache:
             )
 
     def _sets(self) -> Iterator[CachedSet]:
-        """All sets of which there is anything; one with a damaged record has no objects."""
-        for record in sorted(self.folder.glob(f"*/{RECORD}")):
+        """All sets of which there is anything; one with a damaged record has no objects.
+
+        Other folders are not ours: a user may name a cache folder that has some.
+        """
+        for record in sorted(self.folder.glob(f"*-{'[0-9a-f]' * DIGITS}/{RECORD}")):
             with suppress(OSError):  # another process has removed it
                 yield _read_record(record)
 
