@@ -412,6 +412,17 @@ def test_an_open_set_is_never_removed(
     assert [path.name for path in kept(cache)] == ["other.beton"]
 
 
+def test_an_open_set_with_a_damaged_record_is_never_removed(
+    one: Served, files: Path, cache: Path
+) -> None:
+    one.objects |= served_files(files / "other.beton")
+    with open_dataset(f"{one.address}one.beton"):
+        (record,) = kept(cache, "set.json")
+        record.write_bytes(bytes(10))
+        with open_dataset(f"{one.address}other.beton"):
+            assert [path.name for path in kept(cache)].count("one.beton") == 1
+
+
 def test_a_folder_of_somebody_else_is_left_alone(one: Served, cache: Path) -> None:
     theirs = cache / "paintings"
     theirs.mkdir(parents=True)

@@ -251,7 +251,8 @@ def _remove_unused(known: CachedSet) -> bool:
     """Remove a set unless a process uses it; whether it was removed."""
     with ExitStack() as held:
         try:
-            for path in (known.folder, *(path for path in known.paths if path.exists())):
+            held.enter_context(_held(known.folder))
+            for path in known.folder.glob("*.beton"):  # also where the record is damaged
                 held.enter_context(_held(path))
         except BlockingIOError:
             return False
