@@ -1,9 +1,11 @@
 """Dataset files elsewhere: what is fetched, kept and said, whatever server and disk do."""
 
 import errno
+import fcntl
 import os
 import pickle
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -430,6 +432,28 @@ def test_a_folder_of_somebody_else_is_left_alone(one: Served, cache: Path) -> No
         (theirs / name).write_text("{}")
     open_dataset(f"{one.address}one.beton").close()
     assert {path.name for path in theirs.iterdir()} == {"set.json", "picture.png"}
+
+
+def test_an_open_set_is_never_removed_on_a_network_file_system(
+    one: Served, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS gives an exclusive lock on a file only to who may write to it (man 2 flock)."""
+    one.objects |= served_files(files / "other.beton")
+    monkeypatch.setenv(LIMIT_VARIABLE, str(6e-3))
+    real = fcntl.flock
+
+    def flock(descriptor: int, kind: int) -> None:
+        may_write = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if kind & fcntl.LOCK_EX and is_file and not may_write:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with open_dataset(f"{one.address}one.beton") as found:
+        with pytest.raises(RemoteError, match=r"the cache is full, by sets that other processes"):
+            open_dataset(f"{one.address}other.beton")
+        assert_same(found, files / "one.beton")
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "inf", "nan", "much"])

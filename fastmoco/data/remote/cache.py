@@ -239,7 +239,9 @@ def _held(path: Path, *, shared: bool = False) -> Iterator[None]:
     Raises:
         BlockingIOError: If another process holds it.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # NFS gives an exclusive lock on a file only to who may write to it.
+    mode = os.O_RDONLY if shared or path.is_dir() else os.O_RDWR
+    descriptor = os.open(path, mode | os.O_CLOEXEC)
     try:
         lock_descriptor(descriptor, path, wait=False, shared=shared)
         yield
@@ -254,7 +256,7 @@ def _remove_unused(known: CachedSet) -> bool:
             held.enter_context(_held(known.folder))
             for path in known.folder.glob("*.beton"):  # also where the record is damaged
                 held.enter_context(_held(path))
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # in use, or another user's
             return False
         shutil.rmtree(known.folder)
     return True
