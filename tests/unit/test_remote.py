@@ -434,6 +434,34 @@ def test_a_folder_of_somebody_else_is_left_alone(one: Served, cache: Path) -> No
     assert {path.name for path in theirs.iterdir()} == {"set.json", "picture.png"}
 
 
+def test_a_set_is_counted_until_its_last_file_is_removed(
+    one: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill in between would leave files of which no later command knew."""
+    one.objects |= served_files(files / "other.beton")
+    open_dataset(f"{one.address}one.beton").close()
+    (record,) = kept(cache, "set.json")
+    for number in range(20):
+        (record.parent / f"{number}.beton.partial").touch()
+    text = record.read_text()
+    record.unlink()
+    record.write_text(text)  # the newest file: some file systems list it first
+    removed, real = [], os.unlink
+
+    def noting(path: Any, **options: Any) -> None:
+        removed.append(os.path.basename(path))
+        real(path, **options)
+
+    monkeypatch.setenv(LIMIT_VARIABLE, str(6e-3))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", noting)
+        open_dataset(f"{one.address}other.beton").close()
+    gone = [name for name in removed if name in {"set.json", "one.beton"}]
+    assert gone == ["one.beton", "set.json"]
+    assert removed.index("set.json") > removed.index("19.beton.partial")
+    assert not record.parent.exists()
+
+
 def test_an_open_set_is_never_removed_on_a_network_file_system(
     one: Served, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

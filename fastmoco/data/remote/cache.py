@@ -250,7 +250,10 @@ def _held(path: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def _remove_unused(known: CachedSet) -> bool:
-    """Remove a set unless a process uses it; whether it was removed."""
+    """Remove a set unless a process uses it; whether it was removed.
+
+    Its record goes last: what a kill leaves is a set that later commands know, and remove.
+    """
     with ExitStack() as held:
         try:
             held.enter_context(_held(known.folder))
@@ -258,6 +261,9 @@ def _remove_unused(known: CachedSet) -> bool:
                 held.enter_context(_held(path))
         except (BlockingIOError, PermissionError):  # in use, or another user's
             return False
+        for path in known.folder.iterdir():
+            if path.name != RECORD:
+                path.unlink()
         shutil.rmtree(known.folder)
     return True
 
