@@ -484,6 +484,16 @@ def test_an_open_set_is_never_removed_on_a_network_file_system(
         assert_same(found, files / "one.beton")
 
 
+def test_a_file_that_another_process_completes_meanwhile(
+    one: Served, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its beginning was there when room was made, and is renamed before its length is read."""
+    real = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda self: self.suffix == ".partial" or real(self))
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "inf", "nan", "much"])
 def test_a_wrong_limit_is_refused(one: Served, given: str, monkeypatch: Any) -> None:
     monkeypatch.setenv(LIMIT_VARIABLE, given)

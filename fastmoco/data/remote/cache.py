@@ -143,7 +143,7 @@ class DataCache:
         for damaged in (one for one in sets if not one.objects):
             _remove_unused(damaged)
         others = sorted((one for one in sets if one.objects), key=_last_use)
-        here = sum(wanted.partial(one).stat().st_size for one in _begun(wanted))
+        here = sum(_length(wanted.partial(one)) for one in wanted.missing)
         lacking = sum(one.num_bytes or 0 for one in wanted.missing) - here
         too_many = wanted.num_bytes + sum(one.num_bytes for one in others) - self.limit_bytes
         if wanted.num_bytes > self.limit_bytes:
@@ -191,8 +191,12 @@ def _is_set_of(address: Address, found: Sequence[Address]) -> bool:
     return all(one.parent == address.parent and one.match(address.name) for one in found)
 
 
-def _begun(wanted: CachedSet) -> list[RemoteObject]:
-    return [one for one in wanted.missing if wanted.partial(one).exists()]
+def _length(partial: Path) -> int:
+    """Length of the beginning of a file; 0 without one: another process may have completed it."""
+    try:
+        return partial.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _last_use(known: CachedSet) -> float:
