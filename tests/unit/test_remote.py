@@ -494,6 +494,32 @@ def test_a_file_that_another_process_completes_meanwhile(
         assert_same(found, files / "one.beton")
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_set_that_is_removed_while_the_server_is_asked(
+    one: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """By another process that needs room; asking may take half a minute."""
+    open_dataset(f"{one.address}one.beton").close()
+    one.objects["one.beton"] = (files / "other.beton").read_bytes()
+    real = storage.Storage.look
+
+    def look(self: Any, address: Any) -> Any:
+        for record in kept(cache, "set.json"):
+            shutil.rmtree(record.parent)
+        if not answers:
+            raise UnreachableError.of(address, "no answer")
+        monkeypatch.setattr(storage.Storage, "look", real)
+        return real(self, address)
+
+    monkeypatch.setattr(storage.Storage, "look", look)
+    if answers:
+        with open_dataset(f"{one.address}one.beton") as found:
+            assert_same(found, files / "other.beton")
+        return
+    with pytest.raises(UnreachableError, match=r"one\.beton: cannot be read \(no answer\)"):
+        open_dataset(f"{one.address}one.beton")
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "inf", "nan", "much"])
 def test_a_wrong_limit_is_refused(one: Served, given: str, monkeypatch: Any) -> None:
     monkeypatch.setenv(LIMIT_VARIABLE, given)

@@ -78,7 +78,7 @@ def _wanted(storage: Storage, cache: DataCache, address: Address) -> CachedSet:
         with waiting(f"asking for {address}"):
             wanted = cache.set_of(_present(storage, address, attempts))
     except UnreachableError as error:
-        if former is None:
+        if former is None or former.missing:  # another process may have removed it meanwhile
             raise
         warnings.warn(
             f"{address}: no answer, so the files fetched {_age(former)} are used without asking "
@@ -86,7 +86,7 @@ def _wanted(storage: Storage, cache: DataCache, address: Address) -> CachedSet:
             stacklevel=3,
         )
         return former
-    if former and wanted.missing and former.folder != wanted.folder:
+    if former and wanted.missing and former.folder != wanted.folder and not former.missing:
         warnings.warn(
             f"{address}: changed since it was fetched {_age(former)}; it is fetched again, and "
             f"what it was stays in {former.folder} while there is room",
