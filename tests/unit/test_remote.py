@@ -260,6 +260,15 @@ def test_passwords_come_from_netrc(
         assert_same(found, files / "one.beton")
 
 
+def test_a_listing_that_is_denied_is_no_empty_one(
+    shards: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards.has_password = shards.has_listing = True
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(DeniedError, match=r"access denied; .*netrc; .*train-\*-of-00008\.beton"):
+        open_dataset(f"{shards.address}train-*.beton")
+
+
 @pytest.mark.parametrize(
     "address",
     [

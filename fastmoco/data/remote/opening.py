@@ -13,6 +13,7 @@ from fastmoco.data.progress import show_progress
 from fastmoco.data.remote.cache import CachedSet, DataCache
 from fastmoco.data.remote.fetch import Advance, fetch, patiently
 from fastmoco.data.remote.storage import (
+    DeniedError,
     RemoteError,
     RemoteObject,
     Storage,
@@ -112,13 +113,20 @@ def _addresses(storage: Storage, address: Address, attempts: int) -> list[Addres
 
     Raises:
         UsageError: If a pattern needs a listing, and there is none.
+        DeniedError: If a pattern needs a listing, and may not read it.
         ValueError: If shards are missing.
     """
     if "*" not in address.name:
         return [address]
     names = counted_shards(address)
     if not names:
-        names = patiently(lambda: storage.matching(address), attempts)
+        try:
+            names = patiently(lambda: storage.matching(address), attempts)
+        except DeniedError as error:
+            raise DeniedError(
+                f"{error}; if only their list is denied, say how many files there are, as in "
+                "train-*-of-00008.beton, which needs none"
+            ) from error
         if not names:
             raise UsageError(
                 f"{address}: {address.parent} lists no such files; if they are there, say how many "

@@ -127,13 +127,14 @@ class Storage:
         """Names of the objects beside a pattern that match it, sorted; [] without a listing.
 
         Raises:
+            DeniedError: If they may not be listed.
             UnreachableError: If the server does not answer.
         """
         folder = str(pattern.parent)
         try:
             with self._explained(pattern.parent):
                 found = self._files.ls(folder if self.scheme == "s3" else f"{folder}/", False)
-        except (FileNotFoundError, DeniedError):
+        except FileNotFoundError:
             return []
         names = {unquote(name.rstrip("/").rpartition("/")[2]) for name in found}
         return sorted(name for name in names if fnmatchcase(name, pattern.name))
