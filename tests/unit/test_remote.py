@@ -434,6 +434,18 @@ def test_an_open_set_with_a_damaged_record_is_never_removed(
             assert [path.name for path in kept(cache)].count("one.beton") == 1
 
 
+def test_a_damaged_record_is_written_again(one: Served, files: Path, cache: Path) -> None:
+    open_dataset(f"{one.address}one.beton").close()
+    (record,) = kept(cache, "set.json")
+    record.write_bytes(bytes(10))
+    open_dataset(f"{one.address}one.beton").close()
+    one.status = 500
+    with pytest.warns(UserWarning, match="no answer, so the files fetched on .* are used"):
+        found = open_dataset(f"{one.address}one.beton")
+    with found:
+        assert_same(found, files / "one.beton")
+
+
 def test_a_folder_of_somebody_else_is_left_alone(one: Served, cache: Path) -> None:
     theirs = cache / "paintings"
     theirs.mkdir(parents=True)

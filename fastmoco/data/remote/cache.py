@@ -207,9 +207,9 @@ def _last_use(known: CachedSet) -> float:
 
 
 def _write_record(wanted: CachedSet) -> None:
-    """Write or touch the record: its time is that of the last use."""
+    """Write the record, or touch a sound one: its time is that of the last use."""
     record = wanted.folder / RECORD
-    if record.exists():
+    if record.exists() and _read_record(record).objects:
         os.utime(record)
         return
     objects = [
