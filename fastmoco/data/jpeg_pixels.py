@@ -249,13 +249,15 @@ def decode_plain(blob: UINT8, size: int, room: Room, pixels: UINT8) -> bool:
 
     Args:
         blob: The JPEG.
-        size: Its bytes, at most those of the room.
+        size: Its bytes. More than the room's are refused: compiled loops check no index.
         room: Overwritten.
-        pixels: ``(H, W, 3)`` RGB, of the size that the JPEG must have, each side at most
-            `MAX_SIDE`; overwritten, in part even where the result is False.
+        pixels: ``(H, W, 3)`` RGB, of the size that the JPEG must have; a side of more than
+            `MAX_SIDE` is refused. Overwritten, in part even where the result is False.
     """
     tables, codes, words, planes, block, turned, rows, colors = room
     height, width, _ = pixels.shape
+    if size > min(len(blob), len(codes)) or max(height, width) > MAX_SIDE:
+        return False
     start = read_header(blob, size, height, width, tables)
     if start == 0:
         return False

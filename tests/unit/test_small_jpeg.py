@@ -99,6 +99,15 @@ def test_another_shape_is_left(decode: Decode) -> None:
     assert decode(saved(), (32, 31)) is None
 
 
+def test_what_exceeds_the_room_is_left(decode: Decode) -> None:
+    wide = simplejpeg.encode_jpeg(pictures((8, MAX_SIDE + 8))[1], 90, "RGB", "Gray")
+    assert decode(wide, (8, MAX_SIDE + 8)) is None
+    blob, pixels = np.frombuffer(bytearray(saved()), np.uint8), np.zeros((32, 32, 3), np.uint8)
+    assert decode_plain(blob, len(blob), make_room(len(blob)), pixels)
+    assert not decode_plain(blob, len(blob), make_room(len(blob) - 8), pixels)
+    assert not decode_plain(blob[:-1], len(blob), make_room(len(blob)), pixels)
+
+
 def test_damaged_bytes_are_never_taken_for_another_picture(decode: Decode) -> None:
     """What is accepted, libjpeg-turbo decodes without a warning, to the same pixels."""
     rng = np.random.default_rng(0)
