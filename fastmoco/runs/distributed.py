@@ -19,8 +19,9 @@ from fastmoco.moco.collectives import naming_a_lost_rank
 from fastmoco.ranks import Ranks, local_ranks
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others. Only a process that hangs runs into it: one that ends is
-noticed at once. It must be longer than the work of rank 0 alone: kNN monitor and checkpoint."""
+"""How long a rank waits for the others. Gloo notices at once that a process has ended, and
+`train.heartbeat` that one hangs or failed. It must be longer than the work of rank 0 alone: kNN
+monitor and checkpoint."""
 
 
 def resolve_rank_device(name: str, ranks: Ranks) -> torch.device:

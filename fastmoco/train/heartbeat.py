@@ -22,6 +22,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from fastmoco.errors import Interrupted
 from fastmoco.ranks import Ranks
 from fastmoco.runs.distributed import own_store
 from fastmoco.train.data_wait import write_stacks
@@ -213,6 +214,7 @@ def watched(
         return
     store = own_store("heartbeats", timedelta(seconds=HANG_SECONDS / 2))
     watch, stopping = Watch(activity, ranks, store), threading.Event()
+    failed = False
 
     def work() -> None:
         while not stopping.wait(BEAT_SECONDS):
@@ -226,12 +228,18 @@ def watched(
                 return
             if doing := watch.still_doing():
                 _say(doing)
-        watch.leave()
+        if not failed:
+            watch.leave()
 
     thread = threading.Thread(target=work, name="fastmoco-heartbeat", daemon=True)
     thread.start()
     try:
         yield
+    except Interrupted:
+        raise
+    except BaseException:
+        failed = True  # others may wait for this rank on their devices: they end after the limit
+        raise
     finally:
         stopping.set()
         thread.join(2 * BEAT_SECONDS)

@@ -58,6 +58,6 @@ class OverlappedGradients:
             self._wrapped.register_comm_hook(None, bf16_compress_hook)
 
     def around(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the forward pass whose backward pass is averaged; it replaces an earlier one."""
+        """Wrap the forward pass whose backward pass is averaged; once."""
         self._forward.function = forward
         return self._wrapped

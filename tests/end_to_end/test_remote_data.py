@@ -186,3 +186,6 @@ def test_missing_and_wrong_credentials_are_one_line(
         monkeypatch.delenv(name)
     with pytest.raises(DeniedError, match="none were found: set AWS_ACCESS_KEY_ID and AWS_SECRET"):
         open_dataset("s3://sets/a/test.beton")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(UsageError, match=r"credentials cannot be read: .*nobody.*; correct AWS"):
+        open_dataset("s3://sets/a/test.beton")

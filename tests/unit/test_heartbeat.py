@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from fastmoco.errors import Interrupted
 from fastmoco.ranks import Ranks
 from fastmoco.train import heartbeat
 from fastmoco.train.heartbeat import Activity, Phase, Watch
@@ -113,6 +114,22 @@ def test_a_rank_that_has_left_is_not_missed(pair):
     watches[1].leave()
     activities[0].reach(7, Phase.saving)
     assert set(beat(watches[:1], 3 * BEATS)) == {""}
+
+
+@pytest.mark.parametrize(
+    ("error", "has_left"), [(Interrupted(15, "stopped"), True), (ValueError("damaged"), False)]
+)
+def test_a_rank_that_fails_is_missed_by_the_others(monkeypatch, tmp_path, error, has_left):
+    store = DictStore()
+    monkeypatch.setattr(heartbeat, "own_store", lambda *_: store)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
+    with (
+        pytest.raises(type(error)),
+        heartbeat.watched(Activity(6), Ranks(1, 2), tmp_path / "stacks"),
+    ):
+        raise error
+    last = store.values.get("1", b"").decode()
+    assert (f" {heartbeat.AT_END.step} " in last) == has_left
 
 
 def test_a_store_that_does_not_answer_is_a_hang(pair):

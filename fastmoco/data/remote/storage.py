@@ -97,9 +97,15 @@ class Storage:
 
     def _of_s3(self) -> Any:
         import s3fs
+        from botocore.exceptions import BotoCoreError
         from botocore.session import get_session
 
-        self.is_public = get_session().get_credentials() is None
+        try:
+            self.is_public = get_session().get_credentials() is None
+        except BotoCoreError as error:  # an unknown profile, a broken file
+            raise UsageError(
+                f"S3's credentials cannot be read: {error}; correct AWS_PROFILE or ~/.aws"
+            ) from error
         limits = {"connect_timeout": TIMEOUT_SECONDS, "read_timeout": TIMEOUT_SECONDS}
         return s3fs.S3FileSystem(
             anon=self.is_public,
