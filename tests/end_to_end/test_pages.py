@@ -122,8 +122,8 @@ def test_every_command_of_the_pages_is_understood(monkeypatch, capsys):
                 continue
             given = [re.sub("^runs/.*", "runs/first", word) for word in filled(words)]
             given += ["--cfg", "job"] if words[0] == "train" else []
-            said = capsys.readouterr().err if main(given) else ""
-            if said and not re.search("no such|needs s3fs; install it", said, re.IGNORECASE):
+            code, said = main(given), capsys.readouterr().err
+            if code and not re.search("no such|needs s3fs; install it", said, re.IGNORECASE):
                 wrong.append(f"{one.id}: {shlex.join(words)}: {said}")
     assert not wrong, "\n".join(wrong)
     assert len(parsed) > 30
