@@ -40,7 +40,7 @@ class UnreachableError(RemoteError):
         """The error for an address."""
         error = cls(
             f"{address}: cannot be read ({reason}); check the connection and give the same command "
-            "again, which goes on where it stopped"
+            "again, which continues where it stopped"
         )
         error.reason = reason
         return error
