@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import resource
 import shutil
 import stat
 import warnings
@@ -125,6 +126,14 @@ def lock_descriptor(descriptor: int, path: Path, *, wait: bool, shared: bool = F
             "make sure that no other process writes to this folder",
             stacklevel=2,
         )
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process have so many files open, as far as the system's hard limit allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 
 def regular_file(path: Path) -> Path:

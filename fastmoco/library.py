@@ -16,7 +16,7 @@ from fastmoco.errors import UsageError, nearest_name
 from fastmoco.option_names import as_option
 from fastmoco.pipelines.augment import augment_views
 from fastmoco.pipelines.build import AUTO, build_loader
-from fastmoco.pipelines.contract import EpochPlan, LoaderSpec
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, streamed_shards
 from fastmoco.pipelines.policies import POLICIES, Policy
 from fastmoco.ranks import environment_ranks
 from fastmoco.train import pretrain as training
@@ -80,7 +80,13 @@ def views(
         policy = POLICIES[policy]
     place = device if isinstance(device, torch.device) else resolve_device(device)
     with open_dataset(data) as dataset:
-        plan = EpochPlan(seed=seed, epoch=0, num_samples=len(dataset), global_batch_size=batch_size)
+        plan = EpochPlan(
+            seed=seed,
+            epoch=0,
+            num_samples=len(dataset),
+            global_batch_size=batch_size,
+            shard_ends=streamed_shards(dataset, batch_size),
+        )
         spec = LoaderSpec(view_size=size, policy=policy, num_threads=num_threads)
         mean, std = (torch.tensor(values, device=place) for values in channel_statistics(dataset))
         batches = build_loader(

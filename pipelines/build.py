@@ -6,6 +6,7 @@ import sys
 import torch
 
 from fastmoco.data.dataset import Dataset
+from fastmoco.data.remote.streamed import StreamedSet
 from fastmoco.errors import UsageError
 from fastmoco.pipelines import choose
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, ViewLoader
@@ -35,6 +36,7 @@ def build_loader(
     stop_epoch: int,
     device: torch.device,
     name: str = AUTO,
+    reads_ahead: bool = True,
 ) -> ViewLoader:
     """Build a loader from the plan's epoch and start batch to the end of ``stop_epoch - 1``.
 
@@ -45,9 +47,11 @@ def build_loader(
         stop_epoch: The first epoch that is not loaded.
         device: Device of the batches.
         name: ``auto`` or a key of `LOADERS`.
+        reads_ahead: Whether shards elsewhere are brought ahead for this loader, and no other one.
 
     Raises:
         UsageError: If the name is unknown.
+        RemoteError: If the cache's limit is too low for the shards of a batch.
         ValueError: If the plan has more samples than the dataset, or the loader cannot read it.
     """
     if name == AUTO:
@@ -61,6 +65,8 @@ def build_loader(
         module = importlib.import_module(LOADERS[name])
     except (ImportError, OSError, AttributeError) as error:  # a library is missing, or differs
         raise UsageError(f"pipeline.name={name} cannot be loaded ({error}); {ADVICE}") from error
+    if reads_ahead and isinstance(dataset, StreamedSet) and name != "resident":  # it reads once
+        dataset.plan((one.remaining() for one in plan.epochs(stop_epoch)), plan.max_count)
     loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
     return loader
 

@@ -11,11 +11,24 @@ from typing import Protocol, Self
 import numpy as np
 from torch import Tensor
 
-from fastmoco.draws.host import epoch_order
+from fastmoco.data.dataset import Dataset
+from fastmoco.data.remote.streamed import StreamedSet
+from fastmoco.draws.host import NUM_STREAMS, epoch_order, streamed_order
 from fastmoco.draws.streams import INT64
 from fastmoco.errors import UsageError
 from fastmoco.pipelines.policies import Policy
 from fastmoco.pipelines.settings import PipelineConfig
+
+
+def streamed_shards(dataset: Dataset, global_batch_size: int) -> INT64 | None:
+    """End of each shard, ``(S,)``, where training reads shards one after the other; else None.
+
+    So it reads sets elsewhere of `NUM_STREAMS` shards or more, if each stream has an equal part of
+    a batch.
+    """
+    if isinstance(dataset, StreamedSet) and not global_batch_size % NUM_STREAMS:
+        return dataset.shard_ends
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +54,8 @@ class EpochPlan:
     training: bool = True
     sample_ids: INT64 | None = field(default=None, compare=False)
     """``(num_samples,)``: the samples of a dataset that are visited; None: all of them."""
+    shard_ends: INT64 | None = field(default=None, compare=False)
+    """Training: the end of each shard, where shards come one after the other (`streamed_order`)."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot make a batch."""
@@ -55,6 +70,11 @@ class EpochPlan:
             raise UsageError(
                 f"global_batch_size={self.global_batch_size} is larger than the dataset of "
                 f"{count} image{'s' if count > 1 else ''}; {advice}"
+            )
+        if self.shard_ends is not None and self.global_batch_size % NUM_STREAMS:
+            raise UsageError(
+                f"global_batch_size must be a multiple of {NUM_STREAMS} for shards that come one "
+                f"after the other, got {self.global_batch_size}"
             )
         if not 0 <= self.start_batch <= self.num_batches:
             raise ValueError(
@@ -75,7 +95,9 @@ class EpochPlan:
 
     def order(self) -> INT64:
         """Sample ids in the order of visit, ``(num_samples,)`` int64."""
-        if self.training:
+        if self.training and self.shard_ends is not None:
+            order = streamed_order(self.seed, self.epoch, self.shard_ends, self.global_batch_size)
+        elif self.training:
             order = epoch_order(self.seed, self.epoch, self.num_samples)
         else:
             order = np.arange(self.num_samples, dtype=np.int64)

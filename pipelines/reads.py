@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmoco.data.dataset import Dataset
+from fastmoco.data.remote.streamed import StreamedSet
 
 LIMIT_SECONDS = 120.0
 """Longest time that one image may take to be read and decoded."""
@@ -80,10 +81,15 @@ class Reads:
         while not changed.wait_for(can_answer, tick):
             oldest = next(iter(self._current.copy().values()), None)
             now = 0 if oldest is None else int(oldest[1][0])
-            ticks = ticks + 1 if oldest is seen and now == position else 0
+            stands = oldest is seen and now == position and not self._is_fetching()
+            ticks = ticks + 1 if stands else 0
             seen, position = oldest, now
             if ticks * tick >= self._limit_seconds:
                 raise HungReadError(self._describe(oldest and oldest[0][now]))
+
+    def _is_fetching(self) -> bool:
+        """Whether a shard is on its way; a connection has limits of its own."""
+        return isinstance(self._dataset, StreamedSet) and self._dataset.waits
 
     def _describe(self, sample_id: int | None) -> str:
         took = f"{self._limit_seconds:g} s"

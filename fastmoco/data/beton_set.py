@@ -12,6 +12,10 @@ from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import BetonError
 from fastmoco.data.facts import merged_facts
 from fastmoco.data.shards import find_shards, set_fingerprint
+from fastmoco.files import allow_open_files
+
+OTHER_FILES = 512
+"""Files beside the shards that a process may want open."""
 
 
 class BetonSet:
@@ -60,8 +64,10 @@ class BetonSet:
             ValueError: If shards are missing.
             OSError: If no file matches, or one cannot be read.
         """
+        shards = find_shards(pattern)
+        allow_open_files(len(shards) + OTHER_FILES)
         with ExitStack() as opened:
-            files = [opened.enter_context(BetonFile.open(shard)) for shard in find_shards(pattern)]
+            files = [opened.enter_context(BetonFile.open(shard)) for shard in shards]
             dataset = cls(pattern, files)
             opened.pop_all()
         return dataset

@@ -47,7 +47,7 @@ class StoredRows(NamedTuple):
 
 
 def stored_rows(dataset: Dataset) -> StoredRows | None:
-    """Tell where a dataset's images are; None if it has no files or they have no checksums."""
+    """Tell where a dataset's images are; None without files here, or if one has no checksums."""
     if isinstance(dataset, BetonSet):
         files = dataset.files
     elif isinstance(dataset, BetonFile):
@@ -55,7 +55,7 @@ def stored_rows(dataset: Dataset) -> StoredRows | None:
     else:
         return None
     checksums = [file.checksums for file in files if file.checksums is not None]
-    if len(checksums) < len(files):
+    if len(checksums) < len(files) or min(file.descriptor for file in files) < 0:
         return None
     return StoredRows(
         np.array([file.descriptor for file in files], np.int32),

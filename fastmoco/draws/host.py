@@ -12,12 +12,14 @@ INT32 = npt.NDArray[np.int32]
 Bounds = tuple[float, float]
 
 CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop
+NUM_STREAMS = 64
+"""Parts of a set of shards that are read at the same time, whatever the number of ranks."""
 
 # Typed constants: with an int64 operand, Numba would turn uint64 arithmetic into float64.
 _U_GOLDEN, _U_MIX_1, _U_MIX_2 = np.uint64(GOLDEN), np.uint64(MIX_1), np.uint64(MIX_2)
 _U27, _U30, _U31, _U40 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(40)
 _CROP_AREA, _CROP_RATIO = int(Draw.CROP_AREA), int(Draw.CROP_RATIO)
-_CROP_TOP, _CROP_LEFT, _ORDER = int(Draw.CROP_TOP), int(Draw.CROP_LEFT), int(Draw.ORDER)
+_CROP_TOP, _CROP_LEFT = int(Draw.CROP_TOP), int(Draw.CROP_LEFT)
 _KEY_SHUFFLE = np.uint64((int(Draw.SHUFFLE) << 32) | (1 << 16))  # of the key's view
 
 
@@ -48,10 +50,9 @@ def _hash_samples(seed: int, epoch: int, sample_ids: INT64, out: INT64) -> None:
 
 
 @cached_njit()
-def _hash_order(seed: int, epoch: int, out: npt.NDArray[np.uint64]) -> None:
-    for sample_id in range(out.size):
-        key = _draw_key(seed, epoch, sample_id)
-        out[sample_id] = _absorb(key, np.uint64(_ORDER << 32))
+def _hash_order(seed: int, epoch: int, what: int, out: npt.NDArray[np.uint64]) -> None:
+    for number in range(out.size):
+        out[number] = _absorb(_draw_key(seed, epoch, number), np.uint64(what << 32))
 
 
 @cached_njit()
@@ -116,9 +117,46 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> INT64:
     Returns:
         ``(num_samples,)`` int64.
     """
-    hashes = np.empty(num_samples, np.uint64)
-    _hash_order(seed, epoch, hashes)
+    hashes = _order_hashes(seed, epoch, Draw.ORDER, num_samples)
     return np.argsort(hashes, kind="stable").astype(np.int64, copy=False)
+
+
+def _order_hashes(seed: int, epoch: int, what: Draw, count: int) -> npt.NDArray[np.uint64]:
+    hashes = np.empty(count, np.uint64)
+    _hash_order(seed, epoch, int(what), hashes)
+    return hashes
+
+
+def streamed_order(seed: int, epoch: int, shard_ends: INT64, batch_size: int) -> INT64:
+    """Permutation in which an epoch visits the samples of shards that come one after the other.
+
+    The sample ids are cut into `NUM_STREAMS` equal parts, the streams. A stream visits its shards
+    in random order, and the samples of a shard in random order. A batch has equally many samples
+    of each stream, those of a stream side by side, so that ranks, which take equal slices of it,
+    read different shards.
+
+    Args:
+        seed: The run's seed.
+        epoch: The epoch, counted from 0.
+        shard_ends: End of each shard, ``(S,)`` int64: a shard has the ids from the end of the one
+            before to its own.
+        batch_size: Samples in a global batch, a multiple of `NUM_STREAMS`.
+
+    Returns:
+        ``(n,)`` int64; what is left of the streams after the last batch comes at its end.
+    """
+    count, num_shards = int(shard_ends[-1]), len(shard_ends)
+    places = np.empty(num_shards, np.int64)  # of the shards in this epoch
+    hashes = _order_hashes(seed, epoch, Draw.SHARD_ORDER, num_shards)
+    places[np.argsort(hashes, kind="stable")] = np.arange(num_shards)
+    place = np.repeat(places, np.diff(shard_ends, prepend=0))
+    starts = np.arange(NUM_STREAMS + 1, dtype=np.int64) * count // NUM_STREAMS
+    stream = np.repeat(np.arange(NUM_STREAMS), np.diff(starts))
+    order = np.lexsort((_order_hashes(seed, epoch, Draw.ORDER, count), place, stream))
+    each, batches = batch_size // NUM_STREAMS, count // batch_size
+    rows = starts[:-1, None] + np.arange(batches * each)  # (streams, batches * each)
+    in_batches = rows.reshape(NUM_STREAMS, batches, each).transpose(1, 0, 2).ravel()
+    return np.concatenate([order[in_batches], np.delete(order, rows.ravel())])
 
 
 def shuffled_order(keys: INT64) -> INT64:

@@ -34,6 +34,7 @@ class Draw(IntEnum):
     POOL = 16
     NEGATIVES = 17
     SOLARIZE_APPLY = 18
+    SHARD_ORDER = 19
 
 
 class Stream(IntEnum):

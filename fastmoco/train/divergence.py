@@ -7,13 +7,13 @@ metrics or saves anyway.
 import json
 import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 from fastmoco.draws.host import draw_keys
 from fastmoco.errors import DivergedError
 from fastmoco.files import atomic_write_text
 from fastmoco.optim.step_guard import MOST_SKIPPED_IN_A_ROW, GuardCounts
-from fastmoco.pipelines.contract import EpochPlan
 from fastmoco.runs.reporter import dispensable
 from fastmoco.train.settings import OnNonfinite
 from fastmoco.train.trainer import Trainer
@@ -83,13 +83,7 @@ def _advice(trainer: Trainer) -> str:
 def bad_step(trainer: Trainer, step: int) -> dict[str, Any]:
     """The images and draws of a step, counted from 1, over all ranks; from the plan alone."""
     epoch, batch = divmod(step - 1, trainer.steps_per_epoch)
-    plan = EpochPlan(
-        seed=trainer.cfg.seed,
-        epoch=epoch,
-        num_samples=len(trainer.dataset),
-        global_batch_size=trainer.cfg.global_batch_size,
-        start_batch=batch,
-    )
+    plan = replace(trainer.plan(epoch=epoch, start_batch=batch), rank=0, world_size=1)
     ids = next(iter(plan.batches()))
     return {
         "step": step,

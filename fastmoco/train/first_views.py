@@ -14,7 +14,9 @@ def write_first_views(trainer: Trainer) -> None:
 
     Draws are pure functions of the sample: a smaller batch gives the same views as training.
     """
-    count = min(NUM_IMAGES, len(trainer.dataset))
-    plan = replace(trainer.plan(epoch=0), global_batch_size=count, rank=0, world_size=1)
+    whole = replace(trainer.plan(epoch=0), rank=0, world_size=1)
+    ids = next(whole.batches())[:NUM_IMAGES]
+    count = {"num_samples": len(ids), "global_batch_size": len(ids)}
+    plan = replace(whole, sample_ids=ids, training=False, shard_ends=None, **count)
     with closing(trainer.open_loader(plan)) as loader:
         draw_batch(trainer.run.views, trainer.dataset, next(loader), trainer.cfg.policy)

@@ -45,8 +45,10 @@ def _device_text(trainer: Trainer) -> str:
 
 
 def _data_text(trainer: Trainer, loader: ViewLoader) -> str:
+    ends = trainer.plan(epoch=0).shard_ends
+    shards = "" if ends is None else f" in {len(ends)} shards, one after the other"
     return (
-        f"{trainer.dataset.path}, {len(trainer.dataset)} images, decoded on the "
+        f"{trainer.dataset.path}, {len(trainer.dataset)} images{shards}, decoded on the "
         f"{loader.decode_device} by the loader {trainer.loader_name} ({trainer.loader_reason})"
     )
 

@@ -16,7 +16,13 @@ from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate, learning_rate
 from fastmoco.pipelines.augment import uses_kornia
 from fastmoco.pipelines.build import AUTO, build_loader, resolve_loader
-from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader
+from fastmoco.pipelines.contract import (
+    Batch,
+    EpochPlan,
+    LoaderSpec,
+    ViewLoader,
+    streamed_shards,
+)
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
@@ -195,6 +201,7 @@ class Trainer:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             start_batch=start_batch,
+            shard_ends=streamed_shards(self.dataset, self.cfg.global_batch_size),
         )
 
     def open_loader(self, plan: EpochPlan | None = None) -> ViewLoader:
@@ -220,6 +227,7 @@ class Trainer:
             stop_epoch=self.cfg.train.epochs,
             device=device,
             name=self.loader_name,
+            reads_ahead=in_step,
         )
 
     def take(self, batch: Batch, learning_rate: float) -> Tensor:

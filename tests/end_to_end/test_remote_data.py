@@ -15,10 +15,12 @@ import pytest
 from fastmoco.cli import main
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.dataset import open_dataset
-from fastmoco.data.remote import fetch
-from fastmoco.data.remote.cache import FOLDER_VARIABLE
+from fastmoco.data.remote import arrivals, fetch, opening
+from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
 from fastmoco.data.remote.storage import DeniedError, UnreachableError
+from fastmoco.draws import host
 from fastmoco.errors import UsageError
+from fastmoco.pipelines import contract
 from fastmoco.ranks import Ranks
 from tests.limits import HANG_SECONDS
 from tests.object_server import served_files, serving
@@ -72,6 +74,31 @@ def test_a_run_on_shards_elsewhere_is_the_run_on_files_here(
     assert main([*words, "train.max_steps=4"]) == 0  # the server is gone
     assert f"fastmoco: {pattern}: no answer, so the files fetched on" in capsys.readouterr().err
     assert rows_of(there) == rows_of(here)
+
+
+def test_a_streamed_run_with_little_room_is_the_run_with_all_of_it(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("aiohttp")
+    for module in (arrivals, contract, host, opening):
+        monkeypatch.setattr(module, "NUM_STREAMS", 4)
+    images = write_colors(files / "more", seed=1, per_class=16)
+    convert(str(images), files / "many.beton", ConvertConfig(shards=12, page_bytes=1 << 21))
+    shards = served_files(*sorted(files.glob("many-*.beton")))
+    largest = max(map(len, shards.values()))
+    with serving(shards, drops=3) as served:
+        words = [f"data.train={served.address}many-*-of-00012.beton", "global_batch_size=8"]
+        words += ["monitor.every_epochs=1", "train.epochs=3", "pipeline.name=beton"]
+        assert main([*options_of(files / "all"), *words]) == 0
+        monkeypatch.setenv(FOLDER_VARIABLE, str(files / "small-cache"))
+        monkeypatch.setenv(LIMIT_VARIABLE, str(7.5 * largest / 1e9))
+        for steps in ("train.max_steps=4", "train.max_steps=0"):  # it stops within an epoch
+            assert main([*options_of(files / "some"), *words, steps]) == 0
+    assert len(rows_of(files / "all")) == 18
+    assert rows_of(files / "some") == rows_of(files / "all")
+    assert "48 images in 12 shards, one after the other," in (files / "all/train.log").read_text()
+    assert len([*files.glob("cache/*/many-*.beton")]) == 12
+    assert len([*files.glob("small-cache/*/many-*.beton")]) <= 7
 
 
 def test_a_killed_process_leaves_what_the_next_one_continues(files: Path) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,10 @@ class CachedSet:
         """Where its beginning is."""
         return self.folder / f"{known.address.name}.partial"
 
+    def index(self, known: RemoteObject) -> Path:
+        """Where its index is: the file with a hole for its pages."""
+        return self.folder / f"{known.address.name}.index"
+
     @property
     def paths(self) -> list[Path]:
         """Where all files are, in order."""
@@ -63,6 +67,11 @@ class CachedSet:
     def num_bytes(self) -> int:
         """Length of all files together, as far as servers say it."""
         return sum(known.num_bytes or 0 for known in self.objects)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What its folder takes of the disk."""
+        return sum(map(_length, self.folder.glob("*.beton*")))
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -116,11 +125,15 @@ class DataCache:
         return None
 
     @contextmanager
-    def used(self, wanted: CachedSet) -> Iterator[None]:
+    def used(self, wanted: CachedSet, *, makes_room: bool = True) -> Iterator[None]:
         """Make room for a set, and keep its folder within the block.
 
         Files that are opened within the block stay as long as they are open, by a lock of their
         own (`BetonFile.hold`).
+
+        Args:
+            wanted: The set.
+            makes_room: Remove others where it needs room as a whole.
 
         Raises:
             RemoteError: If the limit or the disk leaves too little room.
@@ -131,21 +144,52 @@ class DataCache:
             return
         with ExitStack() as held:
             with locked(self.folder / LOCK):
-                if wanted.missing:
+                if wanted.missing and makes_room:
                     self._make_room(wanted)
                 wanted.folder.mkdir(exist_ok=True)
                 _write_record(wanted)
                 held.enter_context(_held(wanted.folder, shared=True))
             yield
 
-    def _make_room(self, wanted: CachedSet) -> None:
+    def make_room_in(self, wanted: CachedSet, num_bytes: int, remove: Callable[[], bool]) -> int:
+        """Make room for a part of a set, by other sets first.
+
+        Args:
+            wanted: The set, which this process keeps.
+            num_bytes: What is to be written.
+            remove: Removes a part of it that is not needed soon; False if there is none.
+
+        Returns:
+            Bytes that are lacking in the end, or 0.
+        """
+        with locked(self.folder / LOCK):
+            others = self._others(wanted)
+            while lacking := self._lacking(num_bytes):
+                if others:
+                    _remove_unused(others.pop(0))
+                elif not remove():
+                    return lacking
+        return 0
+
+    def _lacking(self, num_bytes: int) -> int:
+        """Bytes that must go before so many come."""
+        stored = sum(one.stored_bytes for one in self._sets())
+        free = shutil.disk_usage(self.folder).free
+        return max(0, stored + num_bytes - self.limit_bytes, num_bytes - free)
+
+    def _others(self, wanted: CachedSet) -> list[CachedSet]:
+        """Other sets, unused for the longest time first; what is damaged is removed."""
         sets = [one for one in self._sets() if one.folder != wanted.folder]
         for damaged in (one for one in sets if not one.objects):
             _remove_unused(damaged)
-        others = sorted((one for one in sets if one.objects), key=_last_use)
+        return sorted((one for one in sets if one.objects), key=_last_use)
+
+    def _make_room(self, wanted: CachedSet) -> None:
+        others = self._others(wanted)
         here = sum(_length(wanted.partial(one)) for one in wanted.missing)
         lacking = sum(one.num_bytes or 0 for one in wanted.missing) - here
-        too_many = wanted.num_bytes + sum(one.num_bytes for one in others) - self.limit_bytes
+        stored = {one.folder: one.stored_bytes for one in others}
+        too_many = wanted.num_bytes + sum(stored.values()) - self.limit_bytes
         if wanted.num_bytes > self.limit_bytes:
             raise RemoteError(
                 f"{wanted.objects[0].address.parent}: {_gigabytes(wanted.num_bytes)} are more than "
@@ -156,7 +200,7 @@ class DataCache:
             if too_many <= 0 and lacking <= shutil.disk_usage(self.folder).free:
                 return
             if _remove_unused(other):
-                too_many -= other.num_bytes
+                too_many -= stored[other.folder]
         if lacking > (free := shutil.disk_usage(self.folder).free):
             raise RemoteError(
                 f"{self.folder}: the disk has {_gigabytes(free)} free, and "
@@ -191,12 +235,25 @@ def _is_set_of(address: Address, found: Sequence[Address]) -> bool:
     return all(one.parent == address.parent and one.match(address.name) for one in found)
 
 
-def _length(partial: Path) -> int:
-    """Length of the beginning of a file; 0 without one: another process may have completed it."""
+def _length(path: Path) -> int:
+    """Bytes of a file without its holes; 0 if another process has renamed or removed it."""
     try:
-        return partial.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         return 0
+    return min(found.st_size, 512 * found.st_blocks) if path.suffix == ".index" else found.st_size
+
+
+def remove_unheld(path: Path) -> bool:
+    """Remove a file of a set unless a process holds it; whether it is gone."""
+    try:
+        with _held(path):
+            path.unlink()
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):  # in use, or another user's
+        return False
+    return True
 
 
 def _last_use(known: CachedSet) -> float:

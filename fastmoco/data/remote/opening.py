@@ -8,10 +8,12 @@ from contextlib import ExitStack, contextmanager
 
 from fastmoco.addresses import Address
 from fastmoco.data.beton import BetonError, BetonFile
-from fastmoco.data.beton_set import BetonSet
+from fastmoco.data.beton_set import OTHER_FILES, BetonSet
 from fastmoco.data.progress import show_progress
+from fastmoco.data.remote.arrivals import Arrivals
 from fastmoco.data.remote.cache import CachedSet, DataCache
 from fastmoco.data.remote.fetch import Advance, fetch, patiently
+from fastmoco.data.remote.index import bring_index
 from fastmoco.data.remote.storage import (
     DeniedError,
     RemoteError,
@@ -20,8 +22,11 @@ from fastmoco.data.remote.storage import (
     UnreachableError,
     check_packages,
 )
+from fastmoco.data.remote.streamed import StreamedSet
 from fastmoco.data.shards import check_shards, counted_shards
+from fastmoco.draws.host import NUM_STREAMS
 from fastmoco.errors import UsageError
+from fastmoco.files import allow_open_files
 from fastmoco.ranks import environment_ranks
 from fastmoco.waiting import waiting
 
@@ -48,6 +53,7 @@ def check_address(address: Address) -> None:
 def open_remote(address: Address) -> BetonFile | BetonSet:
     """Bring the files of a set to the cache, unless they are there, and open them.
 
+    Of `NUM_STREAMS` shards or more only the indexes are brought; shards come when they are read.
     The present state is asked for each time. Without an answer, files that are here are used, with
     a warning. Processes that ask for the same set wait for the first of them.
 
@@ -66,6 +72,8 @@ def open_remote(address: Address) -> BetonFile | BetonSet:
     cache = DataCache.of_environment()
     storage = Storage(address.scheme)
     wanted = _wanted(storage, cache, address)
+    if len(wanted.objects) >= NUM_STREAMS:
+        return _streamed(storage, cache, wanted, address)
     with cache.used(wanted):
         _fill(storage, wanted, address)
         return _opened(address, wanted)
@@ -134,6 +142,25 @@ def _addresses(storage: Storage, address: Address, attempts: int) -> list[Addres
             )
         check_shards(address, names)
     return [Address(address.with_name(name)) for name in names]
+
+
+def _streamed(
+    storage: Storage, cache: DataCache, wanted: CachedSet, address: Address
+) -> StreamedSet:
+    """Bring the indexes of shards to the cache, and open them."""
+    allow_open_files(len(wanted.objects) + OTHER_FILES)
+    with ExitStack() as kept:
+        kept.enter_context(cache.used(wanted, makes_room=False))
+        if wanted.missing and not patiently(lambda: storage.sends_ranges(wanted.missing[0])):
+            with cache.used(wanted):
+                _fill(storage, wanted, address)
+        with waiting(f"reading the index of {address}"), wanted.filling():
+            lacking = [one for one in wanted.objects if not wanted.index(one).exists()]
+            with ThreadPoolExecutor(THREADS) as pool:
+                for _ in pool.map(lambda one: bring_index(storage, one, wanted), lacking):
+                    pass
+        arrivals = Arrivals(storage, cache, wanted)
+        return StreamedSet(address, wanted, arrivals, kept.pop_all())
 
 
 def _fill(storage: Storage, wanted: CachedSet, address: Address) -> None:

@@ -1,0 +1,445 @@
+"""Sets of many shards elsewhere: the order of reading, and which shards are here meanwhile."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+
+from fastmoco.cli import main
+from fastmoco.data.beton import BetonError
+from fastmoco.data.beton_set import BetonSet
+from fastmoco.data.convert import ConvertConfig, convert
+from fastmoco.data.dataset import open_dataset
+from fastmoco.data.remote import arrivals, fetch, opening, storage
+from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
+from fastmoco.data.remote.storage import RemoteError, UnreachableError
+from fastmoco.data.remote.streamed import StreamedSet
+from fastmoco.draws import host
+from fastmoco.draws.host import NUM_STREAMS, streamed_order
+from fastmoco.draws.streams import INT64, Draw
+from fastmoco.errors import UsageError
+from fastmoco.files import allow_open_files
+from fastmoco.pipelines import contract, reads
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, streamed_shards
+from fastmoco.pipelines.policies import POLICIES
+from tests.limits import HANG_SECONDS
+from tests.object_server import Served, served_files, serving
+from tests.optional import require
+from tests.pictures import write_class_folders
+from tests.unit.test_draws import absorb_twin, key_twin
+
+SHARDS, STREAMS, BATCH = 8, 4, 8
+CPU = torch.device("cpu")
+
+
+# ---------------------------------------------------------------- the order
+
+
+def hash_twin(seed: int, epoch: int, number: int, what: Draw) -> int:
+    return absorb_twin(key_twin(seed, epoch, number), what << 32)
+
+
+def order_twin(seed: int, epoch: int, ends: list[int], batch: int) -> list[int]:
+    """Batches of a streamed epoch, in plain Python."""
+    count, shards = ends[-1], [*enumerate(pairwise([0, *ends]))]
+    shards.sort(key=lambda one: hash_twin(seed, epoch, one[0], Draw.SHARD_ORDER))
+    streams = []
+    for stream in range(NUM_STREAMS):
+        own = range(stream * count // NUM_STREAMS, (stream + 1) * count // NUM_STREAMS)
+        ids: list[int] = []
+        for _, (start, end) in shards:
+            part = [one for one in range(start, end) if one in own]
+            ids += sorted(part, key=lambda one: hash_twin(seed, epoch, one, Draw.ORDER))
+        streams.append(iter(ids))
+    each = batch // NUM_STREAMS
+    return [next(ids) for _ in range(count // batch) for ids in streams for _ in range(each)]
+
+
+@pytest.mark.parametrize(("seed", "epoch", "batch"), [(0, 0, 64), (3, 2, 128)])
+def test_the_order_equals_plain_python(seed: int, epoch: int, batch: int) -> None:
+    sizes = np.random.default_rng(0).integers(1, 12, 100)
+    ends = np.cumsum(sizes)
+    order = streamed_order(seed, epoch, ends, batch)
+    expected = order_twin(seed, epoch, ends.tolist(), batch)
+    assert order[: len(expected)].tolist() == expected
+    assert sorted(order.tolist()) == [*range(ends[-1])]
+    assert order.tolist() != streamed_order(seed, epoch + 1, ends, batch).tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 64])
+def test_ranks_share_global_batches_and_read_parts_of_the_shards(world_size: int) -> None:
+    ends = np.cumsum(np.full(256, 5))
+    settings = {"seed": 1, "epoch": 0, "num_samples": 1280, "global_batch_size": 128}
+    plans = [
+        EpochPlan(**settings, rank=rank, world_size=world_size, shard_ends=ends)
+        for rank in range(world_size)
+    ]
+    together = [
+        np.concatenate(parts) for parts in zip(*(one.batches() for one in plans), strict=True)
+    ]
+    alone = [*EpochPlan(**settings, shard_ends=ends).batches()]
+    assert_array_equal(together, alone)
+    read = [set(np.searchsorted(ends, one.remaining(), side="right")) for one in plans]
+    assert [len(shards) for shards in read] == [256 // world_size] * world_size
+    assert len(set.union(*read)) == 256  # no shard is read by two ranks
+
+
+def test_a_batch_that_streams_cannot_share_equally() -> None:
+    ends = np.cumsum(np.full(64, 5))
+    with pytest.raises(UsageError, match=r"global_batch_size must be a multiple of 64 .* got 96"):
+        EpochPlan(seed=0, epoch=0, num_samples=320, global_batch_size=96, shard_ends=ends)
+
+
+# ---------------------------------------------------------------- the set
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with eight shards of ten images, each of 4 MB."""
+    require("aiohttp")
+    folder = tmp_path_factory.mktemp("streamed")
+    write_class_folders(folder / "images", classes=2, per_class=40)
+    options = ConvertConfig(page_bytes=1 << 21, workers=1, shards=SHARDS)
+    convert(str(folder / "images"), folder / "train.beton", options)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; four streams, and failures are noticed and tried again at once."""
+    for module in (arrivals, contract, host, opening):
+        monkeypatch.setattr(module, "NUM_STREAMS", STREAMS)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(arrivals, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "TIMEOUT_SECONDS", 5.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def shards(files: Path, cache: Path) -> Iterator[Served]:  # noqa: ARG001
+    with serving(served_files(*sorted(files.glob("train-*.beton")))) as served:
+        yield served
+
+
+def pattern(served: Served) -> str:
+    return f"{served.address}train-*-of-{SHARDS:05d}.beton"
+
+
+def opened(served: Served) -> StreamedSet:
+    found = open_dataset(pattern(served))
+    assert isinstance(found, StreamedSet)
+    return found
+
+
+def here(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*/*.beton"))
+
+
+def bytes_here(cache: Path) -> int:
+    found = 0
+    for path in cache.glob("*/*"):
+        with suppress(FileNotFoundError):  # renamed or removed meanwhile
+            found += 512 * path.stat().st_blocks
+    return found
+
+
+def limit_of(shards_kept: float, served: Served) -> str:
+    """A limit of the cache, GB."""
+    return str(shards_kept * max(map(len, served.objects.values())) / 1e9)
+
+
+def fetched(served: Served) -> list[int]:
+    """How often each shard was fetched; its index, which begins alike, was once."""
+    starts = [[one.startswith("bytes=0-") for one in served.gets(name)] for name in served.objects]
+    return [sum(each) - 1 for each in starts]
+
+
+def plan_of(dataset: StreamedSet, **values: Any) -> EpochPlan:
+    settings = {"seed": 0, "epoch": 0, "num_samples": len(dataset), "global_batch_size": BATCH}
+    return EpochPlan(**settings | values, shard_ends=streamed_shards(dataset, BATCH))
+
+
+SPEC = LoaderSpec(view_size=16, policy=POLICIES["moco_v2"], num_threads=2)
+
+
+def batches(
+    dataset: StreamedSet, plan: EpochPlan, epochs: int, between: Callable[[], object] = int
+) -> list[INT64]:
+    loader = build_loader(
+        dataset, plan, spec=SPEC, stop_epoch=plan.epoch + epochs, device=CPU, name="beton"
+    )
+    found = []
+    with closing(loader):
+        for batch in loader:
+            between()
+            found.append(batch.sample_id.numpy().copy())
+    return found
+
+
+def test_only_indexes_are_read_until_an_image_is(shards: Served, files: Path, cache: Path) -> None:
+    with opened(shards) as found, BetonSet.open(files / "train-*.beton") as wanted:
+        assert not here(cache)
+        assert bytes_here(cache) < 0.1 * sum(map(len, shards.objects.values()))
+        assert found.fingerprint == wanted.fingerprint
+        assert found.classes == wanted.classes
+        for name in ("labels", "widths", "heights", "modes", "sizes"):
+            assert_array_equal(getattr(found, name), getattr(wanted, name))
+        every = range(len(wanted))
+        assert [found.name(i) for i in every] == [wanted.name(i) for i in every]
+        assert [found.checksum(i) for i in every] == [wanted.checksum(i) for i in every]
+        assert_array_equal(found.decode(75), wanted.decode(75))
+        assert [path.name for path in here(cache)] == ["train-00007-of-00008.beton"]
+        assert all(bytes(found.blob(i)) == bytes(wanted.blob(i)) for i in every)
+    assert [path.read_bytes() for path in here(cache)] == [*shards.objects.values()]
+    assert fetched(shards) == [1] * SHARDS
+    asked = len(shards.gets())
+    with opened(shards) as found:
+        assert found.decode(3).shape == (found.heights[3], found.widths[3], 3)
+    assert len(shards.gets()) == asked
+
+
+def test_an_epoch_with_less_room_than_the_set(
+    shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(6.2, shards))
+    most: list[int] = []
+    with opened(shards) as found:
+        plan = plan_of(found)
+        read = batches(found, plan, 3, lambda: most.append(bytes_here(cache)))
+    wanted = [ids for one in plan.epochs(3) for ids in one.batches()]
+    assert_array_equal(read, wanted)
+    assert max(most) <= 6.2 * max(map(len, shards.objects.values()))
+    assert max(fetched(shards)) <= 3
+    assert sum(fetched(shards)) < 2.5 * SHARDS  # what is read soon again is kept
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_with_room_each_shard_is_fetched_once(shards: Served, epochs: int) -> None:
+    with opened(shards) as found:
+        assert len(batches(found, plan_of(found), epochs)) == 10 * epochs
+    assert fetched(shards) == [1] * SHARDS
+
+
+def test_a_rank_fetches_the_shards_of_its_streams(shards: Served) -> None:
+    with opened(shards) as found:
+        batches(found, plan_of(found, rank=1, world_size=4), 2)
+    assert fetched(shards) == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+def test_ranks_share_a_small_cache(
+    shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a set of its own, as processes have; file locks know no threads, only open files."""
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(6.2, shards))
+    most: list[int] = []
+
+    def run(rank: int) -> list[INT64]:
+        with opened(shards) as found:
+            plan = plan_of(found, rank=rank, world_size=2)
+            return batches(found, plan, 2, lambda: most.append(bytes_here(cache)))
+
+    with ThreadPoolExecutor(2) as pool:
+        parts = [*pool.map(run, range(2))]
+    with opened(shards) as found:
+        wanted = [ids for one in plan_of(found).epochs(2) for ids in one.batches()]
+    assert_array_equal(np.concatenate(parts, axis=1), wanted)
+    assert max(most) <= 6.2 * max(map(len, shards.objects.values()))
+
+
+def test_a_limit_below_one_batch_is_one_line(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(5, shards))
+    with opened(shards) as found:
+        wanted = (
+            r"sets: 6 shards are read at the same time, .* set FASTMOCO_DATA_CACHE_GB=1 or more"
+        )
+        with pytest.raises(RemoteError, match=wanted):
+            batches(found, plan_of(found), 1)
+
+
+def test_an_unplanned_reader_finds_room(
+    shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(2.2, shards))
+    with opened(shards) as found:
+        for number in np.random.default_rng(0).permutation(len(found))[:20].tolist():
+            found.decode(number)
+            assert len(here(cache)) <= 2
+
+
+def test_shards_that_another_process_reads_stay(
+    shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(3.2, shards))
+    with opened(shards) as first, opened(shards) as second:
+        first.plan(iter([np.arange(30)]), 1)
+        for number in range(0, 30, 10):
+            first.decode(number)
+        held = here(cache)
+        assert len(held) == 3
+        with pytest.raises(RemoteError, match=r"has no room for train-00003.*other processes use"):
+            second.decode(35)
+        assert here(cache) == held
+        assert second.decode(12).size
+        for number in range(30):
+            first.decode(number)  # the plan has read them, so they may go
+        assert second.decode(35).size
+
+
+def test_a_set_that_is_open_is_not_removed_for_another(
+    shards: Served, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards.objects["one.beton"] = (files / "train-00000-of-00008.beton").read_bytes()
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(2.2, shards))
+    with opened(shards) as found:
+        found.decode(0)
+        found.decode(10)
+        with pytest.raises(RemoteError, match="the cache is full"):
+            open_dataset(f"{shards.address}one.beton")
+        assert found.decode(3).size
+    open_dataset(f"{shards.address}one.beton").close()
+
+
+def test_a_broken_connection_is_an_error_of_who_waits(shards: Served) -> None:
+    with opened(shards) as found:
+        found.decode(0)
+        shards.status = 503
+        with pytest.raises(UnreachableError, match=r"train-00001.*cannot be read \(HTTP 503\)"):
+            found.decode(10)
+        assert found.decode(1).size
+        shards.status, shards.drops = 200, 3
+        assert found.decode(10).size
+
+
+def test_a_broken_connection_ahead_of_the_reads_waits_for_a_reader(shards: Served) -> None:
+    with opened(shards) as found:
+        found.decode(0)
+        shards.status = 503
+        found.plan(iter([np.arange(20)]), 1)
+        assert not threading.Event().wait(0.3)
+        assert [found.decode(number).size > 0 for number in range(10)]
+        shards.status = 200
+        assert found.decode(10).size
+
+
+def test_a_change_and_damage_elsewhere_are_one_line(shards: Served) -> None:
+    name = "train-00001-of-00008.beton"
+    sound = shards.objects[name]
+    with opened(shards) as found:
+        shards.objects[name] = sound[:-1] + b"x"
+        with pytest.raises((RemoteError, BetonError), match=rf"{name}: (changed while|byte)"):
+            found.decode(10)
+        place = sound.index(b"\xff\xd8", 1 << 21) + 200
+        shards.objects[name] = sound[:place] + b"\0\0\0\0" + sound[place + 4 :]
+        with pytest.raises((RemoteError, BetonError), match=rf"{name}: (changed|.*checksum)"):
+            found.decode(10)
+    for damaged in (b"<html>Please log in</html>" * 200, b"\xff" * 5000, sound[:100]):
+        shards.objects[name] = damaged
+        with pytest.raises((RemoteError, BetonError), match=name):
+            open_dataset(pattern(shards))
+    shards.objects[name] = sound
+    with opened(shards) as found:
+        assert found.decode(10).size
+
+
+def test_a_damaged_index_is_removed(shards: Served, cache: Path) -> None:
+    opened(shards).close()
+    index = sorted(cache.glob("*/*.index"))[2]
+    with index.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"xyz")
+    with pytest.raises(RemoteError, match=r"train-00002-of-00008\.beton: .*removed; give the same"):
+        open_dataset(pattern(shards))
+    opened(shards).close()
+
+
+def test_a_server_that_sends_no_parts(shards: Served, files: Path, cache: Path) -> None:
+    shards.has_ranges = False
+    with opened(shards) as found, BetonSet.open(files / "train-*.beton") as wanted:
+        assert len(here(cache)) == SHARDS
+        assert found.fingerprint == wanted.fingerprint
+        assert_array_equal(found.decode(75), wanted.decode(75))
+        assert streamed_shards(found, BATCH) is not None  # the order is that of other servers
+
+
+def test_a_full_disk_is_one_line(shards: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(shards) as found:
+        real = os.write
+
+        def full(descriptor: int, data: Any) -> int:
+            if len(data) > 1000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(descriptor, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(RemoteError, match="no space left on device; free some space"):
+                found.decode(0)
+        assert found.decode(0).size
+
+
+def test_waiting_for_a_shard_is_no_hung_read(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"limit_seconds": 0.2, "advice": ""}
+    monkeypatch.setattr(reads.Reads.__init__, "__kwdefaults__", limits)
+    real = fetch.fetch
+
+    def slow(*arguments: Any) -> None:
+        threading.Event().wait(0.7)
+        real(*arguments)
+
+    monkeypatch.setattr(arrivals, "fetch", slow)
+    with opened(shards) as found:
+        assert len(batches(found, plan_of(found, rank=0, world_size=4), 1)) == 10
+
+
+def test_closing_ends_those_that_wait(shards: Served) -> None:
+    shards.stalls, shards.sound_gets = 9, len(shards.objects) * 2 + 1
+    with ThreadPoolExecutor(1) as pool:
+        with opened(shards) as found:
+            reader = pool.submit(found.decode, 0)
+            assert shards.stalled.wait(HANG_SECONDS)
+        with pytest.raises(BetonError, match="is closed; open it again"):
+            reader.result(HANG_SECONDS)
+
+
+def test_commands_take_a_set_of_many_shards(
+    shards: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, answer in (("info", "80"), ("verify", "of 80 images")):
+        assert main([command, pattern(shards)]) == 0
+        assert answer in capsys.readouterr().out
+
+
+def test_more_shards_than_files_may_be_open() -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 64:
+        pytest.skip("the system allows fewer than 64 open files")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 4096), hard))
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        allow_open_files(before + 100)
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert allowed == (
+            before + 100 if hard == resource.RLIM_INFINITY else min(before + 100, hard)
+        )
+        allow_open_files(10)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == allowed
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
