@@ -115,6 +115,8 @@ def test_shards_by_a_listing_and_without(shards: Served, files: Path) -> None:
         assert_same(found, files / "train-*.beton")
         assert str(found.path) == f"{shards.address}train-*.beton"
     assert len({where for where in shards.gets() if where.startswith("bytes=0-")}) == 1
+    size = len(shards.objects["train-00000-of-00003.beton"])
+    assert sum(where == f"bytes={size - 1}-{size - 1}" for where in shards.gets()) == 1
     del shards.objects["train-00001-of-00003.beton"]
     with pytest.raises(ValueError, match="1 of 3 shards are missing, such as train-00001"):
         open_dataset(f"{shards.address}train-*.beton")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
 
@@ -93,6 +94,7 @@ class Storage:
         check_packages(scheme)
         self.scheme = scheme
         self.is_public = False
+        self._in_parts: set[Path] = set()  # folders of which a file was read in parts
         self._files: Any = self._of_s3() if scheme == "s3" else _of_http()
 
     def _of_s3(self) -> Any:
@@ -173,6 +175,8 @@ class Storage:
     def sends_ranges(self, known: RemoteObject) -> bool:
         """Whether an object can be read in parts, asked by reading its last byte.
 
+        The server is asked once for the objects of a folder, unless it says no.
+
         Raises:
             UnreachableError, DeniedError, FileNotFoundError: If that fails for another reason.
         """
@@ -180,15 +184,20 @@ class Storage:
             return True
         if not known.has_ranges or not known.num_bytes or known.num_bytes < 2:
             return False
+        if known.address.parent in self._in_parts:
+            return True
         size = known.num_bytes
         options = {"block_size": 1, "cache_type": "none", "size": size}
         with self._explained(known.address):
             with self._files.open(str(known.address), "rb", **options) as file:
                 file.seek(size - 1)
                 try:
-                    return len(file.read(1)) == 1
+                    found = len(file.read(1)) == 1
                 except ValueError:  # fsspec's answer to a server that sends all of it instead
                     return False
+        if found:
+            self._in_parts.add(known.address.parent)
+        return found
 
     def stream(self, address: Address, part_bytes: int = 1 << 20) -> Iterator[bytes]:
         """Read an object from its beginning to its end; only for https.
