@@ -114,17 +114,21 @@ class Outcome:
 def make_images(setup: Setup) -> None:
     """Link the first images of each class, and write fastmoco's dataset files of them."""
     for split, count in (("train", setup.images_per_class), ("test", setup.test_per_class)):
-        target = setup.runs / f"{split}.beton"
-        if target.exists():
-            continue
-        for source in sorted(path for path in (setup.cifar / split).iterdir() if path.is_dir()):
-            folder = setup.folder(split) / source.name
-            folder.mkdir(parents=True, exist_ok=True)
-            for image in sorted(source.iterdir())[:count]:
-                link = folder / image.name
-                if not link.exists():
-                    link.symlink_to(image.resolve())
-        convert(str(setup.folder(split)), target, load_config(ConvertConfig, ["encoding=raw"]))
+        make_set(setup.cifar / split, count, setup.folder(split), setup.runs / f"{split}.beton")
+
+
+def make_set(source: Path, images_per_class: int, links: Path, target: Path) -> None:
+    """Link the first images of each class folder, and write a dataset file unless it exists."""
+    if target.exists():
+        return
+    for class_folder in sorted(path for path in source.iterdir() if path.is_dir()):
+        folder = links / class_folder.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for image in sorted(class_folder.iterdir())[:images_per_class]:
+            link = folder / image.name
+            if not link.exists():
+                link.symlink_to(image.resolve())
+    convert(str(links), target, load_config(ConvertConfig, ["encoding=raw"]))
 
 
 def run_ours(setup: Setup, seed: int) -> Outcome:
