@@ -163,7 +163,7 @@ def rows(setup: Setup) -> Iterator[Row]:
             values = [figures[name] for figures in found]
             yield Row(
                 what=f"groups of {images}, {training}, {name}",
-                unit=UNIT,
+                unit="points" if " less " in name else UNIT,
                 value=summarize(values),
                 note="each seed: " + ", ".join(f"{value:.1f}" for value in values),
             )
