@@ -66,7 +66,9 @@ def build_loader(
     except (ImportError, OSError, AttributeError) as error:  # a library is missing, or differs
         raise UsageError(f"pipeline.name={name} cannot be loaded ({error}); {ADVICE}") from error
     if reads_ahead and isinstance(dataset, StreamedSet) and name != "resident":  # it reads once
-        dataset.plan((one.remaining() for one in plan.epochs(stop_epoch)), plan.max_count)
+        jumps = plan.training and plan.shard_ends is None  # from shard to shard, in any batch
+        at_once = plan.num_samples if jumps else plan.max_count
+        dataset.plan((one.remaining() for one in plan.epochs(stop_epoch)), at_once)
     loader: ViewLoader = module.build(dataset, plan, spec, stop_epoch, device)
     return loader
 
@@ -101,8 +103,15 @@ def resolve_loader(
         return name, "as asked"
 
     def open_loader(name: str) -> ViewLoader:
-        stop = plan.epoch + 1
-        return build_loader(dataset, plan, spec=spec, stop_epoch=stop, device=device, name=name)
+        return build_loader(
+            dataset,
+            plan,
+            spec=spec,
+            stop_epoch=plan.epoch + 1,
+            device=device,
+            name=name,
+            reads_ahead=False,
+        )
 
     if not before:
         return choose.choose_loader(dataset, device, open_loader)

@@ -17,6 +17,7 @@ from fastmoco.data.beton_set import BetonSet
 from fastmoco.data.dataset import Dataset, open_dataset, open_files
 from fastmoco.data.facts import describe_contents, description_text, plain_values
 from fastmoco.data.progress import show_progress
+from fastmoco.data.remote.streamed import StreamedSet
 
 __all__ = ["VerifyReport", "describe", "description_text", "verify"]
 
@@ -112,8 +113,10 @@ def _mean_deviation(dataset: Dataset) -> dict[str, Any]:
 
     Published statistics are of this kind (ImageNet .229, CIFAR-10 .2023); ``channel_std``, over all
     pixels, is larger. Up to `DEVIATION_IMAGES` images are measured, evenly spaced; the result is
-    ``{}`` if one cannot be read, which `verify` explains.
+    ``{}`` if one cannot be read, which `verify` explains, or if shards would be fetched for it.
     """
+    if isinstance(dataset, StreamedSet):
+        return {}
     chosen = range(0, len(dataset), -(-len(dataset) // DEVIATION_IMAGES))
     try:
         found = [dataset.decode(i).std(axis=(0, 1), dtype=np.float32) for i in chosen]

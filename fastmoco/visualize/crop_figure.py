@@ -31,7 +31,13 @@ def first_batch(dataset: Dataset, plan: EpochPlan, spec: LoaderSpec) -> Iterator
     """Load the first batch of a plan on the CPU; it is valid within the block."""
     device = torch.device("cpu")
     loader = build_loader(
-        dataset, plan, spec=spec, stop_epoch=plan.epoch + 1, device=device, name="beton"
+        dataset,
+        plan,
+        spec=spec,
+        stop_epoch=plan.epoch + 1,
+        device=device,
+        name="beton",
+        reads_ahead=False,
     )
     with closing(loader):
         yield next(loader)

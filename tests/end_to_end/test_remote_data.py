@@ -15,7 +15,7 @@ import pytest
 from fastmoco.cli import main
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.dataset import open_dataset
-from fastmoco.data.remote import arrivals, fetch, opening
+from fastmoco.data.remote import arrivals, cache, fetch
 from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
 from fastmoco.data.remote.storage import DeniedError, UnreachableError
 from fastmoco.draws import host
@@ -80,7 +80,7 @@ def test_a_streamed_run_with_little_room_is_the_run_with_all_of_it(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require("aiohttp")
-    for module in (arrivals, contract, host, opening):
+    for module in (arrivals, cache, contract, host):
         monkeypatch.setattr(module, "NUM_STREAMS", 4)
     images = write_colors(files / "more", seed=1, per_class=16)
     convert(str(images), files / "many.beton", ConvertConfig(shards=12, page_bytes=1 << 21))

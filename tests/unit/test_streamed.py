@@ -21,6 +21,7 @@ from fastmoco.data.beton_set import BetonSet
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.remote import arrivals, fetch, opening, storage
+from fastmoco.data.remote import cache as cache_module
 from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
 from fastmoco.data.remote.storage import RemoteError, UnreachableError
 from fastmoco.data.remote.streamed import StreamedSet
@@ -118,11 +119,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache; four streams, and failures are noticed and tried again at once."""
-    for module in (arrivals, contract, host, opening):
+    for module in (arrivals, cache_module, contract, host):
         monkeypatch.setattr(module, "NUM_STREAMS", STREAMS)
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(arrivals, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(arrivals, "REFUSAL_SECONDS", 0.0)
     monkeypatch.setattr(storage, "TIMEOUT_SECONDS", 5.0)
     return tmp_path / "cache"
 
@@ -283,34 +285,94 @@ def test_an_unplanned_reader_finds_room(
 def test_shards_that_another_process_reads_stay(
     shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(3.2, shards))
-    with opened(shards) as first, opened(shards) as second:
-        first.plan(iter([np.arange(30)]), 1)
-        for number in range(0, 30, 10):
-            first.decode(number)
-        held = here(cache)
-        assert len(held) == 3
-        with pytest.raises(RemoteError, match=r"has no room for train-00003.*other processes use"):
-            second.decode(35)
-        assert here(cache) == held
-        assert second.decode(12).size
-        for number in range(30):
-            first.decode(number)  # the plan has read them, so they may go
-        assert second.decode(35).size
+    with opened(shards) as first:
+        monkeypatch.setenv(LIMIT_VARIABLE, limit_of(3.2, shards))
+        with opened(shards) as second:
+            check_that_shards_stay(first, second, cache)
+
+
+def check_that_shards_stay(first: StreamedSet, second: StreamedSet, cache: Path) -> None:
+    first.plan(iter([np.arange(30)]), 30)
+    for number in range(0, 30, 10):
+        first.decode(number)
+    held = here(cache)
+    assert len(held) == 3
+    with pytest.raises(RemoteError, match=r"has no room for train-00003.*other processes use"):
+        second.decode(35)
+    assert here(cache) == held
+    assert second.decode(12).size
+    for number in range(30):
+        first.decode(number)  # the plan has read them, so they may go
+    assert second.decode(35).size
 
 
 def test_a_set_that_is_open_is_not_removed_for_another(
-    shards: Served, files: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Only shards that nobody reads make room for it."""
     shards.objects["one.beton"] = (files / "train-00000-of-00008.beton").read_bytes()
-    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(2.2, shards))
     with opened(shards) as found:
-        found.decode(0)
-        found.decode(10)
+        found.plan(iter([np.arange(30)]), 30)
+        for number in (0, 10, 20):
+            found.decode(number)
+        monkeypatch.setenv(LIMIT_VARIABLE, limit_of(3.2, shards))
         with pytest.raises(RemoteError, match="the cache is full"):
             open_dataset(f"{shards.address}one.beton")
+        assert len(here(cache)) == 3
+        for number in range(1, 10):
+            found.decode(number)  # the plan has read this shard
+        open_dataset(f"{shards.address}one.beton").close()
+        assert sorted(path.name[:11] for path in here(cache)) == [
+            "one.beton",
+            "train-00001",
+            "train-00002",
+        ]
         assert found.decode(3).size
-    open_dataset(f"{shards.address}one.beton").close()
+
+
+def test_shards_beyond_the_share_of_a_process_may_go(
+    shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that two streams share is read at two times, so more are begun than a batch needs."""
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(4.2, shards))
+    with opened(shards) as first, opened(shards) as second:
+        first.plan(iter([np.r_[0, 10, 20, 30, 1:10, 11, 21, 31]]), 1)
+        for number in (0, 10, 20, 30):
+            first.decode(number)
+        assert [second.decode(number).size > 0 for number in (40, 50)] == [True, True]
+        assert len(here(cache)) == 4
+        assert first.decode(31).size
+
+
+def test_a_second_set_finds_room_beside_one_that_fills_the_cache(
+    shards: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a test set beside a training set, in one process or two."""
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(6.6, shards))
+    for path in sorted(files.glob("train-*.beton")):
+        shards.objects[path.name.replace("train", "test")] = path.read_bytes()
+    with opened(shards) as first, open_dataset(pattern(shards).replace("train", "test")) as second:
+        for number in range(0, 60, 10):
+            first.decode(number)
+        assert second.decode(5).size
+        assert len(here(cache)) == 6
+
+
+def test_beginnings_that_kills_left_make_room(
+    shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(3.2, shards))
+    with opened(shards) as found:
+        (folder,) = {path.parent for path in cache.glob("*/*.index")}
+        for number in (4, 5, 6):
+            name = f"train-{number:05d}-of-00008.beton"
+            (folder / f"{name}.partial").write_bytes(shards.objects[name][:-5000])
+        assert found.decode(0).size
+        asked = len(shards.gets())
+        assert found.decode(60).size
+    starts = [one.partition("-")[0] for one in shards.gets()[asked:]]
+    assert f"bytes={len(shards.objects[name]) - 5000}" in starts  # it continues its own
+    assert "bytes=0" not in starts
 
 
 def test_a_broken_connection_is_an_error_of_who_waits(shards: Served) -> None:
@@ -333,6 +395,90 @@ def test_a_broken_connection_ahead_of_the_reads_waits_for_a_reader(shards: Serve
         assert [found.decode(number).size > 0 for number in range(10)]
         shards.status = 200
         assert found.decode(10).size
+
+
+def test_a_lost_connection_ends_a_run_after_one_round_of_attempts(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every shard, and every image of a batch, would wait for six attempts otherwise."""
+    monkeypatch.setattr(arrivals, "REFUSAL_SECONDS", 60.0)
+    with opened(shards) as found:
+        shards.status = 503
+        asked = len(shards.asked)
+        with pytest.raises(UnreachableError, match="HTTP 503"):
+            batches(found, plan_of(found), 1)
+        # What is brought ahead meanwhile may be tried too.
+        assert len(shards.asked) - asked <= 4 * fetch.ATTEMPTS
+
+
+def test_a_damaged_shard_is_fetched_once_not_for_each_of_its_images(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "REFUSAL_SECONDS", 60.0)
+    name = "train-00001-of-00008.beton"
+    sound = shards.objects[name]
+    place = sound.index(b"\xff\xd8", 1 << 21) + 200
+    shards.objects[name] = sound[:place] + bytes(4) + sound[place + 4 :]
+    with opened(shards) as found:
+        for number in range(10, 20):
+            with pytest.raises(BetonError, match=rf"{name}: .*checksum") as caught:
+                found.decode(number)
+            caught.value.add_note("of this image only")
+            assert len(caught.value.__notes__) == 1
+        assert found.decode(20).size
+    assert fetched(shards)[1] == 1
+
+
+def test_a_failure_is_of_those_that_waited_for_it(shards: Served) -> None:
+    """Not of a later read: a reader that others wake must not ask for its shard twice."""
+    with opened(shards) as found:
+        shards.status = 503
+        with ThreadPoolExecutor(8) as pool:
+            failed = [
+                pool.submit(found.decode, number) for number in (0, 1, 10, 11, 20, 21, 30, 31)
+            ]
+            assert all(isinstance(one.exception(HANG_SECONDS), UnreachableError) for one in failed)
+        shards.status = 200
+        assert [found.decode(number).size > 0 for number in (0, 10, 20, 30)] == [True] * 4
+
+
+def test_a_plan_that_fails_is_an_error_of_who_waits(shards: Served) -> None:
+    def epochs() -> Iterator[INT64]:
+        yield np.arange(10)
+        yield np.arange(10)
+        raise MemoryError("no memory for the third epoch")
+
+    with opened(shards) as found:
+        found.plan(epochs(), 10)
+        for number in range(10):
+            found.decode(number)
+        thread = found._arrivals._thread
+        assert thread is not None
+        thread.join(HANG_SECONDS)
+        with pytest.raises(MemoryError, match="no memory for the third epoch"):
+            found.decode(20)
+
+
+def test_closing_waits_for_no_reader_and_closes_no_file_under_it(shards: Served) -> None:
+    with opened(shards) as found:
+        reader = found._arrivals.shard(0)
+        handle = reader.__enter__()
+    assert handle.read(0, 2) == shards.objects["train-00000-of-00008.beton"][:2]
+    reader.__exit__(None, None, None)
+    assert handle.descriptor == -1
+
+
+def test_closing_ends_a_download(shards: Served, cache: Path) -> None:
+    with opened(shards) as found:
+        shards.stalls, shards.sound_gets = 1, len(shards.gets())
+        found.plan(iter([np.arange(10)]), 1)
+        assert shards.stalled.wait(HANG_SECONDS)
+        thread = found._arrivals._thread
+        assert thread is not None
+    shards.ended.set()  # the server continues
+    thread.join(HANG_SECONDS)
+    assert not thread.is_alive()
+    assert not here(cache)
 
 
 def test_a_change_and_damage_elsewhere_are_one_line(shards: Served) -> None:
@@ -361,9 +507,42 @@ def test_a_damaged_index_is_removed(shards: Served, cache: Path) -> None:
     with index.open("r+b") as file:
         file.seek(-3, os.SEEK_END)
         file.write(b"xyz")
-    with pytest.raises(RemoteError, match=r"train-00002-of-00008\.beton: .*removed; give the same"):
+    with pytest.raises(
+        RemoteError, match=r"train-00002-of-00008\.beton: .*removed here; give the same"
+    ):
         open_dataset(pattern(shards))
     opened(shards).close()
+
+
+def test_a_copy_that_the_disk_damaged_is_named(shards: Served, cache: Path) -> None:
+    with opened(shards) as found:
+        found.decode(0)
+        (copy,) = here(cache)
+        sound = copy.read_bytes()
+        place = sound.index(b"\xff\xd8", 1 << 21) + 200
+        copy.write_bytes(sound[:place] + bytes(4) + sound[place + 4 :])
+        with pytest.raises(BetonError, match=rf"checksum .*; remove {copy} and give the same"):
+            [found.decode(number) for number in range(10)]
+
+
+def test_a_complete_set_in_a_folder_of_somebody_else(
+    shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards.has_ranges = False  # so that it is complete
+    opened(shards).close()
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for module in (cache_module, opening):
+        monkeypatch.setattr(module, "locked", denied, raising=False)
+    with opened(shards) as found:
+        wanted = found.decode(75)
+    for index in cache.glob("*/*.index"):  # as an older version left it
+        index.unlink()
+    with opened(shards) as found:
+        assert_array_equal(found.decode(75), wanted)
 
 
 def test_a_server_that_sends_no_parts(shards: Served, files: Path, cache: Path) -> None:
@@ -418,11 +597,12 @@ def test_closing_ends_those_that_wait(shards: Served) -> None:
 
 
 def test_commands_take_a_set_of_many_shards(
-    shards: Served, capsys: pytest.CaptureFixture[str]
+    shards: Served, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for command, answer in (("info", "80"), ("verify", "of 80 images")):
+    for command, answer, count in (("info", "80", 0), ("verify", "of 80 images", SHARDS)):
         assert main([command, pattern(shards)]) == 0
         assert answer in capsys.readouterr().out
+        assert len(here(cache)) == count
 
 
 def test_more_shards_than_files_may_be_open() -> None:

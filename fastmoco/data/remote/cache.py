@@ -22,6 +22,7 @@ from fastmoco.addresses import Address, as_path
 from fastmoco.caches import kept_folder
 from fastmoco.data.remote.storage import RemoteError, RemoteObject
 from fastmoco.data.shards import check_shards
+from fastmoco.draws.host import NUM_STREAMS
 from fastmoco.errors import UsageError
 from fastmoco.files import atomic_write_text, lock_descriptor, locked, read_json_object
 
@@ -67,6 +68,16 @@ class CachedSet:
     def num_bytes(self) -> int:
         """Length of all files together, as far as servers say it."""
         return sum(known.num_bytes or 0 for known in self.objects)
+
+    @property
+    def index_bytes(self) -> int:
+        """What its indexes take of the disk."""
+        return sum(map(_length, self.folder.glob("*.index")))
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it has so many files that each comes when it is read."""
+        return len(self.objects) >= NUM_STREAMS
 
     @property
     def stored_bytes(self) -> int:
@@ -151,25 +162,33 @@ class DataCache:
                 held.enter_context(_held(wanted.folder, shared=True))
             yield
 
-    def make_room_in(self, wanted: CachedSet, num_bytes: int, remove: Callable[[], bool]) -> int:
-        """Make room for a part of a set, by other sets first.
+    def make_room_in(
+        self, wanted: CachedSet, num_bytes: int, remove: Callable[[], bool], *, of_all: bool
+    ) -> int:
+        """Make room for a part of a set: by sets that are unused, then by other parts of it.
 
         Args:
             wanted: The set, which this process keeps.
             num_bytes: What is to be written.
             remove: Removes a part of it that is not needed soon; False if there is none.
+            of_all: At last remove shards of other sets that nobody reads now.
 
         Returns:
             Bytes that are lacking in the end, or 0.
         """
         with locked(self.folder / LOCK):
-            others = self._others(wanted)
-            while lacking := self._lacking(num_bytes):
-                if others:
-                    _remove_unused(others.pop(0))
-                elif not remove():
-                    return lacking
-        return 0
+            return self._free(wanted, num_bytes, remove, of_all=of_all)
+
+    def _free(
+        self, wanted: CachedSet, num_bytes: int, remove: Callable[[], bool], *, of_all: bool
+    ) -> int:
+        others = self._others(wanted)
+        streamed = (one for one in others if of_all and one.is_streamed)
+        unused = map(_remove_unused, others)
+        shards = (remove_unheld(path) for one in streamed for path in one.folder.glob("*.beton"))
+        while (lacking := self._lacking(num_bytes)) and (any(unused) or remove() or any(shards)):
+            pass
+        return lacking
 
     def _lacking(self, num_bytes: int) -> int:
         """Bytes that must go before so many come."""
@@ -185,33 +204,26 @@ class DataCache:
         return sorted((one for one in sets if one.objects), key=_last_use)
 
     def _make_room(self, wanted: CachedSet) -> None:
-        others = self._others(wanted)
         here = sum(_length(wanted.partial(one)) for one in wanted.missing)
-        lacking = sum(one.num_bytes or 0 for one in wanted.missing) - here
-        stored = {one.folder: one.stored_bytes for one in others}
-        too_many = wanted.num_bytes + sum(stored.values()) - self.limit_bytes
+        needed = sum(one.num_bytes or 0 for one in wanted.missing) - here
         if wanted.num_bytes > self.limit_bytes:
             raise RemoteError(
                 f"{wanted.objects[0].address.parent}: {_gigabytes(wanted.num_bytes)} are more than "
                 f"the limit of the cache {self.folder}, {_gigabytes(self.limit_bytes)}; set "
                 f"{LIMIT_VARIABLE}={math.ceil(wanted.num_bytes / 1e9)} or more"
             )
-        for other in others:
-            if too_many <= 0 and lacking <= shutil.disk_usage(self.folder).free:
-                return
-            if _remove_unused(other):
-                too_many -= stored[other.folder]
-        if lacking > (free := shutil.disk_usage(self.folder).free):
+        lacking = self._free(wanted, needed, lambda: False, of_all=True)
+        if needed > (free := shutil.disk_usage(self.folder).free):
             raise RemoteError(
                 f"{self.folder}: the disk has {_gigabytes(free)} free, and "
-                f"{wanted.objects[0].address.parent} needs {_gigabytes(lacking)}; free some space, "
+                f"{wanted.objects[0].address.parent} needs {_gigabytes(needed)}; free some space, "
                 f"or set {FOLDER_VARIABLE}=FOLDER on another disk"
             )
-        if too_many > 0:
+        if lacking:
             raise RemoteError(
                 f"{self.folder}: the cache is full, by sets that other processes use; wait for "
                 f"them, or set {LIMIT_VARIABLE} to "
-                f"{math.ceil((self.limit_bytes + too_many) / 1e9)} or more"
+                f"{math.ceil((self.limit_bytes + lacking) / 1e9)} or more"
             )
 
     def _sets(self) -> Iterator[CachedSet]:

@@ -114,6 +114,12 @@ class StreamedHandle(Handle):
         pages = _pages(first) if len(first) == HEAD.itemsize else (0, 0)
         return cls(known.address, -1, num_bytes, index, pages, shard)
 
+    def problem(self, what: str, byte: int, sample: str = "") -> BetonError:
+        """See `Handle.problem`; a shard was sound when it was fetched, so its copy is damaged."""
+        reason = str(Handle.problem(self, what, byte, sample)).rpartition("; ")[0]
+        copy = str(self.index).removesuffix(".index")
+        return BetonError(f"{reason}; remove {copy} and give the same command again")
+
     def read(self, offset: int, size: int) -> bytes:
         """See `Handle.read`; waits for the pages.
 

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from fastmoco.addresses import Address
 from fastmoco.data.beton import BetonError, BetonFile
@@ -24,7 +24,6 @@ from fastmoco.data.remote.storage import (
 )
 from fastmoco.data.remote.streamed import StreamedSet
 from fastmoco.data.shards import check_shards, counted_shards
-from fastmoco.draws.host import NUM_STREAMS
 from fastmoco.errors import UsageError
 from fastmoco.files import allow_open_files
 from fastmoco.ranks import environment_ranks
@@ -53,7 +52,7 @@ def check_address(address: Address) -> None:
 def open_remote(address: Address) -> BetonFile | BetonSet:
     """Bring the files of a set to the cache, unless they are there, and open them.
 
-    Of `NUM_STREAMS` shards or more only the indexes are brought; shards come when they are read.
+    Of `CachedSet.is_streamed` only the indexes are brought; shards come when they are read.
     The present state is asked for each time. Without an answer, files that are here are used, with
     a warning. Processes that ask for the same set wait for the first of them.
 
@@ -72,7 +71,7 @@ def open_remote(address: Address) -> BetonFile | BetonSet:
     cache = DataCache.of_environment()
     storage = Storage(address.scheme)
     wanted = _wanted(storage, cache, address)
-    if len(wanted.objects) >= NUM_STREAMS:
+    if wanted.is_streamed:
         return _streamed(storage, cache, wanted, address)
     with cache.used(wanted):
         _fill(storage, wanted, address)
@@ -151,16 +150,24 @@ def _streamed(
     allow_open_files(len(wanted.objects) + OTHER_FILES)
     with ExitStack() as kept:
         kept.enter_context(cache.used(wanted, makes_room=False))
-        if wanted.missing and not patiently(lambda: storage.sends_ranges(wanted.missing[0])):
-            with cache.used(wanted):
-                _fill(storage, wanted, address)
-        with waiting(f"reading the index of {address}"), wanted.filling():
-            lacking = [one for one in wanted.objects if not wanted.index(one).exists()]
-            with ThreadPoolExecutor(THREADS) as pool:
-                for _ in pool.map(lambda one: bring_index(storage, one, wanted), lacking):
-                    pass
+        if missing := wanted.missing:
+            asked = min(missing, key=lambda one: one.num_bytes or 0)  # one without a length, if any
+            if not patiently(lambda: storage.sends_ranges(asked)):
+                with cache.used(wanted):
+                    _fill(storage, wanted, address)
+        if any(not wanted.index(one).exists() for one in wanted.objects):
+            with suppress(PermissionError):  # a complete set of somebody else has its own
+                _bring_indexes(storage, wanted, address)
         arrivals = Arrivals(storage, cache, wanted)
         return StreamedSet(address, wanted, arrivals, kept.pop_all())
+
+
+def _bring_indexes(storage: Storage, wanted: CachedSet, address: Address) -> None:
+    with waiting(f"reading the index of {address}"), wanted.filling():
+        lacking = [one for one in wanted.objects if not wanted.index(one).exists()]
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(lambda one: bring_index(storage, one, wanted), lacking):
+                pass
 
 
 def _fill(storage: Storage, wanted: CachedSet, address: Address) -> None:

@@ -5,7 +5,7 @@ before instead (`opening`).
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import numpy as np
@@ -45,13 +45,18 @@ class StreamedSet(BetonSet):
         files = []
         for number, known in enumerate(place.objects):
             index = place.index(known)
+            if not index.exists():  # of a complete set in somebody else's cache
+                index = place.path(known)
             try:
                 handle = StreamedHandle.of(known, index, partial(arrivals.shard, number))
                 files.append(BetonFile(handle))
             except BetonError as error:
-                index.unlink()
+                with suppress(PermissionError):
+                    index.unlink()
                 raise RemoteError(
-                    f"{error}; what is here of it is removed; give the same command again"
+                    f"{str(error).partition('; ')[0]}; its index is removed here; give the same "
+                    "command again; if that says the same, put a good copy there, made by "
+                    "`fastmoco convert`"
                 ) from error
         super().__init__(address, files)
         self.shard_ends: INT64 = np.cumsum([len(file) for file in files], dtype=np.int64)
