@@ -34,6 +34,7 @@ from fastmoco.pipelines import contract, reads
 from fastmoco.pipelines.build import build_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, streamed_shards
 from fastmoco.pipelines.policies import POLICIES
+from fastmoco.ranks import Ranks
 from tests.limits import HANG_SECONDS
 from tests.object_server import Served, served_files, serving
 from tests.optional import require
@@ -124,6 +125,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(fetch, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(arrivals, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(arrivals, "ROOM_SECONDS", 0.1)
     monkeypatch.setattr(arrivals, "REFUSAL_SECONDS", 0.0)
     monkeypatch.setattr(storage, "TIMEOUT_SECONDS", 5.0)
     return tmp_path / "cache"
@@ -272,6 +274,15 @@ def test_a_limit_below_one_batch_is_one_line(
             batches(found, plan_of(found), 1)
 
 
+def test_the_limit_holds_for_all_devices_of_a_machine(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(7.5, shards))
+    monkeypatch.setattr(arrivals, "local_ranks", lambda: Ranks(0, 2))
+    with opened(shards) as found, pytest.raises(RemoteError, match="8 shards are read at the same"):
+        batches(found, plan_of(found, world_size=2), 1)
+
+
 def test_an_unplanned_reader_finds_room(
     shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +353,29 @@ def test_shards_beyond_the_share_of_a_process_may_go(
         assert [second.decode(number).size > 0 for number in (40, 50)] == [True, True]
         assert len(here(cache)) == 4
         assert first.decode(31).size
+
+
+def test_a_run_that_continues_at_the_end_of_an_epoch(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(5, shards))
+    with opened(shards) as found, pytest.raises(RemoteError, match="6 shards are read at the same"):
+        batches(found, plan_of(found, start_batch=10), 2)
+
+
+def test_the_ordinary_order_needs_room_for_all_shards(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that the streams cannot share, or a classifier, reads any shard at any time."""
+    monkeypatch.setenv(LIMIT_VARIABLE, limit_of(7.5, shards))
+    with opened(shards) as found:
+        plan = EpochPlan(seed=0, epoch=0, num_samples=len(found), global_batch_size=2)
+        with pytest.raises(RemoteError, match="8 shards are read at the same time"):
+            batches(found, plan, 1)
+        evaluation = EpochPlan(
+            seed=0, epoch=0, num_samples=len(found), global_batch_size=2, training=False
+        )
+        assert len(batches(found, evaluation, 1)) == 40
 
 
 def test_a_second_set_finds_room_beside_one_that_fills_the_cache(

@@ -34,8 +34,8 @@ from fastmoco.waiting import announced
 
 RETRY_SECONDS = 1.0
 """Pause before room is looked for again: another process may have made some."""
-ROOM_TRIES = 10
-"""Pauses after which a reader that finds no room gets an error."""
+ROOM_SECONDS = 10.0
+"""Longest wait for room, after which a reader gets an error."""
 REFUSAL_SECONDS = 10.0
 """A shard that could not be brought is not asked for again so soon, nor is any other if the server
 did not answer: all images of a batch fail at once, where each would wait for six attempts."""
@@ -61,7 +61,7 @@ class Arrivals:
         self._asked: deque[int] = deque()
         # What a shard's last failure was, and when; None: that of all of them.
         self._failed: dict[int | None, tuple[BaseException, float]] = {}
-        self._tries_for_room = 0
+        self._lacks_room_since = math.inf
         self._left_out: set[int] = set()  # could not be brought ahead; whoever reads them asks
         self._plan = ReadingPlan(iter(()), np.zeros(len(place.objects), np.int64))
         self._closed = self._has_waited = False
@@ -213,7 +213,8 @@ class Arrivals:
                 self._here.add(number)
                 self._left_out.discard(number)
             elif error is None:  # there is no room now
-                self._changed.wait(RETRY_SECONDS)
+                # Looking costs 50 ms for 2,000 shards; a shard that the plan has read wakes it too.
+                self._changed.wait(RETRY_SECONDS * (1 if is_asked else 10))
                 self._asked.extend([number] * (is_asked and number not in self._asked))
             elif is_asked:
                 concerned = None if isinstance(error, UnreachableError) else number
@@ -267,16 +268,17 @@ class Arrivals:
         lacking = self._cache.make_room_in(
             self._place, needed, lambda: any(map(self._remove, victims)), of_all=is_asked
         )
-        if is_asked:
-            self._tries_for_room = self._tries_for_room + 1 if lacking else 0
-        if self._tries_for_room > ROOM_TRIES:
-            self._tries_for_room = 0
-            raise RemoteError(
-                f"{self._cache.folder}: has no room for {known.address.name}, since other "
-                "processes use what is there, or its disk is full; wait for them, free some "
-                f"space, or set {LIMIT_VARIABLE} to more"
-            )
-        return not lacking
+        if not is_asked or not lacking:
+            self._lacks_room_since = math.inf
+            return not lacking
+        self._lacks_room_since = min(time.monotonic(), self._lacks_room_since)
+        if time.monotonic() - self._lacks_room_since < ROOM_SECONDS:
+            return False
+        raise RemoteError(
+            f"{self._cache.folder}: has no room for {known.address.name}, since other processes "
+            "use what is there, or its disk is full; wait for them, free some space, or set "
+            f"{LIMIT_VARIABLE} to more"
+        )
 
     def _victims(self, number: int, *, is_asked: bool) -> Iterator[int]:
         """Shards that may go for one, first what was read, then what is needed last."""
