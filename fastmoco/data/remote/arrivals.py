@@ -219,6 +219,8 @@ class Arrivals:
             elif is_asked:
                 concerned = None if isinstance(error, UnreachableError) else number
                 self._failed[concerned] = error, time.monotonic()
+                if concerned is None:
+                    self._asked.clear()  # whoever waits gets this error
             else:
                 self._left_out.add(number)
             self._changed.notify_all()
