@@ -7,10 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from numpy.testing import assert_array_equal
 
 from fastmoco.cli import main
 from fastmoco.data.convert import ConvertConfig, convert
@@ -21,6 +25,9 @@ from fastmoco.data.remote.storage import DeniedError, UnreachableError
 from fastmoco.draws import host
 from fastmoco.errors import UsageError
 from fastmoco.pipelines import contract
+from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, streamed_shards
+from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import Ranks
 from tests.limits import HANG_SECONDS
 from tests.object_server import served_files, serving
@@ -137,6 +144,42 @@ def test_ranks_share_the_cache(files: Path) -> None:
             assert sum(where.startswith("bytes=0-") for where in served.gets(name)) == 1
 
 
+def _read(ranks: Ranks, address: str) -> list[list[int]]:
+    """This rank's images of two epochs, ``(batches, N)``, as a loader gives them."""
+    with open_dataset(address) as found:
+        settings = {"seed": 0, "epoch": 0, "num_samples": len(found), "global_batch_size": 64}
+        places = {"rank": ranks.rank, "world_size": ranks.world_size}
+        plan = EpochPlan(**settings, **places, shard_ends=streamed_shards(found, 64))
+        spec = LoaderSpec(view_size=16, policy=POLICIES["moco_v2"], num_threads=1)
+        options = {"spec": spec, "stop_epoch": 2, "device": torch.device("cpu"), "name": "beton"}
+        with closing(build_loader(found, plan, **options)) as loader:
+            return [batch.sample_id.tolist() for batch in loader]
+
+
+def test_ranks_fetch_their_shards_and_see_equal_global_batches(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require("aiohttp")
+    images = write_colors(files / "most", seed=1, per_class=70)  # 210 images
+    convert(str(images), files / "most.beton", ConvertConfig(shards=64, page_bytes=1 << 21))
+    shards = served_files(*sorted(files.glob("most-*.beton")))
+    found = []
+    for world_size in (1, 2, 4):
+        monkeypatch.setenv(FOLDER_VARIABLE, str(files / f"cache-{world_size}"))
+        with serving(shards) as served:
+            pattern = f"{served.address}most-*-of-00064.beton"
+            parts = run_ranks(_read, pattern, world_size=world_size)
+            # The index begins like the file; shards that two streams share are of one rank.
+            begun = [
+                sum(where.startswith("bytes=0-") for where in served.gets(name)) for name in shards
+            ]
+        assert begun == [2] * 64
+        found.append(np.concatenate(parts, axis=1))
+    assert found[0].shape == (6, 64)
+    assert_array_equal(found[1], found[0])
+    assert_array_equal(found[2], found[0])
+
+
 @pytest.fixture
 def bucket(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of a server whose bucket `sets` holds the files under `a/`."""
@@ -175,6 +218,21 @@ def test_shards_of_a_bucket(bucket: Any, files: Path, pattern: str) -> None:  # 
         assert all(
             bytes(found.blob(number)) == bytes(wanted.blob(number)) for number in range(len(wanted))
         )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_shards_of_a_bucket_come_as_they_are_read(
+    bucket: Any,  # noqa: ARG001
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache, "NUM_STREAMS", 2)
+    pattern = "train-*-of-00003.beton"
+    with open_dataset(f"s3://sets/a/{pattern}") as found, open_dataset(files / pattern) as wanted:
+        assert not [*files.glob("cache/*/*.beton")]
+        assert found.fingerprint == wanted.fingerprint
+        assert_array_equal(found.decode(23), wanted.decode(23))
+        assert len([*files.glob("cache/*/*.beton")]) == 1
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
