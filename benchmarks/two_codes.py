@@ -228,9 +228,9 @@ def measure(setup: Setup, results: Path) -> None:
             path = setup.result(code, seed)
             if not path.exists():
                 atomic_write_text(path, json.dumps(asdict(run(setup, seed))) + "\n")
-                report = Report("two_codes", "full", subject, device="cpu")
-                report.rows = list(rows(setup))
-                report.write(results)
+            report = Report("two_codes", "full", subject, device="cpu")
+            report.rows = list(rows(setup))
+            report.write(results)
 
 
 def main() -> None:
