@@ -51,9 +51,9 @@ def facts(**changed):
 TEXTURES = Baselines(
     knn_top1_pixels=25.0, knn_top1_start=14.0, num_images=1_200, about="images of data.test"
 )
-# The momentum sweep recorded in commit 08e47f8, 558 steps each, means of three seeds: loss, accuracy of
-# the pretext task, feature deviation, kNN. Written out, so that running the sweep again does not
-# change what this test asks.
+# The momentum sweep recorded in commit 08e47f8, 558 steps each, means of three seeds: loss,
+# accuracy of the pretext task, feature deviation, kNN. Written out, so that running the sweep
+# again does not change what this test asks.
 MOMENTUM_RUNS = [
     (0.0, (5.54907, 0.52, 0.0062, 11.92), Outcome.collapsed),
     (0.9, (5.54897, 0.69, 0.0136, 14.53), Outcome.collapsed),
