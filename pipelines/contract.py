@@ -11,6 +11,7 @@ from typing import Protocol, Self
 import numpy as np
 from torch import Tensor
 
+from fastmoco.data.beton_set import BetonSet
 from fastmoco.data.dataset import Dataset
 from fastmoco.data.remote.streamed import StreamedSet
 from fastmoco.draws.host import NUM_STREAMS, epoch_order, streamed_order
@@ -20,15 +21,18 @@ from fastmoco.pipelines.policies import Policy
 from fastmoco.pipelines.settings import PipelineConfig
 
 
-def streamed_shards(dataset: Dataset, global_batch_size: int) -> INT64 | None:
+def streamed_shards(
+    dataset: Dataset, global_batch_size: int, *, before: bool | None = None
+) -> INT64 | None:
     """End of each shard, ``(S,)``, where training reads shards one after the other; else None.
 
     So it reads sets elsewhere of `NUM_STREAMS` shards or more, if each stream has an equal part of
-    a batch.
+    a batch; a run that goes on reads as `before`, wherever its shards are now.
     """
-    if isinstance(dataset, StreamedSet) and not global_batch_size % NUM_STREAMS:
-        return dataset.shard_ends
-    return None
+    streams = before
+    if before is None:
+        streams = isinstance(dataset, StreamedSet) and not global_batch_size % NUM_STREAMS
+    return dataset.shard_ends if streams and isinstance(dataset, BetonSet) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmoco.configuration import load_config
+from fastmoco.data.dataset import Dataset
 from fastmoco.draws.host import draw_keys
 from fastmoco.moco.build import build_model
 from fastmoco.moco.settings import MocoConfig, ModelConfig, Stem
@@ -89,13 +90,15 @@ class NoImages:
         return self.count
 
 
-def make_trainer(overrides: Iterable[str], *, num_samples: int = NUM_SAMPLES) -> Trainer:
+def make_trainer(
+    overrides: Iterable[str], *, num_samples: int = NUM_SAMPLES, dataset: Dataset | None = None
+) -> Trainer:
     """What `train` builds for a configuration: loss, queue and precision as a run has them."""
     cfg = load_config(TrainConfig, list(overrides))
     device = check_config(cfg)
     run = RunFolder(Path("none"))
     cfg = with_augmentation(with_precision(cfg, device, run), device, run)
-    return Trainer(cfg, run, NoImages(num_samples), device)
+    return Trainer(cfg, run, dataset or NoImages(num_samples), device)
 
 
 def make_batch(number: int, *, size: int = BATCH, device: str = "cpu") -> Batch:

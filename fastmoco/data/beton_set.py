@@ -12,6 +12,7 @@ from fastmoco.data.beton import BetonFile
 from fastmoco.data.beton_format import BetonError
 from fastmoco.data.facts import merged_facts
 from fastmoco.data.shards import find_shards, set_fingerprint
+from fastmoco.draws.streams import INT64
 from fastmoco.files import allow_open_files
 
 OTHER_FILES = 512
@@ -25,6 +26,7 @@ class BetonSet:
 
     Attributes:
         files: The files, in order.
+        shard_ends: End of each file's sample ids, ``(S,)`` int64.
         has_checksums: False if FFCV wrote one of them.
         fingerprint: Hex SHA-256 of the files' fingerprints.
         facts: `merged_facts` of the files; ``{}`` if no file has any.
@@ -53,7 +55,7 @@ class BetonSet:
         self.has_checksums = all(file.has_checksums for file in files)
         self.fingerprint = set_fingerprint([file.fingerprint for file in files])
         self.facts: dict[str, Any] = merged_facts([file.facts for file in files])
-        self._ends = np.cumsum([len(file) for file in files])
+        self.shard_ends: INT64 = np.cumsum([len(file) for file in files], dtype=np.int64)
 
     @classmethod
     def open(cls, pattern: Path) -> Self:
@@ -110,6 +112,6 @@ class BetonSet:
         """The file of a sample, and the sample's id in that file."""
         if not 0 <= sample_id < len(self):
             raise IndexError(f"{self.path}: no sample {sample_id}; ids are 0 to {len(self) - 1}")
-        number = int(np.searchsorted(self._ends, sample_id, side="right"))
+        number = int(np.searchsorted(self.shard_ends, sample_id, side="right"))
         file = self.files[number]
-        return file, int(sample_id) - int(self._ends[number]) + len(file)
+        return file, int(sample_id) - int(self.shard_ends[number]) + len(file)

@@ -16,13 +16,7 @@ from fastmoco.optim.optimizers import build_optimizer
 from fastmoco.optim.schedules import base_learning_rate, learning_rate
 from fastmoco.pipelines.augment import uses_kornia
 from fastmoco.pipelines.build import AUTO, build_loader, resolve_loader
-from fastmoco.pipelines.contract import (
-    Batch,
-    EpochPlan,
-    LoaderSpec,
-    ViewLoader,
-    streamed_shards,
-)
+from fastmoco.pipelines.contract import Batch, EpochPlan, LoaderSpec, ViewLoader, streamed_shards
 from fastmoco.ranks import ALONE, Ranks
 from fastmoco.runs.checkpoint import (
     Checkpoint,
@@ -91,6 +85,7 @@ class Trainer:
         self.device, self.ranks = device, ranks
         self.steps_done, self.loader_name, self.loader_reason = 0, "", ""
         self.in_step, self._loader_before = False, ""
+        self._by_shard: bool | None = None  # as the dataset says
         self.origins: list[dict[str, Any]] = []
         self.steps_per_epoch = self.plan(epoch=0).num_batches
         graphed, self.graph = resolve_cuda_graph(cfg, device, ranks)
@@ -201,7 +196,9 @@ class Trainer:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             start_batch=start_batch,
-            shard_ends=streamed_shards(self.dataset, self.cfg.global_batch_size),
+            shard_ends=streamed_shards(
+                self.dataset, self.cfg.global_batch_size, before=self._by_shard
+            ),
         )
 
     def open_loader(self, plan: EpochPlan | None = None) -> ViewLoader:
@@ -268,6 +265,7 @@ class Trainer:
             "scaler": self.step.scaler.state(),
             "batch_norm": self.batch_norm,
             "origins": self.origins,
+            "by_shard": self.plan(epoch=0).shard_ends is not None,
             "loader": self.loader_name,  # on a GPU `auto` might choose another one on resuming
             "torch_version": torch.__version__,
         }
@@ -303,6 +301,7 @@ class Trainer:
         self.start_norm = facts.get("start_norm", self.start_norm)
         self.step.scaler.restore(facts["scaler"])
         self.origins = facts.get("origins", [])
+        self._by_shard = facts.get("by_shard")
         if self.cfg.pipeline.name == AUTO:
             self._loader_before = facts.get("loader", "")
         self.steps_done = checkpoint.step

@@ -99,10 +99,15 @@ def test_a_streamed_run_with_little_room_is_the_run_with_all_of_it(
         assert main([*options_of(files / "all"), *words]) == 0
         monkeypatch.setenv(FOLDER_VARIABLE, str(files / "small-cache"))
         monkeypatch.setenv(LIMIT_VARIABLE, str(7.5 * largest / 1e9))
-        for steps in ("train.max_steps=4", "train.max_steps=0"):  # it stops within an epoch
-            assert main([*options_of(files / "some"), *words, steps]) == 0
+        stopped = [*options_of(files / "some"), *words, "train.max_steps=4"]  # within an epoch
+        assert main(stopped) == 0
+        shutil.copytree(files / "some", files / "moved")
+        assert main([*stopped, "train.max_steps=0"]) == 0
     assert len(rows_of(files / "all")) == 18
+    words[0] = f"data.train={files}/many-*.beton"  # one goes on with the files here
+    assert main([*options_of(files / "moved"), *words]) == 0
     assert rows_of(files / "some") == rows_of(files / "all")
+    assert rows_of(files / "moved") == rows_of(files / "all")
     assert "48 images in 12 shards, one after the other," in (files / "all/train.log").read_text()
     assert len([*files.glob("cache/*/many-*.beton")]) == 12
     assert len([*files.glob("small-cache/*/many-*.beton")]) <= 7

@@ -39,6 +39,7 @@ from tests.limits import HANG_SECONDS
 from tests.object_server import Served, served_files, serving
 from tests.optional import require
 from tests.pictures import write_class_folders
+from tests.steps import make_trainer
 from tests.unit.test_draws import absorb_twin, key_twin
 
 SHARDS, STREAMS, BATCH = 8, 4, 8
@@ -212,6 +213,22 @@ def test_only_indexes_are_read_until_an_image_is(shards: Served, files: Path, ca
     with opened(shards) as found:
         assert found.decode(3).shape == (found.heights[3], found.widths[3], 3)
     assert len(shards.gets()) == asked
+
+
+def test_a_run_goes_on_in_the_order_that_it_began_with(shards: Served, files: Path) -> None:
+    """It may begin elsewhere and go on with the same files here, or the other way around."""
+    words = ["experiment=cifar10_cpu", "model.width=4", "device=cpu", "data.train=shards"]
+    words.append(f"global_batch_size={BATCH}")
+    with opened(shards) as there, BetonSet.open(files / "train-*.beton") as here:
+        begun = [make_trainer(words, dataset=found) for found in (there, here)]
+        orders = [one.plan(epoch=1).order() for one in begun]
+        assert_array_equal(orders[0], streamed_order(0, 1, there.shard_ends, BATCH))
+        assert_array_equal(orders[1], host.epoch_order(0, 1, len(here)))
+        for found, before, order in zip((here, there), begun, orders, strict=True):
+            later = make_trainer(words, dataset=found)
+            later.restore(before.checkpoint())
+            assert_array_equal(later.plan(epoch=1).order(), order)
+            assert later.checkpoint().facts["by_shard"] == before.checkpoint().facts["by_shard"]
 
 
 def test_an_epoch_with_less_room_than_the_set(

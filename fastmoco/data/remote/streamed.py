@@ -22,11 +22,7 @@ from fastmoco.draws.streams import INT64
 
 
 class StreamedSet(BetonSet):
-    """Shards that come when they are read, and ahead of it where the order is known.
-
-    Attributes:
-        shard_ends: End of each shard's sample ids, ``(S,)`` int64.
-    """
+    """Shards that come when they are read, and ahead of it where the order is known."""
 
     def __init__(
         self, address: Address, place: CachedSet, arrivals: Arrivals, kept: ExitStack
@@ -59,7 +55,6 @@ class StreamedSet(BetonSet):
                     "`fastmoco convert`"
                 ) from error
         super().__init__(address, files)
-        self.shard_ends: INT64 = np.cumsum([len(file) for file in files], dtype=np.int64)
         self._arrivals, self._kept = arrivals, kept
 
     @property
