@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from benchmarks import two_codes
+from benchmarks import long_run, two_codes
 from benchmarks.child import KeptChild
 from benchmarks.peers import notebook_peer, official_peer, official_step
 from benchmarks.pictures import write_thumbnails
@@ -202,19 +202,23 @@ def test_the_notebook_equals_ours() -> None:
     assert rates == pytest.approx([0.06 * (1 + math.cos(math.pi / 200)) / 2, 0.03, 0])
 
 
+def write_small_cifar(folder: Path) -> Path:
+    """Two classes of 16 images for each split, in class folders."""
+    for split in ("train", "test"):
+        for label in range(2):
+            images = folder / split / f"class_{label}"
+            images.mkdir(parents=True)
+            for index in range(16):
+                pixels = picture(1000 * (split == "test") + 100 * label + index, 32, 32)
+                (images / f"{index}.jpg").write_bytes(encoded(pixels, quality=92))
+    return folder
+
+
 @pytest.mark.full
 def test_two_codes_run_one_recipe_and_go_on(tmp_path: Path) -> None:
     """At the smallest size: a row each, and what is done stays."""
-    for split in ("train", "test"):
-        for label in range(2):
-            folder = tmp_path / "cifar" / split / f"class_{label}"
-            folder.mkdir(parents=True)
-            for index in range(16):
-                pixels = picture(1000 * (split == "test") + 100 * label + index, 32, 32)
-                (folder / f"{index}.jpg").write_bytes(encoded(pixels, quality=92))
-    setup = two_codes.Setup(
-        tmp_path / "cifar", tmp_path / "runs", (0, 1), 2, 2, 16, 8, batch=16, queue_size=32
-    )
+    cifar, runs = write_small_cifar(tmp_path / "cifar"), tmp_path / "runs"
+    setup = two_codes.Setup(cifar, runs, (0, 1), 2, 2, 16, 8, batch=16, queue_size=32)
     two_codes.measure(setup, tmp_path / "results")
     first, second, *losses = json.loads((tmp_path / "results/two_codes.json").read_text())
     assert (first["what"], second["what"]) == ("fastmoco", "the notebook")
@@ -226,6 +230,28 @@ def test_two_codes_run_one_recipe_and_go_on(tmp_path: Path) -> None:
     two_codes.measure(setup, tmp_path / "results")  # by its run, which is finished
     assert setup.result("fastmoco", 0).exists()
     assert done.stat().st_mtime_ns == before
+
+
+@pytest.mark.full
+def test_the_long_run_at_the_smallest_size(tmp_path: Path) -> None:
+    """It goes on where it was stopped, and has a row for each encoder."""
+    options = ("experiment=cifar10_cpu", "model.width=4", "global_batch_size=16")
+    small = (*options, "moco.queue_size=32", "train.compile=never")
+    cifar = write_small_cifar(tmp_path / "cifar")
+    setup = long_run.Setup(cifar, tmp_path / "runs", 3, 1, 1, small)
+    long_run.measure(setup, tmp_path / "results")
+    found = {
+        row["what"]: row for row in json.loads((tmp_path / "results/long_run.json").read_text())
+    }
+    assert [*found] == [
+        *(f"epoch {epoch}" for epoch in (1, 2, 3)),
+        *("pretrained", "untrained", "pixels", "supervised"),
+    ]
+    assert found["epoch 3"]["value"] == found["pretrained"]["value"]
+    assert "its classifier" in found["supervised"]["note"]
+    run = (tmp_path / "runs/runs/long/metrics.jsonl").read_bytes()
+    long_run.measure(setup, tmp_path / "results")
+    assert (tmp_path / "runs/runs/long/metrics.jsonl").read_bytes() == run
 
 
 @pytest.mark.parametrize(
