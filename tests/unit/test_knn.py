@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,16 @@ def clusters(count, seed):
     labels = torch.randint(7, (count,), generator=generator)
     centers = torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
     return FeatureSet(centers[labels] + 1.5 * torch.randn(count, 16, generator=generator), labels)
+
+
+class SimpleSet(SimpleNamespace):
+    """Labels of a dataset."""
+
+    def __init__(self, labels):
+        super().__init__(labels=labels)
+
+    def __len__(self):
+        return len(self.labels)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (20, 0.07), (200, 0.5)])
@@ -131,6 +143,36 @@ def test_an_image_does_not_answer_for_itself_when_left_out():
         found[alone], _ = top_accuracies(class_ranks(scores, noise.labels))
     assert found[False] == 100
     assert 10 < found[True] < 30
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(("k", "temperature", "vote"), [(9, 0.5, "weighted"), (99, 1, "majority")])
+def test_the_command_measures_by_its_options(monkeypatch, alone, k, temperature, vote):
+    sets = {30: clusters(30, 1), 12: clusters(12, 2)}
+    monkeypatch.setattr(knn, "dataset_features", lambda _, one, *__: sets[len(one.labels)])
+    train, test = (SimpleSet(sets[count].labels.numpy()) for count in (30, 12))
+    if alone:
+        test = train
+    cfg = KnnConfig(k=k, temperature=temperature, vote=Vote[vote], leave_one_out=alone)
+    names = SimpleNamespace(names=list("abcdefg"))
+    measured = knn._Measured(train, test, names, 0, cfg, None)
+    encoder = SimpleNamespace(mean=torch.zeros(3))
+    result = measured.result(encoder, SimpleNamespace(features="backbone"))
+    assert result.k == min(k, 29 if alone else 30)
+    scores = knn.knn_votes(
+        sets[30],
+        sets[len(test)].vectors,
+        k=result.k,
+        temperature=temperature,
+        vote=Vote[vote],
+        leave_one_out=alone,
+    )
+    ranks = class_ranks(scores, sets[len(test)].labels)
+    assert (result.top1, result.top5) == top_accuracies(ranks)
+    right = sum(row[number] for number, row in enumerate(result.classes.confusion))
+    assert 100 * right / len(test) == pytest.approx(result.top1)
+    counts = [sum(row) for row in result.classes.confusion]
+    assert counts == np.bincount(test.labels, minlength=7).tolist()
 
 
 @pytest.mark.parametrize(("k", "said"), [(200, True), (31, True), (30, False)])

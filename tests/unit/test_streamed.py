@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,21 @@ from fastmoco.data.dataset import open_dataset
 from fastmoco.data.remote import arrivals, fetch, opening, storage
 from fastmoco.data.remote import cache as cache_module
 from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
+from fastmoco.data.remote.plan import NEVER, ReadingPlan
 from fastmoco.data.remote.storage import RemoteError, UnreachableError
 from fastmoco.data.remote.streamed import StreamedSet
 from fastmoco.draws import host
 from fastmoco.draws.host import NUM_STREAMS, streamed_order
 from fastmoco.draws.streams import INT64, Draw
 from fastmoco.errors import UsageError
-from fastmoco.pipelines import contract, reads
-from fastmoco.pipelines.build import build_loader
+from fastmoco.pipelines import choose, contract, reads
+from fastmoco.pipelines.build import build_loader, resolve_loader
 from fastmoco.pipelines.contract import EpochPlan, LoaderSpec, streamed_shards
 from fastmoco.pipelines.policies import POLICIES
 from fastmoco.ranks import Ranks
+from fastmoco.train.settings import TrainConfig
+from fastmoco.train.trainer import Trainer
+from fastmoco.visualize.crop_figure import first_batch
 from tests.limits import HANG_SECONDS
 from tests.object_server import Served, served_files, serving
 from tests.optional import require
@@ -102,6 +107,22 @@ def test_a_batch_that_streams_cannot_share_equally() -> None:
     ends = np.cumsum(np.full(64, 5))
     with pytest.raises(UsageError, match=r"global_batch_size must be a multiple of 64 .* got 96"):
         EpochPlan(seed=0, epoch=0, num_samples=320, global_batch_size=96, shard_ends=ends)
+
+
+# ---------------------------------------------------------------- what is read when
+
+
+def test_the_plan_knows_when_each_shard_is_next() -> None:
+    plan = ReadingPlan(iter(map(np.array, ([0, 2, 1, 3], [5, 0, 1], [2]))), np.array([2, 4, 6]))
+    assert [plan.shards_within(count) for count in (1, 2, 4)] == [1, 2, 2]
+    assert plan.needs().tolist() == [0, 1, 6]  # an epoch has the positions of six ids
+    assert [plan.count(number) for number in (0, 2, 4, 1)] == [None, None, None, 0]
+    assert plan.needs().tolist() == [7, 1, 6]  # the first shard is next in the second epoch
+    assert [plan.count(number) for number in (0, 3)] == [None, 1]  # of the second, read early
+    assert plan.needs().tolist() == [7, NEVER, 6]
+    plan.go_on()
+    assert plan.needs().tolist() == [1, 6, 0]
+    assert [plan.count(number) for number in (1, 5, 2, 2)] == [0, 2, 1, None]
 
 
 # ---------------------------------------------------------------- the set
@@ -246,11 +267,68 @@ def test_an_epoch_with_less_room_than_the_set(
     assert sum(fetched(shards)) < 2.5 * SHARDS  # what is read soon again is kept
 
 
+def test_the_shards_that_go_first(shards: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those read, then those whose next use is farthest; ahead of a reader none that is sooner."""
+    with opened(shards) as found:
+        known = found._arrivals
+        monkeypatch.setattr(known, "_start", lambda: None)
+        found.plan(iter([np.arange(80), np.arange(80)[::-1]]), 1)
+        for number in range(20):
+            found._arrivals.count_read(number)
+        known._here = {0, 1, 2, 3}
+        known.ahead = 3
+        assert [*known._victims(4, is_asked=True)] == [0, 1, 7, 6, 5, 3, 2]
+        assert [*known._victims(4, is_asked=False)] == [0, 1, 7, 6, 5]
+        known.ahead = 2  # the shards 2 and 3 are sooner, and here
+        assert [*known._victims(4, is_asked=False)] == []
+        assert [*known._victims(3, is_asked=False)] == [0, 1, 7, 6, 5, 4]
+
+
+def test_a_full_cache_is_seldom_looked_at_ahead_of_a_reader(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(shards) as found:
+        waits: list[float] = []
+        monkeypatch.setattr(found._arrivals, "_bring", lambda *_, **__: False)
+        monkeypatch.setattr(found._arrivals._changed, "wait", waits.append)
+        for is_asked in (True, False):
+            found._arrivals._do(0, is_asked)
+    assert waits == pytest.approx([arrivals.RETRY_SECONDS, 10 * arrivals.RETRY_SECONDS])
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_with_room_each_shard_is_fetched_once(shards: Served, epochs: int) -> None:
     with opened(shards) as found:
         assert len(batches(found, plan_of(found), epochs)) == 10 * epochs
     assert fetched(shards) == [1] * SHARDS
+
+
+def test_only_the_loader_of_a_run_plans_what_is_read(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture, or a trial of DALI, takes one batch: its plan would replace the run's."""
+
+    def tried(_: Any, __: Any, open_loader: Callable[[str], Any]) -> choose.Choice:
+        open_loader("beton").close()
+        return choose.Choice("beton", "")
+
+    with opened(shards) as found:
+        planned: list[Any] = []
+        monkeypatch.setattr(found, "plan", lambda *given: planned.append(given))
+        monkeypatch.setattr(choose, "choose_loader", tried)
+        plan = plan_of(found, rank=0, world_size=4)
+        assert all(found.blob(number) for number in plan.remaining())  # so that nothing is awaited
+        resolve_loader(found, plan, spec=SPEC, device=CPU)
+        with first_batch(found, plan, SPEC) as batch:
+            assert_array_equal(batch.sample_id, next(plan.batches()))
+        trainer: Any = SimpleNamespace(
+            cfg=TrainConfig(), dataset=found, device=CPU, loader_name="beton"
+        )
+        trainer.steps_done, trainer.steps_per_epoch, trainer.plan = 0, 10, lambda **_: plan
+        Trainer.open_loader(trainer, plan).close()
+        assert not planned
+        Trainer.open_loader(trainer).close()
+        assert len(planned) == 1
 
 
 def test_a_rank_fetches_the_shards_of_its_streams(shards: Served) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import re
 
 import pytest
@@ -84,18 +85,20 @@ def test_learned_is_above_both_baselines():
     assert verdict.figures["knn_top1"] == 45.0
 
 
-@pytest.mark.parametrize(("knn", "num_images"), [(33.0, 500), (40.0, 60)])
+@pytest.mark.parametrize(("knn", "num_images"), [(35.0, 500), (40.0, 60)])
 def test_a_gain_within_its_error_proves_nothing(knn, num_images):
     baselines = dataclasses.replace(BASELINES, num_images=num_images)
     verdict = judge(rows(knn=knn), FACTS, baselines)
     assert verdict.outcome is Outcome.too_early
     assert "is not clearly above" in verdict.reasons[0]
-    assert judge(rows(knn=knn), FACTS, dataclasses.replace(baselines, num_images=50_000)).outcome
+    many = dataclasses.replace(baselines, num_images=50_000)
+    assert judge(rows(knn=knn), FACTS, many).outcome is Outcome.learned
 
 
-def test_above_the_untrained_encoder_alone_is_not_enough():
-    verdict = judge(rows(knn=29.0), FACTS, BASELINES)
-    assert verdict.outcome is Outcome.too_early
+@pytest.mark.parametrize(("pixels", "start"), [(30.0, 10.0), (10.0, 30.0)])
+def test_above_one_baseline_alone_is_not_enough(pixels, start):
+    baselines = dataclasses.replace(BASELINES, knn_top1_pixels=pixels, knn_top1_start=start)
+    assert judge(rows(knn=29.0), FACTS, baselines).outcome is Outcome.too_early
 
 
 @pytest.mark.parametrize("knn", [None, 12.0])
@@ -209,6 +212,7 @@ def with_fresh(found, *measured):
         ),
         ([(4.9, 5.3)], "the loss is 4.90 against the queue, but 5.30 against fresh keys"),
         ([(5.1, 5.3), (4.9, 4.95)], ""),
+        ([(5.1, 5.3), (5.3, 5.35)], ""),
     ],
 )
 def test_a_loss_that_rose_by_the_age_of_the_queue_is_not_called_broken(measured, words):
@@ -228,6 +232,23 @@ def test_a_loss_below_chance_against_the_queue_alone_is_too_early():
 def test_figures_are_those_of_the_end():
     early, late = rows(loss=5.5, steps=3_000)[:25], rows(loss=4.0)[25:]
     assert judge([*early, *late], FACTS, None).figures["loss"] == 4.0
+    late[-2] = {**late[-2], "loss": math.nan}  # all its steps were skipped
+    assert judge([*early, *late], FACTS, None).figures["loss"] == 4.0
+    measured = [*rows(knn=20.0, steps=1_500, count=15), *rows(knn=45.0)[15:]]
+    assert judge(measured, FACTS, BASELINES).figures["knn_top1"] == 45.0
+
+
+def test_skipped_steps_are_a_doubt_beyond_those_of_a_start():
+    for skipped, is_doubt in ((4, False), (6, True)):  # of the 100 steps of a row
+        found = [{**row, "skipped_steps": skipped} for row in rows()]
+        reasons = judge(found, FACTS, None).reasons
+        assert any(f"{30 * skipped} steps changed nothing" in one for one in reasons) == is_doubt
+
+
+def test_a_slow_key_encoder_is_a_doubt_unless_it_began_with_weights():
+    for from_weights, outcome in ((False, Outcome.too_early), (True, Outcome.unproven)):
+        slow = facts(momentum=0.9999, key_left=0.74, from_weights=from_weights)
+        assert judge(rows(), slow, None).outcome is outcome
 
 
 def test_it_is_written_and_read_by_people():

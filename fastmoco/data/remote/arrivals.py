@@ -292,7 +292,7 @@ class Arrivals:
             latest = -1 if is_asked else needs[number]
             was_read = np.zeros(len(needs), np.bool_)
             was_read[[*self._read]] = True
-            order = np.lexsort((-needs, ~(was_read & (needs > latest))))
+            order = np.lexsort((-needs, ~was_read))
             return iter([one for one in order.tolist() if needs[one] > latest and one != number])
 
     def _remove(self, number: int) -> bool:
