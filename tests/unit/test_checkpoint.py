@@ -13,6 +13,7 @@ from fastmoco.runs.checkpoint import (
     Checkpoint,
     NoCheckpointError,
     at_step,
+    checkpoint_before,
     flatten_optimizer,
     load_checkpoint,
     newest_checkpoint,
@@ -238,6 +239,13 @@ def test_only_the_names_of_checkpoints_count(tmp_path):
     assert newest_checkpoint(tmp_path).step == 3
 
 
+def test_the_checkpoint_before_a_step(tmp_path):
+    for step in (3, 99_999_999, 100_000_000):
+        save_checkpoint(tmp_path, checkpoint(step), keep=3)
+    found = [checkpoint_before(tmp_path, step) for step in (3, 4, 100_000_000, 100_000_001)]
+    assert [one and one.step for one in found] == [None, 3, 99_999_999, 100_000_000]
+
+
 def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
     for step in (3, 4):
         save_checkpoint(tmp_path, checkpoint(step), keep=2)
@@ -335,6 +343,8 @@ def test_a_state_from_before_a_buffer_leaves_it_as_it_is():
         restore_module(module, state, checkpoint(1))
         assert torch.equal(queue.keys, older["keys"])
         assert (queue.source == 7).all()
+    restore_module(queue, {**older, "source": torch.full((4, 2), 5)}, checkpoint(1))
+    assert (queue.source == 5).all()
     del older["pointer"]
     with pytest.raises(CheckpointError, match="pointer is absent there"):
         restore_module(queue, older, checkpoint(1))

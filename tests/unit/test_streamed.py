@@ -268,20 +268,20 @@ def test_an_epoch_with_less_room_than_the_set(
 
 
 def test_the_shards_that_go_first(shards: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those read, then those whose next use is farthest; ahead of a reader none that is sooner."""
+    """Those read, not those of another rank; ahead of a reader none that is needed sooner."""
     with opened(shards) as found:
         known = found._arrivals
         monkeypatch.setattr(known, "_start", lambda: None)
-        found.plan(iter([np.arange(80), np.arange(80)[::-1]]), 1)
+        found.plan(iter([np.arange(60), np.arange(60)[::-1]]), 1)  # not the shards 6 and 7
         for number in range(20):
-            found._arrivals.count_read(number)
+            known.count_read(number)
         known._here = {0, 1, 2, 3}
-        known.ahead = 3
-        assert [*known._victims(4, is_asked=True)] == [0, 1, 7, 6, 5, 3, 2]
-        assert [*known._victims(4, is_asked=False)] == [0, 1, 7, 6, 5]
-        known.ahead = 2  # the shards 2 and 3 are sooner, and here
-        assert [*known._victims(4, is_asked=False)] == []
-        assert [*known._victims(3, is_asked=False)] == [0, 1, 7, 6, 5, 4]
+        assert [*known._victims(4, is_asked=True)] == [0, 1, 6, 7, 5, 3, 2]
+        assert [*known._victims(4, is_asked=False)] == []  # two that are sooner are here: enough
+        assert [*known._victims(3, is_asked=False)] == [0, 1, 6, 7, 5, 4]
+        assert not known._remove(2)  # it was not here after all, so it is brought again
+        assert known._here == {0, 1, 3}
+        assert [*known._victims(4, is_asked=False)] == [0, 1, 6, 7, 5]
 
 
 def test_a_full_cache_is_seldom_looked_at_ahead_of_a_reader(
@@ -309,7 +309,8 @@ def test_only_the_loader_of_a_run_plans_what_is_read(
     """A picture, or a trial of DALI, takes one batch: its plan would replace the run's."""
 
     def tried(_: Any, __: Any, open_loader: Callable[[str], Any]) -> choose.Choice:
-        open_loader("beton").close()
+        with closing(open_loader("beton")) as loader:
+            next(loader)
         return choose.Choice("beton", "")
 
     with opened(shards) as found:
@@ -436,6 +437,17 @@ def test_a_set_that_is_open_is_not_removed_for_another(
         assert found.decode(3).size
 
 
+def test_a_shard_that_was_read_is_let_go_until_it_is_read_again(shards: Served) -> None:
+    with opened(shards) as found:
+        found.plan(iter([np.arange(10), np.arange(10)]), 1)
+        for number in range(10):
+            assert [*found._arrivals._open] == [0] * (number > 0)
+            found.decode(number)
+        assert not found._arrivals._open
+        found.decode(0)
+        assert [*found._arrivals._open] == [0]
+
+
 def test_shards_beyond_the_share_of_a_process_may_go(
     shards: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,6 +536,10 @@ def test_a_broken_connection_ahead_of_the_reads_waits_for_a_reader(shards: Serve
         assert [found.decode(number).size > 0 for number in range(10)]
         shards.status = 200
         assert found.decode(10).size
+        thread = found._arrivals._thread
+    assert thread is not None
+    thread.join(HANG_SECONDS)
+    assert not found._arrivals._left_out  # later epochs bring it ahead again
 
 
 def test_a_lost_connection_takes_one_round_of_attempts(
