@@ -170,6 +170,11 @@ def test_every_dtype_and_shape_comes_back_by_the_library(tmp_path):
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    starts = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
+    assert not any(at % tensors[name].element_size() for name, at in starts.items())
 
 
 def damage(path):
@@ -330,6 +335,8 @@ def test_weights_of_another_model_are_refused():
         restore_module(module, torch.nn.Linear(2, 3).state_dict(), saved)
     with pytest.raises(CheckpointError, match="bias is absent there"):
         restore_module(module, torch.nn.Linear(2, 2, bias=False).state_dict(), saved)
+    with pytest.raises(CheckpointError, match="bias is .*, absent in the configuration"):
+        restore_module(torch.nn.Linear(2, 2, bias=False), module.state_dict(), saved)
 
 
 def test_a_state_from_before_a_buffer_leaves_it_as_it_is():

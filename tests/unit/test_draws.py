@@ -190,6 +190,14 @@ def test_ranks_together_see_what_one_rank_sees(training: bool):
     for batch, *parts in zip(alone, *ranks, strict=True):
         assert_array_equal(np.concatenate(parts), batch)
     assert [len(rank[0]) for rank in ranks] == [4, 4, 4]
+    for rank, parts in enumerate(ranks):
+        sizes = plan(training=training, rank=rank, world_size=3).batch_sizes()
+        assert [*sizes] == [len(part) for part in parts]
+
+
+def test_a_plan_of_some_samples_visits_those():
+    ids = 3 * np.arange(50) + 1
+    assert_array_equal(plan(sample_ids=ids).order(), ids[plan().order()])
 
 
 def test_training_drops_the_partial_batch_and_evaluation_keeps_it():
