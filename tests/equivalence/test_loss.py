@@ -204,6 +204,14 @@ def test_a_tie_is_not_above_the_positive(loss: Loss) -> None:
     assert ties((query, key, queue)).min() > 0
 
 
+@pytest.mark.parametrize("loss", [Loss.plain, Loss.chunked])
+def test_no_gradient_flows_to_the_key(loss: Loss) -> None:
+    query, key, queue = exact_vectors(16)
+    info_nce(query.requires_grad_(), key.requires_grad_(), queue, 0.25, loss)[0].backward()
+    assert query.grad is not None
+    assert key.grad is None
+
+
 INTERPRETED = """
 import torch
 from fastmoco.moco import loss

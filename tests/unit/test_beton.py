@@ -1,5 +1,6 @@
 """What BetonWriter writes, BetonFile reads; index, names, checksums and pages are as documented."""
 
+import os
 import threading
 import zlib
 from pathlib import Path
@@ -99,6 +100,46 @@ def test_no_blob_straddles_a_page(tmp_path: Path) -> None:
         assert beton.num_bytes > 5 * PAGE_BYTES  # two a page, and the head
         assert all(not any(gap) for _, gap in beton.gaps())
         assert sum(len(gap) for _, gap in beton.gaps()) > 4 * (PAGE_BYTES - 2 * len(blob)) - 999
+
+
+def test_a_blob_may_fill_a_page_or_the_rest_of_one(tmp_path: Path) -> None:
+    path, half = tmp_path / "full.beton", PAGE_BYTES // 2
+    blobs = [bytes(size) for size in (PAGE_BYTES, half, half, 1)]
+    with BetonWriter(path, capacity=4, page_bytes=PAGE_BYTES) as writer:
+        for sample, blob in enumerate(blobs):
+            writer.add(blob, **about(sample, blob) | {"mode": MODE_JPEG})
+        writer.finish([])
+        writer.commit()
+    with BetonFile.open(path) as beton:
+        places = (beton.pointers - beton.pointers[0]).tolist()
+        assert places == [0, PAGE_BYTES, PAGE_BYTES + half, 2 * PAGE_BYTES]
+        assert [bytes(beton.blob(i)) for i in range(4)] == blobs
+
+
+def test_blobs_that_changed_places_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "swapped.beton"
+    blobs = write(path)
+    with BetonFile.open(path) as beton:
+        first, second = beton.pointers[[1, 3]].tolist()  # of raw pixels, so equally long
+        wanted = zlib.crc32(blobs[3] + (3).to_bytes(8, "little"))
+        assert beton.checksums is not None
+        assert beton.checksums[3] == wanted
+    with path.open("r+b") as file:
+        for place, blob in ((first, blobs[3]), (second, blobs[1])):
+            file.seek(place)
+            file.write(blob)
+    with BetonFile.open(path) as beton:
+        for sample in (1, 3):
+            with pytest.raises(BetonError, match=f"sample {sample} .*checksum of its image"):
+                beton.blob(sample)
+
+
+def test_reads_that_bring_a_part_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux reads at most 2 GiB at once."""
+    blobs, real = write(tmp_path / "a.beton"), os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: real(file, min(size, 1000), at))
+    with BetonFile.open(tmp_path / "a.beton") as beton:
+        assert [bytes(beton.blob(i)) for i in range(5)] == blobs
 
 
 def test_without_commit_the_old_file_stays_and_nothing_else(tmp_path: Path) -> None:

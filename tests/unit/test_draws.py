@@ -207,6 +207,7 @@ def test_training_drops_the_partial_batch_and_evaluation_keeps_it():
     evaluation = list(plan(training=False).batches())
     assert [len(batch) for batch in evaluation] == [12] * 4 + [2]
     assert_array_equal(np.concatenate(evaluation), np.arange(50))
+    assert plan(training=False, num_samples=7, world_size=3).max_count == 3
 
 
 def test_start_batch_skips_a_prefix():

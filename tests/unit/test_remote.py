@@ -19,7 +19,7 @@ import pytest
 from fastmoco.addresses import as_path
 from fastmoco.cli import main
 from fastmoco.configuration import config_from_dict, config_to_dict, load_config
-from fastmoco.data.beton import BetonError
+from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.dataset import Dataset, open_dataset, open_files, survey
 from fastmoco.data.remote import fetch, storage
@@ -345,11 +345,16 @@ def test_only_dataset_files_are_read_from_elsewhere(name: str) -> None:
         open_dataset(f"https://host/{name}")
 
 
-def test_damage_is_found_before_a_file_appears(one: Served, cache: Path) -> None:
+@pytest.mark.parametrize("sample", [0, 7])
+def test_damage_is_found_before_a_file_appears(
+    one: Served, files: Path, cache: Path, sample: int
+) -> None:
     sound = one.objects["one.beton"]
-    place = sound.index(b"\xff\xd8", 1 << 21) + 200  # in the first image
+    with BetonFile.open(files / "one.beton") as beton:
+        assert len(beton) == 8
+        place = int(beton.pointers[sample]) + 200
     one.objects["one.beton"] = sound[:place] + b"\0\0\0\0" + sound[place + 4 :]
-    with pytest.raises(BetonError, match=r"sample 0.*checksum.*; it is damaged there") as caught:
+    with pytest.raises(BetonError, match=rf"sample {sample} .*checksum.*; it is damaged") as caught:
         open_dataset(f"{one.address}one.beton")
     assert str(caught.value).startswith(f"{one.address}one.beton: ")
     assert not kept(cache)
@@ -573,6 +578,15 @@ def test_a_full_disk_is_said_before_and_while_it_is_written(
             open_dataset(f"{one.address}one.beton")
     (partial,) = kept(cache, "*.partial")
     assert partial.stat().st_size == MB
+    with open_dataset(f"{one.address}one.beton") as found:
+        assert_same(found, files / "one.beton")
+
+
+def test_writes_that_take_a_part_go_on(
+    one: Served, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+    monkeypatch.setattr(fetch.os, "write", lambda file, part: real(file, part[:100_000]))
     with open_dataset(f"{one.address}one.beton") as found:
         assert_same(found, files / "one.beton")
 

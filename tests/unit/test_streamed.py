@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
+from fastmoco.addresses import Address
 from fastmoco.cli import main
 from fastmoco.data.beton import BetonError
 from fastmoco.data.beton_set import BetonSet
@@ -282,6 +283,11 @@ def test_the_shards_that_go_first(shards: Served, monkeypatch: pytest.MonkeyPatc
         assert not known._remove(2)  # it was not here after all, so it is brought again
         assert known._here == {0, 1, 3}
         assert [*known._victims(4, is_asked=False)] == [0, 1, 6, 7, 5]
+        assert known._next() == (2, False)
+        known._left_out.add(2)
+        assert known._next() == (4, False)
+        known._asked.append(7)
+        assert known._next() == (7, True)
 
 
 def test_a_full_cache_is_seldom_looked_at_ahead_of_a_reader(
@@ -301,6 +307,40 @@ def test_with_room_each_shard_is_fetched_once(shards: Served, epochs: int) -> No
     with opened(shards) as found:
         assert len(batches(found, plan_of(found), epochs)) == 10 * epochs
     assert fetched(shards) == [1] * SHARDS
+
+
+def test_room_for_a_reader_is_awaited_and_room_ahead_is_not(
+    shards: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, lacking, of_all = [0.0], [1, 0, 1, 1, 1], []
+    answer = lambda *_, **how: of_all.append(how["of_all"]) or lacking.pop(0)  # noqa: E731
+    monkeypatch.setattr(cache_module.DataCache, "make_room_in", answer)
+    monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with opened(shards) as found:
+        for now[0], is_asked, has_room in (
+            (1.0, True, False),
+            (2.0, True, True),
+            (3.0, True, False),  # not since the first of them
+            (9.0, False, False),
+        ):
+            assert found._arrivals._has_room(0, is_asked=is_asked) is has_room
+        assert found._arrivals._lacks_room_since == np.inf
+    assert of_all == [True, True, True, False]  # shards of other sets go for a reader only
+
+
+def test_a_shard_that_another_process_removes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train-00000-of-00008.beton"
+    path.touch()
+    monkeypatch.setattr(arrivals, "lock_descriptor", lambda *_, **__: path.unlink())
+    assert arrivals._held(path, Address("https://host/train-00000-of-00008.beton")) is None
+
+
+def test_an_index_comes_over_a_bad_connection(shards: Served, files: Path) -> None:
+    shards.drops = 6
+    with opened(shards) as found, BetonSet.open(files / "train-*.beton") as wanted:
+        assert found.fingerprint == wanted.fingerprint
 
 
 def test_only_the_loader_of_a_run_plans_what_is_read(
@@ -446,6 +486,9 @@ def test_a_shard_that_was_read_is_let_go_until_it_is_read_again(shards: Served) 
         assert not found._arrivals._open
         found.decode(0)
         assert [*found._arrivals._open] == [0]
+        with found._arrivals.shard(0):
+            assert not found._arrivals._remove(0)
+        assert found._arrivals._remove(0)
 
 
 def test_shards_beyond_the_share_of_a_process_may_go(
