@@ -212,6 +212,15 @@ def test_no_gradient_flows_to_the_key(loss: Loss) -> None:
     assert key.grad is None
 
 
+@pytest.mark.parametrize("loss", [Loss.plain, Loss.chunked])
+def test_logits_of_half_precision_are_float32(loss: Loss) -> None:
+    """In bfloat16 a logit near 14 is a multiple of 0.0625."""
+    query, key, queue = vectors(8, 100, dtype=torch.bfloat16)
+    value, _ = info_nce(query, key, queue, 0.07, loss)
+    expected, _ = info_nce(query.float(), key.float(), queue.float(), 0.07, loss)
+    assert torch.equal(value, expected)
+
+
 INTERPRETED = """
 import torch
 from fastmoco.moco import loss

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmoco.data import beton_writer
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.beton_format import MODE_JPEG, MODE_RAW
 from fastmoco.data.beton_writer import BetonWriter
 from fastmoco.data.images import decode_jpeg
+from tests.disk_calls import disk_calls
 from tests.pictures import encoded, picture
 
 PAGE_BYTES = 1 << 21
@@ -162,6 +164,25 @@ def test_two_writers_of_one_file_are_refused(tmp_path: Path) -> None:
         BetonWriter(path, capacity=1)
 
 
+def test_a_writer_that_ends_while_another_opens_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rename comes between opening and locking: the other would write into the new file."""
+    path = tmp_path / "x.beton"
+    renamed = lambda _, partial, **__: partial.rename(path)  # noqa: E731
+    monkeypatch.setattr(beton_writer, "lock_descriptor", renamed)
+    with pytest.raises(OSError, match="another process is writing it"):
+        BetonWriter(path, capacity=1)
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with disk_calls(monkeypatch) as calls:
+        write(tmp_path / "x.beton")
+    assert calls == ["sync file", "replace", "sync folder"]
+
+
 @pytest.mark.parametrize("page_bytes", [0, 1 << 20, 3 << 20, 1 << 32])
 def test_refuses_odd_page_sizes(tmp_path: Path, page_bytes: int) -> None:
     with pytest.raises(ValueError, match="power of two"):
@@ -196,6 +217,8 @@ def test_recall_takes_up_what_an_unfinished_file_holds(tmp_path: Path) -> None:
         writer.keep_partial = True
     with BetonWriter(path, capacity=8, page_bytes=PAGE_BYTES, resume=True) as writer:
         assert writer.recall(len(blobs[0]), **about(0, blobs[0]))
+        assert writer.recall(len(blobs[1]), **about(1, blobs[1]))
+        writer.rewind(1)
         assert writer.recall(len(blobs[1]), **about(1, blobs[1]))
         assert not writer.recall(len(blobs[2]), **about(2, blobs[2]))  # it was never flushed
         for sample in (2, 3, 4):

@@ -335,7 +335,7 @@ def test_weights_of_another_model_are_refused():
         restore_module(module, torch.nn.Linear(2, 3).state_dict(), saved)
     with pytest.raises(CheckpointError, match="bias is absent there"):
         restore_module(module, torch.nn.Linear(2, 2, bias=False).state_dict(), saved)
-    with pytest.raises(CheckpointError, match="bias is .*, absent in the configuration"):
+    with pytest.raises(CheckpointError, match=r"bias is .*, absent in the configuration"):
         restore_module(torch.nn.Linear(2, 2, bias=False), module.state_dict(), saved)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmoco.addresses import as_path
+from fastmoco.addresses import Address, as_path
 from fastmoco.cli import main
 from fastmoco.configuration import config_from_dict, config_to_dict, load_config
 from fastmoco.data.beton import BetonError, BetonFile
@@ -27,6 +27,7 @@ from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
 from fastmoco.data.remote.storage import DeniedError, RemoteError, UnreachableError
 from fastmoco.errors import UsageError
 from fastmoco.train.settings import TrainConfig
+from tests.disk_calls import disk_calls
 from tests.object_server import SECRET, Served, served_files, serving
 from tests.optional import require
 from tests.pictures import write_class_folders
@@ -139,6 +140,16 @@ def test_a_dropped_connection_is_taken_up_where_it_broke(one: Served, files: Pat
     starts = [int(where[6:].split("-")[0]) for where in one.gets()]
     begun = [at for at in starts[1:] if at < 1 << 18]  # after the question whether parts are sent
     assert len(begun) < 20  # far fewer than if each failure began anew
+
+
+@pytest.mark.parametrize("second", [b"c", ConnectionError("lost")])
+def test_parts_behind_a_missing_one_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, second: Any
+) -> None:
+    server = storage.Storage("https")
+    monkeypatch.setattr(server._files, "cat_ranges", lambda *_: [b"ab", second, b"ef"])
+    spans = [(0, 2), (2, 4), (4, 6)]
+    assert server.ranges(Address(as_path("https://host/one.beton")), spans) == [b"ab"]
 
 
 def test_a_silent_server_is_asked_again(
@@ -589,6 +600,17 @@ def test_writes_that_take_a_part_go_on(
     monkeypatch.setattr(fetch.os, "write", lambda file, part: real(file, part[:100_000]))
     with open_dataset(f"{one.address}one.beton") as found:
         assert_same(found, files / "one.beton")
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(
+    one: Served, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_dataset(f"{one.address}one.beton"):
+        (path,) = kept(cache)
+    path.unlink()
+    with disk_calls(monkeypatch) as calls:
+        open_dataset(f"{one.address}one.beton").close()
+    assert calls == ["sync file", "replace", "sync folder"]
 
 
 def test_ctrl_c_keeps_what_was_fetched(

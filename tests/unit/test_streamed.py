@@ -477,14 +477,16 @@ def test_a_set_that_is_open_is_not_removed_for_another(
         assert found.decode(3).size
 
 
-def test_a_shard_that_was_read_is_let_go_until_it_is_read_again(shards: Served) -> None:
+@pytest.mark.parametrize("how", ["decode", "blob"])
+def test_a_shard_that_was_read_is_let_go_until_it_is_read_again(shards: Served, how: str) -> None:
     with opened(shards) as found:
+        read = getattr(found, how)
         found.plan(iter([np.arange(10), np.arange(10)]), 1)
         for number in range(10):
             assert [*found._arrivals._open] == [0] * (number > 0)
-            found.decode(number)
+            read(number)
         assert not found._arrivals._open
-        found.decode(0)
+        read(0)
         assert [*found._arrivals._open] == [0]
         with found._arrivals.shard(0):
             assert not found._arrivals._remove(0)
