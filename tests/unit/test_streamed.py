@@ -312,11 +312,17 @@ def test_with_room_each_shard_is_fetched_once(shards: Served, epochs: int) -> No
 def test_room_for_a_reader_is_awaited_and_room_ahead_is_not(
     shards: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, lacking, of_all = [0.0], [1, 0, 1, 1, 1], []
-    answer = lambda *_, **how: of_all.append(how["of_all"]) or lacking.pop(0)  # noqa: E731
-    monkeypatch.setattr(cache_module.DataCache, "make_room_in", answer)
+    now, lacking, asked = [0.0], [1, 0, 1, 1], []
+
+    def make_room_in(_: Any, __: Any, num_bytes: int, ___: Any, *, of_all: bool) -> int:
+        asked.append((num_bytes, of_all))
+        return lacking[len(asked) - 1]
+
+    monkeypatch.setattr(cache_module.DataCache, "make_room_in", make_room_in)
     monkeypatch.setattr(arrivals, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with opened(shards) as found:
+        known = found._arrivals._place.objects[0]
+        found._arrivals._place.partial(known).write_bytes(bytes(1000))
         for now[0], is_asked, has_room in (
             (1.0, True, False),
             (2.0, True, True),
@@ -325,7 +331,9 @@ def test_room_for_a_reader_is_awaited_and_room_ahead_is_not(
         ):
             assert found._arrivals._has_room(0, is_asked=is_asked) is has_room
         assert found._arrivals._lacks_room_since == np.inf
-    assert of_all == [True, True, True, False]  # shards of other sets go for a reader only
+    num_bytes = len(shards.objects[known.address.name]) - 1000  # those are here
+    # Shards of other sets go for a reader only.
+    assert asked == [(num_bytes, of_all) for of_all in (True, True, True, False)]
 
 
 def test_a_shard_that_another_process_removes_meanwhile(
@@ -683,9 +691,13 @@ def test_a_change_and_damage_elsewhere_are_one_line(shards: Served) -> None:
         shards.objects[name] = sound[:place] + b"\0\0\0\0" + sound[place + 4 :]
         with pytest.raises((RemoteError, BetonError), match=rf"{name}: (changed|.*checksum)"):
             found.decode(10)
-    for damaged in (b"<html>Please log in</html>" * 200, b"\xff" * 5000, sound[:100]):
+    for damaged, words in (
+        (b"<html>Please log in</html>" * 200, "is damaged there, or is no dataset file"),
+        (b"\xff" * 5000, "is damaged there, or is no dataset file"),
+        (sound[:100], "its index is removed here"),
+    ):
         shards.objects[name] = damaged
-        with pytest.raises((RemoteError, BetonError), match=name):
+        with pytest.raises((RemoteError, BetonError), match=f"{name}: .*{words}"):
             open_dataset(pattern(shards))
     shards.objects[name] = sound
     with opened(shards) as found:
