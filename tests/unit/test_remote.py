@@ -22,8 +22,9 @@ from fastmoco.configuration import config_from_dict, config_to_dict, load_config
 from fastmoco.data.beton import BetonError, BetonFile
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.dataset import Dataset, open_dataset, open_files, survey
+from fastmoco.data.remote import cache as cache_module
 from fastmoco.data.remote import fetch, storage
-from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
+from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE, CachedSet, DataCache
 from fastmoco.data.remote.storage import DeniedError, RemoteError, UnreachableError
 from fastmoco.errors import UsageError
 from fastmoco.train.settings import TrainConfig
@@ -428,6 +429,35 @@ def test_the_limit_removes_what_was_unused_longest(
     assert {path.name for path in kept(cache)} == {"one.beton", "train-00000-of-00003.beton"}
 
 
+def test_what_is_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets that nobody uses, own shards, and for who waits those of sets that are open."""
+    monkeypatch.setattr(cache_module, "NUM_STREAMS", 2)
+    few, many = (CachedSet(tmp_path / name, (None,) * n) for name, n in (("few", 1), ("many", 2)))
+    assert (few.is_streamed, many.is_streamed) == (False, True)
+    for one in (few, many):
+        one.folder.mkdir()
+        (one.folder / f"of-{one.folder.name}.beton").touch()
+    gone: list[str] = []
+    monkeypatch.setattr(DataCache, "_lacking", lambda *_: 1)  # it is never enough
+    monkeypatch.setattr(DataCache, "_others", lambda *_: [few, many])
+    monkeypatch.setattr(cache_module, "_remove_unused", lambda one: gone.append(one.folder.name))
+    monkeypatch.setattr(cache_module, "remove_unheld", lambda path: gone.append(path.name))
+    for of_all, last in ((False, []), (True, ["of-many.beton"])):
+        gone.clear()
+        cache = DataCache(tmp_path, 1)
+        assert cache.make_room_in(few, 1, lambda: gone.append("own"), of_all=of_all) == 1
+        assert gone == ["few", "many", "own", *last]
+
+
+def test_room_is_that_of_the_limit_and_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 * MB))
+    lacking = [DataCache(tmp_path, limit * MB)._lacking(7 * MB) for limit in (4, 6, 100)]
+    assert lacking == [3 * MB, 2 * MB, 2 * MB]
+
+
 def test_an_open_set_is_never_removed(
     one: Served, files: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,6 +480,9 @@ def test_an_open_set_with_a_damaged_record_is_never_removed(
         record.write_bytes(bytes(10))
         with open_dataset(f"{one.address}other.beton"):
             assert [path.name for path in kept(cache)].count("one.beton") == 1
+    one.objects["third.beton"] = one.objects["other.beton"]
+    open_dataset(f"{one.address}third.beton").close()
+    assert {path.name for path in kept(cache)} == {"other.beton", "third.beton"}  # it is unused
 
 
 def test_a_damaged_record_is_written_again(one: Served, files: Path, cache: Path) -> None:
