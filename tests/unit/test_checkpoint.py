@@ -1,3 +1,4 @@
+import io
 import json
 import os
 from pathlib import Path
@@ -175,6 +176,9 @@ def test_every_dtype_and_shape_comes_back_by_the_library(tmp_path):
     header = json.loads(raw[8 : 8 + length])
     starts = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
     assert not any(at % tensors[name].element_size() for name, at in starts.items())
+    for digits in range(8):
+        write_tensors(found := io.BytesIO(), {}, {"step": "7" * digits})
+        assert len(found.getvalue()) % 8 == 0
 
 
 def damage(path):

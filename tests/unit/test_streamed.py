@@ -585,7 +585,9 @@ def test_a_broken_connection_ahead_of_the_reads_waits_for_a_reader(shards: Serve
         found.decode(0)
         shards.status = 503
         found.plan(iter([np.arange(20)]), 1)
-        assert not threading.Event().wait(0.3)
+        changed = found._arrivals._changed
+        with changed:
+            assert changed.wait_for(lambda: found._arrivals._left_out == {1}, HANG_SECONDS)
         assert [found.decode(number).size > 0 for number in range(10)]
         shards.status = 200
         assert found.decode(10).size
