@@ -20,11 +20,13 @@ from numpy.testing import assert_array_equal
 from fastmoco.addresses import Address
 from fastmoco.cli import main
 from fastmoco.data.beton import BetonError
+from fastmoco.data.beton_format import HEAD
 from fastmoco.data.beton_set import BetonSet
 from fastmoco.data.convert import ConvertConfig, convert
 from fastmoco.data.dataset import open_dataset
 from fastmoco.data.remote import arrivals, fetch, opening, storage
 from fastmoco.data.remote import cache as cache_module
+from fastmoco.data.remote import index as index_module
 from fastmoco.data.remote.cache import FOLDER_VARIABLE, LIMIT_VARIABLE
 from fastmoco.data.remote.plan import NEVER, ReadingPlan
 from fastmoco.data.remote.storage import RemoteError, UnreachableError
@@ -345,8 +347,17 @@ def test_a_shard_that_another_process_removes_meanwhile(
     assert arrivals._held(path, Address("https://host/train-00000-of-00008.beton")) is None
 
 
-def test_an_index_comes_over_a_bad_connection(shards: Served, files: Path) -> None:
-    shards.drops = 6
+def test_an_index_comes_over_a_bad_connection(
+    shards: Served, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request brings its first part only; the metadata are more than the first bytes."""
+    real = storage.Storage.ranges
+
+    def ranges(self: Any, address: Address, spans: Any) -> list[bytes]:
+        return real(self, address, spans[:1])
+
+    monkeypatch.setattr(storage.Storage, "ranges", ranges)
+    monkeypatch.setattr(index_module, "FIRST_BYTES", HEAD.itemsize + 50)
     with opened(shards) as found, BetonSet.open(files / "train-*.beton") as wanted:
         assert found.fingerprint == wanted.fingerprint
 
