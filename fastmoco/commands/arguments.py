@@ -134,12 +134,13 @@ def check_strays(words: Sequence[str], schema: type | None, places: Sequence[str
             continue
         known = _known(schema)
         hint = ""
-        if "=" in before:
+        is_data = os.path.exists(word) and "data.train" in known
+        if is_data and not any(one.startswith("data.train=") for one in words):
+            hint = f"; write data.train={word}"
+        elif "=" in before:
             hint = f"; quote a value that has blanks: '{before} {word}'"
         elif same := [key for key in known if word in (key, key.rsplit(".", 1)[-1])]:
             hint = f"; write {same[0]}=VALUE"
-        elif os.path.exists(word) and "data.train" in known:
-            hint = f"; write data.train={word}"
         elif places:
             parts = " ".join([*places, word][: max(2, len(places))])
             hint = f"; quote a path that has blanks, such as '{parts}'"

@@ -108,6 +108,8 @@ class Survey(NamedTuple):
     """Median of their short sides, pixels."""
     classes: int
     """Classes that occur; 0 if an image has no label."""
+    unlabeled: int = 0
+    """Images without a label."""
 
 
 def survey(path: str | Path) -> Survey:
@@ -123,15 +125,16 @@ def survey(path: str | Path) -> Survey:
     path = as_path(path)
     if issubclass(_kind_of(path), SourceSet):
         count, shapes, labels = survey_source(path)
-        return Survey(count, int(np.median(shapes.min(axis=1))), _count_classes(labels))
+        return Survey(count, int(np.median(shapes.min(axis=1))), *_count_classes(labels))
     with open_dataset(path) as dataset:
         sides = np.minimum(dataset.widths, dataset.heights)
-        return Survey(len(dataset), int(np.median(sides)), _count_classes(dataset.labels))
+        return Survey(len(dataset), int(np.median(sides)), *_count_classes(dataset.labels))
 
 
-def _count_classes(labels: NDArray[np.int64]) -> int:
-    found = np.unique(labels)
-    return len(found) if found[0] >= 0 else 0
+def _count_classes(labels: NDArray[np.int64]) -> tuple[int, int]:
+    """Classes that occur, 0 if an image has no label; and images without a label."""
+    unlabeled = np.count_nonzero(labels < 0)
+    return 0 if unlabeled else len(np.unique(labels)), unlabeled
 
 
 def open_files(path: str | Path) -> BetonFile | BetonSet:

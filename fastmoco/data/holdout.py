@@ -88,7 +88,7 @@ def split_source(
         )
     split = Split(np.zeros(len(hashed), np.bool_), np.arange(len(hashed)), [])
     split.is_test[index], split.groups[index] = chosen, index[groups]
-    untested = sorted(set(labels.tolist()) - set(labels[chosen].tolist()))
+    untested = sorted(set(labels.tolist()) - set(labels[chosen].tolist()) - {-1})
     names = dict(enumerate(samples.classes))
     split.untested = [names.get(label, str(label)) for label in untested]
     return split

@@ -78,8 +78,8 @@ def _refuse_unlabeled(which: str, dataset: Dataset) -> None:
         first = printable(dataset.name(int(unlabeled[0])))
         raise UsageError(
             f"data.{which} has images without a label ({len(unlabeled):,} of {len(dataset):,}, "
-            f"first {first}); convert it from class folders or from a table with labels (fastmoco "
-            "convert)"
+            f"first {first}); put each image into the folder of its class, "
+            "or elsewhere, or give labels=FILE, and run fastmoco convert again"
         )
 
 

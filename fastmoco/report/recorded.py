@@ -67,9 +67,10 @@ class RecordedRun:
 
     @property
     def advice(self) -> list[tuple[str, str]]:
-        """Settings that followed from images and device, each with its reason."""
-        pairs = [str(line).partition(": ") for line in self.config.get("advice") or []]
-        return [(setting, reason) for setting, _, reason in pairs]
+        """Settings that followed from images and device ("": none), each with its reason."""
+        lines = [str(line) for line in self.config.get("advice") or []]
+        pairs = [(line, *line.partition(": ")) for line in lines]
+        return [(key, why) if "=" in key else ("", line) for line, key, _, why in pairs]
 
     @property
     def total_steps(self) -> int | None:

@@ -112,6 +112,8 @@ def advise(found: Survey, machine: Machine, given: Mapping[str, Any] | None = No
     _choose_length(chosen, images, machine.kind)
     if found.classes > 1:
         _choose_monitor(chosen, found)
+    elif 0 < found.unlabeled < images and "monitor.every_epochs" not in chosen.given:
+        chosen.advice.append(Advice({}, f"no kNN while training: {_some_unlabeled(found)}"))
     return chosen.advice
 
 
@@ -125,6 +127,14 @@ def outlook(images: int) -> str:
     if images < MANY_IMAGES:
         return f"{images:,} images: enough for a small encoder (ResNet-18) from nothing"
     return f"{images:,} images: enough for a ResNet-50 from nothing, on a GPU"
+
+
+def _some_unlabeled(found: Survey) -> str:
+    """Say what prevents a measurement of a set with labels, and what to do."""
+    return (
+        f"{found.unlabeled:,} of {found.images:,} images have no label; put them into the folders "
+        "of their classes, or elsewhere, and convert again"
+    )
 
 
 def _choose_views(chosen: _Choices, side: int, kind: str) -> None:

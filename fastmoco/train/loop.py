@@ -90,7 +90,7 @@ def train(cfg: TrainConfig) -> Path:
             raise UsageError(
                 f"{run.path} cannot be written ({denied.strerror}), and its run is at step "
                 f"{trainer.steps_done} of {trainer.total_steps}; make the folder writable, or set "
-                "another run_dir"
+                "another run_dir or name"
             )
         else:
             train_to_the_end(trainer, monitor, logger, stop)

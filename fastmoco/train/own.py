@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from fastmoco.data.dataset import survey
 from fastmoco.device import resolve_device
-from fastmoco.errors import UsageError
 from fastmoco.ranks import environment_ranks
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.advice import advise
 from fastmoco.train.machine import machine_of
+from fastmoco.train.settings import check_given
 
 if TYPE_CHECKING:
     from fastmoco.train.settings import TrainConfig
@@ -38,11 +38,8 @@ def own_advice(cfg: "TrainConfig", keys: Collection[str], folder: Path) -> list[
     if run.has_checkpoint and run.config.exists():
         advice = run.read_config().get("advice", [])
         return [str(line) for line in advice] if isinstance(advice, list) else []
-    if cfg.data.train is None:
-        raise UsageError(
-            "experiment=own chooses settings by the images, and data.train is not set; "
-            "give data.train=FILE.beton, made by `fastmoco convert FOLDER FILE.beton`"
-        )
+    check_given(cfg)
+    assert cfg.data.train is not None
     found = survey(cfg.data.train)
     machine = machine_of(resolve_device(cfg.device), environment_ranks().world_size)
     given = {key: attrgetter(key)(cfg) for key in keys if key != "experiment"}

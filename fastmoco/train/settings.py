@@ -14,6 +14,7 @@ from fastmoco.optim.settings import OptimizerConfig
 from fastmoco.pipelines.policies import POLICIES, Policy
 from fastmoco.pipelines.settings import Augmentation
 from fastmoco.ranges import COUNT, COUNT_OR_ZERO, POSITIVE, Ranges, check_ranges
+from fastmoco.waiting import waiting
 
 # Keys that do not change what is learned: a run may resume with other values.
 FREE_KEYS = frozenset(
@@ -206,8 +207,10 @@ class TrainConfig(EncoderConfig):
         if self.advice != PENDING:
             return []
         if not (run_path(self) / "checkpoints").is_dir():  # else its settings are kept
+            check_given(self)
             check_data(self)
-        from fastmoco.train.own import own_advice
+        with waiting("loading PyTorch"):
+            from fastmoco.train.own import own_advice
 
         advised = advised_overrides(own_advice(self, keys, run_path(self)))
         return [override for override in advised if override.partition("=")[0] not in keys]

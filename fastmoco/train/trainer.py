@@ -331,13 +331,13 @@ class Trainer:
         if checkpoint.facts["dataset_fingerprint"] != self.dataset.fingerprint:
             raise CheckpointError(
                 f"{checkpoint.path} was trained on another dataset than {self.dataset.path}; "
-                "give that dataset as data.train, or another run_dir"
+                "give that dataset as data.train, or another run_dir or name"
             )
         if checkpoint.facts.get("batch_norm", self.batch_norm) != self.batch_norm:
             raise CheckpointError(
                 f"{checkpoint.path} was trained with batch norm {checkpoint.facts['batch_norm']}, "
                 f"on {self.ranks.world_size} devices it would be {self.batch_norm}; use as many "
-                "devices as before, or give another run_dir"
+                "devices as before, or set another run_dir or name"
             )
 
     def frozen_encoder(self) -> FrozenEncoder:

@@ -1,5 +1,7 @@
 """Advice: its rules, `experiment=own`, the warnings of a run's header, the estimates."""
 
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +127,20 @@ def test_a_set_with_classes_is_measured_while_it_trains():
     assert "monitor.k" not in advised(10_000, classes=10, **{"monitor.k": 5})
 
 
+def test_one_image_without_a_label_prevents_knn_and_the_header_says_so(tmp_path):
+    write_class_folders(tmp_path, classes=2, per_class=10)
+    assert survey(tmp_path) == Survey(20, survey(tmp_path).side, 2)
+    shutil.copy(tmp_path / "class_0" / "0.jpg", tmp_path)
+    with pytest.warns(UserWarning, match="no accuracy can be measured: move them into"):
+        found = survey(tmp_path)
+    assert (found.classes, found.unlabeled) == (0, 1)
+    said = "no kNN while training: 1 of 21 images have no label; put them into the folders"
+    assert str(advise(found, CPU)[-1]).startswith(said)
+    assert advised_overrides([said])[:-1] == []
+    for other, given in ((Survey(21, 400, 0, 21), {}), (found, {"monitor.every_epochs": 0})):
+        assert "label" not in str(advise(other, CPU, given)[-1])
+
+
 def test_several_devices_share_the_batch_and_are_its_groups():
     eight = replace(LARGE_GPU, devices=8)
     values = advised(10**6, machine=eight)
@@ -192,7 +208,7 @@ def test_own_takes_advice_and_the_user_wins(images, tmp_path):
 
 
 def test_own_needs_images(tmp_path):
-    with pytest.raises(UsageError, match=r"data\.train is not set; give data\.train="):
+    with pytest.raises(UsageError, match=r"data\.train is not set; make .* give data\.train="):
         load_config(TrainConfig, ["experiment=own"])
     (tmp_path / "x").mkdir()
     with pytest.raises(ValueError, match=str(tmp_path)):
@@ -256,13 +272,21 @@ def test_hydra_shows_what_was_chosen(images, tmp_path, capfd):
     assert not (tmp_path / "run").exists()
 
 
-def test_each_job_of_a_sweep_is_advised_by_its_own_options(images, tmp_path, monkeypatch):
+def test_each_job_of_a_sweep_is_advised_by_its_own_options(images, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)  # Hydra writes multirun.yaml there
     jobs: list[TrainConfig] = []
-    monkeypatch.setattr(pretrain, "train", jobs.append)
+
+    def train(job: TrainConfig) -> None:
+        jobs.append(job)
+        logging.getLogger("matplotlib.font_manager").info("generated new fontManager")
+
+    monkeypatch.setattr(pretrain, "train", train)
     data = [f"data.train='{images}'", "experiment=own", f"name={tmp_path.name}", "device=cpu"]
     data += ["train.report=false"]
     assert cli.main(["train", *data, "global_batch_size=8,16", "--multirun"]) == 0
+    shown = capfd.readouterr().out
+    assert "Launching 2 jobs" in shown
+    assert "fontManager" not in shown
     assert [job.moco.queue_size for job in jobs] == [8, 16]
     assert [job.run_dir.name for job in jobs] == ["global_batch_size=8", "global_batch_size=16"]
     assert all(job.advice and job.advice != PENDING for job in jobs)

@@ -104,6 +104,14 @@ def test_two_files_are_made_and_said(source: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.journal"))
 
 
+def test_images_without_a_label_are_no_untested_class(source: Path, tmp_path: Path) -> None:
+    (source / "loose.jpg").write_bytes(encoded(picture(78)))
+    with pytest.warns(UserWarning, match="beside the class folders"):
+        held_out = split(source, tmp_path / "set.beton").held_out
+    assert held_out is not None
+    assert held_out.untested == ["rare"]
+
+
 def test_renamed_images_are_split_alike(source: Path, tmp_path: Path) -> None:
     split(source, tmp_path / "a.beton")
     for path in source.rglob("[0-9].jpg"):

@@ -44,7 +44,7 @@ def make_run(folder, *overrides, rows=4):
     """A run folder as `train` leaves it, with a hostile name in each of its files."""
     run = RunFolder(write_run(folder, *overrides))
     cfg = load_config(TrainConfig, [*OPTIONS, *overrides])
-    cfg.advice = [f"moco.queue_size=16: {EVIL}"]
+    cfg.advice = ["15 images: too few", f"moco.queue_size=16: {EVIL}"]
     run.config.write_text(RunIdentity(cfg, FREE_KEYS).to_yaml())
     lines = [json.dumps({"step": n + 1, "epoch": (n + 1) / 2, **ROW}) for n in range(rows)]
     run.metrics.write_text("".join(line + "\n" for line in lines))
@@ -85,6 +85,8 @@ def test_all_of_a_run_is_on_one_page(place, capsys):
     assert text.count("<tr><td>blue") == text.count("<tr><td>red") == 1
     assert "it is empty" in text
     assert "Highest contrastive loss" in text
+    assert "<td><code></code></td><td>15 images: too few</td>" in text
+    assert "<td><code>moco.queue_size=16</code></td>" in text
     assert "old" not in re.search(r'id="machine".*?</table>', text, re.DOTALL)[0]
 
 

@@ -66,7 +66,8 @@ def _warned_class_folder_labels(listing: Listing) -> Labels | None:
     if labels and beside:
         warnings.warn(
             f"{listing.root}: {len(beside):,} of {len(listing.names):,} images are beside the "
-            f"class folders and get no label (first {beside[0]}); move them if that is wrong",
+            f"class folders and get no label (first {beside[0]}); with them no accuracy can be "
+            "measured: move them into the folders of their classes, or elsewhere",
             stacklevel=2,
         )
     return labels
