@@ -122,12 +122,13 @@ def next_command(run: RunFolder, data: DataConfig, train: Dataset, monitor: Moni
     It repeats the monitor's measurement, on which the verdict rests.
     """
     files = {"data.train": data.train, "data.test": data.test}
-    if data.test:
+    is_labeled = train.labels.min() >= 0  # evaluation refuses a set with unlabeled images
+    if data.test and is_labeled:
         words = ["knn", str(run.path)]
-    elif len(np.unique(train.labels)) > 1 and train.labels.min() >= 0:
+    elif len(np.unique(train.labels)) > 1 and is_labeled:
         words, files = ["knn", str(run.path), "leave_one_out=true"], {"data.train": data.train}
     else:
-        words, files = ["neighbors", str(run.path)], {"data.test": data.train}
+        words, files = ["neighbors", str(run.path)], {"data.test": data.test or data.train}
     if words[0] == "knn" and monitor.every_epochs:
         words += [f"k={monitor.k}", f"temperature={monitor.temperature:g}"]
     return shlex.join(["fastmoco", *words, *(f"{key}={path}" for key, path in files.items())])

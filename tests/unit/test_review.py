@@ -198,6 +198,7 @@ def test_other_ranks_do_nothing(review, trainer, lines):
     [
         ((0, 1), "b.beton", "fastmoco knn r data.train=a.beton data.test=b.beton"),
         ((0, 1), None, "fastmoco knn r leave_one_out=true data.train=a.beton"),
+        ((0, 1, -1), "b.beton", "fastmoco neighbors r data.test=b.beton"),
         ((-1, -1), None, "fastmoco neighbors r data.test=a.beton"),
         ((0, 0), None, "fastmoco neighbors r data.test=a.beton"),
     ],
