@@ -133,7 +133,7 @@ def survey(path: str | Path) -> Survey:
 
 def _count_classes(labels: NDArray[np.int64]) -> tuple[int, int]:
     """Classes that occur, 0 if an image has no label; and images without a label."""
-    unlabeled = np.count_nonzero(labels < 0)
+    unlabeled = int(np.count_nonzero(labels < 0))
     return 0 if unlabeled else len(np.unique(labels)), unlabeled
 
 
