@@ -93,7 +93,8 @@ def _run(arguments: list[str]) -> int:
     if asking := set(rest) & {"-h", "--help"}:
         options = [word for word in rest if word not in asking and "=" in word]
         return _guarded(lambda: _print_help(name, options))
-    return _guarded(lambda: COMMANDS[name](expand_home(rest)))
+    words = expand_home(rest)
+    return _guarded(lambda: COMMANDS[name](words), words)
 
 
 def _prepare_environment() -> None:
@@ -106,8 +107,11 @@ def _prepare_environment() -> None:
     prepare_caches()
 
 
-def _guarded(action: Callable[[], None]) -> int:
-    """Run a command; an error that the user can fix becomes one line, a bug keeps its traceback."""
+def _guarded(action: Callable[[], None], words: Sequence[str] = ()) -> int:
+    """Run a command; an error that the user can fix becomes one line, a bug keeps its traceback.
+
+    An option of `words` whose file has an error is named.
+    """
     received = [signal.SIGINT]
     try:
         with _one_line_warnings(), _terminated_like_interrupted(received):
@@ -119,7 +123,7 @@ def _guarded(action: Callable[[], None]) -> int:
             return _fail(1, _message(lost))
         return _fail(128 + received[-1], str(error) or "interrupted")
     except (ValueError, OSError) as error:
-        return _fail(2 if isinstance(error, WRONG_USAGE) else 1, _message(error))
+        return _fail(2 if isinstance(error, WRONG_USAGE) else 1, _message(error, words))
     except Interrupted as error:
         return _fail(128 + error.signal_number, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -186,10 +190,12 @@ def _show_warning(
         print(text, file=file or sys.stderr, end="")
 
 
-def _message(error: Exception) -> str:
+def _message(error: Exception, words: Sequence[str] = ()) -> str:
     if isinstance(error, OSError) and error.strerror:
-        named = error.filename is not None
-        return f"{error.filename}: {error.strerror.lower()}" if named else error.strerror
+        if error.filename is None:
+            return error.strerror
+        options = (word for word in words if word.endswith(f"={error.filename}"))
+        return f"{next(options, error.filename)}: {error.strerror.lower()}"
     return str(error)
 
 

@@ -141,6 +141,16 @@ def test_exit_codes(capsys, monkeypatch, error, code, line):
     assert line in shown
 
 
+def test_an_error_of_a_file_names_the_option(capsys, monkeypatch):
+    def run(*_):
+        raise FileNotFoundError(2, "No such file or directory", "granted.csv")
+
+    monkeypatch.setattr(Command, "__call__", run)
+    assert cli.main(["verify", "out=a.beton", "labels=granted.csv"]) == 2
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert shown == "fastmoco: labels=granted.csv: no such file or directory"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch):
     def run(*_):
         raise RuntimeError("shapes disagree")
