@@ -175,10 +175,14 @@ def _described(name: str) -> str:
 
 
 def run_folders(folder: Path = Path("runs")) -> list[Path]:
-    """Runs in a folder, also those of sweeps, the newest first."""
+    """Runs in a folder, also those of sweeps, the newest first.
+
+    What has checkpoints inside a run, such as ``evaluation/finetune``, is a result of that run.
+    """
     patterns = ("*/checkpoints", "*/*/checkpoints", "*/*/*/checkpoints")
-    found = [path for pattern in patterns for path in folder.glob(pattern)]
-    return [path.parent for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
+    times = {p.parent: p.stat().st_mtime for pattern in patterns for p in folder.glob(pattern)}
+    runs = [path for path in times if times.keys().isdisjoint(path.parents)]
+    return sorted(runs, key=times.__getitem__, reverse=True)
 
 
 def check_run(run: Path) -> None:

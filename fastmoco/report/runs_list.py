@@ -98,8 +98,8 @@ def list_runs(paths: Sequence[Path], cfg: RunsConfig) -> RunsList:
     for path in paths:
         try:
             run = read_run(path)
-        except UsageError as error:
-            notes.append(one_line(str(error)))
+        except UsageError as error:  # an imported encoder has no config.yaml
+            notes.append(one_line(f"not listed: {str(error).partition(';')[0]}"))
             continue
         before, lock = _num_bytes(path), path / LOCK_NAME
         try:

@@ -205,11 +205,16 @@ def test_runs_are_listed_and_old_checkpoints_removed(tmp_path, capsys):
             save = Checkpoint(step=step, tensors={"x": torch.zeros(1000)}, facts={"config": {}})
             save_checkpoint(run / "checkpoints", save, keep=9)
     (folder / "b/verdict.json").unlink()
+    (folder / "a/evaluation/finetune-pretrained/checkpoints").mkdir(parents=True)
     assert cli.main(["runs", f"folder={folder}"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"a  finished  3 of 4   60\.0 +0 MB  learned", text)
     assert re.search(r"b  stopped   3 of 4   60\.0", text)
-    assert "freed" not in text
+    assert len(text.splitlines()) == 3  # the result of finetune is no run
+    (folder / "official/checkpoints").mkdir(parents=True)
+    assert cli.main(["runs", f"folder={folder}"]) == 0
+    said = f"not listed: {folder / 'official'} has no config.yaml"
+    assert said in capsys.readouterr().out.splitlines()
     paths = [folder / "a", folder / "b"]
     found = list_runs(paths, RunsConfig(keep=1))
     assert [run.num_checkpoints for run in found.runs] == [1, 1]
