@@ -25,6 +25,8 @@ STYLE: Any = {  # matplotlib names each key in a type
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+FEW_POINTS = 30
+"""Fewer are marked, each by a dot."""
 MOST_POINTS = 400
 """Rows in a curve: more are not seen, and would make the file large."""
 
@@ -58,7 +60,9 @@ def _draw_runs(axes: Axes, runs: Sequence[RecordedRun], key: str) -> None:
     for run in runs:
         points = [(row["epoch"], row[key]) for row in run.rows if row.get(key) is not None]
         points = _thinned(points)
-        axes.plot(*zip(*points, strict=True) if points else ([], []), label=run.name)
+        marker = "o" if len(points) < FEW_POINTS else None  # a line of one point is not seen
+        line = zip(*points, strict=True) if points else ([], [])
+        axes.plot(*line, label=run.name, marker=marker, markersize=3)
     axes.set_xlabel("epoch")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)

@@ -6,13 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from fastmoco import cli
 from fastmoco.configuration import load_config
 from fastmoco.errors import UsageError
 from fastmoco.evaluate.baselines import Baselines, write_baselines
 from fastmoco.report import report as module
-from fastmoco.report.charts import MOST_POINTS, _thinned
+from fastmoco.report.charts import MOST_POINTS, _draw_runs, _thinned
 from fastmoco.report.gallery import principal_components
 from fastmoco.report.page import run_page
 from fastmoco.report.recorded import read_run
@@ -149,6 +150,13 @@ def test_an_encoder_without_a_queue_has_no_hardest_images(place, tmp_path):
     text = (run / "report.html").read_text()
     assert "Not computed: the checkpoint has no key encoder and queue of images." in text
     assert text.count("<circle") == 15
+
+
+def test_a_single_measurement_is_seen_in_a_comparison(tmp_path):
+    runs = [read_run(make_run(tmp_path / str(rows), rows=rows)) for rows in (1, 40)]
+    axes = Figure().add_subplot()
+    _draw_runs(axes, runs, "knn_top1")
+    assert [line.get_marker() for line in axes.lines] == ["o", "None"]
 
 
 def test_several_runs_are_compared(place, tmp_path):
