@@ -93,8 +93,7 @@ def _run(arguments: list[str]) -> int:
     if asking := set(rest) & {"-h", "--help"}:
         options = [word for word in rest if word not in asking and "=" in word]
         return _guarded(lambda: _print_help(name, options))
-    words = expand_home(rest)
-    return _guarded(lambda: COMMANDS[name](words), words)
+    return _guarded(lambda: COMMANDS[name](expand_home(rest)), rest)
 
 
 def _prepare_environment() -> None:

@@ -11,7 +11,6 @@ from fastmoco.ranks import environment_ranks
 from fastmoco.runs.run_folder import RunFolder
 from fastmoco.train.advice import advise
 from fastmoco.train.machine import machine_of
-from fastmoco.train.settings import check_given
 
 if TYPE_CHECKING:
     from fastmoco.train.settings import TrainConfig
@@ -23,7 +22,7 @@ def own_advice(cfg: "TrainConfig", keys: Collection[str], folder: Path) -> list[
     A run with a checkpoint keeps its settings, whatever today's rules or devices are.
 
     Args:
-        cfg: Configuration with what the user gave.
+        cfg: Configuration with what the user gave, ``data.train`` among it.
         keys: Options and groups that the user gave.
         folder: Folder of the run.
 
@@ -31,14 +30,13 @@ def own_advice(cfg: "TrainConfig", keys: Collection[str], folder: Path) -> list[
         Lines for the configuration's ``advice``.
 
     Raises:
-        UsageError: If ``data.train`` is not set or has too few images.
+        UsageError: If ``data.train`` has too few images.
         OSError: If it cannot be read.
     """
     run = RunFolder(folder)
     if run.has_checkpoint and run.config.exists():
         advice = run.read_config().get("advice", [])
         return [str(line) for line in advice] if isinstance(advice, list) else []
-    check_given(cfg)
     assert cfg.data.train is not None
     found = survey(cfg.data.train)
     machine = machine_of(resolve_device(cfg.device), environment_ranks().world_size)

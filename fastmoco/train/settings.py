@@ -206,8 +206,8 @@ class TrainConfig(EncoderConfig):
         """
         if self.advice != PENDING:
             return []
+        check_given(self)
         if not (run_path(self) / "checkpoints").is_dir():  # else its settings are kept
-            check_given(self)
             check_data(self)
         with waiting("loading PyTorch"):
             from fastmoco.train.own import own_advice
