@@ -282,7 +282,7 @@ def test_a_finished_run_that_cannot_be_written_says_so(dataset, eager_run, capsy
         line = capsys.readouterr().err.splitlines()[-1]
     assert line == (
         f"fastmoco: {eager_run} cannot be written (Permission denied), and its run is at step 20 "
-        "of 21; make the folder writable, or set another run_dir"
+        "of 21; make the folder writable, or set another run_dir or name"
     )
 
 
